@@ -1,0 +1,69 @@
+"""What goes into an exchange and what comes out. Expected failure is a value: ``Aborted``, never an exception."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from torch import Tensor
+
+from decentral.outer.rule import Mixed
+from decentral.types import PeerId, SyncKey
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a worker brings to a round. Legend: N = values in the fragment."""
+
+    delta_N: Tensor
+    """Pseudo-gradient: anchor minus local parameters, float32 on CPU, finite."""
+    weight: float
+    """Tokens behind it, > 0."""
+    base: str
+    """Digest of the anchor and outer state that ``delta_N`` was taken against."""
+
+
+class Reason(StrEnum):
+    """Why an exchange was aborted; shown in status and journal."""
+
+    BEHIND = "behind"
+    """The swarm has finished this round without us: repair, then go on with the current one."""
+    OUT_OF_SYNC = "out-of-sync"
+    """Our anchor differs from the one most members hold: repair."""
+    ALONE = "alone"
+    """Nobody else could be reached though the roster names others."""
+    DEADLINE = "deadline"
+    """The round did not finish in time; the anchor is unchanged."""
+    REFUSED = "refused"
+    """Our contribution was refused (not finite, wrong size)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """No result. Anchor and residual stay; the work stays in the local parameters and enters the next round."""
+
+    reason: Reason
+    detail: str = ""
+    """For people: who, what, how long."""
+    source: PeerId | None = None
+    """Where to repair from, if the reason calls for a repair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a round ended for one worker: who was in, who was not, why, and what it cost."""
+
+    outcome: Mixed | Aborted
+    absent: tuple[tuple[PeerId, str], ...] = ()
+    """Peers that were known but not in, each with the reason."""
+    waiting_s: float = 0.0
+    """Time spent waiting for the roll to be called."""
+    transfer_s: float = 0.0
+    """Time spent moving and reducing values."""
+
+
+class Exchange(Protocol):
+    """One way of mixing (all-reduce, gossip, alone)."""
+
+    async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
+        """Mix ``mine`` with the other members' contributions; ends within the exchange's own deadline."""
+        ...

@@ -1,0 +1,26 @@
+"""Time and blocking work. Waiting itself is ``asyncio.sleep``: the simulator's event loop runs on virtual time."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """A monotonic clock for durations, a wall clock for people, and a thread for work that blocks."""
+
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment; never goes back. The only clock decisions may use."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since the Unix epoch as this machine believes; may be wrong by minutes. For journals only."""
+        ...
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run blocking ``work`` off the event loop and return its result.
+
+        One piece at a time: the calls of one clock are carried out in order. In simulation the work runs inline
+        and its cost is charged to virtual time.
+        """
+        ...

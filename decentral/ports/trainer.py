@@ -1,0 +1,43 @@
+"""The user's side: a model with its inner optimizer and its stream of data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a stretch of inner steps did."""
+
+    tokens: int
+    """Tokens trained on."""
+    loss: float
+    """Mean training loss per token, in nats."""
+    grad_norm: float
+    """Mean norm of the gradient before clipping."""
+
+
+class Trainer(Protocol):
+    """A model, its inner optimizer and its data. Any class with these methods can be trained by a swarm.
+
+    The engine calls one method at a time, from one thread other than the event loop's. The inner optimizer's state
+    is the trainer's own and is never exchanged (DiLoCo, arXiv 2311.08105, section 2).
+    """
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Names and current values of everything the swarm shares, always in the same order with the same shapes."""
+        ...
+
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """Overwrite the named parameters (float32 on CPU, a subset of ``parameters()``) and keep the rest."""
+        ...
+
+    def train_steps(self, first_step: int, count: int) -> StepReport:
+        """Take ``count`` inner steps. ``first_step`` is the global step, which drives the learning-rate schedule."""
+        ...
+
+    def validate(self) -> float:
+        """Mean loss per token (nats) of the current parameters on held-out data."""
+        ...

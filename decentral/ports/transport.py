@@ -1,0 +1,58 @@
+"""How bytes reach a peer: one request, one reply, both bounded in size and time."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from decentral.types import PeerId
+
+#: Called with the authenticated sender and its request; what it returns is the reply.
+Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that crossed the transport since it started, requests and replies with their transport framing."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+class Transport(Protocol):
+    """Calls between peers. The sender a handler sees is authenticated; nothing else about a message is trusted."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This peer's own identity."""
+        ...
+
+    async def call(
+        self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int
+    ) -> bytes:
+        """Send ``request`` to ``method`` of ``peer`` and return its reply.
+
+        A call to oneself is served directly, without the network and without being counted as traffic.
+
+        Raises:
+            PeerUnreachable: definitely not delivered. Raised as soon as it is known, often long before the timeout.
+            CallTimeout: no complete reply within ``timeout_s`` seconds; the peer may have acted on the request.
+            CallRefused: the peer has no such method, is busy, refused the size, or its handler raised;
+                or its reply was larger than ``max_reply_bytes`` (it is not read further).
+        """
+        ...
+
+    async def serve(self, method: str, handler: Handler, *, max_request_bytes: int, max_concurrent: int = 64) -> None:
+        """Answer ``method`` with ``handler``.
+
+        A request above ``max_request_bytes`` or above ``max_concurrent`` handlers at work is refused before it is
+        read. A handler that raises refuses its caller with the text of the error and harms nobody else.
+        """
+        ...
+
+    def traffic(self) -> Traffic:
+        """Bytes sent to and received from other peers so far."""
+        ...
+
+    async def close(self) -> None:
+        """Stop serving, fail what is in flight, free everything. Idempotent."""
+        ...

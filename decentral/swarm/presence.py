@@ -1,0 +1,160 @@
+"""The presence record: what a worker says of itself, signed, so that strangers may pass it on.
+
+A record carries no wall-clock time. Its ``seq`` only grows, and a reader takes the moment at which it first saw a
+``seq`` (on its own monotonic clock) as evidence of life, so clocks may be wrong by any amount.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+
+import msgpack
+
+from decentral.errors import FrameError
+from decentral.ports.identity import Identity
+from decentral.types import PeerId
+
+#: An encoded record is about 700 bytes with its RSA signature; what is longer is not read.
+MAX_RECORD_BYTES = 4096
+_MAX_TEXT = 200
+
+
+class State(StrEnum):
+    """What a worker is doing."""
+
+    JOINING = "joining"
+    """Downloads the current weights; not a member yet."""
+    TRAINING = "training"
+    """Takes inner steps."""
+    SYNCING = "syncing"
+    """Waits for or exchanges a round."""
+    REPAIRING = "repairing"
+    """Found that its anchor differs and downloads the swarm's."""
+    LEAVING = "leaving"
+    """Has left of its own accord; not waited for."""
+    DONE = "done"
+    """Has finished the run."""
+
+
+#: States in which a worker counts as a member of the next round.
+ACTIVE = frozenset({State.TRAINING, State.SYNCING})
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What ``status`` shows of a worker. All counters are since the worker started."""
+
+    step: int = 0
+    """Global inner step."""
+    tokens: int = 0
+    """Tokens trained on."""
+    tokens_per_s: float = 0.0
+    """Tokens trained on over the last round, by wall time."""
+    loss: float = math.nan
+    """Training loss of the last stretch of inner steps, nats per token."""
+    val_loss: float = math.nan
+    """Last validation loss of the anchor that this worker measured."""
+    compute_s: float = 0.0
+    """Time in inner steps."""
+    waiting_s: float = 0.0
+    """Time waiting for other workers."""
+    transfer_s: float = 0.0
+    """Time exchanging, downloading and applying."""
+    sent_bytes: int = 0
+    """Sent to other workers, everything included."""
+    received_bytes: int = 0
+    """Received from other workers, everything included."""
+    dp_bytes: int = 0
+    """What data-parallel training (fp32 ring all-reduce every step) would have sent for the same steps."""
+    rounds_in: int = 0
+    """Rounds whose mean included this worker."""
+    rounds_out: int = 0
+    """Rounds that ended without it."""
+    reason: str = ""
+    """Why it does not contribute; empty if it does."""
+    version: str = ""
+    """Release of decentral it runs."""
+    device: str = ""
+    """Where it computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """One worker's record.
+
+    ``round`` is the next round it will take part in and ``digest`` that of the anchor and outer state it holds.
+    ``since`` is the first round it may chair (see ``swarm.matching``): everybody who was active before that round
+    began knows it in the same way.
+    """
+
+    peer: PeerId
+    run: str
+    seq: int
+    state: State
+    round: int
+    since: int
+    digest: str
+    round_s: float = 0.0
+    """Seconds its last stretch of inner steps took."""
+    metrics: Metrics = field(default_factory=Metrics)
+
+
+def encode(presence: Presence, identity: Identity) -> bytes:
+    """Sign and pack a record."""
+    fields = asdict(presence)
+    fields["state"] = presence.state.value
+    body = msgpack.packb(fields)
+    return bytes(msgpack.packb([presence.peer, body, identity.sign(body)]))
+
+
+def decode(data: bytes, identity: Identity) -> Presence:
+    """Unpack and verify a record from anywhere.
+
+    Raises:
+        FrameError: too long, malformed, a value out of range, or not signed by the peer it names.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise FrameError(f"presence record of {len(data)} bytes, allowed are {MAX_RECORD_BYTES}")
+    try:
+        peer, body, signature = msgpack.unpackb(data)
+        if not (isinstance(peer, str) and isinstance(body, bytes) and isinstance(signature, bytes)):
+            raise FrameError("presence record with wrong types")
+        if not identity.verify(PeerId(peer), body, signature):
+            raise FrameError(f"presence record not signed by {peer[:60]}")
+        return _checked(PeerId(peer), msgpack.unpackb(body))
+    except FrameError:
+        raise
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as err:
+        raise FrameError(f"malformed presence record: {err}") from err
+
+
+def _checked(peer: PeerId, fields: dict[str, object]) -> Presence:
+    """A record from unpacked fields, every one checked for type and range."""
+    metrics = fields.pop("metrics")
+    if fields.get("peer") != peer or not isinstance(metrics, dict):
+        raise FrameError("presence record names another peer than its signer")
+    checked = {name: _as(kind, fields[name], name) for name, kind in _PRESENCE_KINDS.items()}
+    values = {name: _as(kind, metrics[name], name) for name, kind in _METRIC_KINDS.items()}
+    return Presence(peer=peer, state=State(str(fields["state"])), metrics=Metrics(**values), **checked)  # type: ignore[arg-type]
+
+
+def _as(kind: type, value: object, name: str) -> object:
+    """``value`` if it is a plausible ``kind``, else a FrameError that names the field."""
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62:
+        return value
+    if kind is str and isinstance(value, str) and len(value) <= _MAX_TEXT:
+        return value
+    raise FrameError(f"presence record: {name} is {value!r:.40}")
+
+
+_PRESENCE_KINDS: dict[str, type] = {
+    "run": str,
+    "seq": int,
+    "round": int,
+    "since": int,
+    "digest": str,
+    "round_s": float,
+}
+_METRIC_KINDS: dict[str, type] = {name: type(value) for name, value in asdict(Metrics()).items()}
