@@ -41,3 +41,19 @@ class Trainer(Protocol):
     def validate(self) -> float:
         """Mean loss per token (nats) of the current parameters on held-out data."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """What a trainer is told of its place in the run; the second argument of every task's ``build``."""
+
+    run_seed: int
+    """Equal on all workers: initial weights."""
+    stream_seed: int
+    """Drawn from run and identity, different on every worker: its own order of the data."""
+    total_steps: int
+    """Inner steps of the whole run, for the learning-rate schedule."""
+    device: str = "cpu"
+    """``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    data: tuple[str, ...] = ()
+    """Files, folders or globs on this machine; empty for the task's default corpus."""
