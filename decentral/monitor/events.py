@@ -1,0 +1,152 @@
+"""The events of a worker's life, one frozen dataclass each. Adding a field is compatible, renaming one is not.
+
+An event carries what happened, never when: the journal adds the time. Floats may be NaN (a loss that was not
+measured); bytes and seconds say so in their names.
+"""
+
+from dataclasses import dataclass
+
+from decentral.types import PeerId
+
+#: Peers that were known but not in a round, each with the reason.
+Absent = tuple[tuple[PeerId, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The worker is up and has its configuration."""
+
+    run: str
+    peer: PeerId
+    version: str
+    device: str
+    config_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The current weights were downloaded from ``donor``; the first round to take part in is ``round``."""
+
+    donor: PeerId
+    round: int
+    downloaded_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StretchDone:
+    """A stretch of inner steps ended at global step ``step``."""
+
+    round: int
+    step: int
+    tokens: int
+    """Tokens of this stretch."""
+    loss: float
+    """Mean training loss of the stretch, nats per token."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundMixed:
+    """A fragment was mixed and its new anchor applied."""
+
+    round: int
+    fragment: int
+    members: tuple[PeerId, ...]
+    absent: Absent
+    delta_norm: float
+    """L2 norm of the mixed pseudo-gradient."""
+    sent_bytes: int
+    received_bytes: int
+    waiting_s: float
+    transfer_s: float
+    digest: str
+    """Of the new anchor and outer state: equal on all members."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundAborted:
+    """A fragment was not mixed; anchor and residual are as before."""
+
+    round: int
+    fragment: int
+    reason: str
+    detail: str
+    absent: Absent
+    waiting_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """The anchor differed from the swarm's and was replaced by that of ``donor``."""
+
+    donor: PeerId
+    round: int
+    downloaded_bytes: int
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """Validation loss (nats per token) of the anchor at the start of ``round``."""
+
+    round: int
+    val_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class SatOut:
+    """The worker kept its contribution to itself, for instance because it was not finite."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSeen:
+    """A peer entered the roster."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """A peer left the roster."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The anchor at the start of ``round`` was written to ``path``."""
+
+    path: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The worker's last event."""
+
+    reason: str
+    round: int
+    tokens: int
+    """Tokens this worker trained on since it started."""
+
+
+Event = (
+    Started
+    | Joined
+    | StretchDone
+    | RoundMixed
+    | RoundAborted
+    | Repaired
+    | Validated
+    | SatOut
+    | PeerSeen
+    | PeerLost
+    | Saved
+    | Stopped
+)

@@ -1,0 +1,135 @@
+"""Where events go: a file of JSON lines in a run, a list in tests and simulation.
+
+A journal never disturbs training: ``record`` does not raise, whatever the disk does. What could not be written is
+counted, and the count is written as soon as writing works again.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from decentral.errors import ConfigError
+from decentral.monitor.events import Event
+
+
+class Journal(Protocol):
+    """Takes events in the order in which they happen."""
+
+    def record(self, event: Event) -> None:
+        """Keep ``event``. Never raises."""
+        ...
+
+
+class MemoryJournal:
+    """A list of events, for tests and simulation."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def record(self, event: Event) -> None:
+        """Append ``event`` to ``events``."""
+        self.events.append(event)
+
+
+class JsonLinesJournal:
+    """One JSON object a line, appended and handed to the operating system at once.
+
+    Each line has ``time`` (Unix seconds by this machine's clock), ``event`` (its name, such as ``round_mixed``) and
+    the event's fields; a float that is not finite is ``null``. After a failed write, the next line that succeeds is
+    preceded by ``{"event": "dropped", "count": n}``. A line torn by a full disk or a kill never swallows its successor.
+
+    Args:
+        path: the file; its folders are created.
+        wall: Unix time in seconds, for people.
+
+    Raises:
+        ConfigError: the file cannot be opened for appending.
+    """
+
+    def __init__(self, path: Path, wall: Callable[[], float]) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: an event that was recorded survives kill -9, and no close can raise for a full disk.
+            self._file = path.open("ab", buffering=0)
+            self._torn = _ends_in_mid_line(path)
+        except OSError as err:
+            raise ConfigError(
+                f"Cannot write the journal {path}: {err.strerror or err}.",
+                hint="Choose a folder you may write to with --out.",
+            ) from err
+        self._wall = wall
+        self._unreported = 0
+        self.dropped = 0
+        """Events that could not be written."""
+
+    def record(self, event: Event) -> None:
+        """Append ``event``; on failure count it in ``dropped``."""
+        lines = [_line(self._wall(), event_name(event), asdict(event))]
+        if self._unreported:
+            lines.insert(0, _line(self._wall(), "dropped", {"count": self._unreported}))
+        data = b"\n" * self._torn + b"".join(lines)
+        try:
+            written = self._file.write(data) or 0
+        except (OSError, ValueError):  # ValueError: recorded after close
+            written = 0
+        if written == len(data):
+            self._torn, self._unreported = False, 0
+            return
+        self._torn = self._torn or written > 0
+        self._unreported += 1
+        self.dropped += 1
+
+    def close(self) -> None:
+        """Close the file. Idempotent; later events count as dropped."""
+        self._file.close()
+
+
+def event_name(event: Event) -> str:
+    """The name of an event in the journal: its class in snake case."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal as dictionaries, without those that are torn; empty if there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    events = []
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:  # torn by a kill or a full disk
+            continue
+        if isinstance(event, dict) and "event" in event and "time" in event:
+            events.append(event)
+    return events
+
+
+def finite(value: Any) -> Any:
+    """``value`` with every float that is not finite replaced by ``None``: strict JSON has no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [finite(item) for item in value]
+    return value
+
+
+def _line(time: float, name: str, fields: dict[str, Any]) -> bytes:
+    return json.dumps({"time": round(time, 3), "event": name, **finite(fields)}, allow_nan=False).encode() + b"\n"
+
+
+def _ends_in_mid_line(path: Path) -> bool:
+    """Whether the last line of the file, if there is any, lacks its end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
