@@ -1,0 +1,45 @@
+"""Ties a child process to the life of its parent: no orphan is left behind, not even after ``kill -9``.
+
+``leashed`` puts a launcher in front of a command: this very file, run as a script by a bare interpreter (30 ms). The
+launcher asks the kernel to send it a signal when its parent dies, checks that the parent has not died before that,
+and then becomes the command; the request survives the ``exec``.
+
+The kernel's "parent" is the *thread* that started the child. Start children from the main thread, or from a thread
+whose end should end them. The request exists on Linux only; elsewhere the command is left as it is, and what
+outlives a killed parent has to be ended by hand. As a script this file may import the standard library only.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def leashed(argv: list[str], *, on_death: signal.Signals = signal.SIGKILL) -> list[str]:
+    """The command that runs ``argv`` as a child of this process and gets ``on_death`` when this process dies.
+
+    Args:
+        argv: program and arguments; looked up on the path like a shell does.
+        on_death: what the kernel sends: ``SIGKILL`` for a helper, ``SIGTERM`` for what has something to save.
+    """
+    if sys.platform != "linux" or not sys.executable:
+        return list(argv)
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(on_death)), *argv]
+
+
+def _launch(parent: int, on_death: int, argv: list[str]) -> None:
+    """Become ``argv`` on the leash of process ``parent``."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, on_death) != 0:
+        sys.exit(f"leash: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:  # It died before the request: nobody will send the signal.
+        sys.exit("leash: the parent is gone")
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as err:
+        sys.exit(f"cannot run {argv[0]}: {err.strerror}")
+
+
+if __name__ == "__main__":
+    _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
