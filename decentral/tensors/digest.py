@@ -1,0 +1,31 @@
+"""A short fingerprint of tensors, by which workers find out whether they hold the same anchor."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def digest(*tensors: Tensor) -> str:
+    """Fingerprint tensors bit for bit.
+
+    Two workers get the same digest if and only if (up to collisions) every value has the same 32 bits: ``0.0`` and
+    ``-0.0`` differ although they compare equal, and NaNs with the same bits agree although they compare different.
+    Only the number of values counts, not the shape. Where one tensor ends and the next begins matters.
+
+    Args:
+        tensors: float32 on the CPU, any shape. Hashed in place if contiguous, otherwise copied first.
+
+    Returns:
+        16 hex characters (64 bits of BLAKE2b). It detects differences; it does not authenticate.
+
+    Raises:
+        ValueError: a tensor of another dtype or on another device.
+    """
+    hasher = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise ValueError(f"digest takes float32 tensors on the CPU, got {tensor.dtype} on {tensor.device}")
+        hasher.update(tensor.numel().to_bytes(8, "little"))
+        hasher.update(tensor.detach().contiguous().numpy().data)
+    return hasher.hexdigest()

@@ -1,0 +1,193 @@
+"""Which parameter lives where: named parameters of a model <-> flat float32 fragments on the CPU.
+
+A fragment is what is exchanged in one go. Everybody in a swarm must cut the same model in the same way, so a layout
+depends on nothing but the names, the shapes and the order of the parameters, and ``Layout.signature`` tells whether
+two workers agree. This module must not know of peers, rounds or outer rules.
+
+Legend: N = values in the fragment.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from decentral.errors import ConfigError, MismatchError
+
+#: ``strided``: fragment p holds layers p, p + P, p + 2P, ...; ``sequential``: neighbouring layers stay together.
+Pattern = Literal["strided", "sequential"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of one parameter in its fragment."""
+
+    name: str
+    """Name of the parameter in the model."""
+    shape: tuple[int, ...]
+    """Its shape."""
+    start: int
+    """Index of its first value in the fragment."""
+
+    @property
+    def stop(self) -> int:
+        """Index one past its last value in the fragment."""
+        return self.start + math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The cut of a model into fragments. Make one with ``Layout.of``."""
+
+    fragments: tuple[tuple[Slot, ...], ...]
+    """The slots of each fragment, in the order of the model's parameters."""
+
+    @staticmethod
+    def of(parameters: Mapping[str, Tensor], num_fragments: int = 1, pattern: Pattern = "strided") -> "Layout":
+        """Cut a model into fragments by layer.
+
+        The layer of a parameter is the first integer in its dotted name (3 in ``blocks.3.attn.weight``). Layers are
+        dealt out by ``pattern``. Parameters without a layer (embedding, head, last norm) then go one by one, largest
+        first, into the fragment that has the fewest values.
+
+        Args:
+            parameters: names and values, in the model's order. Only names and shapes are read.
+            num_fragments: P, at least 1 and at most the number of layers (any model can be one fragment).
+            pattern: how layers are dealt out.
+
+        Raises:
+            ConfigError: no parameters, one that is not floating point, or a number of fragments that the layers
+                cannot fill.
+
+        Source: Streaming DiLoCo (arXiv 2501.18512), fragment patterns. There the embeddings are a fragment of their
+        own; here they fill up the lightest one, which keeps the peak of a fragment's bytes low in small models too.
+        """
+        if not parameters:
+            raise ConfigError("the model has no parameters to share", hint="Trainer.parameters() returned nothing.")
+        for name, value in parameters.items():
+            if not value.is_floating_point():
+                raise ConfigError(
+                    f"parameter {name!r} is {value.dtype}; only floating point values can be averaged",
+                    hint="Leave it out of Trainer.parameters().",
+                )
+        assignment = _assign(parameters, num_fragments, pattern)
+        fragments = (
+            _slots((name, tuple(value.shape)) for name, value in parameters.items() if assignment[name] == fragment)
+            for fragment in range(num_fragments)
+        )
+        return Layout(tuple(fragments))
+
+    @property
+    def num_fragments(self) -> int:
+        """P, the number of fragments."""
+        return len(self.fragments)
+
+    @property
+    def total_numel(self) -> int:
+        """Values in all fragments."""
+        return sum(self.numel(fragment) for fragment in range(self.num_fragments))
+
+    @property
+    def signature(self) -> str:
+        """16 hex characters that are equal if and only if names, shapes, order and fragments are (up to collisions)."""
+        cut = [[(slot.name, slot.shape) for slot in slots] for slots in self.fragments]
+        return hashlib.blake2b(json.dumps(cut).encode(), digest_size=8).hexdigest()
+
+    def numel(self, fragment: int) -> int:
+        """N, the number of values in ``fragment``."""
+        return self.fragments[fragment][-1].stop
+
+    def gather(self, parameters: Mapping[str, Tensor], fragment: int) -> Tensor:
+        """Copy the values of one fragment out of a model.
+
+        Args:
+            parameters: names and values of (at least) this fragment; any floating dtype, any device, any strides.
+            fragment: which one, from 0.
+
+        Returns:
+            A fresh float32 tensor [N] on the CPU.
+
+        Raises:
+            MismatchError: a parameter is missing or its shape is not that of the layout.
+        """
+        flat_N = torch.empty(self.numel(fragment), dtype=torch.float32)
+        for slot in self.fragments[fragment]:
+            value = parameters.get(slot.name)
+            if value is None:
+                raise MismatchError(
+                    f"parameter {slot.name!r} is missing from the model",
+                    hint="Trainer.parameters() must return the same names for the whole run.",
+                )
+            if tuple(value.shape) != slot.shape:
+                raise MismatchError(
+                    f"parameter {slot.name!r} has shape {list(value.shape)}, the layout has {list(slot.shape)}",
+                    hint="Trainer.parameters() must return the same shapes for the whole run.",
+                )
+            flat_N[slot.start : slot.stop].view(slot.shape).copy_(value.detach())
+        return flat_N
+
+    def scatter(self, flat_N: Tensor, fragment: int) -> dict[str, Tensor]:
+        """Name and reshape the values of one fragment.
+
+        Args:
+            flat_N: float32 values [N] on the CPU.
+            fragment: which one, from 0.
+
+        Returns:
+            Views into ``flat_N`` by parameter name: writing to one writes to the other.
+
+        Raises:
+            MismatchError: ``flat_N`` has not the shape [N] of the fragment.
+        """
+        if tuple(flat_N.shape) != (self.numel(fragment),):
+            raise MismatchError(
+                f"fragment {fragment} has {self.numel(fragment)} values, got a tensor of shape {list(flat_N.shape)}"
+            )
+        return {slot.name: flat_N[slot.start : slot.stop].view(slot.shape) for slot in self.fragments[fragment]}
+
+
+def _assign(parameters: Mapping[str, Tensor], num_fragments: int, pattern: Pattern) -> dict[str, int]:
+    """The fragment of every parameter."""
+    if num_fragments == 1:
+        return dict.fromkeys(parameters, 0)
+    layer_of = {name: layer for name in parameters if (layer := _layer(name)) is not None}
+    layers = sorted(set(layer_of.values()))
+    if not 1 <= num_fragments <= len(layers):
+        raise ConfigError(
+            f"{num_fragments} fragments asked for, but the model has {len(layers)} layers to fill them with",
+            hint="A layer is found by the first number in a parameter's name, as in 'blocks.3.attn.weight'. "
+            f"Set num_fragments between 1 and {max(1, len(layers))}.",
+        )
+    if pattern == "strided":
+        fragment_of = {layer: rank % num_fragments for rank, layer in enumerate(layers)}
+    else:
+        fragment_of = {layer: rank * num_fragments // len(layers) for rank, layer in enumerate(layers)}
+    assignment = {name: fragment_of[layer] for name, layer in layer_of.items()}
+
+    sizes = [0] * num_fragments
+    for name, fragment in assignment.items():
+        sizes[fragment] += parameters[name].numel()
+    apart = [name for name in parameters if name not in assignment]
+    for name in sorted(apart, key=lambda name: parameters[name].numel(), reverse=True):
+        lightest = sizes.index(min(sizes))
+        assignment[name] = lightest
+        sizes[lightest] += parameters[name].numel()
+    return assignment
+
+
+def _layer(name: str) -> int | None:
+    """The first integer component of a dotted name, if there is one."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def _slots(named_shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Slot, ...]:
+    """Slots one behind the other."""
+    slots: list[Slot] = []
+    for name, shape in named_shapes:
+        slots.append(Slot(name, shape, start=slots[-1].stop if slots else 0))
+    return tuple(slots)
