@@ -1,0 +1,201 @@
+"""What can be configured. ``SwarmConfig`` is the same for all workers of a run; ``WorkerConfig`` is this machine's own.
+
+Here are names, types, ranges and defaults; reading them from files and flags is ``cli.settings``.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from decentral.errors import ConfigError
+
+#: Values of ``method`` that belong together; chosen by ``method.preset``, each overridden by its own key.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Runs of minutes: frequent rounds and a mild outer step.
+    "short": {"inner_steps": 25, "outer_lr": 0.7, "outer_momentum": 0.6},
+    # DiLoCo, arXiv 2311.08105: runs of at least some tens of thousands of steps.
+    "paper": {"inner_steps": 500, "outer_lr": 0.7, "outer_momentum": 0.9},
+}
+_SHORT = PRESETS["short"]
+
+_NAME = "up to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
+_FACTORY = "the dotted name of a function, such as package.module:build"
+_CODEC = "the name of a codec, such as fp32, bf16, fp16 or int8-b128"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    # strict: neither "3" nor true is a number.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RunSection(_Section):
+    """What the run is called and how long it is."""
+
+    name: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description=_NAME)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    rounds: int = Field(default=40, ge=1, le=10_000_000)
+
+
+class TaskSection(_Section):
+    """What is trained: ``factory`` is the dotted name of ``build(settings, seat) -> Trainer``."""
+
+    factory: str = Field(default="workers.lm:build", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description=_FACTORY)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class MethodSection(_Section):
+    """How workers come to agree."""
+
+    name: Literal["diloco"] = "diloco"
+    inner_steps: int = Field(default=_SHORT["inner_steps"], ge=1, le=1_000_000)
+    outer_lr: float = Field(default=_SHORT["outer_lr"], gt=0, le=10)
+    outer_momentum: float = Field(default=_SHORT["outer_momentum"], ge=0, lt=1)
+    fragments: int = Field(default=1, ge=1, le=1024)
+    delay_steps: int = Field(default=0, ge=0, le=1_000_000)
+    mix_alpha: float = Field(default=0.0, ge=0, le=1)
+    codec: str = Field(default="int8-b128", pattern=r"^[a-z0-9-]{1,32}$", description=_CODEC)
+    mean_codec: str = Field(default="int8-b128", pattern=r"^[a-z0-9-]{1,32}$", description=_CODEC)
+
+    @model_validator(mode="after")
+    def _fits_in_a_round(self) -> Self:
+        if self.fragments > self.inner_steps:
+            raise ValueError(
+                f"method.fragments is {self.fragments}, which must be at most method.inner_steps ({self.inner_steps})"
+            )
+        if self.delay_steps >= self.inner_steps:
+            raise ValueError(
+                f"method.delay_steps is {self.delay_steps}, which must be below method.inner_steps ({self.inner_steps})"
+            )
+        return self
+
+
+class DataSection(_Section):
+    """What is read. Paths are local to each machine; none stands for the task's default corpus."""
+
+    paths: tuple[str, ...] = ()
+
+
+class TimingSection(_Section):
+    """How long workers wait for each other. The waits within a round adapt to its measured length."""
+
+    beat_s: Seconds = 1.5
+    ttl_s: Seconds = 6.0
+    min_patience_s: Seconds = 5.0
+    patience_factor: float = Field(default=1.0, gt=0, le=100)
+    max_patience_s: Seconds = 120.0
+    transfer_timeout_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.ttl_s < 2 * self.beat_s:
+            raise ValueError(
+                f"timing.ttl_s is {self.ttl_s:g}, which must be at least twice timing.beat_s ({self.beat_s:g}), "
+                "else one lost message counts as a dead worker"
+            )
+        if self.max_patience_s < self.min_patience_s:
+            raise ValueError(
+                f"timing.max_patience_s is {self.max_patience_s:g}, "
+                f"which must be at least timing.min_patience_s ({self.min_patience_s:g})"
+            )
+        return self
+
+
+class SwarmConfig(_Section):
+    """The same for every worker of a run; a joiner fetches it from the swarm."""
+
+    run: RunSection = RunSection()
+    task: TaskSection = TaskSection()
+    method: MethodSection = MethodSection()
+    data: DataSection = DataSection()
+    timing: TimingSection = TimingSection()
+    eval_every_rounds: int = Field(default=4, ge=1, le=1_000_000)
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configurations give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """A configuration from a peer; every key and value is checked.
+
+        Raises:
+            ConfigError: it is not one that this release can read.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as err:  # pydantic's ValidationError is one; its first line counts the problems
+            problem = "; ".join(str(err).splitlines()[1:3]).strip() or str(err)
+            raise ConfigError(
+                f"The swarm's configuration cannot be read: {problem}",
+                hint="Its founder may run another release of decentral: compare `decentral --version`.",
+            ) from err
+
+
+class WorkerConfig(_Section):
+    """This machine's own; nobody else needs to know."""
+
+    port: int = Field(default=0, ge=0, le=65_535)
+    """To listen on; 0 for any free one."""
+    host: str = "0.0.0.0"
+    """Address to listen on."""
+    announce: str = ""
+    """Address that others should use, if it differs (port forwarding); a host or ``host:port``."""
+    identity: str = ""
+    """Key file, made if it does not exist; empty for a new identity in ``out``."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, mps, cuda or cuda:N")
+    threads: int = Field(default=0, ge=0, le=4096)
+    """Torch's threads; 0 for its own choice."""
+    data: tuple[str, ...] = ()
+    """In place of the swarm's ``data.paths``."""
+    out: str = ""
+    """Folder for weights, journal and identity."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+
+def flatten(model: BaseModel) -> dict[str, Any]:
+    """All values of a configuration by dotted key, in order; lists as tuples."""
+    return dict(leaves(model.model_dump()))
+
+
+def diff(here: Mapping[str, Any], there: SwarmConfig) -> list[str]:
+    """One line for each key whose value here is not the swarm's, such as ``run.seed: 1 here, 0 in the swarm``.
+
+    Args:
+        here: values by dotted key; keys that are left out are not compared.
+        there: what the swarm trains.
+    """
+    theirs = flatten(there)
+    return [
+        f"{key}: {show(value)} here, {show(theirs[key]) if key in theirs else 'not set'} in the swarm"
+        for key, value in here.items()
+        if key not in theirs or theirs[key] != value
+    ]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """The values of nested mappings with their dotted keys; hyphens in keys become underscores, lists tuples."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}".replace("-", "_")
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{key}.")
+        else:
+            yield key, tuple(value) if isinstance(value, list) else value
+
+
+def show(value: Any) -> str:
+    """A value nearly as TOML would write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(show(item) for item in value)}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,264 @@
+"""From presence records to an answer to "is my machine helping?". Pure; must not import torch.
+
+Every number comes from a record that a stranger may have written, so what is not finite or below zero counts as
+absent, and no record can make the summary fail.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from decentral.monitor.journal import finite
+from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
+from decentral.types import PeerId, short_id
+
+#: Of ``StatusReport.to_json``, described in docs/status-schema.md. Raised when a field changes meaning or goes away.
+SCHEMA_VERSION = 1
+
+#: A worker may be in the round before the newest without being late: records travel slowly.
+_MAX_ROUNDS_BEHIND = 1
+
+
+class Health(StrEnum):
+    """The swarm in one word."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    """At least one worker does not contribute as it should; its row says why."""
+    EMPTY = "empty"
+    """Nobody has been seen within the time to live."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What is the same for all workers of a run."""
+
+    run_id: str
+    method: str
+    codec: str
+    rounds: int
+    """Planned rounds."""
+    protocol: int
+    version: str
+    """Release of decentral that answered."""
+    config_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums and means over the workers listed. Counters are since each worker started."""
+
+    round: int
+    """The newest round that a worker is in."""
+    tokens: int
+    loss: float
+    """Training loss (nats per token), weighted by the tokens of each worker's last round; NaN if unknown."""
+    val_loss: float
+    """Last validation loss, from the worker that is furthest; NaN if unknown."""
+    tokens_per_s: float
+    sent_bytes: int
+    dp_bytes: int
+    """What data-parallel training would have sent for the same steps."""
+    dp_ratio: float
+    """``dp_bytes / sent_bytes``; NaN before anything was sent."""
+    contributing: int
+    """Workers that take part in rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRow:
+    """One worker."""
+
+    id: str
+    """Short id, for people."""
+    peer: PeerId
+    state: str
+    contributes: bool
+    """Whether it takes part in rounds."""
+    reason: str
+    """Why it does not contribute; empty if it does."""
+    healthy: bool
+    """False if the reason is one to look into (joining, leaving and being done are not)."""
+    round: int
+    step: int
+    loss: float
+    tokens: int
+    tokens_per_s: float
+    compute_share: float
+    """Of the time accounted for; the three shares add up to 1, or are all 0 at the start."""
+    waiting_share: float
+    transfer_share: float
+    sent_bytes: int
+    received_bytes: int
+    rounds_in: int
+    """Rounds whose mean included this worker."""
+    rounds_out: int
+    age_s: float
+    """Since it was last seen."""
+    device: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """The answer of ``decentral status``."""
+
+    health: Health
+    run: RunFacts
+    totals: Totals
+    workers: tuple[WorkerRow, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Strict JSON in the schema of docs/status-schema.md; numbers that are not known are ``null``."""
+        return json.dumps(finite(asdict(self)), indent=2, allow_nan=False)
+
+
+def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: float) -> StatusReport:
+    """Sum up what is known of the workers.
+
+    Args:
+        run: of the run; records of other runs are ignored.
+        rows: records with the seconds since each was last seen; of several by one peer the newest counts.
+        ttl_s: a worker not seen for longer than this does not count as present.
+
+    Returns:
+        One row a worker, sorted by peer id, and the whole.
+    """
+    newest: dict[PeerId, tuple[Presence, float]] = {}
+    for presence, age_s in rows:
+        known = newest.get(presence.peer)
+        if presence.run == run.run_id and (known is None or presence.seq > known[0].seq):
+            newest[presence.peer] = presence, max(age_s, 0.0)
+    records = [newest[peer] for peer in sorted(newest)]
+    seen = [presence for presence, age_s in records if age_s <= ttl_s]
+    present = [presence for presence in seen if presence.state is not State.LEAVING]
+    active = [presence for presence in present if presence.state in ACTIVE]
+    front = max((presence.round for presence in active or present or [p for p, _ in records]), default=0)
+    strays = _out_of_sync(active)
+    workers = tuple(
+        _row(presence, age_s, _trouble(presence, age_s, ttl_s, front, presence.peer in strays))
+        for presence, age_s in records
+    )
+    troubled = any(not row.healthy for row in workers)
+    health = Health.DEGRADED if troubled else Health.HEALTHY
+    if not present:
+        health = Health.EMPTY
+    return StatusReport(health, run, _totals(front, [p for p, _ in records], active, workers), workers)
+
+
+def _out_of_sync(active: Iterable[Presence]) -> set[PeerId]:
+    """Workers whose anchor differs from that of most workers in the same round; all of them if no anchor leads."""
+    strays: set[PeerId] = set()
+    rounds: dict[int, list[Presence]] = {}
+    for presence in active:
+        if presence.digest:
+            rounds.setdefault(presence.round, []).append(presence)
+    for peers in rounds.values():
+        ranked = Counter(presence.digest for presence in peers).most_common(2)
+        tie = len(ranked) == 2 and ranked[0][1] == ranked[1][1]
+        strays |= {presence.peer for presence in peers if tie or presence.digest != ranked[0][0]}
+    return strays
+
+
+def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, stray: bool) -> str:
+    """Why this worker does not contribute though it should; empty if all is well."""
+    if presence.state in (State.LEAVING, State.DONE):
+        return ""
+    if age_s > ttl_s:
+        return f"not seen for {age_s:.0f} s"
+    if presence.metrics.reason:
+        return presence.metrics.reason
+    if presence.state is State.REPAIRING:
+        return "repairing: its weights differ from the swarm's"
+    if stray:
+        return f"out of sync: its weights differ from other workers' in round {presence.round}"
+    if presence.state in ACTIVE and front - presence.round > _MAX_ROUNDS_BEHIND:
+        return f"behind: in round {presence.round}, the swarm is in {front}"
+    return ""
+
+
+#: Reasons that need no look.
+_CALM = {
+    State.JOINING: "downloads the current weights",
+    State.LEAVING: "has left",
+    State.DONE: "has finished the run",
+}
+
+
+def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
+    """The row of one worker."""
+    metrics = presence.metrics
+    spent_s = [_amount(s) for s in (metrics.compute_s, metrics.waiting_s, metrics.transfer_s)]
+    # max first: three finite times may add up to infinity.
+    unit_s = max(spent_s) or 1.0
+    parts = [s / unit_s for s in spent_s]
+    compute, waiting, transfer = (part / (sum(parts) or 1.0) for part in parts)
+    reason = trouble or _CALM.get(presence.state, "")
+    return WorkerRow(
+        id=short_id(presence.peer),
+        peer=presence.peer,
+        state=presence.state.value,
+        contributes=not reason,
+        reason=reason,
+        healthy=not trouble,
+        round=presence.round,
+        step=metrics.step,
+        loss=metrics.loss,
+        tokens=metrics.tokens,
+        tokens_per_s=_amount(metrics.tokens_per_s),
+        compute_share=compute,
+        waiting_share=waiting,
+        transfer_share=transfer,
+        sent_bytes=metrics.sent_bytes,
+        received_bytes=metrics.received_bytes,
+        rounds_in=metrics.rounds_in,
+        rounds_out=metrics.rounds_out,
+        age_s=round(age_s, 3),
+        device=metrics.device,
+        version=metrics.version,
+    )
+
+
+def _totals(
+    front: int, everybody: Sequence[Presence], active: Sequence[Presence], workers: Sequence[WorkerRow]
+) -> Totals:
+    """Counters over everybody listed, speed and loss over those who are active."""
+    sent_bytes = sum(presence.metrics.sent_bytes for presence in everybody)
+    dp_bytes = sum(presence.metrics.dp_bytes for presence in everybody)
+    return Totals(
+        round=front,
+        tokens=sum(presence.metrics.tokens for presence in everybody),
+        loss=_mean_loss([presence.metrics for presence in active or everybody]),
+        val_loss=_last_val_loss(everybody),
+        tokens_per_s=sum(_amount(presence.metrics.tokens_per_s) for presence in active),
+        sent_bytes=sent_bytes,
+        dp_bytes=dp_bytes,
+        dp_ratio=dp_bytes / sent_bytes if sent_bytes else math.nan,
+        contributing=sum(row.contributes for row in workers),
+    )
+
+
+def _mean_loss(metrics: Iterable[Metrics]) -> float:
+    """Mean of the finite losses. Over one round, tokens are in proportion to tokens per second."""
+    known = [m for m in metrics if math.isfinite(m.loss)]
+    if not known:
+        return math.nan
+    weights = [_amount(m.tokens_per_s) for m in known]
+    if not 0 < sum(weights) < math.inf:
+        weights = [1.0] * len(known)
+    return sum(m.loss * weight for m, weight in zip(known, weights, strict=True)) / sum(weights)
+
+
+def _last_val_loss(records: Iterable[Presence]) -> float:
+    """The validation loss of the record in the highest round that has one."""
+    known = [presence for presence in records if math.isfinite(presence.metrics.val_loss)]
+    return max(known, key=lambda presence: presence.round).metrics.val_loss if known else math.nan
+
+
+def _amount(value: float) -> float:
+    """``value`` if it is a plausible amount, else 0."""
+    return value if math.isfinite(value) and value > 0 else 0.0

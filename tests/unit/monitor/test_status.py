@@ -1,0 +1,156 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from decentral.monitor.status import Health, RunFacts, StatusReport, WorkerRow, summarize
+from decentral.swarm.presence import Metrics, Presence, State
+from decentral.types import PeerId
+
+RUN = RunFacts("run-1", "diloco", "int8-b128", 40, 1, "0.1.0", "c0ffee")
+
+
+def record(name: str, *, run: str = "run-1", seq: int = 1, state: State = State.TRAINING, round: int = 5, **metrics):
+    digest = metrics.pop("digest", f"d{round}")
+    return Presence(PeerId(name), run, seq, state, round, 0, digest, metrics=Metrics(**metrics))
+
+
+def status(*rows: Presence | tuple[Presence, float]) -> StatusReport:
+    return summarize(RUN, [row if isinstance(row, tuple) else (row, 0.5) for row in rows], ttl_s=6.0)
+
+
+def row(report: StatusReport, name: str) -> WorkerRow:
+    return next(worker for worker in report.workers if worker.peer == name)
+
+
+def test_a_swarm_in_step_is_healthy_and_every_worker_contributes():
+    report = status(record("b"), record("a"), record("c", round=4, state=State.SYNCING))
+    assert report.health is Health.HEALTHY
+    assert [worker.peer for worker in report.workers] == ["a", "b", "c"]
+    assert all(worker.contributes and not worker.reason for worker in report.workers)
+    assert (report.totals.round, report.totals.contributing) == (5, 3)
+
+
+def test_nobody_is_empty():
+    report = status()
+    assert report.health is Health.EMPTY
+    assert math.isnan(report.totals.loss)
+    assert report.workers == ()
+
+
+@pytest.mark.parametrize(
+    ("troubled", "age_s", "reason"),
+    [
+        (record("b"), 12.4, "not seen for 12 s"),
+        (record("b", state=State.REPAIRING), 0.1, "repairing: its weights differ from the swarm's"),
+        (record("b", round=3), 0.1, "behind: in round 3, the swarm is in 5"),
+        (record("b", reason="sitting out: non-finite"), 0.1, "sitting out: non-finite"),
+        (record("b", digest="other"), 0.1, "out of sync: its weights differ from other workers' in round 5"),
+    ],
+)
+def test_one_worker_in_trouble_degrades_the_swarm_and_its_row_says_why(troubled, age_s, reason):
+    report = status(record("a"), record("c"), (troubled, age_s))
+    assert report.health is Health.DEGRADED
+    assert row(report, "b").reason == reason
+    assert not row(report, "b").contributes
+    assert [worker.contributes for worker in report.workers] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (State.JOINING, "downloads the current weights"),
+        (State.LEAVING, "has left"),
+        (State.DONE, "has finished the run"),
+    ],
+)
+def test_coming_and_going_is_no_trouble(state, reason):
+    report = status(record("a"), record("b", state=state, round=0))
+    assert report.health is Health.HEALTHY
+    assert row(report, "b").reason == reason
+    assert report.totals.contributing == 1
+
+
+def test_a_worker_that_left_and_went_silent_is_no_trouble():
+    assert status(record("a"), (record("b", state=State.LEAVING), 99.0)).health is Health.HEALTHY
+
+
+def test_if_all_are_silent_or_gone_the_swarm_is_empty_but_still_shown():
+    report = status((record("a"), 60.0), record("b", state=State.LEAVING))
+    assert report.health is Health.EMPTY
+    assert [worker.reason for worker in report.workers] == ["not seen for 60 s", "has left"]
+
+
+def test_a_finished_run_is_healthy():
+    report = status(record("a", state=State.DONE, loss=2.0), record("b", state=State.DONE, loss=4.0))
+    assert report.health is Health.HEALTHY
+    assert report.totals.loss == 3.0
+
+
+def test_if_two_workers_differ_and_nobody_leads_both_are_out_of_sync():
+    report = status(record("a", digest="x"), record("b", digest="y"))
+    assert [worker.contributes for worker in report.workers] == [False, False]
+
+
+def test_the_round_before_the_newest_has_other_weights_and_that_is_fine():
+    assert status(record("a", digest="x"), record("b", round=4, digest="y")).health is Health.HEALTHY
+
+
+def test_the_newest_record_of_a_peer_counts_and_other_runs_do_not():
+    report = status(record("a", seq=2, round=9), record("a", seq=1, round=1), record("z", run="other"))
+    assert [(worker.peer, worker.round) for worker in report.workers] == [("a", 9)]
+
+
+def test_losses_are_weighted_by_tokens_of_the_last_round_and_nan_is_left_out():
+    report = status(
+        record("a", loss=2.0, tokens_per_s=300.0),
+        record("b", loss=4.0, tokens_per_s=100.0),
+        record("c", loss=math.nan, tokens_per_s=1e9),
+    )
+    assert report.totals.loss == pytest.approx(2.5)
+
+
+def test_absurd_numbers_from_a_peer_do_no_harm():
+    report = status(
+        record("a", loss=math.inf, tokens_per_s=math.nan, compute_s=-1.0, waiting_s=math.inf, val_loss=math.nan),
+        record("b", loss=2.0, tokens_per_s=-5.0, compute_s=1e308, waiting_s=1e308, transfer_s=1e308),
+    )
+    assert report.totals.loss == 2.0
+    assert report.totals.tokens_per_s == 0.0
+    assert row(report, "a").waiting_share == 0.0
+    assert row(report, "b").compute_share == pytest.approx(1 / 3)
+    assert json.loads(report.to_json())["workers"][0]["loss"] is None
+
+
+def test_totals_add_up_over_the_workers():
+    report = status(
+        record("a", tokens=100, tokens_per_s=10.0, sent_bytes=10, dp_bytes=400, val_loss=2.0),
+        record("b", tokens=50, tokens_per_s=5.0, sent_bytes=30, dp_bytes=400, val_loss=1.5, round=6),
+        (record("c", tokens=1, tokens_per_s=99.0), 60.0),
+    )
+    totals = report.totals
+    assert (totals.tokens, totals.tokens_per_s) == (151, 15.0)
+    assert (totals.sent_bytes, totals.dp_bytes, totals.dp_ratio) == (40, 800, 20.0)
+    assert totals.val_loss == 1.5
+
+
+def test_shares_add_up_to_one():
+    worker = row(status(record("a", compute_s=6.0, waiting_s=3.0, transfer_s=1.0)), "a")
+    assert (worker.compute_share, worker.waiting_share, worker.transfer_share) == pytest.approx((0.6, 0.3, 0.1))
+
+
+def test_the_json_is_versioned_strict_and_fully_documented(request):
+    parsed = json.loads(status(record("a")).to_json(), parse_constant=pytest.fail)
+    assert parsed["schema_version"] == 1
+    assert parsed["health"] == "healthy"
+    assert parsed["totals"]["dp_ratio"] is None
+    text = (request.config.rootpath / "docs" / "status-schema.md").read_text()
+    fields = [*parsed, *parsed["run"], *parsed["totals"], *parsed["workers"][0]]
+    assert [field for field in fields if f"`{field}`" not in text] == []
+
+
+def test_the_summary_does_not_import_torch():
+    code = "import sys, decentral.monitor.status; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
