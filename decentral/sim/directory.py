@@ -1,0 +1,106 @@
+"""A directory in memory, shared by all peers of a network, with the weaknesses of a distributed one.
+
+Records expire on virtual time, may be seen late, may be lost, and do not cross a partition: what was published
+before the cut stays visible on both sides, what is published later is visible on the publisher's side until the
+cut is healed.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from decentral.sim.loop import virtual_loop
+from decentral.sim.network import Endpoint, Network
+from decentral.types import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """One record as it was published."""
+
+    value: bytes
+    publisher: PeerId
+    layout: int
+    visible_s: float
+    expires_s: float
+
+
+class SharedDirectory:
+    """The records of all peers; ``seen_by`` gives each peer its port.
+
+    Args:
+        network: whose partitions, latency and loss apply; a publication or a look-up takes one round trip.
+        stale_s: how long others do not see what was published.
+    """
+
+    def __init__(self, network: Network, *, stale_s: float = 0.0) -> None:
+        self.network = network
+        self.stale_s = stale_s
+        self.records: dict[str, dict[str, list[_Version]]] = {}
+
+    def seen_by(self, endpoint: Endpoint) -> "MemoryDirectory":
+        """The directory as one peer uses it."""
+        return MemoryDirectory(self, endpoint)
+
+
+class MemoryDirectory:
+    """One peer's use of the shared directory; ends when the peer leaves the network."""
+
+    def __init__(self, shared: SharedDirectory, endpoint: Endpoint) -> None:
+        self._shared = shared
+        self._network = shared.network
+        self._endpoint = endpoint
+        self._loop = virtual_loop()
+        self._closed = False
+
+    async def publish(self, key: str, subkey: str, value: bytes, *, ttl_s: float) -> bool:
+        """See ``ports.directory.Directory.publish``. ``False`` if the record was lost or this peer has left."""
+        await self._round_trip()
+        if self._left or self._network.is_lost():
+            return False
+        now_s = self._loop.time()
+        versions = self._shared.records.setdefault(key, {}).setdefault(subkey, [])
+        # Older versions stay until they expire: some readers cannot see the latest one yet.
+        versions[:] = [version for version in versions if version.expires_s > now_s]
+        versions.append(
+            _Version(value, self._endpoint.peer_id, self._network.layout, now_s + self._shared.stale_s, now_s + ttl_s)
+        )
+        return True
+
+    async def lookup(self, key: str) -> dict[str, bytes]:
+        """See ``ports.directory.Directory.lookup``. Empty if the look-up was lost or this peer has left."""
+        await self._round_trip()
+        if self._left or self._network.is_lost():
+            return {}
+        now_s = self._loop.time()
+        found: dict[str, bytes] = {}
+        for subkey, versions in self._shared.records.get(key, {}).items():
+            for version in reversed(versions):
+                if version.expires_s > now_s and self._sees(version, now_s):
+                    found[subkey] = version.value
+                    break
+        return found
+
+    async def close(self) -> None:
+        """Leave the directory. What was published stays until it expires."""
+        self._closed = True
+
+    @property
+    def _left(self) -> bool:
+        """Whether this peer cannot reach anybody any more."""
+        return self._closed or self._endpoint.gone
+
+    async def _round_trip(self) -> None:
+        """Wait for the nearest holder of the key to answer."""
+        await asyncio.sleep(2 * self._network.conditions.latency_s)
+
+    def _sees(self, version: _Version, now_s: float) -> bool:
+        """Whether this peer can read a version now: late to others, and cut off from those published over there."""
+        me = self._endpoint.peer_id
+        if version.publisher == me:
+            return True
+        if version.visible_s > now_s:
+            return False
+        if version.layout == self._network.layout and self._network.is_cut(version.publisher, me):
+            self._network.num_cut += 1
+            return False
+        return True

@@ -1,0 +1,254 @@
+"""Virtual time: an asyncio event loop whose clock jumps to the next timer instead of waiting for it.
+
+The loop knows neither peers nor networks. What runs on it uses plain asyncio (tasks, events, ``sleep``, ``timeout``)
+and gets the same order of events in every run: callbacks run first in, first out, timers by time and then by the
+order in which they were set. If nothing is ready and no timer is set, nothing can ever happen again; where a real
+loop would hang, this one raises :class:`Deadlock` and names the tasks that wait.
+
+Tasks may belong to an :class:`Owner` (a simulated machine), through their context. A frozen owner's callbacks and
+timers are kept back until it is thawed, as if its process had been stopped by SIGSTOP.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from contextvars import Context, ContextVar, copy_context
+from types import CodeType
+from typing import Any, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+#: Virtual seconds and iterations that cancelled tasks get to end in, after a run.
+_GRACE_S = 3600.0
+_GRACE_ITERATIONS = 1_000_000
+#: Cancelled timers in the queue from which on it may be worth a sweep.
+_SWEEP_FROM = 256
+
+
+class SimulationError(RuntimeError):
+    """The simulated program cannot go on. Carries the virtual time and the tasks that wait in its message."""
+
+
+class Deadlock(SimulationError):
+    """Nothing is ready and no timer is set: the remaining tasks wait for each other."""
+
+
+class Overrun(SimulationError):
+    """The run went beyond its bound on virtual time or on iterations of the loop."""
+
+
+class Owner:
+    """Whom a task belongs to. Two of one name are two owners: a machine before its crash and after."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def context(self) -> Context:
+        """A context whose tasks and timers belong to this owner, and those that they start."""
+        context = copy_context()
+        context.run(_OWNER.set, self)
+        return context
+
+
+_OWNER: ContextVar[Owner | None] = ContextVar("owner", default=None)
+_Due = tuple[Owner | None, asyncio.Handle]
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """An event loop on virtual time, without sockets, signals or threads.
+
+    Args:
+        until_s: virtual seconds after which the run is an :class:`Overrun`.
+        max_iterations: the same for iterations, against loops that never let time pass.
+    """
+
+    _stopping: bool
+
+    def __init__(self, *, until_s: float, max_iterations: int) -> None:
+        super().__init__()
+        self.until_s = until_s
+        self.max_iterations = max_iterations
+        self.num_iterations = 0
+        self.errors: list[Exception] = []
+        self._now = 0.0
+        self._due: deque[_Due] = deque()
+        self._timers: list[tuple[float, int, Owner | None, asyncio.TimerHandle]] = []
+        self._num_timers = 0
+        self._num_cancelled = 0
+        self._frozen: dict[Owner, list[_Due]] = {}
+        self.set_exception_handler(_keep_error)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._now
+
+    def call_soon(
+        self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Run ``callback`` in the next iteration."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._due.append((_owner_of(context), handle))
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback`` at virtual time ``when``, or in the next iteration if that has passed."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._num_timers += 1
+        heapq.heappush(self._timers, (when, self._num_timers, _owner_of(context), timer))
+        return timer
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Refused: threads would end determinism."""
+        raise RuntimeError("the simulator has no threads; blocking work goes through Clock.run")
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[[*Args], T], *args: *Args) -> asyncio.Future[T]:
+        """Refused, as ``call_soon_threadsafe``."""
+        raise RuntimeError("the simulator has no threads; blocking work goes through Clock.run")
+
+    def freeze(self, owner: Owner) -> None:
+        """Keep back all that belongs to ``owner``, as SIGSTOP does. Time goes on for it, unseen."""
+        self._frozen.setdefault(owner, [])
+
+    def thaw(self, owner: Owner) -> None:
+        """Let ``owner`` go on; what was kept back runs now, in the order in which it fell due."""
+        self._due.extend(self._frozen.pop(owner, ()))
+
+    def wind_up(self) -> None:
+        """Cancel and await every task left, frozen ones too, so that none outlives the run.
+
+        Raises:
+            SimulationError: a task refuses to end.
+        """
+        self.until_s = self._now + _GRACE_S
+        self.max_iterations = self.num_iterations + _GRACE_ITERATIONS
+        tasks = _in_order(asyncio.all_tasks(self))
+        for task in tasks:
+            task.cancel()
+        for owner in tuple(self._frozen):
+            self.thaw(owner)
+        if tasks:
+            endings = self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.errors += [ending for ending in endings if isinstance(ending, Exception)]
+        self.run_until_complete(self.shutdown_asyncgens())
+
+    def _run_once(self) -> None:
+        """One iteration, called by the base class until it is stopped: what is due now, or a jump to the next timer."""
+        self.num_iterations += 1
+        if self.num_iterations > self.max_iterations:
+            raise Overrun(self._report(f"more than {self.max_iterations} iterations of the loop"))
+        due, timers = self._due, self._timers
+        if not due and not self._stopping:
+            self._jump()
+        while timers and timers[0][0] <= self._now:
+            _, _, owner, timer = heapq.heappop(timers)
+            due.append((owner, timer))
+        for _ in range(len(due)):
+            entry = due.popleft()
+            owner, handle = entry
+            if owner in self._frozen:
+                self._frozen[owner].append(entry)
+            elif not handle.cancelled():
+                handle._run()
+
+    def _jump(self) -> None:
+        """Set the clock to the earliest timer that is still wanted."""
+        timers = self._timers
+        while timers and timers[0][3].cancelled():
+            heapq.heappop(timers)
+        if not timers:
+            raise Deadlock(self._report("nothing is ready and no timer is set"))
+        when = timers[0][0]
+        if when > self.until_s:
+            raise Overrun(self._report(f"the next timer, at {when:.3f} s, is beyond the bound of {self.until_s:.3f} s"))
+        self._now = max(self._now, when)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Sweep the queue when most of it may be cancelled timeouts; called by the handle."""
+        self._num_cancelled += 1
+        if self._num_cancelled > _SWEEP_FROM and 2 * self._num_cancelled > len(self._timers):
+            self._timers[:] = [entry for entry in self._timers if not entry[3].cancelled()]
+            heapq.heapify(self._timers)
+            self._num_cancelled = 0
+
+    def _report(self, problem: str) -> str:
+        """``problem`` with the virtual time and every task that waits, one to a line."""
+        lines = [f"{problem}; virtual time {self._now:.3f} s, waiting:"]
+        lines += [f"  {_describe(task)}" for task in _in_order(asyncio.all_tasks(self))]
+        lines += [f"  frozen: {owner.name}, {len(kept)} callbacks kept back" for owner, kept in self._frozen.items()]
+        return "\n".join(lines)
+
+
+def run(coro: Coroutine[Any, Any, T], *, until_s: float, max_iterations: int = 20_000_000) -> T:
+    """Run ``coro`` to its end on virtual time and return its result; tasks it leaves behind are cancelled.
+
+    Raises:
+        Deadlock: everything waits and no timer is set.
+        Overrun: virtual time passed ``until_s`` seconds or the loop made ``max_iterations``.
+        ExceptionGroup: ``coro`` ended well, but a callback raised or a task failed without anybody asking.
+    """
+    loop = VirtualLoop(until_s=until_s, max_iterations=max_iterations)
+    try:
+        try:
+            result = loop.run_until_complete(coro)
+        finally:
+            loop.wind_up()
+    finally:
+        loop.close()
+    if loop.errors:
+        raise ExceptionGroup("errors in the background of a simulation", loop.errors)
+    return result
+
+
+def virtual_loop() -> VirtualLoop:
+    """The running virtual loop.
+
+    Raises:
+        RuntimeError: called outside a simulation.
+    """
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualLoop):
+        raise RuntimeError("the simulator's parts work only inside decentral.sim.loop.run")
+    return loop
+
+
+def _owner_of(context: Context | None) -> Owner | None:
+    """The owner that ``context`` (or the current context) names."""
+    return _OWNER.get() if context is None else context.get(_OWNER)
+
+
+def _keep_error(loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:
+    """Exception handler of the loop: keep for ``run`` what asyncio would only log."""
+    error = details.get("exception")
+    if not isinstance(error, Exception):
+        error = RuntimeError(details["message"])
+    assert isinstance(loop, VirtualLoop)
+    loop.errors.append(error)
+
+
+def _in_order(tasks: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    """Tasks by name, numbers by value: asyncio hands them out as a set, whose order differs between runs."""
+    return sorted(tasks, key=lambda task: (len(task.get_name()), task.get_name()))
+
+
+def _describe(task: asyncio.Task[Any]) -> str:
+    """A task's name and the chain of coroutines that it waits in, with the innermost line."""
+    names: list[str] = []
+    place = ""
+    inner: object = task.get_coro()
+    while (code := getattr(inner, "cr_code", None)) is not None:
+        assert isinstance(code, CodeType)
+        names.append(code.co_qualname)
+        frame = getattr(inner, "cr_frame", None)
+        if frame is not None:
+            place = f" (line {frame.f_lineno})"
+        inner = getattr(inner, "cr_await", None)
+    return f"{task.get_name()}: {' > '.join(names)}{place}"

@@ -1,0 +1,240 @@
+"""The memory network: how long a message takes, whether it arrives, and who can talk to whom.
+
+It knows endpoints and sizes, not what a message means (that is ``sim.transport``). One seeded generator decides
+everything random, in the order of the messages. A message's life, with ``size`` = payload + ``FRAME_BYTES``::
+
+    waits for the sender's uplink, which sends one message after the other  | size / up_bytes_per_s
+    travels                                                                 | latency
+    waits for the receiver's downlink, which takes one after the other      | size / down_bytes_per_s
+
+Sending and receiving overlap, so alone on idle lines a message takes latency + size / min(up, down). A lost message
+uses the uplink and never arrives: as on a connection that broke, its caller hears nothing until its own deadline.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from decentral.sim.loop import Owner, virtual_loop
+from decentral.sim.trace import Trace
+from decentral.types import PeerId
+
+#: What every message costs beyond its payload: method, ids and framing of a real transport, rounded.
+FRAME_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The weather, the same between all pairs."""
+
+    latency_s: float = 0.02
+    """Mean time that a byte travels, one way."""
+    jitter: float = 0.0
+    """Sigma of the log-normal factor on ``latency_s`` (its mean is 1); 0 for none, 0.5 for a poor home line."""
+    loss: float = 0.0
+    """Probability that a message never arrives, requests and replies alike."""
+    give_up_s: float = 3.0
+    """How long a caller dials across a partition before it is told that the peer is unreachable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A peer's access to the network."""
+
+    up_bytes_per_s: float = math.inf
+    down_bytes_per_s: float = math.inf
+
+
+class Breakable(Protocol):
+    """Something in flight towards an endpoint that wants to hear of its end."""
+
+    def broken(self) -> None:
+        """The endpoint went away."""
+        ...
+
+
+class Endpoint:
+    """One peer's place in the network, until it crashes or leaves. A peer that returns gets a new one.
+
+    ``context`` is the one to run the peer's tasks in: they stop when the network pauses or crashes the peer.
+    """
+
+    def __init__(self, peer_id: PeerId, line: Line) -> None:
+        self.peer_id = peer_id
+        self.line = line
+        self.owner = Owner(peer_id)
+        self.context = self.owner.context()
+        self.in_flight: dict[Breakable, None] = {}
+        self.up_free_s = self.down_free_s = 0.0
+        self.gone_s = math.inf
+        self.sent_bytes = self.received_bytes = 0
+
+    @property
+    def gone(self) -> bool:
+        """Whether it crashed or left."""
+        return self.gone_s < math.inf
+
+
+class Network:
+    """All endpoints and what lies between them.
+
+    Args:
+        seed: of everything random in the network.
+        conditions: the weather at the start; assign ``network.conditions`` to change it.
+    """
+
+    def __init__(self, seed: int, conditions: Conditions | None = None) -> None:
+        self.conditions = conditions or Conditions()
+        self.random = random.Random(f"network {seed}")
+        self.trace = Trace()
+        self.num_lost = 0
+        """Messages lost by chance."""
+        self.num_cut = 0
+        """Dials, messages and look-ups that failed because of a partition."""
+        self.layout = 0
+        """Counts changes of the partition."""
+        self._loop = virtual_loop()
+        self._neutral = copy_context()
+        self._endpoints: dict[PeerId, Endpoint] = {}
+        self._sides: dict[PeerId, int] = {}
+        self._latencies: dict[frozenset[PeerId], float] = {}
+
+    def join(self, endpoint: Endpoint) -> None:
+        """Make an endpoint reachable.
+
+        Raises:
+            ValueError: a live peer has this id already.
+        """
+        if endpoint.peer_id in self._endpoints:
+            raise ValueError(f"{endpoint.peer_id} is already in the network")
+        self._endpoints[endpoint.peer_id] = endpoint
+        self.note("join", endpoint.peer_id)
+
+    def find(self, peer: PeerId) -> Endpoint | None:
+        """The live endpoint of ``peer``, paused or not."""
+        return self._endpoints.get(peer)
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """Take an endpoint out: what is in flight towards it breaks, what it has not sent completely is lost."""
+        if endpoint.gone:
+            return
+        endpoint.gone_s = self._loop.time()
+        del self._endpoints[endpoint.peer_id]
+        self.note("leave", endpoint.peer_id)
+        for message in tuple(endpoint.in_flight):
+            message.broken()
+
+    def crash(self, peer: PeerId) -> None:
+        """As ``kill -9``: the endpoint leaves and the tasks of its owner never run again.
+
+        Raises:
+            KeyError: no such live peer.
+        """
+        endpoint = self._endpoints[peer]
+        self.leave(endpoint)
+        self._loop.freeze(endpoint.owner)
+
+    def pause(self, peer: PeerId) -> None:
+        """As SIGSTOP: messages reach the peer, but neither its handlers nor its tasks run until ``resume``.
+
+        Raises:
+            KeyError: no such live peer.
+        """
+        self._loop.freeze(self._endpoints[peer].owner)
+        self.note("pause", peer)
+
+    def resume(self, peer: PeerId) -> None:
+        """As SIGCONT: handlers and tasks go on with what fell due meanwhile. Does nothing to a peer that is not paused.
+
+        Raises:
+            KeyError: no such live peer.
+        """
+        self._loop.thaw(self._endpoints[peer].owner)
+        self.note("resume", peer)
+
+    def partition(self, *groups: Iterable[PeerId]) -> None:
+        """Cut the network: peers of different groups cannot talk; all that are in none form one more group."""
+        self._sides = {peer: number for number, group in enumerate(groups, start=1) for peer in group}
+        self.layout += 1
+        self.note("partition", *(f"{peer}:{side}" for peer, side in self._sides.items()))
+
+    def heal(self) -> None:
+        """End the partition."""
+        self.partition()
+
+    def is_cut(self, a: PeerId, b: PeerId) -> bool:
+        """Whether a partition lies between two peers."""
+        return bool(self._sides) and self._sides.get(a) != self._sides.get(b)
+
+    def set_latency(self, a: PeerId, b: PeerId, latency_s: float) -> None:
+        """Give one pair a mean latency of its own, in both directions."""
+        self._latencies[frozenset((a, b))] = latency_s
+
+    def latency_s(self, a: PeerId, b: PeerId) -> float:
+        """Draw the time that a byte travels from ``a`` to ``b``."""
+        mean_s = self.conditions.latency_s
+        if self._latencies:
+            mean_s = self._latencies.get(frozenset((a, b)), mean_s)
+        sigma = self.conditions.jitter
+        return mean_s * self.random.lognormvariate(-sigma * sigma / 2, sigma) if sigma else mean_s
+
+    def is_lost(self) -> bool:
+        """Draw whether a message is lost, and count it."""
+        loss = self.conditions.loss
+        lost = loss > 0 and self.random.random() < loss
+        self.num_lost += lost
+        return lost
+
+    def send(
+        self, source: Endpoint, target: Endpoint, what: str, num_bytes: int, deliver: Callable[..., None], *args: Any
+    ) -> None:
+        """Send a message of ``num_bytes`` payload; if it arrives, ``deliver(*args)`` runs in the target's context."""
+        size = num_bytes + FRAME_BYTES
+        start_s = max(self._loop.time(), source.up_free_s)
+        left_s = source.up_free_s = start_s + size / source.line.up_bytes_per_s
+        source.sent_bytes += size
+        if self.is_lost():
+            self.note("lost", source.peer_id, target.peer_id, what, size)
+            return
+        self.note("send", source.peer_id, target.peer_id, what, size)
+        latency_s = self.latency_s(source.peer_id, target.peer_id)
+        message = (source, target, left_s, size, deliver, args)
+        if target.line.down_bytes_per_s == math.inf:
+            self._loop.call_at(left_s + latency_s, self._arrive, *message, context=target.context)
+            return
+        # The downlink is claimed when the bytes are there, not now: else one slow sender would block the receiver.
+        claim_s = left_s + latency_s - min(left_s - start_s, size / target.line.down_bytes_per_s)
+        self._loop.call_at(claim_s, self._take_down, *message, context=self._neutral)
+
+    def note(self, *event: str | int) -> None:
+        """Add an event to the trace, with the time."""
+        self.trace.add(self._loop.time(), *event)
+
+    def _take_down(self, source: Endpoint, target: Endpoint, left_s: float, size: int, *rest: Any) -> None:
+        """Queue a message on the target's downlink."""
+        start_s = max(self._loop.time(), target.down_free_s)
+        target.down_free_s = start_s + size / target.line.down_bytes_per_s
+        message = (source, target, left_s, size, *rest)
+        self._loop.call_at(target.down_free_s, self._arrive, *message, context=target.context)
+
+    def _arrive(
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        left_s: float,
+        size: int,
+        deliver: Callable[..., None],
+        args: tuple[Any, ...],
+    ) -> None:
+        """Hand a message over, unless something came between."""
+        if target.gone or source.gone_s < left_s:
+            return
+        if self.is_cut(source.peer_id, target.peer_id):
+            self.num_cut += 1
+            self.note("cut", source.peer_id, target.peer_id, size)
+            return
+        target.received_bytes += size
+        deliver(*args)

@@ -1,0 +1,127 @@
+"""A trainer that costs next to nothing and whose best parameters are known.
+
+Legend: N = values. Worker ``i`` minimises ``mean((x_N - optimum_i_N)^2) / 2`` by plain gradient descent, with
+Gaussian noise on the gradient. The optima of a problem's workers average exactly to its goal, so a swarm that mixes
+well ends at the goal, and a worker alone does not.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decentral.ports.trainer import StepReport
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ToyProblem:
+    """What a swarm of toy trainers learns."""
+
+    seed: int
+    num_workers: int
+    num_values: int = 24
+    num_tensors: int = 3
+    """Tensors that the values are spread over, as evenly as possible."""
+    spread: float = 0.5
+    """Standard deviation of the workers' optima about the goal."""
+    noise: float = 0.0
+    """Standard deviation of the noise on each value of a gradient."""
+    inner_lr: float = 0.1
+    tokens_per_step: int = 32
+
+    @cached_property
+    def goal(self) -> Values:
+        """The common optimum [N]."""
+        return self._random("goal", 0).standard_normal(self.num_values, dtype=np.float32)
+
+    @cached_property
+    def _offsets(self) -> Values:
+        """Each worker's optimum minus the goal [num_workers, N]; the mean over workers is 0."""
+        offsets = self._random("offsets", 0).standard_normal((self.num_workers, self.num_values), dtype=np.float32)
+        centred: Values = offsets - offsets.mean(axis=0)
+        return np.float32(self.spread) * centred
+
+    def trainer(
+        self,
+        worker: int,
+        charge: Callable[[float], None] = lambda seconds: None,
+        *,
+        step_s: float = 0.0,
+        nan_at_step: int | None = None,
+    ) -> "ToyTrainer":
+        """The trainer of worker number ``worker``; all begin at zero.
+
+        Args:
+            worker: counted from 0; those beyond ``num_workers`` share the optimum of an earlier one.
+            charge: told the virtual time of every stretch, usually ``SimClock.charge``.
+            step_s: virtual seconds of an inner step.
+            nan_at_step: global step at which the parameters become NaN.
+        """
+        optimum_N = self.goal + self._offsets[worker % self.num_workers]
+        return ToyTrainer(self, optimum_N, self._random("noise", worker), charge, step_s, nan_at_step)
+
+    def _random(self, purpose: str, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, number, *purpose.encode()])
+
+
+class ToyTrainer:
+    """The port ``Trainer`` on a toy problem; made by :meth:`ToyProblem.trainer`."""
+
+    def __init__(
+        self,
+        problem: ToyProblem,
+        optimum_N: Values,
+        random: np.random.Generator,
+        charge: Callable[[float], None],
+        step_s: float,
+        nan_at_step: int | None,
+    ) -> None:
+        self._problem = problem
+        self._optimum_N = optimum_N
+        self._random = random
+        self._charge = charge
+        self._step_s = step_s
+        self._nan_at_step = nan_at_step
+        self._x_N = np.zeros(problem.num_values, dtype=np.float32)
+        tensors = torch.from_numpy(self._x_N).tensor_split(problem.num_tensors)
+        self._parameters = {f"layer{number}": tensor for number, tensor in enumerate(tensors)}
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The live values, as views: they change with every step."""
+        return self._parameters
+
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """Overwrite the named tensors."""
+        for name, tensor in parameters.items():
+            self._parameters[name].copy_(tensor)
+
+    def train_steps(self, first_step: int, count: int) -> StepReport:
+        """Take ``count`` steps and charge their time."""
+        x_N, problem = self._x_N, self._problem
+        squares = 0.0
+        for step in range(first_step, first_step + count):
+            if step == self._nan_at_step:
+                x_N.fill(math.nan)
+            gradient_N = x_N - self._optimum_N
+            squares += float(gradient_N @ gradient_N)
+            if problem.noise:
+                gradient_N += problem.noise * self._random.standard_normal(problem.num_values, dtype=np.float32)
+            x_N -= problem.inner_lr * gradient_N
+        self._charge(self._step_s * count)
+        mean_square = squares / count
+        return StepReport(
+            tokens=problem.tokens_per_step * count,
+            loss=mean_square / (2 * problem.num_values),
+            grad_norm=math.sqrt(mean_square),
+        )
+
+    def validate(self) -> float:
+        """Loss of the current values against the goal of all workers."""
+        return float(np.mean((self._x_N - self._problem.goal) ** 2)) / 2

@@ -1,0 +1,197 @@
+"""Calls over the memory network: the port ``Transport`` without sockets, with the failures of real ones.
+
+A call is two messages, and one task for the handler. Connections cost nothing to set up; a dial to a peer that is
+not there costs a round trip.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from decentral.errors import CallRefused, CallTimeout, PeerUnreachable, TransportError
+from decentral.ports.transport import Handler, Traffic
+from decentral.sim.loop import virtual_loop
+from decentral.sim.network import Endpoint, Line, Network
+from decentral.types import PeerId
+
+_MAX_REASON = 200
+
+
+@dataclass(slots=True)
+class _Method:
+    """A served method and how many of its handlers are at work."""
+
+    handler: Handler
+    max_request_bytes: int
+    max_concurrent: int
+    num_active: int = 0
+
+
+class MemoryTransport(Endpoint):
+    """One peer's calls.
+
+    Args:
+        network: the network that it joins.
+        peer_id: must be free in the network.
+        line: bandwidth; unlimited by default.
+
+    Raises:
+        ValueError: the id is taken.
+    """
+
+    def __init__(self, network: Network, peer_id: PeerId, line: Line | None = None) -> None:
+        super().__init__(peer_id, line or Line())
+        self._network = network
+        self._loop = virtual_loop()
+        self._methods: dict[str, _Method] = {}
+        self._outgoing: dict[_Call, None] = {}
+        self._serving: dict[_Call, asyncio.Task[None]] = {}
+        network.join(self)
+
+    async def call(self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int) -> bytes:
+        """See ``ports.transport.Transport.call``."""
+        if self.gone:
+            raise PeerUnreachable("this transport is closed")
+        if peer == self.peer_id:
+            return await self._call_self(method, request, timeout_s, max_reply_bytes)
+        call = _Call(self, peer, method, max_reply_bytes, self._loop.create_future())
+        self._outgoing[call] = None
+        now_s = self._loop.time()
+        timer = self._loop.call_at(now_s + timeout_s, call.fail, CallTimeout, f"no reply in {timeout_s:g} s")
+        callee = self._network.find(peer)
+        try:
+            if callee is None:
+                dialled_s = now_s + 2 * self._network.latency_s(self.peer_id, peer)
+                self._loop.call_at(dialled_s, call.fail, PeerUnreachable, "nobody there")
+            elif self._network.is_cut(self.peer_id, peer):
+                self._network.num_cut += 1
+                given_up_s = now_s + self._network.conditions.give_up_s
+                self._loop.call_at(given_up_s, call.fail, PeerUnreachable, "no way through")
+            else:
+                assert isinstance(callee, MemoryTransport)
+                callee.in_flight[call] = None
+                self._network.send(self, callee, method, len(request), callee._receive, call, request)
+            return await call.future
+        finally:
+            timer.cancel()
+            del self._outgoing[call]
+            if callee is not None:
+                callee.in_flight.pop(call, None)
+
+    async def serve(self, method: str, handler: Handler, *, max_request_bytes: int, max_concurrent: int = 64) -> None:
+        """See ``ports.transport.Transport.serve``; a second handler of the same name takes the first one's place."""
+        self._methods[method] = _Method(handler, max_request_bytes, max_concurrent)
+
+    def traffic(self) -> Traffic:
+        """Payloads and ``FRAME_BYTES`` for each message; of received ones, only what arrived."""
+        return Traffic(self.sent_bytes, self.received_bytes)
+
+    async def close(self) -> None:
+        """Leave the network. Handlers at work are cancelled, calls in flight fail."""
+        self._network.leave(self)
+        for call in tuple(self._outgoing):
+            call.fail(CallTimeout, "this transport was closed")
+        handlers = [task for task in self._serving.values() if task is not asyncio.current_task()]
+        for task in handlers:
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+
+    async def _call_self(self, name: str, request: bytes, timeout_s: float, max_reply_bytes: int) -> bytes:
+        """Serve one's own call without the network."""
+        method = self._admit(name, len(request))
+        try:
+            async with asyncio.timeout(timeout_s):
+                reply = await _perform(method, self.peer_id, request)
+        except TimeoutError as err:
+            raise CallTimeout(f"{name} of this peer: no reply in {timeout_s:g} s") from err
+        if len(reply) > max_reply_bytes:
+            raise CallRefused(f"{name} of this peer: reply of {len(reply)} bytes, allowed are {max_reply_bytes}")
+        return reply
+
+    def _admit(self, name: str, num_bytes: int) -> _Method:
+        """Take a place at a method, which ``_perform`` gives back; or raise CallRefused."""
+        method = self._methods.get(name)
+        if method is None:
+            raise CallRefused("no such method")
+        if num_bytes > method.max_request_bytes:
+            raise CallRefused(f"request of {num_bytes} bytes, allowed are {method.max_request_bytes}")
+        if method.num_active >= method.max_concurrent:
+            raise CallRefused(f"busy with {method.num_active} calls")
+        method.num_active += 1
+        return method
+
+    def _receive(self, call: "_Call", request: bytes) -> None:
+        """A request has arrived."""
+        call.delivered = True
+        try:
+            method = self._admit(call.method, len(request))
+        except CallRefused as refusal:
+            self._refuse(call, refusal)
+            return
+        # A copy: what a handler sets in its context is its own.
+        self._serving[call] = self._loop.create_task(
+            self._handle(call, method, request), context=self.context.copy(), name=f"{self.peer_id} {call.method}"
+        )
+
+    async def _handle(self, call: "_Call", method: _Method, request: bytes) -> None:
+        """Run a handler and send what it says."""
+        try:
+            reply = await _perform(method, call.caller.peer_id, request)
+        except CallRefused as refusal:
+            self._refuse(call, refusal)
+        else:
+            self._network.send(self, call.caller, "reply", len(reply), call.reply, reply)
+        finally:
+            self._serving.pop(call, None)
+
+    def _refuse(self, call: "_Call", refusal: CallRefused) -> None:
+        """Send a refusal: a message without payload."""
+        self._network.send(self, call.caller, "refusal", 0, call.fail, CallRefused, str(refusal))
+
+
+class _Call:
+    """One call in flight, seen from the caller."""
+
+    __slots__ = ("caller", "delivered", "future", "max_reply_bytes", "method", "peer")
+
+    def __init__(
+        self, caller: MemoryTransport, peer: PeerId, method: str, max_reply_bytes: int, future: asyncio.Future[bytes]
+    ) -> None:
+        self.caller = caller
+        self.peer = peer
+        self.method = method
+        self.max_reply_bytes = max_reply_bytes
+        self.future = future
+        self.delivered = False
+
+    def reply(self, reply: bytes) -> None:
+        """The reply has arrived."""
+        if len(reply) > self.max_reply_bytes:
+            self.fail(CallRefused, f"reply of {len(reply)} bytes, allowed are {self.max_reply_bytes}")
+        elif not self.future.done():
+            self.future.set_result(reply)
+
+    def fail(self, kind: type[TransportError], reason: str) -> None:
+        """It is over without a reply; nothing happens if it is over already."""
+        if not self.future.done():
+            self.future.set_exception(kind(f"{self.method} of {self.peer}: {reason}"))
+
+    def broken(self) -> None:
+        """The peer went away: its machine resets the connection, which takes the way back to be noticed."""
+        kind = CallTimeout if self.delivered else PeerUnreachable
+        network, caller = self.caller._network, self.caller
+        noticed_s = network._loop.time() + network.latency_s(self.peer, caller.peer_id)
+        network._loop.call_at(noticed_s, self.fail, kind, "the connection broke", context=caller.context)
+
+
+async def _perform(method: _Method, sender: PeerId, request: bytes) -> bytes:
+    """Run a handler in the place that it was admitted to.
+
+    Raises:
+        CallRefused: with the text of whatever the handler raised.
+    """
+    try:
+        return await method.handler(sender, request)
+    except Exception as err:
+        raise CallRefused(f"{type(err).__name__}: {err}"[:_MAX_REASON]) from err
+    finally:
+        method.num_active -= 1
