@@ -179,7 +179,7 @@ class Network:
         if self._latencies:
             mean_s = self._latencies.get(frozenset((a, b)), mean_s)
         sigma = self.conditions.jitter
-        return mean_s * self.random.lognormvariate(-sigma * sigma / 2, sigma) if sigma else mean_s
+        return mean_s * math.exp(self.random.gauss(-sigma * sigma / 2, sigma)) if sigma else mean_s
 
     def is_lost(self) -> bool:
         """Draw whether a message is lost, and count it."""
