@@ -17,9 +17,11 @@ class Contribution:
     delta_N: Tensor
     """Pseudo-gradient: anchor minus local parameters, float32 on CPU, finite."""
     weight: float
-    """Tokens behind it, > 0."""
+    """Tokens behind it; 0 to listen only: nothing is brought, the mean is received."""
     base: str
     """Digest of the anchor and outer state that ``delta_N`` was taken against."""
+    num_steps: int = 0
+    """Outer steps behind that anchor."""
 
 
 class Reason(StrEnum):

@@ -92,6 +92,10 @@ class SyncPlan:
         """The number of finished steps at which ``round`` begins: where a joiner starts to count."""
         return round * self.inner_steps
 
+    def launch_step(self, key: SyncKey) -> int:
+        """The step at which ``key`` is launched."""
+        return self.step_of_round(key.round) + self._apply_offset(key.fragment) - self.delay_steps
+
     def _apply_offset(self, fragment: int) -> int:
         """The step of the first round at which ``fragment`` is applied, in [1, H]."""
         return (fragment + 1) * self.inner_steps // self.num_fragments

@@ -4,7 +4,9 @@ A record carries no wall-clock time. Its ``seq`` only grows, and a reader takes 
 ``seq`` (on its own monotonic clock) as evidence of life, so clocks may be wrong by any amount.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
@@ -17,6 +19,9 @@ from decentral.types import PeerId
 #: An encoded record is about 700 bytes with its RSA signature; what is longer is not read.
 MAX_RECORD_BYTES = 4096
 _MAX_TEXT = 200
+
+#: Whether a peer signed exactly these bytes: peer, data, signature.
+Verify = Callable[[PeerId, bytes, bytes], bool]
 
 
 class State(StrEnum):
@@ -107,8 +112,13 @@ def encode(presence: Presence, identity: Identity) -> bytes:
     return bytes(msgpack.packb([presence.peer, body, identity.sign(body)]))
 
 
-def decode(data: bytes, identity: Identity) -> Presence:
-    """Unpack and verify a record from anywhere.
+@functools.lru_cache(maxsize=4096)
+def decode(data: bytes, verify: Verify) -> Presence:
+    """Unpack and verify a record from anywhere. Cached: the same bytes arrive by many ways.
+
+    Args:
+        data: the record.
+        verify: ``Identity.verify``.
 
     Raises:
         FrameError: too long, malformed, a value out of range, or not signed by the peer it names.
@@ -119,7 +129,7 @@ def decode(data: bytes, identity: Identity) -> Presence:
         peer, body, signature = msgpack.unpackb(data)
         if not (isinstance(peer, str) and isinstance(body, bytes) and isinstance(signature, bytes)):
             raise FrameError("presence record with wrong types")
-        if not identity.verify(PeerId(peer), body, signature):
+        if not verify(PeerId(peer), body, signature):
             raise FrameError(f"presence record not signed by {peer[:60]}")
         return _checked(PeerId(peer), msgpack.unpackb(body))
     except FrameError:

@@ -1,0 +1,1 @@
+"""The worker: what happens when, in which order. Open ``worker.py`` first."""

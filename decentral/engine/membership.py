@@ -1,0 +1,213 @@
+"""This worker's sign of life and what it hears of the others': by direct exchange with random peers and by the directory.
+
+The directory introduces peers that do not know each other. Once they do, they keep each other informed directly, so
+a lost or spoilt directory stops nobody.
+"""
+
+import asyncio
+import random
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+
+from decentral.errors import CallRefused, CallTimeout, FrameError, IdentityError, PeerUnreachable
+from decentral.monitor.events import PeerLost, PeerSeen
+from decentral.monitor.journal import Journal
+from decentral.ports.clock import Clock
+from decentral.ports.directory import Directory
+from decentral.ports.identity import Identity
+from decentral.ports.transport import Transport
+from decentral.swarm.presence import MAX_RECORD_BYTES, Presence, decode, encode
+from decentral.swarm.roster import Roster
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId
+
+PRESENCE = "presence"
+#: Records that travel in one exchange, besides the sender's own.
+_NUM_FORWARDED = 16
+_MAX_MESSAGE_BYTES = (_NUM_FORWARDED + 2) * (MAX_RECORD_BYTES + 32)
+#: One beat in so many also goes to the directory.
+_DIRECTORY_BEATS = 4
+#: News of oneself that one did not write: a few are echoes of an earlier life, more are a live double.
+_MAX_ECHOES = 3
+
+
+class Membership:
+    """The roster and the heartbeat that keeps it true.
+
+    Args:
+        own: this worker's first record.
+        transport: to the peers.
+        directory: where strangers meet.
+        clock: for ages.
+        identity: signs the record.
+        timing: beat and time to live.
+        journal: hears of peers seen and lost.
+    """
+
+    def __init__(
+        self,
+        own: Presence,
+        *,
+        transport: Transport,
+        directory: Directory,
+        clock: Clock,
+        identity: Identity,
+        timing: Timing,
+        journal: Journal,
+    ) -> None:
+        self.roster = Roster(timing.ttl_s)
+        self._own = own
+        self._transport = transport
+        self._directory = directory
+        self._clock = clock
+        self._identity = identity
+        self._timing = timing
+        self._journal = journal
+        self._random = random.Random(own.peer)
+        self._encoded: dict[PeerId, bytes] = {}
+        self._live: frozenset[PeerId] = frozenset()
+        self._beats = 0
+        self._echoes = 0
+        self._signed_seq = -1
+        self.update()
+
+    @property
+    def own(self) -> Presence:
+        """This worker's record as it stands."""
+        return self._own
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the own record; the next beat tells the others."""
+        seq = max(self._own.seq + 1, int(self._clock.wall() * 1000))
+        self._own = replace(self._own, seq=seq, **changes)
+        self.roster.observe(self._own, self._clock.monotonic())
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._transport.serve(PRESENCE, self._on_presence, max_request_bytes=_MAX_MESSAGE_BYTES)
+
+    async def run(self) -> None:
+        """Beat for ever."""
+        while True:
+            await self.beat()
+            # Spread over the interval, so that a swarm started by one script does not beat in step.
+            await asyncio.sleep(self._timing.beat_s * self._random.uniform(0.8, 1.2))
+
+    async def beat(self) -> None:
+        """Tell one random live peer, now and then the directory, and take in what they know."""
+        self.update()
+        if self._beats % _DIRECTORY_BEATS == 0:
+            await self._ask_directory()
+        self._beats += 1
+        others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
+        if others:
+            await self.tell(self._random.choice(others))
+        self._note_changes()
+
+    async def tell(self, peer: PeerId) -> None:
+        """Exchange records with one peer."""
+        timeout_s = self._timing.beat_s + self._timing.grace_s
+        try:
+            reply = await self._transport.call(
+                peer, PRESENCE, self.message(), timeout_s=timeout_s, max_reply_bytes=_MAX_MESSAGE_BYTES
+            )
+            self.absorb(reply)
+        except PeerUnreachable:
+            self.roster.bury(peer)
+        except (CallTimeout, CallRefused, FrameError):
+            # Alive or not, its silence will tell.
+            return
+
+    async def farewell(self) -> None:
+        """Tell a few peers at once, so that nobody waits for a worker that has left."""
+        others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
+        async with asyncio.TaskGroup() as group:
+            for peer in self._random.sample(others, min(len(others), _NUM_FORWARDED)):
+                group.create_task(self.tell(peer))
+
+    def absorb(self, message: bytes) -> None:
+        """Take in records with their ages in milliseconds; a bad record does not spoil the others.
+
+        Raises:
+            FrameError: the message as a whole is malformed.
+        """
+        try:
+            entries = [(data, age_ms) for data, age_ms in msgpack.unpackb(message)]
+        except (ValueError, TypeError, msgpack.UnpackException) as err:
+            raise FrameError(f"malformed presence message: {err}") from err
+        for data, age_ms in entries[: _NUM_FORWARDED + 1]:
+            if isinstance(data, bytes) and isinstance(age_ms, int):
+                self._take(data, age_ms / 1000)
+
+    def message(self) -> bytes:
+        """The own record and some others' with their ages, for a peer."""
+        now = self._clock.monotonic()
+        others = [(p.peer, age) for p, age in self.roster.with_ages(now) if p.peer in self._encoded]
+        others = [(peer, age) for peer, age in others if peer != self._own.peer and age < self._timing.ttl_s]
+        chosen = self._random.sample(others, min(len(others), _NUM_FORWARDED))
+        entries = [(self._encoded[peer], int(age * 1000)) for peer, age in chosen]
+        return bytes(msgpack.packb([(self._signed(), 0), *entries]))
+
+    def records(self) -> list[tuple[bytes, float]]:
+        """Every remembered record as it was signed, with the seconds since it was news."""
+        known = self.roster.with_ages(self._clock.monotonic())
+        others = [(p.peer, age_s) for p, age_s in known if p.peer in self._encoded and p.peer != self._own.peer]
+        return [(self._signed(), 0.0), *((self._encoded[peer], age_s) for peer, age_s in others)]
+
+    def check_single(self) -> None:
+        """Raises IdentityError if another live worker uses this one's identity."""
+        if self._echoes > _MAX_ECHOES:
+            raise IdentityError(
+                f"another live worker uses this worker's identity ({self._own.peer})",
+                hint="Give each worker its own identity file: --identity PATH (a new one is made if it is missing).",
+            )
+
+    def _signed(self) -> bytes:
+        """The own record, signed once for every change."""
+        if self._signed_seq != self._own.seq:
+            self._encoded[self._own.peer] = encode(self._own, self._identity)
+            self._signed_seq = self._own.seq
+        return self._encoded[self._own.peer]
+
+    async def _on_presence(self, sender: PeerId, request: bytes) -> bytes:
+        self.absorb(request)
+        return self.message()
+
+    async def _ask_directory(self) -> None:
+        """Publish the own record and look for strangers."""
+        key = f"decentral/{self._own.run}/presence"
+        ttl_s = 3 * _DIRECTORY_BEATS * self._timing.beat_s
+        await self._directory.publish(key, self._own.peer, self._signed(), ttl_s=ttl_s)
+        for data in (await self._directory.lookup(key)).values():
+            self._take(data, 0.0)
+
+    def _take(self, data: bytes, age_s: float) -> None:
+        try:
+            presence = decode(data, self._identity.verify)
+        except FrameError:
+            return
+        if presence.run != self._own.run:
+            return
+        if presence.peer == self._own.peer:
+            if presence.seq > self._own.seq:
+                # From an earlier life with a clock ahead of ours, or from a double: overtake it, and count.
+                self._echoes += 1
+                self._own = replace(self._own, seq=presence.seq)
+                self.update()
+            return
+        if self.roster.observe(presence, self._clock.monotonic(), age_s=age_s):
+            self._encoded[presence.peer] = data
+
+    def _note_changes(self) -> None:
+        """Tell the journal who came and who went since the last beat."""
+        live = frozenset(p.peer for p in self.roster.live(self._clock.monotonic()))
+        for peer in sorted(live - self._live - {self._own.peer}):
+            self._journal.record(PeerSeen(peer))
+        for peer in sorted(self._live - live):
+            self._journal.record(PeerLost(peer, "silent or unreachable"))
+            if self.roster.get(peer) is None:
+                self._encoded.pop(peer, None)
+        self._live = live
+

@@ -1,0 +1,49 @@
+"""What the composition root hands to a worker."""
+
+from dataclasses import dataclass, field
+
+from decentral.codecs.codec import Codec
+from decentral.monitor.journal import Journal
+from decentral.outer.rule import OuterRule
+from decentral.ports.clock import Clock
+from decentral.ports.directory import Directory
+from decentral.ports.identity import Identity
+from decentral.ports.trainer import Trainer
+from decentral.ports.transport import Transport
+from decentral.schedule.plan import SyncPlan
+from decentral.swarm.timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Equal on all workers of a run."""
+
+    run_id: str
+    config: bytes
+    """The swarm's configuration as it is handed to joiners; the engine does not look into it."""
+    rounds: int
+    """Outer rounds until the run is done."""
+    plan: SyncPlan
+    rule: OuterRule
+    codec: Codec
+    """For contributions."""
+    mean_codec: Codec
+    """For the mean that a reducer sends back."""
+    mix_alpha: float = 0.0
+    """Share of the local parameters kept when a new anchor is applied (0: replaced)."""
+    eval_every_rounds: int = 0
+    """Validate the anchor after every so many rounds (0: never)."""
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The ports and the user's trainer, this worker's own."""
+
+    transport: Transport
+    directory: Directory
+    clock: Clock
+    identity: Identity
+    trainer: Trainer
+    journal: Journal
+    device: str = "cpu"

@@ -1,0 +1,173 @@
+"""This worker's copy of the model: the user's trainer, the anchors, and the arithmetic between them.
+
+Everything here blocks and runs on the clock's thread; nothing here knows a peer. Anchors and outer states are never
+changed in place, so a snapshot is a handful of references.
+
+Legend: N = values in a fragment.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from decentral.exchange.api import Contribution
+from decentral.outer.blend import blend, rebase
+from decentral.outer.rule import Mixed, OuterRule
+from decentral.ports.trainer import StepReport, Trainer
+from decentral.state.snapshot import FragmentState, Snapshot
+from decentral.tensors.layout import Layout
+from decentral.types import SyncKey
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Work of a fragment that no round has counted yet."""
+
+    tokens: int = 0
+    steps: int = 0
+
+
+class Replica:
+    """The local model between two anchors.
+
+    Args:
+        trainer: the user's side.
+        layout: how its parameters are cut into fragments.
+        rule: the outer rule.
+        mix_alpha: share of the local parameters kept when a new anchor is applied.
+    """
+
+    def __init__(self, trainer: Trainer, layout: Layout, rule: OuterRule, mix_alpha: float) -> None:
+        self._trainer = trainer
+        self._layout = layout
+        self._rule = rule
+        self._mix_alpha = mix_alpha
+        self._fragments: list[FragmentState] = []
+        self._digests: list[str] = []
+        self._pending = [_Pending() for _ in range(layout.num_fragments)]
+        self._launched = [_Pending() for _ in range(layout.num_fragments)]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is an anchor yet."""
+        return bool(self._fragments)
+
+    @property
+    def pending_steps(self) -> int:
+        """Inner steps that no round has counted, of the fragment that waits longest."""
+        return max(pending.steps for pending in self._pending)
+
+    def found(self) -> None:
+        """Take the trainer's initial parameters as the first anchor."""
+        parameters = self._trainer.parameters()
+        for fragment in range(self._layout.num_fragments):
+            anchor_N = self._layout.gather(parameters, fragment)
+            self._fragments.append(FragmentState(0, anchor_N, self._rule.init(anchor_N)))
+        self._digests = [fragment.digest for fragment in self._fragments]
+
+    def snapshot(self, step: int) -> Snapshot:
+        """The anchors as they stand, for newcomers and for files."""
+        return Snapshot.of(step, tuple(self._fragments), tuple(self._digests))
+
+    def train(self, first_step: int, count: int) -> StepReport:
+        """Take inner steps and count them as pending."""
+        report = self._trainer.train_steps(first_step, count)
+        for pending in self._pending:
+            pending.tokens += report.tokens
+            pending.steps += count
+        return report
+
+    def launch(self, key: SyncKey) -> Contribution:
+        """The pseudo-gradient of one fragment as of now; of weight 0 if there is nothing (finite) to give.
+
+        A replica whose parameters are not finite goes back to the anchor: its steps are lost, the swarm's are not.
+        """
+        state = self._fragments[key.fragment]
+        delta_N = state.anchor_N - self._layout.gather(self._trainer.parameters(), key.fragment)
+        pending = self._pending[key.fragment]
+        weight = float(pending.tokens)
+        if not bool(torch.isfinite(delta_N).all()):
+            self.reset()
+            delta_N, weight = torch.zeros_like(delta_N), 0.0
+        self._launched[key.fragment] = replace(pending)
+        self._pending[key.fragment] = _Pending()
+        return Contribution(delta_N, weight, self._digests[key.fragment], state.outer.num_steps)
+
+    def give_back(self, key: SyncKey) -> None:
+        """The round did not count the contribution: its tokens belong to the next one, its work is still in the parameters."""
+        pending, launched = self._pending[key.fragment], self._launched[key.fragment]
+        pending.tokens += launched.tokens
+        pending.steps += launched.steps
+        self._launched[key.fragment] = _Pending()
+
+    def apply(self, key: SyncKey, mixed: Mixed) -> str:
+        """Take the outer step and blend the new anchor into the parameters; returns the new digest.
+
+        Ranges that were closed without us keep our local work, moved along with the anchor.
+        """
+        old = self._fragments[key.fragment]
+        anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
+        local_N = self._layout.gather(self._trainer.parameters(), key.fragment)
+        new_local_N = blend(local_N, anchor_N, self._mix_alpha)
+        for start, stop in mixed.missed:
+            span = slice(start, stop)
+            new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
+        self._set(key.fragment, FragmentState(key.round + 1, anchor_N, outer))
+        self._load(key.fragment, new_local_N)
+        return self._digests[key.fragment]
+
+    def skip(self, key: SyncKey) -> None:
+        """The round ended without a result: the same anchor, the next round."""
+        state = self._fragments[key.fragment]
+        self._fragments[key.fragment] = replace(state, round=key.round + 1)
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Replace the anchors by downloaded ones; local work not counted yet moves along with them."""
+        parameters = self._trainer.parameters()
+        for fragment, state in enumerate(snapshot.fragments):
+            local_N = state.anchor_N
+            if self.has_state and self._pending[fragment].tokens:
+                own_N = self._layout.gather(parameters, fragment)
+                local_N = rebase(own_N, self._fragments[fragment].anchor_N, state.anchor_N)
+                if not bool(torch.isfinite(local_N).all()):
+                    local_N, self._pending[fragment] = state.anchor_N, _Pending()
+            self._load(fragment, local_N)
+        self._fragments = list(snapshot.fragments)
+        self._digests = list(snapshot.digests)
+
+    def reset(self) -> None:
+        """Go back to the anchors; work not counted yet is lost."""
+        self._load_anchors()
+        self._pending = [_Pending() for _ in self._fragments]
+
+    def validate(self) -> float:
+        """Validation loss of the anchors; the local parameters are kept."""
+        parameters = self._trainer.parameters()
+        local = [self._layout.gather(parameters, fragment) for fragment in range(self._layout.num_fragments)]
+        try:
+            self._load_anchors()
+            loss = self._trainer.validate()
+        finally:
+            for fragment, local_N in enumerate(local):
+                self._load(fragment, local_N)
+        return loss if math.isfinite(loss) else math.nan
+
+    def anchors(self) -> dict[str, Tensor]:
+        """Named parameters of the anchors: what a run is about."""
+        values: dict[str, Tensor] = {}
+        for fragment, state in enumerate(self._fragments):
+            values |= self._layout.scatter(state.anchor_N, fragment)
+        return values
+
+    def _set(self, fragment: int, state: FragmentState) -> None:
+        self._fragments[fragment] = state
+        self._digests[fragment] = state.digest
+
+    def _load(self, fragment: int, values_N: Tensor) -> None:
+        self._trainer.load(self._layout.scatter(values_N, fragment))
+
+    def _load_anchors(self) -> None:
+        for fragment, state in enumerate(self._fragments):
+            self._load(fragment, state.anchor_N)

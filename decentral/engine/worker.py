@@ -1,0 +1,400 @@
+"""The worker, from top to bottom as the algorithm: train, mix, take the outer step, repair if the swarm says so.
+
+    while rounds are left:
+        take inner steps up to the next event of the plan        on the clock's thread; peers are served meanwhile
+        Launch: pseudo-gradient = anchor - local parameters      starts an exchange
+        Apply:  Mixed   -> outer step, new anchor, blend
+                Aborted -> nothing is lost: the work stays in the local parameters and enters the next round
+                           behind or out of sync -> download the swarm's state, move the local work along
+
+One coroutine decides; everything that waits has a deadline, and everything that may fail ends in a value.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decentral import __version__
+from decentral.engine.hello import serve_hello
+from decentral.engine.membership import Membership
+from decentral.engine.meter import Meter
+from decentral.engine.options import Parts, RunOptions
+from decentral.engine.replica import Replica
+from decentral.errors import DivergedError, UnreachableError
+from decentral.exchange.allreduce import AllReduce
+from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
+from decentral.exchange.cut import Wire
+from decentral.monitor.events import (
+    Joined,
+    Repaired,
+    RoundAborted,
+    RoundMixed,
+    SatOut,
+    Stopped,
+    StretchDone,
+    Validated,
+)
+from decentral.outer.rule import Mixed
+from decentral.schedule.plan import Launch
+from decentral.state.download import Donor, Download, Downloader
+from decentral.state.snapshot import combined_digest
+from decentral.swarm.matching import evaluator
+from decentral.swarm.presence import Presence, State
+from decentral.tensors.layout import Layout
+from decentral.types import PeerId, SyncKey
+
+#: A stretch of inner steps is cut so that a signal to stop is seen within about this time.
+_CHUNK_S = 1.0
+#: A round in flight may take so long to end after a signal to stop.
+_LEAVE_S = 8.0
+#: A worker that is done serves the others for so long at most.
+_LINGER_S = 15.0
+_JOIN_ATTEMPTS = 20
+_MAX_SAT_OUT = 3
+_REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a worker ends with."""
+
+    done: bool
+    """Whether the run was finished (and not left early)."""
+    round: int
+    tokens: int
+    """Tokens this worker trained on."""
+    digest: str
+    anchors: dict[str, Tensor]
+    """Named parameters, float32 on CPU."""
+
+
+class Worker:
+    """One member of a swarm.
+
+    Args:
+        options: equal on all workers.
+        parts: this worker's ports and trainer.
+    """
+
+    def __init__(self, options: RunOptions, parts: Parts) -> None:
+        self._options = options
+        self._parts = parts
+        self._clock = parts.clock
+        self._journal = parts.journal
+        layout = Layout.of(parts.trainer.parameters(), options.plan.num_fragments)
+        numels = tuple(layout.numel(fragment) for fragment in range(layout.num_fragments))
+        self._replica = Replica(parts.trainer, layout, options.rule, options.mix_alpha)
+        self._meter = Meter(layout.total_numel, __version__, parts.device)
+        me = Presence(parts.transport.peer_id, options.run_id, 0, State.JOINING, 0, 0, "", metrics=self._meter.metrics)
+        self.membership = Membership(
+            me,
+            transport=parts.transport,
+            directory=parts.directory,
+            clock=parts.clock,
+            identity=parts.identity,
+            timing=options.timing,
+            journal=parts.journal,
+        )
+        wire = Wire(numels, options.codec, options.mean_codec)
+        self._exchange = AllReduce(parts.transport, parts.clock, self.membership.roster, wire, options.timing)
+        self._donor = Donor(parts.transport, layout.signature, self._snapshot)
+        self._downloader = Downloader(parts.transport, layout.signature, numels, options.timing)
+        self._flights: dict[SyncKey, tuple[Contribution, asyncio.Task[Verdict]]] = {}
+        self._step = 0
+        self._sat_out = 0
+        self._chunk_steps = 1
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def found(self) -> None:
+        """Found a swarm: the trainer's initial parameters are the first anchor."""
+        await self._clock.run(self._replica.found)
+        await self._serve()
+        self._tell(State.TRAINING)
+
+    async def join(self, peers: Sequence[PeerId]) -> None:
+        """Join the swarm that ``peers`` are in: download the current state and take part from its next round.
+
+        Raises:
+            UnreachableError: nobody could give the state.
+        """
+        await self._serve()
+        began = self._clock.monotonic()
+        problem = "there is no donor"
+        for _ in range(_JOIN_ATTEMPTS):
+            for peer in peers:
+                await self.membership.tell(peer)
+            download = await self._downloader.fetch(self._donors(peers))
+            if isinstance(download, Download):
+                await self._adopt(download)
+                seconds = self._clock.monotonic() - began
+                round_ = min(download.head.rounds)
+                self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds))
+                return
+            problem = download
+            await asyncio.sleep(self._options.timing.beat_s)
+        raise UnreachableError(
+            f"nobody in the swarm could hand over the current state: {problem}",
+            hint="`decentral status ADDR` shows who is in it.",
+        )
+
+    async def run(self, stop: asyncio.Event) -> Outcome:
+        """Train until the run is done or ``stop`` is set; then say goodbye.
+
+        Raises:
+            DivergedError: the parameters were not finite again and again.
+            IdentityError: another live worker has the same identity.
+        """
+        heart = asyncio.create_task(self.membership.run())
+        self._meter.start(self._clock.monotonic())
+        reason = "failed"
+        try:
+            while not (done := self._round() >= self._options.rounds) and not stop.is_set():
+                if heart.done():
+                    heart.result()
+                self.membership.check_single()
+                await self._train_to(self._options.plan.next_event_after(self._step), stop)
+                if not stop.is_set():
+                    await self._sync(stop)
+            reason = "run is done" if done else "asked to stop"
+            if done:
+                self._tell(State.DONE)
+                await self._linger(stop)
+            else:
+                self._tell(State.LEAVING)
+                await self.membership.farewell()
+            return self._outcome(done)
+        finally:
+            heart.cancel()
+            for _, task in self._flights.values():
+                task.cancel()
+            await asyncio.gather(heart, *(task for _, task in self._flights.values()), return_exceptions=True)
+            self._journal.record(Stopped(reason, self._round(), self._meter.metrics.tokens))
+
+    async def _serve(self) -> None:
+        await self.membership.start()
+        await self._exchange.start()
+        await self._donor.start()
+        await serve_hello(
+            self._parts.transport, self._options.run_id, self._options.config, self.membership.records
+        )
+
+    async def _linger(self, stop: asyncio.Event) -> None:
+        """Serve those who are not done yet."""
+        until = self._clock.monotonic() + _LINGER_S
+        await self.membership.farewell()
+        while self._clock.monotonic() < until and not stop.is_set():
+            if not self.membership.roster.active(self._clock.monotonic()):
+                return
+            await asyncio.sleep(self._options.timing.beat_s / 4)
+
+    # -- inner steps --------------------------------------------------------------------------------------------------
+
+    async def _train_to(self, step: int, stop: asyncio.Event) -> None:
+        """Inner steps up to global step ``step``, in chunks."""
+        first, began = self._step, self._clock.monotonic()
+        tokens, weighted_loss = 0, 0.0
+        while self._step < step and not stop.is_set():
+            count = min(self._chunk_steps, step - self._step)
+            start, chunk_began = self._step, self._clock.monotonic()
+            report = await self._clock.run(lambda start=start, count=count: self._replica.train(start, count))  # type: ignore[misc]
+            seconds = self._clock.monotonic() - chunk_began
+            self._step += count
+            if seconds > 0:
+                self._chunk_steps = max(1, int(_CHUNK_S * count / seconds))
+            tokens += report.tokens
+            weighted_loss += report.loss * report.tokens
+            members = len(self.membership.roster.active(self._clock.monotonic()))
+            self._meter.trained(self._step, report, count=count, num_members=max(1, members), seconds=seconds)
+            self.membership.update(metrics=self._meter.metrics)
+        if self._step > first:
+            seconds = self._clock.monotonic() - began
+            self.membership.update(round_s=seconds * self._options.plan.inner_steps / (self._step - first))
+            loss = weighted_loss / tokens if tokens else float("nan")
+            self._journal.record(StretchDone(self._round(), self._step, tokens, loss, seconds))
+
+    # -- outer rounds -------------------------------------------------------------------------------------------------
+
+    async def _sync(self, stop: asyncio.Event) -> None:
+        """The events due at this step, launches before applications."""
+        for event in self._options.plan.events_at(self._step):
+            if isinstance(event, Launch):
+                await self._launch(event.key)
+            elif event.key in self._flights:
+                await self._apply(event.key, stop)
+
+    async def _launch(self, key: SyncKey) -> None:
+        """Take the pseudo-gradient and start its exchange."""
+        mine = await self._clock.run(lambda: self._replica.launch(key))
+        if mine.weight > 0:
+            self._sat_out = 0
+        else:
+            self._sit_out(key)
+        self._flights[key] = (mine, asyncio.create_task(self._exchange.mix(key, mine)))
+
+    def _sit_out(self, key: SyncKey) -> None:
+        """Nothing finite to give: listen in this round; give up after several."""
+        self._sat_out += 1
+        reason = "the parameters were not finite; went back to the anchor"
+        self._journal.record(SatOut(key.round, reason))
+        self._meter.explain(reason)
+        if self._sat_out >= _MAX_SAT_OUT:
+            raise DivergedError(
+                f"the parameters were not finite in {_MAX_SAT_OUT} rounds in a row (round {key.round})",
+                hint="Lower the learning rate or the outer learning rate, or look at this machine's data.",
+            )
+
+    async def _apply(self, key: SyncKey, stop: asyncio.Event) -> None:
+        """Wait for the verdict and act on it."""
+        self._tell(State.SYNCING)
+        mine, task = self._flights[key]
+        verdict = await self._await(task, stop)
+        del self._flights[key]
+        if verdict is None:
+            self._replica.give_back(key)
+            return
+        outcome = verdict.outcome
+        me = self._parts.transport.peer_id
+        counted = isinstance(outcome, Mixed) and me in outcome.members
+        if isinstance(outcome, Mixed):
+            await self._commit(key, outcome, verdict, counted=counted or mine.weight == 0)
+        else:
+            self._replica.give_back(key)
+            self._replica.skip(key)
+            self._journal.record(
+                RoundAborted(
+                    key.round, key.fragment, outcome.reason, outcome.detail, verdict.absent, verdict.waiting_s
+                )
+            )
+            self._meter.explain(f"{outcome.reason}: {outcome.detail}")
+        self._meter.synced(
+            self._clock.monotonic(),
+            counted=counted,
+            waiting_s=verdict.waiting_s,
+            transfer_s=verdict.transfer_s,
+            traffic=self._parts.transport.traffic(),
+        )
+        self._tell(State.TRAINING)
+        if isinstance(outcome, Aborted) and outcome.reason in _REPAIR:
+            await self._repair(outcome)
+        elif isinstance(outcome, Mixed):
+            await self._validate(key, outcome)
+
+    async def _await(self, task: asyncio.Task[Verdict], stop: asyncio.Event) -> Verdict | None:
+        """The verdict; ``None`` if the worker is to stop and the round does not end soon."""
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await asyncio.wait({task}, timeout=_LEAVE_S)
+        finally:
+            stopping.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return None
+
+    async def _commit(self, key: SyncKey, mixed: Mixed, verdict: Verdict, *, counted: bool) -> None:
+        """Take the outer step."""
+        digest = await self._clock.run(lambda: self._replica.apply(key, mixed))
+        if not counted:
+            self._replica.give_back(key)
+        if self._sat_out == 0:
+            self._meter.explain("" if counted else "the round was closed before our part arrived")
+        traffic = self._parts.transport.traffic()
+        self._journal.record(
+            RoundMixed(
+                round=key.round,
+                fragment=key.fragment,
+                members=mixed.members,
+                absent=verdict.absent,
+                delta_norm=float(mixed.delta_N.norm()),
+                sent_bytes=traffic.sent_bytes,
+                received_bytes=traffic.received_bytes,
+                waiting_s=verdict.waiting_s,
+                transfer_s=verdict.transfer_s,
+                digest=digest,
+            )
+        )
+
+    async def _validate(self, key: SyncKey, mixed: Mixed) -> None:
+        """One member validates the anchor now and then."""
+        every = self._options.eval_every_rounds
+        last_fragment = key.fragment == self._options.plan.num_fragments - 1
+        if not every or not last_fragment or (key.round + 1) % every:
+            return
+        if evaluator(mixed.members, key) == self._parts.transport.peer_id:
+            val_loss = await self._clock.run(self._replica.validate)
+            self._meter.validated(val_loss)
+            self._journal.record(Validated(key.round + 1, val_loss))
+            self.membership.update(metrics=self._meter.metrics)
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    async def _repair(self, verdict: Aborted) -> None:
+        """Download the swarm's state; if that fails, train on and try again after the next round's verdict."""
+        self._tell(State.REPAIRING)
+        began = self._clock.monotonic()
+        first = [verdict.source] if verdict.source is not None else []
+        download = await self._downloader.fetch(self._donors(first))
+        if isinstance(download, str):
+            self._meter.explain(f"{verdict.reason}, and no repair: {download}")
+            self._tell(State.REPAIRING)
+            return
+        await self._adopt(download)
+        seconds = self._clock.monotonic() - began
+        self._meter.downloaded(seconds)
+        self._journal.record(
+            Repaired(
+                donor=download.donor,
+                round=min(download.head.rounds),
+                downloaded_bytes=download.received_bytes,
+                seconds=seconds,
+                reason=verdict.reason,
+            )
+        )
+
+    async def _adopt(self, download: Download) -> None:
+        """Go on from a downloaded state, where its donor is; what was launched against the old one is void."""
+        for _, task in self._flights.values():
+            task.cancel()
+        self._flights.clear()
+        snapshot = download.snapshot
+        await self._clock.run(lambda: self._replica.adopt(snapshot))
+        self._exchange.progress.resume(snapshot.rounds)
+        plan = self._options.plan
+        next_launch = min(plan.launch_step(SyncKey(round_, f)) for f, round_ in enumerate(snapshot.rounds))
+        # At least one step before the next launch; work that fills a round already is not kept waiting for another.
+        overdue = self._replica.pending_steps >= plan.inner_steps
+        self._step = next_launch - 1 if overdue else min(snapshot.step, next_launch - 1)
+        self.membership.update(since=min(snapshot.rounds) + 1)
+        self._meter.explain("")
+        self._tell(State.TRAINING)
+
+    def _donors(self, first: Sequence[PeerId]) -> list[PeerId]:
+        """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
+        me = self._parts.transport.peer_id
+        active = sorted(self.membership.roster.active(self._clock.monotonic()), key=lambda p: -p.round)
+        others = [p.peer for p in active if p.peer != me and p.peer not in first]
+        return [*first, *others][:8]
+
+    def _snapshot(self) -> "Snapshot | None":
+        return self._replica.snapshot(self._step) if self._replica.has_state else None
+
+    def _round(self) -> int:
+        """The round this worker is in: the earliest that a fragment has not finished."""
+        return min(self._exchange.progress.rounds())
+
+    def _tell(self, state: State) -> None:
+        """Bring the own record up to date."""
+        digest = combined_digest(self._snapshot().digests) if self._replica.has_state else ""
+        self.membership.update(state=state, round=self._round(), digest=digest, metrics=self._meter.metrics)
+
+    def _outcome(self, done: bool) -> Outcome:
+        snapshot = self._replica.snapshot(self._step)
+        return Outcome(done, self._round(), self._meter.metrics.tokens, snapshot.name, self._replica.anchors())

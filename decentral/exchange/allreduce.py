@@ -1,0 +1,255 @@
+"""All-reduce over a living swarm: one roll, one reducer for each shard, one verdict.
+
+1. The member calls the chair of the round and gets the roll (``chair``): who is in, with equal anchors.
+2. It sends each shard of its pseudo-gradient to that shard's reducer, which answers all members with the same encoded
+   mean (``reducer``). Nobody averages for itself, so there is nothing to disagree about.
+3. If a reducer is lost, the member asks the others for the answer (``answers``). Either one of them has it and all get
+   it, or none will ever use it.
+
+So members that can reach each other end a round with bit-equal means or with none, whenever and wherever one of them
+is killed. A member that could not be reached at that moment may differ; the next roll finds that out and it repairs.
+
+Legend: N = values in the fragment.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import msgpack
+import torch
+
+from decentral.codecs.frame import pack, unpack
+from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
+from decentral.exchange.answers import Answers
+from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
+from decentral.exchange.chair import CONVENE, Chair
+from decentral.exchange.cut import Part, Wire
+from decentral.exchange.messages import (
+    MAX_ROLL_BYTES,
+    Answer,
+    Convene,
+    ConveneReply,
+    Mean,
+    Shard,
+    pack_convene,
+    pack_shard,
+    unpack_convene_reply,
+    unpack_mean,
+    unpack_roll,
+)
+from decentral.exchange.progress import Progress
+from decentral.exchange.reducer import PENDING, RESULT, SHARD, Reducer
+from decentral.exchange.rollcall import Roll
+from decentral.outer.rule import Mixed
+from decentral.ports.clock import Clock
+from decentral.ports.transport import Transport
+from decentral.swarm.matching import chairs
+from decentral.swarm.roster import Roster
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId, SyncKey, short_id
+
+_MAX_ASKED_AT_ONCE = 8
+#: A chair that others can reach and we cannot is tried so often.
+_MAX_RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """The roll as received."""
+
+    roll: Roll
+    packed: bytes
+
+
+class AllReduce:
+    """Implements ``Exchange``; both a member's and, through its parts, a chair's and a reducer's side.
+
+    Args:
+        transport: to the peers.
+        clock: for durations.
+        roster: who is alive.
+        wire: sizes and codecs, equal on all members.
+        timing: patience and backstops.
+    """
+
+    def __init__(self, transport: Transport, clock: Clock, roster: Roster, wire: Wire, timing: Timing) -> None:
+        self.progress = Progress(len(wire.numels))
+        self._transport = transport
+        self._clock = clock
+        self._roster = roster
+        self._wire = wire
+        self._timing = timing
+        self._answers = Answers()
+        self._chair = Chair(transport, clock, roster, self.progress, timing)
+        self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
+
+    async def start(self) -> None:
+        """Begin to serve other members."""
+        await self._chair.start()
+        await self._reducer.start()
+
+    async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
+        """Mix ``mine`` with the other members' contributions to ``key``.
+
+        A weight of 0 listens only: nothing is sent, the mean is received.
+        """
+        began = self._clock.monotonic()
+        try:
+            called = await self._roll(key, mine)
+            called_at = self._clock.monotonic()
+            if isinstance(called, Aborted):
+                return Verdict(called, waiting_s=called_at - began)
+            outcome, late = await self._reduce(called, mine)
+            return Verdict(
+                outcome,
+                absent=called.roll.absent + late,
+                waiting_s=called_at - began,
+                transfer_s=self._clock.monotonic() - called_at,
+            )
+        finally:
+            self.progress.finish(key)
+
+    async def _roll(self, key: SyncKey, mine: Contribution) -> _Called | Aborted:
+        """Ask the chair, whoever that turns out to be, until there is a roll."""
+        until = self._clock.monotonic() + self._timing.max_patience_s + self._timing.ttl_s
+        unreachable: dict[PeerId, int] = {}
+        redirect: PeerId | None = None
+        while self._clock.monotonic() < until:
+            chair = redirect or self._first_candidate(key, unreachable)
+            redirect = None
+            reply = await self._convene(chair, Convene(key, mine.base, mine.num_steps, tuple(unreachable)))
+            if reply is None:
+                self._roster.bury(chair)
+                unreachable[chair] = unreachable.get(chair, 0) + 1
+            elif reply.kind is Answer.ROLL:
+                return self._checked(key, mine, reply)
+            elif reply.kind is Answer.REDIRECT and reply.source is not None:
+                if unreachable.get(reply.source, 0) >= _MAX_RETRIES:
+                    who = short_id(reply.source)
+                    return Aborted(Reason.ALONE, f"cannot reach {who}, which chairs the round and which others reach")
+                redirect = reply.source
+            elif reply.kind is Answer.BEHIND:
+                return Aborted(Reason.BEHIND, f"round {key.round} is over", reply.source)
+            elif reply.kind is Answer.OUT_OF_SYNC:
+                return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
+        return Aborted(Reason.DEADLINE, f"no roll within {self._timing.max_patience_s:.0f} s")
+
+    def _first_candidate(self, key: SyncKey, unreachable: dict[PeerId, int]) -> PeerId:
+        """The best candidate for the chair that has not failed; in the end oneself."""
+        candidates = chairs(self._roster.active(self._clock.monotonic()), key)
+        return next((peer for peer in candidates if peer not in unreachable), self._transport.peer_id)
+
+    async def _convene(self, chair: PeerId, message: Convene) -> ConveneReply | None:
+        """One call to a chair; ``None`` if it does not answer as it should."""
+        timeout_s = self._timing.hold_s + self._timing.grace_s
+        try:
+            reply = await self._transport.call(
+                chair, CONVENE, pack_convene(message), timeout_s=timeout_s, max_reply_bytes=MAX_ROLL_BYTES
+            )
+            return unpack_convene_reply(reply)
+        except (TransportError, FrameError):
+            return None
+
+    def _checked(self, key: SyncKey, mine: Contribution, reply: ConveneReply) -> _Called | Aborted:
+        """The roll, if it is one for this member."""
+        try:
+            roll = unpack_roll(reply.roll)
+        except FrameError as err:
+            return Aborted(Reason.REFUSED, str(err))
+        if roll.key != key or self._transport.peer_id not in roll.members or roll.base != mine.base:
+            return Aborted(Reason.REFUSED, f"the chair {short_id(roll.chair)} answered with a roll for somebody else")
+        return _Called(roll, reply.roll)
+
+    async def _reduce(
+        self, called: _Called, mine: Contribution
+    ) -> tuple[Mixed | Aborted, tuple[tuple[PeerId, str], ...]]:
+        """All shards, or nothing."""
+        parts = self._wire.parts(called.roll)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._mean(called, part, mine)) for part in parts]
+        means = [task.result() for task in tasks]
+        delta_N = torch.empty_like(mine.delta_N)
+        missed: list[tuple[int, int]] = []
+        inside: set[int] = set()
+        for part, mean in zip(parts, means, strict=True):
+            if isinstance(mean, Aborted):
+                return mean, ()
+            delta_N[part.start : part.stop] = unpack(mean.frame, self._wire.mean_codec, part.numel)
+            inside.update(mean.contributors)
+            if called.roll.members.index(self._transport.peer_id) not in mean.contributors:
+                missed.append((part.start, part.stop))
+        members = tuple(member for i, member in enumerate(called.roll.members) if i in inside)
+        late = tuple((m, "in the roll, but brought nothing") for m in called.roll.members if m not in members)
+        return Mixed(delta_N, members, missed=tuple(missed)), late
+
+    async def _mean(self, called: _Called, part: Part, mine: Contribution) -> Mean | Aborted:
+        """The mean of one shard, from its reducer or, if that is lost, from another member."""
+        limit = self._wire.mean_limit(part.numel, len(called.roll.members))
+        answer = await self._from_reducer(called, part, mine, limit)
+        if isinstance(answer, Aborted):
+            return answer
+        answer = answer or await self._from_others(called, part, limit)
+        if answer is None:
+            who = short_id(part.reducer)
+            return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
+        try:
+            mean = unpack_mean(answer, limit, len(called.roll.members))
+            unpack(mean.frame, self._wire.mean_codec, part.numel)
+        except FrameError as err:
+            return Aborted(Reason.REFUSED, f"shard {part.index} from {short_id(part.reducer)}: {err}")
+        return mean
+
+    async def _from_reducer(self, called: _Called, part: Part, mine: Contribution, limit: int) -> bytes | Aborted | None:
+        """Send our part and wait for the answer; ``None`` if the reducer is lost or gave up."""
+        listening = Shard(called.packed, part.index, 0.0, b"")
+        values_S = mine.delta_N[part.start : part.stop]
+        request = pack_shard(
+            Shard(called.packed, part.index, mine.weight, pack(self._wire.codec, values_S)) if mine.weight else listening
+        )
+        timeout_s = self._timing.call_timeout_s(len(request) + limit)
+        began = heard_at = self._clock.monotonic()
+        while (now := self._clock.monotonic()) - began < 2 * self._timing.transfer_timeout_s:
+            try:
+                answer = await self._transport.call(
+                    part.reducer, SHARD, request, timeout_s=timeout_s, max_reply_bytes=limit
+                )
+            except (PeerUnreachable, CallTimeout):
+                # Sent again in full, since the request may be what was lost; entering it twice changes nothing.
+                if now - heard_at > self._timing.ttl_s or not self._roster.is_live(part.reducer, now):
+                    return None
+                await asyncio.sleep(self._timing.beat_s / 2)
+                continue
+            except CallRefused:
+                return None
+            if answer != PENDING:
+                return answer if self._answers.accept(called.packed, part.index, answer) else None
+            heard_at = self._clock.monotonic()
+            request = pack_shard(listening)
+        return None
+
+    async def _from_others(self, called: _Called, part: Part, limit: int) -> bytes | None:
+        """Ask every other member for the answer; those who have none will not use one that comes later."""
+        own = self._answers.ask(called.packed, part.index)
+        if own is not None:
+            return own
+        question = bytes(msgpack.packb([called.packed, part.index]))
+        timeout_s = self._timing.grace_s + limit / self._timing.min_rate_bytes_per_s
+        at_once = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
+
+        async def ask(member: PeerId) -> bytes | None:
+            async with at_once:
+                try:
+                    answer = await self._transport.call(
+                        member, RESULT, question, timeout_s=timeout_s, max_reply_bytes=limit
+                    )
+                except TransportError:
+                    return None
+            return answer if answer != PENDING else None
+
+        others = [member for member in called.roll.members if member != self._transport.peer_id]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(member)) for member in others]
+        answer = next((result for task in tasks if (result := task.result()) is not None), None)
+        if answer is not None:
+            self._answers.adopt(called.packed, part.index, answer)
+        return answer

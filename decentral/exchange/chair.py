@@ -1,0 +1,176 @@
+"""The serving side of the roll: answers members' calls when this peer is the chair, sends them to the chair otherwise."""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from decentral.errors import TransportError
+from decentral.exchange.messages import (
+    MAX_CONVENE_BYTES,
+    Answer,
+    Convene,
+    ConveneReply,
+    pack_convene_reply,
+    pack_roll,
+    unpack_convene,
+)
+from decentral.exchange.progress import Progress
+from decentral.exchange.rollcall import RollCall
+from decentral.ports.clock import Clock
+from decentral.ports.transport import Transport
+from decentral.swarm.matching import chairs, stragglers
+from decentral.swarm.presence import Presence
+from decentral.swarm.roster import Roster
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId, SyncKey
+
+CONVENE = "convene"
+PING = "ping"
+_MAX_SESSIONS = 16
+_MAX_LEAD_ROUNDS = 1 << 20
+_TICK_S = 0.25
+_PING_S = 1.5
+
+
+class _Session:
+    """One roll call and the signal that wakes those who wait for it."""
+
+    def __init__(self, key: SyncKey, chair: PeerId) -> None:
+        self.call = RollCall(key, chair)
+        self.packed = b""
+        self._called = asyncio.Event()
+
+    def conclude(self) -> None:
+        """The roll is there: wake everybody."""
+        self.packed = pack_roll(self.call.roll) if self.call.roll is not None else b""
+        self._called.set()
+
+    async def until_called(self, timeout_s: float) -> None:
+        """Return when the roll is called or after ``timeout_s``; once it was called this is a plain sleep."""
+        if self._called.is_set():
+            await asyncio.sleep(timeout_s)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._called.wait()
+
+
+class Chair:
+    """Calls the rolls of those rounds for which this peer is the first candidate.
+
+    Args:
+        transport: to answer through.
+        clock: for durations.
+        roster: who is alive; unreachable chairs are buried in it.
+        progress: how far this worker is.
+        timing: patience.
+    """
+
+    def __init__(self, transport: Transport, clock: Clock, roster: Roster, progress: Progress, timing: Timing) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._roster = roster
+        self._progress = progress
+        self._timing = timing
+        self._sessions: OrderedDict[SyncKey, _Session] = OrderedDict()
+        self._serial = 0
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._transport.serve(CONVENE, self._answer, max_request_bytes=MAX_CONVENE_BYTES, max_concurrent=4096)
+        await self._transport.serve(PING, self._pong, max_request_bytes=0)
+
+    async def _pong(self, sender: PeerId, request: bytes) -> bytes:
+        return b""
+
+    async def _answer(self, sender: PeerId, request: bytes) -> bytes:
+        """Hold the call until there is something to say, at most ``hold_s`` seconds."""
+        message = unpack_convene(request)
+        self._check(message.key)
+        until = self._clock.monotonic() + self._timing.hold_s
+        while True:
+            reply = await self._consider(sender, message)
+            left_s = until - self._clock.monotonic()
+            if reply.kind is not Answer.WAIT or left_s <= 0:
+                return pack_convene_reply(reply)
+            await self._session(message.key).until_called(min(left_s, _TICK_S))
+
+    def _check(self, key: SyncKey) -> None:
+        if key.fragment >= self._progress.num_fragments:
+            raise ValueError(f"there is no fragment {key.fragment}")
+        if key.round > self._progress.next_round(key.fragment) + _MAX_LEAD_ROUNDS:
+            raise ValueError(f"round {key.round} is absurd")
+
+    async def _consider(self, sender: PeerId, message: Convene) -> ConveneReply:
+        """The answer as of now."""
+        key, me = message.key, self._transport.peer_id
+        settled = self._settled(sender, message)
+        if settled is not None:
+            return settled
+        now = self._clock.monotonic()
+        active = self._roster.active(now)
+        better = await self._better_chair(key, active, message.unreachable)
+        if better is not None:
+            return ConveneReply(Answer.REDIRECT, source=better)
+        session = self._session(key)
+        session.call.call(message.call_of(sender), now)
+        session.call.drop_silent(now - 2 * self._timing.hold_s - self._timing.grace_s)
+        own = self._roster.get(me)
+        patience_s = self._timing.patience_s(own.round_s if own is not None else 0.0)
+        expected = self._expected(key, active)
+        if session.call.conclude(now, expected=expected, patience_s=patience_s, serial=self._serial):
+            self._serial += 1
+            session.conclude()
+        return self._settled(sender, message) or ConveneReply(Answer.WAIT)
+
+    def _settled(self, sender: PeerId, message: Convene) -> ConveneReply | None:
+        """The answer that no further waiting can change, if there is one."""
+        me, key = self._transport.peer_id, message.key
+        session = self._sessions.get(key)
+        roll = session.call.roll if session is not None else None
+        if session is not None and roll is not None and sender in roll.members:
+            return ConveneReply(Answer.ROLL, roll=session.packed)
+        if self._progress.next_round(key.fragment) > key.round:
+            return ConveneReply(Answer.BEHIND, source=me)
+        if roll is None:
+            return None
+        if message.base != roll.base:
+            return ConveneReply(Answer.OUT_OF_SYNC, source=me if me in roll.members else roll.members[0])
+        # The roll was called without this caller. It waits for the round to end and is then told that it is behind.
+        return ConveneReply(Answer.WAIT)
+
+    def _expected(self, key: SyncKey, active: Sequence[Presence]) -> list[PeerId]:
+        """Members worth waiting for: alive, not known to be slow, not known to be past this round."""
+        slow = stragglers(active, self._timing.patience_factor)
+        return [p.peer for p in active if p.peer not in slow and p.round <= key.round]
+
+    async def _better_chair(
+        self, key: SyncKey, active: Sequence[Presence], unreachable: tuple[PeerId, ...]
+    ) -> PeerId | None:
+        """The candidate that comes before this peer, if one is alive.
+
+        A candidate that the caller could not reach is tried from here: if it is silent here as well, it is buried.
+        """
+        for candidate in chairs(active, key):
+            if candidate == self._transport.peer_id:
+                return None
+            if candidate not in unreachable or await self._responds(candidate):
+                return candidate
+            self._roster.bury(candidate)
+        return None
+
+    async def _responds(self, peer: PeerId) -> bool:
+        try:
+            await self._transport.call(peer, PING, b"", timeout_s=_PING_S, max_reply_bytes=0)
+        except TransportError:
+            return False
+        return True
+
+    def _session(self, key: SyncKey) -> _Session:
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = _Session(key, self._transport.peer_id)
+            while len(self._sessions) > _MAX_SESSIONS:
+                self._sessions.popitem(last=False)
+        return session

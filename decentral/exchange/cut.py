@@ -1,0 +1,62 @@
+"""How the fragment of a roll is cut into shards and who reduces which: the same on every member."""
+
+from dataclasses import dataclass
+
+from decentral.codecs.codec import Codec
+from decentral.codecs.frame import framed_nbytes
+from decentral.exchange.rollcall import Roll
+from decentral.swarm.matching import reducers, shards
+from decentral.types import PeerId
+
+#: Shorter shards cost more in latency than they save in bandwidth.
+MIN_SHARD_VALUES = 16_384
+#: A multiple of every block size of the block-wise codecs in use.
+SHARD_ALIGN = 4_096
+#: Room for the roll and the fields around a frame.
+_ENVELOPE_BYTES = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One shard of a roll's fragment: values [start, stop), averaged by ``reducer``."""
+
+    index: int
+    start: int
+    stop: int
+    reducer: PeerId
+
+    @property
+    def numel(self) -> int:
+        """Values in the shard."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What all members agree on about values: how many there are and how they travel."""
+
+    numels: tuple[int, ...]
+    """Values in each fragment."""
+    codec: Codec
+    """For contributions."""
+    mean_codec: Codec
+    """For the mean that a reducer sends back."""
+
+    def parts(self, roll: Roll) -> tuple[Part, ...]:
+        """The shards of a roll with their reducers."""
+        numel = self.numels[roll.key.fragment]
+        ranges = shards(numel, len(roll.members), min_values=MIN_SHARD_VALUES, align=SHARD_ALIGN)
+        chosen = reducers(roll.members, roll.key, len(ranges))
+        return tuple(Part(i, *bounds, reducer) for i, (bounds, reducer) in enumerate(zip(ranges, chosen, strict=True)))
+
+    def contribution_limit(self, numel: int, roll_bytes: int) -> int:
+        """The longest message that brings a shard of ``numel`` values."""
+        return framed_nbytes(self.codec, numel) + roll_bytes + _ENVELOPE_BYTES
+
+    def mean_limit(self, numel: int, num_members: int) -> int:
+        """The longest message that brings a mean of ``numel`` values; each contributor is an index of up to 5 bytes."""
+        return framed_nbytes(self.mean_codec, numel) + 5 * num_members + _ENVELOPE_BYTES
+
+    def longest_contribution(self, max_roll_bytes: int) -> int:
+        """The longest contribution to any shard of any roll."""
+        return self.contribution_limit(max(self.numels), max_roll_bytes)

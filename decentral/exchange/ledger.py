@@ -1,0 +1,69 @@
+"""The ledger of one reduction: contributions to one shard by the members of one roll. Pure.
+
+Legend: S = values in the shard.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decentral.types import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one member brought: ``None`` values when it only listens (weight 0)."""
+
+    weight: float
+    values_S: Tensor | None
+
+
+class Ledger:
+    """Contributions in, weighted mean out, each member once.
+
+    Args:
+        members: the roll's members, in its order.
+    """
+
+    def __init__(self, members: Sequence[PeerId]) -> None:
+        self._members = tuple(members)
+        self._entries: dict[PeerId, Entry] = {}
+
+    def enter(self, member: PeerId, entry: Entry) -> None:
+        """Enter a contribution; a repeated one (a retry after a lost reply) changes nothing.
+
+        Raises:
+            KeyError: not a member.
+            ValueError: the weight is negative, not finite, or does not fit the values.
+        """
+        if member not in self._members:
+            raise KeyError(member)
+        if not 0 <= entry.weight < float("inf") or (entry.weight > 0) != (entry.values_S is not None):
+            raise ValueError(f"weight {entry.weight} with{'out' if entry.values_S is None else ''} values")
+        self._entries.setdefault(member, entry)
+
+    def awaited(self) -> tuple[PeerId, ...]:
+        """Members not entered yet."""
+        return tuple(member for member in self._members if member not in self._entries)
+
+    def contributors(self) -> tuple[int, ...]:
+        """Indices in the roll of those whose values are in the mean."""
+        return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
+
+    def mean(self) -> Tensor | None:
+        r"""$\sum_i w_i x_i / \sum_i w_i$ over the entries, accumulated in float32 in the roll's order.
+
+        Returns:
+            float32 [S], or ``None`` if nobody contributed values.
+        """
+        inside = [self._entries[self._members[i]] for i in self.contributors()]
+        total = sum(entry.weight for entry in inside)
+        if total <= 0:
+            return None
+        values = [(entry.weight / total, entry.values_S) for entry in inside if entry.values_S is not None]
+        mean_S = torch.zeros_like(values[0][1])
+        for share, values_S in values:
+            mean_S.add_(values_S, alpha=share)
+        return mean_S

@@ -1,0 +1,227 @@
+"""The messages of an all-reduce, packed with msgpack, and the checks every one of them passes before use.
+
+Layouts are documented in ``docs/wire-format.md``. Values travel in the frames of ``codecs.frame``, which check
+themselves; this module checks everything around them.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import msgpack
+
+from decentral.errors import FrameError
+from decentral.exchange.rollcall import Call, Roll
+from decentral.types import PeerId, SyncKey
+
+MAX_MEMBERS = 4096
+#: A roll of so many members with their absent peers, and whatever surrounds it.
+MAX_ROLL_BYTES = 256 * MAX_MEMBERS
+MAX_CONVENE_BYTES = 64 * MAX_MEMBERS
+_MAX_TEXT = 200
+
+
+class Answer(IntEnum):
+    """How a peer answers a call to the roll."""
+
+    ROLL = 0
+    WAIT = 1
+    REDIRECT = 2
+    """The enclosed peer chairs."""
+    BEHIND = 3
+    """The round is over."""
+    OUT_OF_SYNC = 4
+    """Most members hold another anchor; the enclosed peer has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Convene:
+    """A member's request to be in the roll."""
+
+    key: SyncKey
+    base: str
+    num_steps: int
+    unreachable: tuple[PeerId, ...]
+    """Better candidates for the chair that the member could not reach."""
+
+    def call_of(self, sender: PeerId) -> Call:
+        """The call, made by the authenticated sender."""
+        return Call(sender, self.base, self.num_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class ConveneReply:
+    """The chair's answer: exactly the field that its kind needs is filled."""
+
+    kind: Answer
+    roll: bytes = b""
+    source: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One member's part of one shard on its way to the reducer; an empty frame when it only listens or asks again."""
+
+    roll: bytes
+    index: int
+    weight: float
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The reducer's answer, the same bytes for every member."""
+
+    contributors: tuple[int, ...]
+    """Indices into the roll of those whose values are in the mean."""
+    frame: bytes
+
+
+def _unpacked(data: bytes, limit: int, what: str) -> Any:
+    """``data`` unpacked, or a FrameError."""
+    if len(data) > limit:
+        raise FrameError(f"{what} of {len(data)} bytes, allowed are {limit}")
+    try:
+        return msgpack.unpackb(data)
+    except (ValueError, msgpack.UnpackException) as err:
+        raise FrameError(f"{what} is not msgpack: {err}") from err
+
+
+def _reading(what: str, read: Callable[[], Any]) -> Any:
+    """The result of ``read``, any surprise in the structure turned into a FrameError."""
+    try:
+        return read()
+    except (ValueError, TypeError, IndexError, KeyError) as err:
+        raise FrameError(f"malformed {what}: {err}") from err
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise ValueError(f"text expected, got {value!r:.40}")
+    return value
+
+
+def _peer(value: object) -> PeerId:
+    return PeerId(_text(value))
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+        raise ValueError(f"count expected, got {value!r:.40}")
+    return value
+
+
+def _blob(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise ValueError(f"bytes expected, got {value!r:.40}")
+    return value
+
+
+def _key(value: Any) -> SyncKey:
+    round_, fragment = value
+    return SyncKey(_count(round_), _count(fragment))
+
+
+def pack_roll(roll: Roll) -> bytes:
+    """A roll as the bytes that every member gets and that name it in later messages."""
+    key = (roll.key.round, roll.key.fragment)
+    return bytes(msgpack.packb([key, roll.chair, roll.serial, roll.base, roll.members, roll.absent]))
+
+
+@functools.lru_cache(maxsize=256)
+def unpack_roll(data: bytes) -> Roll:
+    """The roll in ``data``; cached, because a reducer reads the same roll in every member's message."""
+    fields = _unpacked(data, MAX_ROLL_BYTES, "roll")
+
+    def read() -> Roll:
+        key, chair, serial, base, members, absent = fields
+        roll = Roll(
+            _key(key),
+            _peer(chair),
+            _count(serial),
+            _text(base),
+            tuple(_peer(member) for member in members),
+            tuple((_peer(peer), _text(why)) for peer, why in absent),
+        )
+        if not 0 < len(roll.members) <= MAX_MEMBERS or list(roll.members) != sorted(set(roll.members)):
+            raise ValueError("members are not in order")
+        return roll
+
+    roll: Roll = _reading("roll", read)
+    return roll
+
+
+def pack_convene(message: Convene) -> bytes:
+    """A request to be in the roll."""
+    key = (message.key.round, message.key.fragment)
+    return bytes(msgpack.packb([key, message.base, message.num_steps, message.unreachable]))
+
+
+def unpack_convene(data: bytes) -> Convene:
+    """The inverse of ``pack_convene``; raises FrameError."""
+    fields = _unpacked(data, MAX_CONVENE_BYTES, "call to the roll")
+
+    def read() -> Convene:
+        key, base, num_steps, unreachable = fields
+        return Convene(_key(key), _text(base), _count(num_steps), tuple(_peer(peer) for peer in unreachable))
+
+    message: Convene = _reading("call to the roll", read)
+    return message
+
+
+def pack_convene_reply(reply: ConveneReply) -> bytes:
+    """The chair's answer."""
+    return bytes(msgpack.packb([int(reply.kind), reply.roll, reply.source]))
+
+
+def unpack_convene_reply(data: bytes) -> ConveneReply:
+    """The inverse of ``pack_convene_reply``; raises FrameError."""
+    fields = _unpacked(data, MAX_ROLL_BYTES, "answer of the chair")
+
+    def read() -> ConveneReply:
+        kind, roll, source = fields
+        return ConveneReply(Answer(kind), _blob(roll), None if source is None else _peer(source))
+
+    reply: ConveneReply = _reading("answer of the chair", read)
+    return reply
+
+
+def pack_shard(shard: Shard) -> bytes:
+    """A contribution to one shard."""
+    return bytes(msgpack.packb([shard.roll, shard.index, shard.weight, shard.frame]))
+
+
+def unpack_shard(data: bytes, limit: int) -> Shard:
+    """The inverse of ``pack_shard``; raises FrameError."""
+    fields = _unpacked(data, limit, "contribution")
+
+    def read() -> Shard:
+        roll, index, weight, frame = fields
+        if not isinstance(weight, float):
+            raise ValueError(f"weight expected, got {weight!r:.40}")
+        return Shard(_blob(roll), _count(index), weight, _blob(frame))
+
+    shard: Shard = _reading("contribution", read)
+    return shard
+
+
+def pack_mean(mean: Mean) -> bytes:
+    """The reducer's answer."""
+    return bytes(msgpack.packb([mean.contributors, mean.frame]))
+
+
+def unpack_mean(data: bytes, limit: int, num_members: int) -> Mean:
+    """The inverse of ``pack_mean``; raises FrameError."""
+    fields = _unpacked(data, limit, "mean")
+
+    def read() -> Mean:
+        contributors, frame = fields
+        mean = Mean(tuple(_count(index) for index in contributors), _blob(frame))
+        if list(mean.contributors) != sorted(set(mean.contributors)) or any(i >= num_members for i in mean.contributors):
+            raise ValueError("contributors are not members")
+        return mean
+
+    mean: Mean = _reading("mean", read)
+    return mean

@@ -1,0 +1,161 @@
+"""The serving side of a reduction: collects the parts of a shard and answers every member with the same bytes."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+import msgpack
+import torch
+
+from decentral.codecs.frame import pack, unpack
+from decentral.errors import FrameError
+from decentral.exchange.answers import Answers
+from decentral.exchange.cut import Part, Wire
+from decentral.exchange.ledger import Entry, Ledger
+from decentral.exchange.messages import MAX_ROLL_BYTES, Mean, Shard, pack_mean, unpack_roll, unpack_shard
+from decentral.exchange.rollcall import Roll
+from decentral.ports.clock import Clock
+from decentral.ports.transport import Transport
+from decentral.swarm.roster import Roster
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId
+
+SHARD = "shard"
+RESULT = "result"
+#: The answer to a contribution while others are still missing.
+PENDING = b""
+_MAX_OPEN = 64
+_TICK_S = 0.25
+
+
+@dataclass(slots=True)
+class _Reduction:
+    """A shard being reduced."""
+
+    ledger: Ledger
+    opened_at: float
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Reducer:
+    """Reduces the shards that rolls assign to this peer; needs neither the anchor nor to be at that round itself.
+
+    Args:
+        transport: to answer through.
+        clock: for durations.
+        roster: members that died are not waited for.
+        wire: sizes and codecs.
+        answers: where answers are kept.
+        timing: backstops.
+    """
+
+    def __init__(
+        self, transport: Transport, clock: Clock, roster: Roster, wire: Wire, answers: Answers, timing: Timing
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._roster = roster
+        self._wire = wire
+        self._answers = answers
+        self._timing = timing
+        self._open: dict[tuple[bytes, int], _Reduction] = {}
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        limit = self._wire.longest_contribution(MAX_ROLL_BYTES)
+        await self._transport.serve(SHARD, self._on_shard, max_request_bytes=limit, max_concurrent=4096)
+        await self._transport.serve(RESULT, self._on_result, max_request_bytes=MAX_ROLL_BYTES + 64)
+
+    async def _on_shard(self, sender: PeerId, request: bytes) -> bytes:
+        """Enter a contribution and hold the call until the shard is closed, at most ``hold_s`` seconds."""
+        shard = unpack_shard(request, len(request))
+        roll = unpack_roll(shard.roll)
+        part = self._part(roll, shard.index, sender)
+        answer = self._answer(shard)
+        if answer is not None:
+            return answer
+        reduction = self._reduction(shard, roll)
+        reduction.ledger.enter(sender, self._entry(shard, part))
+        until = self._clock.monotonic() + self._timing.hold_s
+        while True:
+            self._close_if_due(shard, reduction)
+            answer = self._answer(shard)
+            left_s = until - self._clock.monotonic()
+            if answer is not None or left_s <= 0:
+                return answer if answer is not None else PENDING
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, _TICK_S)):
+                    await reduction.closed.wait()
+
+    def _part(self, roll: Roll, index: int, sender: PeerId) -> Part:
+        """The shard meant, if the sender and this peer have to do with it."""
+        if sender not in roll.members:
+            raise FrameError("the sender is not in the roll")
+        if roll.key.fragment >= len(self._wire.numels):
+            raise FrameError(f"there is no fragment {roll.key.fragment}")
+        parts = self._wire.parts(roll)
+        if index >= len(parts) or parts[index].reducer != self._transport.peer_id:
+            raise FrameError(f"shard {index} is not reduced here")
+        return parts[index]
+
+    def _entry(self, shard: Shard, part: Part) -> Entry:
+        """The contribution, checked."""
+        if not shard.frame:
+            return Entry(0.0, None)
+        if not shard.weight > 0:
+            raise FrameError(f"values with weight {shard.weight}")
+        return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel))
+
+    def _answer(self, shard: Shard) -> bytes | None:
+        """The shard's answer if it is closed; raises if it was given up."""
+        if self._answers.forsworn(shard.roll, shard.index):
+            raise ValueError("this reduction was given up")
+        return self._answers.get(shard.roll, shard.index)
+
+    def _reduction(self, shard: Shard, roll: Roll) -> _Reduction:
+        known = self._open.get((shard.roll, shard.index))
+        if known is None:
+            self._drop_stale()
+            if len(self._open) >= _MAX_OPEN:
+                raise ValueError("too many open reductions")
+            known = _Reduction(Ledger(roll.members), self._clock.monotonic())
+            self._open[shard.roll, shard.index] = known
+        return known
+
+    def _drop_stale(self) -> None:
+        """Forget reductions whose members all stopped asking."""
+        horizon = self._clock.monotonic() - 2 * self._timing.transfer_timeout_s
+        self._open = {key: reduction for key, reduction in self._open.items() if reduction.opened_at > horizon}
+
+    def _close_if_due(self, shard: Shard, reduction: _Reduction) -> None:
+        """Close over those that are in once nobody worth waiting for is missing."""
+        now = self._clock.monotonic()
+        age_s = now - reduction.opened_at
+        awaited = reduction.ledger.awaited()
+        if awaited and age_s < self._timing.transfer_timeout_s:
+            # All members were alive when the roll was called: silence counts only after a full time to live.
+            if age_s < self._timing.ttl_s or any(self._roster.is_live(member, now) for member in awaited):
+                return
+        mean_S = reduction.ledger.mean()
+        if mean_S is None or not bool(torch.isfinite(mean_S).all()):
+            self._answers.ask(shard.roll, shard.index)
+        else:
+            mean = Mean(reduction.ledger.contributors(), pack(self._wire.mean_codec, mean_S))
+            self._answers.accept(shard.roll, shard.index, pack_mean(mean))
+        self._open.pop((shard.roll, shard.index), None)
+        reduction.closed.set()
+
+    async def _on_result(self, sender: PeerId, request: bytes) -> bytes:
+        """Another member asks for an answer it could not get from the reducer."""
+        try:
+            roll, index = msgpack.unpackb(request)
+            member = isinstance(index, int) and sender in unpack_roll(roll).members
+        except (ValueError, TypeError, msgpack.UnpackException) as err:
+            raise FrameError(f"malformed question: {err}") from err
+        if not member:
+            raise FrameError("the sender is not in the roll")
+        answer = self._answers.ask(roll, index)
+        reduction = self._open.pop((roll, index), None)
+        if reduction is not None:
+            reduction.closed.set()
+        return answer if answer is not None else PENDING

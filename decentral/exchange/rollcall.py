@@ -1,0 +1,99 @@
+"""Calling the roll of one round: who is in, who is not, and why. Pure: the time is an argument.
+
+The all-reduce of a round begins with one peer, the chair, collecting the members' calls and answering all of them with
+the same roll. The roll is the only statement of who is in the round, so that members cannot disagree about it, and
+the place where members with different anchors are told apart: the anchor most callers hold goes on, the others repair.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from decentral.types import PeerId, SyncKey
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One member's call to the chair."""
+
+    peer: PeerId
+    base: str
+    """Digest of the fragment's anchor and outer state that the member holds."""
+    num_steps: int
+    """Outer steps behind that anchor; decides between equally frequent anchors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """Who is in a round. Members get identical bytes of it."""
+
+    key: SyncKey
+    chair: PeerId
+    serial: int
+    """Grows with every roll of this chair: two rolls are never mistaken for each other."""
+    base: str
+    """The anchor all members hold."""
+    members: tuple[PeerId, ...]
+    """In order of peer id."""
+    absent: tuple[tuple[PeerId, str], ...] = ()
+    """Who was known to the chair but is not in, and why."""
+
+
+class RollCall:
+    """Collects the calls for one key until its roll can be called.
+
+    Args:
+        key: the synchronisation.
+        chair: the peer that collects.
+    """
+
+    def __init__(self, key: SyncKey, chair: PeerId) -> None:
+        self.key = key
+        self.roll: Roll | None = None
+        self._chair = chair
+        self._calls: dict[PeerId, tuple[Call, float]] = {}
+        self._opened_at: float | None = None
+
+    def call(self, call: Call, now: float) -> None:
+        """A member calls (again). After the roll was called this changes nothing."""
+        if self.roll is not None:
+            return
+        if self._opened_at is None:
+            self._opened_at = now
+        self._calls[call.peer] = (call, now)
+
+    def drop_silent(self, since: float) -> None:
+        """Forget callers that have not called again since the time ``since``: they went elsewhere or died."""
+        if self.roll is None:
+            self._calls = {peer: entry for peer, entry in self._calls.items() if entry[1] >= since}
+            if not self._calls:
+                self._opened_at = None
+
+    def conclude(self, now: float, *, expected: Collection[PeerId], patience_s: float, serial: int) -> bool:
+        """Call the roll if everybody expected has called or patience is over; returns whether there is a roll.
+
+        Args:
+            now: monotonic seconds.
+            expected: peers worth waiting for.
+            patience_s: seconds after the first call at which the wait ends.
+            serial: number for a new roll.
+        """
+        if self.roll is not None:
+            return True
+        if self._opened_at is None:
+            return False
+        missing = [peer for peer in expected if peer not in self._calls]
+        if missing and now - self._opened_at < patience_s:
+            return False
+        base = self._common_base()
+        members = tuple(sorted(peer for peer, (call, _) in self._calls.items() if call.base == base))
+        absent = [(peer, f"did not call within {now - self._opened_at:.1f} s") for peer in missing]
+        absent += [(peer, "holds another anchor") for peer in sorted(self._calls) if peer not in members]
+        self.roll = Roll(self.key, self._chair, serial, base, members, tuple(sorted(absent)))
+        return True
+
+    def _common_base(self) -> str:
+        """The anchor most callers hold; of equally frequent ones that with more outer steps, then the smaller digest."""
+        votes = Counter(call.base for call, _ in self._calls.values())
+        steps = {call.base: call.num_steps for call, _ in self._calls.values()}
+        return min(votes, key=lambda base: (-votes[base], -steps[base], base))

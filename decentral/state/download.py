@@ -1,0 +1,208 @@
+"""Handing the current state to a newcomer, and fetching it: in chunks, from any donor that has it, checked by digest.
+
+A snapshot is named by its content. A donor keeps the snapshots that are being fetched from it while it goes on
+training, and a download that loses its donor continues from another one that has the same content.
+
+Legend: N = values in a fragment.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import torch
+
+from decentral.errors import FrameError, TransportError
+from decentral.outer.rule import OuterState
+from decentral.ports.transport import Transport
+from decentral.state.snapshot import FragmentState, Snapshot, combined_digest, from_bytes, to_bytes
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId, short_id
+
+HEAD = "state.head"
+CHUNK = "state.chunk"
+CHUNK_BYTES = 1 << 20
+_MAX_HEAD_BYTES = 1 << 16
+_MAX_REQUEST_BYTES = 1 << 10
+_MAX_UPLOADS = 16
+_KEPT_SNAPSHOTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a donor says of its snapshot."""
+
+    layout: str
+    """Signature of the cut of the model."""
+    step: int
+    rounds: tuple[int, ...]
+    num_steps: tuple[int, ...]
+    """Outer steps of every fragment."""
+    digests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The snapshot's name."""
+        return combined_digest(self.digests)
+
+
+class Donor:
+    """Serves this worker's state.
+
+    Args:
+        transport: to answer through.
+        layout: signature of the cut of the model.
+        current: the latest snapshot, or ``None`` while there is none to give.
+    """
+
+    def __init__(self, transport: Transport, layout: str, current: Callable[[], Snapshot | None]) -> None:
+        self._transport = transport
+        self._layout = layout
+        self._current = current
+        self._kept: OrderedDict[str, Snapshot] = OrderedDict()
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._transport.serve(HEAD, self._head, max_request_bytes=0)
+        await self._transport.serve(
+            CHUNK, self._chunk, max_request_bytes=_MAX_REQUEST_BYTES, max_concurrent=_MAX_UPLOADS
+        )
+
+    async def _head(self, sender: PeerId, request: bytes) -> bytes:
+        snapshot = self._current()
+        if snapshot is None:
+            raise ValueError("no state to give yet")
+        self._kept[snapshot.name] = snapshot
+        self._kept.move_to_end(snapshot.name)
+        while len(self._kept) > _KEPT_SNAPSHOTS:
+            self._kept.popitem(last=False)
+        steps = [fragment.outer.num_steps for fragment in snapshot.fragments]
+        return bytes(msgpack.packb([self._layout, snapshot.step, snapshot.rounds, steps, snapshot.digests]))
+
+    async def _chunk(self, sender: PeerId, request: bytes) -> bytes:
+        name, fragment, part, offset = msgpack.unpackb(request)
+        snapshot = self._kept.get(name)
+        if snapshot is None:
+            raise ValueError("this snapshot is gone")
+        self._kept.move_to_end(name)
+        state = snapshot.fragments[fragment]
+        values_N = (state.anchor_N, state.outer.momentum_N)[part]
+        if not isinstance(offset, int) or offset < 0:
+            raise ValueError(f"offset {offset!r:.40}")
+        return bytes(to_bytes(values_N)[offset : offset + CHUNK_BYTES])
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A finished download."""
+
+    donor: PeerId
+    """Who gave the last part of it."""
+    head: Head
+    snapshot: Snapshot
+    received_bytes: int
+
+
+class Downloader:
+    """Fetches the state of the swarm.
+
+    Args:
+        transport: to the donors.
+        layout: signature of the cut of this worker's model.
+        numels: values in each fragment.
+        timing: bounds for every call.
+    """
+
+    def __init__(self, transport: Transport, layout: str, numels: Sequence[int], timing: Timing) -> None:
+        self._transport = transport
+        self._layout = layout
+        self._numels = tuple(numels)
+        self._timing = timing
+
+    async def fetch(self, donors: Sequence[PeerId], report: Callable[[int, int], None] | None = None) -> Download | str:
+        """Download from the first donor that can give; the others continue where it fails.
+
+        Args:
+            donors: best first; all of them believed to hold the same state.
+            report: told of bytes received and bytes in all after every chunk.
+
+        Returns:
+            The state, or in words why nobody could give it.
+        """
+        problems: list[str] = []
+        received: dict[str, bytearray] = {}
+        for donor in donors:
+            try:
+                head = await self._head(donor)
+                # Bytes under another name belong to another state and cannot be continued.
+                received = {name: data for name, data in received.items() if name == head.name}
+                data = received.setdefault(head.name, bytearray())
+                await self._fill(donor, head, data, report)
+                return Download(donor, head, self._assemble(head, data), len(data))
+            except (TransportError, FrameError) as err:
+                problems.append(f"{short_id(donor)}: {err}")
+        return "; ".join(problems) or "there is no donor"
+
+    async def _head(self, donor: PeerId) -> Head:
+        """The donor's head, checked."""
+        timeout_s = self._timing.call_timeout_s(_MAX_HEAD_BYTES)
+        reply = await self._transport.call(donor, HEAD, b"", timeout_s=timeout_s, max_reply_bytes=_MAX_HEAD_BYTES)
+        try:
+            layout, step, rounds, num_steps, digests = msgpack.unpackb(reply)
+            head = Head(str(layout), _count(step), _counts(rounds), _counts(num_steps), tuple(map(str, digests)))
+        except (ValueError, TypeError, msgpack.UnpackException) as err:
+            raise FrameError(f"malformed head: {err}") from err
+        if head.layout != self._layout:
+            raise FrameError(f"it trains another model (layout {head.layout[:16]}, ours is {self._layout})")
+        if not len(head.rounds) == len(head.num_steps) == len(head.digests) == len(self._numels):
+            raise FrameError("head with a wrong number of fragments")
+        return head
+
+    async def _fill(
+        self, donor: PeerId, head: Head, data: bytearray, report: Callable[[int, int], None] | None
+    ) -> None:
+        """Append chunks to ``data`` until the state is whole; what is there already is not fetched again."""
+        total = 8 * sum(self._numels)
+        timeout_s = self._timing.call_timeout_s(CHUNK_BYTES)
+        position = 0
+        for fragment, numel in enumerate(self._numels):
+            for part in (0, 1):
+                while len(data) < position + 4 * numel:
+                    offset = len(data) - position
+                    expected = min(CHUNK_BYTES, 4 * numel - offset)
+                    request = bytes(msgpack.packb([head.name, fragment, part, offset]))
+                    chunk = await self._transport.call(
+                        donor, CHUNK, request, timeout_s=timeout_s, max_reply_bytes=CHUNK_BYTES
+                    )
+                    if len(chunk) != expected:
+                        raise FrameError(f"chunk of {len(chunk)} bytes, expected {expected}")
+                    data += chunk
+                    if report is not None:
+                        report(len(data), total)
+                position += 4 * numel
+
+    def _assemble(self, head: Head, data: bytearray) -> Snapshot:
+        """The state, if its digests are those promised."""
+        fragments = []
+        start = 0
+        for i, numel in enumerate(self._numels):
+            anchor_N, momentum_N = (from_bytes(data[at : at + 4 * numel]) for at in (start, start + 4 * numel))
+            start += 8 * numel
+            state = FragmentState(head.rounds[i], anchor_N, OuterState(momentum_N, head.num_steps[i]))
+            if state.digest != head.digests[i] or not bool(torch.isfinite(anchor_N).all()):
+                data.clear()
+                raise FrameError("the state received does not have the promised digest")
+            fragments.append(state)
+        return Snapshot.of(head.step, tuple(fragments), head.digests)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+        raise ValueError(f"count expected, got {value!r:.40}")
+    return value
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    return tuple(_count(value) for value in values)

@@ -1,0 +1,71 @@
+"""An immutable copy of what peers must agree on, taken when a round ends. Anchors are never changed in place, so it costs nothing.
+
+Legend: N = values in a fragment.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from decentral.outer.rule import OuterState
+from decentral.tensors.digest import digest
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentState:
+    """One fragment's anchor with the outer optimizer's state."""
+
+    round: int
+    """The next round of this fragment."""
+    anchor_N: Tensor
+    outer: OuterState
+
+    @property
+    def digest(self) -> str:
+        """Equal on workers whose next outer step would be equal, bit for bit."""
+        return digest(self.anchor_N, self.outer.momentum_N)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All fragments at one moment."""
+
+    step: int
+    """Inner steps of its owner at that moment."""
+    fragments: tuple[FragmentState, ...]
+    digests: tuple[str, ...]
+    """Of each fragment, computed once."""
+
+    @staticmethod
+    def of(step: int, fragments: tuple[FragmentState, ...], digests: tuple[str, ...] | None = None) -> "Snapshot":
+        """A snapshot; digests that are known already are not computed again."""
+        return Snapshot(step, fragments, digests or tuple(fragment.digest for fragment in fragments))
+
+    @property
+    def name(self) -> str:
+        """Names the content: two snapshots of one name are equal, so a download may continue from another donor."""
+        return combined_digest(self.digests)
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """The next round of every fragment."""
+        return tuple(fragment.round for fragment in self.fragments)
+
+
+def combined_digest(digests: tuple[str, ...]) -> str:
+    """One digest for all fragments' digests."""
+    if len(digests) == 1:
+        return digests[0]
+    return blake2b("/".join(digests).encode(), digest_size=8).hexdigest()
+
+
+def to_bytes(values_N: Tensor) -> memoryview:
+    """The little-endian float32 bytes of a tensor, without a copy."""
+    return memoryview(values_N.contiguous().numpy()).cast("B")
+
+
+def from_bytes(data: bytearray) -> Tensor:
+    """The inverse of ``to_bytes``, without a copy."""
+    return torch.frombuffer(data, dtype=torch.float32) if data else torch.empty(0)

@@ -1,0 +1,69 @@
+"""Who does what in a round: pure functions of plain records, the same on every worker that is given the same.
+
+Order comes from rendezvous hashing (Thaler and Ravishankar 1998): every peer gets a score for the round from a hash,
+so work rotates between peers and the loss of one moves only that one's part.
+"""
+
+import functools
+import statistics
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from decentral.swarm.presence import Presence
+from decentral.types import PeerId, SyncKey
+
+
+@functools.lru_cache(maxsize=1024)
+def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
+    """``peers`` in the order of their scores for ``purpose`` in round ``key``."""
+
+    def score(peer: PeerId) -> bytes:
+        return blake2b(f"{purpose}/{key.round}/{key.fragment}/{peer}".encode(), digest_size=16).digest()
+
+    return tuple(sorted(peers, key=score))
+
+
+def chairs(members: Sequence[Presence], key: SyncKey) -> tuple[PeerId, ...]:
+    """Candidates for calling the roll of ``key``, best first.
+
+    A peer that became a member only during this round (``since`` after it) comes last: not everybody may have heard
+    of it yet, and two chairs would call two rolls.
+    """
+    settled = tuple(p.peer for p in members if p.since <= key.round)
+    recent = tuple(p.peer for p in members if p.since > key.round)
+    return rendezvous("chair", key, settled) + rendezvous("chair", key, recent)
+
+
+def reducers(members: tuple[PeerId, ...], key: SyncKey, num_shards: int) -> tuple[PeerId, ...]:
+    """The one reducer of each shard, for members of a roll."""
+    return rendezvous("reduce", key, members)[:num_shards]
+
+
+def evaluator(members: tuple[PeerId, ...], key: SyncKey) -> PeerId:
+    """The member that measures the validation loss after ``key``, so that only one pays for it."""
+    return rendezvous("evaluate", key, members)[0]
+
+
+def shards(numel: int, num_members: int, *, min_values: int, align: int) -> tuple[tuple[int, int], ...]:
+    """Cut ``numel`` values into ranges [start, stop), one for each reducer.
+
+    No more shards than members, none (but the last) shorter than ``min_values``, all starts multiples of ``align`` so
+    that blocks of a codec never straddle two reducers.
+    """
+    count = max(1, min(num_members, numel // min_values))
+    step = -(-numel // count)
+    step = -(-step // align) * align
+    return tuple((start, min(start + step, numel)) for start in range(0, max(numel, 1), step))
+
+
+def stragglers(members: Sequence[Presence], patience_factor: float) -> frozenset[PeerId]:
+    """Members whose last stretch took more than ``1 + patience_factor`` times the median: nobody waits for them.
+
+    They take part in the round that is open when they arrive. Members that have not finished a stretch yet have no
+    known pace and are waited for.
+    """
+    paces = [p.round_s for p in members if p.round_s > 0]
+    if len(paces) < 2:
+        return frozenset()
+    limit_s = (1 + patience_factor) * statistics.median_low(paces)
+    return frozenset(p.peer for p in members if p.round_s > limit_s)
