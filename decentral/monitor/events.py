@@ -57,6 +57,7 @@ class RoundMixed:
     delta_norm: float
     """L2 norm of the mixed pseudo-gradient."""
     sent_bytes: int
+    """By this worker since it started, as is ``received_bytes``."""
     received_bytes: int
     waiting_s: float
     transfer_s: float

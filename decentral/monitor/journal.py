@@ -36,6 +36,18 @@ class MemoryJournal:
         self.events.append(event)
 
 
+class FanOut:
+    """Passes every event on to several journals."""
+
+    def __init__(self, *journals: Journal) -> None:
+        self._journals = journals
+
+    def record(self, event: Event) -> None:
+        """Pass ``event`` on."""
+        for journal in self._journals:
+            journal.record(event)
+
+
 class JsonLinesJournal:
     """One JSON object a line, appended and handed to the operating system at once.
 
@@ -94,21 +106,28 @@ def event_name(event: Event) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal as dictionaries, without those that are torn; empty if there is no such file."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    events = []
-    for line in text.splitlines():
+class JournalReader:
+    """Reads a journal that may still be written.
+
+    Args:
+        path: the file, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The events since the last call as dictionaries. A torn line is left out, an unfinished one is for later."""
         try:
-            event = json.loads(line)
-        except ValueError:  # torn by a kill or a full disk
-            continue
-        if isinstance(event, dict) and "event" in event and "time" in event:
-            events.append(event)
-    return events
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [event for event in map(_parse, complete.splitlines()) if event is not None]
 
 
 def finite(value: Any) -> Any:
@@ -133,3 +152,11 @@ def _ends_in_mid_line(path: Path) -> bool:
             return False
         file.seek(-1, os.SEEK_END)
         return file.read(1) != b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:  # torn by a kill or a full disk
+        return None
+    return event if isinstance(event, dict) and {"time", "event"} <= event.keys() else None

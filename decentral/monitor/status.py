@@ -112,9 +112,9 @@ class StatusReport:
     workers: tuple[WorkerRow, ...]
     schema_version: int = SCHEMA_VERSION
 
-    def to_json(self) -> str:
+    def to_json(self, *, indent: int | None = 2) -> str:
         """Strict JSON in the schema of docs/status-schema.md; numbers that are not known are ``null``."""
-        return json.dumps(finite(asdict(self)), indent=2, allow_nan=False)
+        return json.dumps(finite(asdict(self)), indent=indent, allow_nan=False)
 
 
 def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: float) -> StatusReport:

@@ -6,12 +6,16 @@ import pytest
 
 from decentral.errors import ConfigError
 from decentral.monitor.events import PeerLost, RoundMixed, StretchDone, Validated
-from decentral.monitor.journal import JsonLinesJournal, MemoryJournal, event_name, read_events
+from decentral.monitor.journal import FanOut, JournalReader, JsonLinesJournal, MemoryJournal, event_name
 from decentral.types import PeerId
 
 
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return JournalReader(path).read()
 
 
 class FullDisk:
@@ -57,7 +61,7 @@ def test_a_float_that_is_not_finite_is_null(tmp_path):
 def test_events_are_on_disk_before_the_journal_is_closed(tmp_path):
     journal = JsonLinesJournal(tmp_path / "j", lambda: 0.0)
     journal.record(Validated(1, 2.0))
-    assert len(read_events(tmp_path / "j")) == 1
+    assert len(read(tmp_path / "j")) == 1
     journal.close()
 
 
@@ -73,7 +77,7 @@ def test_a_full_disk_never_raises_and_is_reported_when_there_is_room_again(tmp_p
     disk.room = 10_000
     journal.record(Validated(3, 1.0))
     journal.record(Validated(4, 1.0))
-    assert [(e["event"], e.get("round", e.get("count"))) for e in read_events(path)] == [
+    assert [(e["event"], e.get("round", e.get("count"))) for e in read(path)] == [
         ("dropped", 2),
         ("validated", 3),
         ("validated", 4),
@@ -94,11 +98,11 @@ def test_a_line_torn_by_a_kill_does_not_swallow_the_next_run(tmp_path):
     journal = JsonLinesJournal(path, lambda: 3.0)
     journal.record(Validated(7, 1.0))
     journal.close()
-    assert [event["round"] for event in read_events(path)] == [1, 7]
+    assert [event["round"] for event in read(path)] == [1, 7]
 
 
 def test_reading_a_journal_that_is_not_there_gives_nothing(tmp_path):
-    assert read_events(tmp_path / "none") == []
+    assert read(tmp_path / "none") == []
 
 
 def test_a_journal_that_cannot_be_opened_says_which_file(tmp_path):
@@ -106,6 +110,27 @@ def test_a_journal_that_cannot_be_opened_says_which_file(tmp_path):
     with pytest.raises(ConfigError, match=r"Cannot write the journal .*file") as caught:
         JsonLinesJournal(tmp_path / "file" / "j", lambda: 0.0)
     assert "--out" in caught.value.hint
+
+
+def test_a_reader_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path):
+    path = tmp_path / "j"
+    reader = JournalReader(path)
+    journal = JsonLinesJournal(path, lambda: 0.0)
+    journal.record(Validated(1, 1.0))
+    assert [event["round"] for event in reader.read()] == [1]
+    with path.open("a") as file:
+        file.write('{"time": 0, "event": "validated", ')
+        file.flush()
+        assert reader.read() == []
+        file.write('"round": 2}\n[1]\n')
+    assert [event["round"] for event in reader.read()] == [2]
+    journal.close()
+
+
+def test_fan_out_passes_events_to_all():
+    one, two = MemoryJournal(), MemoryJournal()
+    FanOut(one, two).record(Validated(1, 1.0))
+    assert one.events == two.events == [Validated(1, 1.0)]
 
 
 def test_the_memory_journal_keeps_order():

@@ -1,0 +1,54 @@
+"""How a command ends: its exit code, and the one message that an error is shown as."""
+
+import contextlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from decentral.errors import DecentralError, ExitCode
+
+
+class Command(TyperCommand):
+    """A command whose function returns an exit code and may raise any ``DecentralError``.
+
+    An error becomes a message and a hint on stderr; its traceback is shown only with ``--debug``.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command and exit with its code."""
+        raise typer.Exit(self._code(ctx))
+
+    def _code(self, ctx: Any) -> int:
+        debug = bool(ctx.params.get("debug"))
+        try:
+            return int(super().invoke(ctx) or ExitCode.OK)
+        except KeyboardInterrupt:
+            return ExitCode.INTERRUPTED
+        except BrokenPipeError:  # `| head` has read enough; nothing more can be printed, not even at exit
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return ExitCode.OK
+        except DecentralError as err:
+            if debug:
+                traceback.print_exc()
+            show_error(err.message, err.hint)
+            return err.exit_code
+        except Exception as err:
+            if debug:
+                traceback.print_exc()
+            show_error(
+                f"{type(err).__name__}: {err}",
+                "This is a fault of decentral's own." + ("" if debug else " Run it again with --debug and report it."),
+            )
+            return ExitCode.INTERNAL
+
+
+def show_error(message: str, hint: str = "") -> None:
+    """Print an error and its hint to stderr."""
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)

@@ -1,0 +1,165 @@
+"""Log lines of a worker on stderr: time, level, short id, round, message. Events of the journal are told in words."""
+
+import json
+import logging
+import math
+import sys
+import time
+from functools import singledispatchmethod
+
+from decentral.cli.render import amount, loss, size
+from decentral.monitor import events
+from decentral.monitor.events import Absent, Event
+from decentral.types import PeerId, short_id
+
+logger = logging.getLogger(__name__)
+
+
+def install(level: str, format: str) -> "LogJournal":
+    """Send everything that decentral logs at ``level`` and above to stderr, and return the journal that tells events.
+
+    Args:
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        format: ``text`` or ``json``.
+    """
+    formatter = _JsonFormatter() if format == "json" else _TextFormatter()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger("decentral")
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    root.propagate = False
+    return LogJournal(formatter)
+
+
+class _TextFormatter(logging.Formatter):
+    """``03:16:01 INFO    a1B2c3 r12 message``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peer = ""
+        self.round = 0
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{moment} {record.levelname:7} {self.peer or '-':6} r{self.round} {record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class _JsonFormatter(_TextFormatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "peer": self.peer,
+            "round": self.round,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
+
+
+class LogJournal:
+    """A journal that tells each event in one log line."""
+
+    def __init__(self, formatter: _TextFormatter) -> None:
+        self._formatter = formatter
+        self._loss = math.nan
+
+    def record(self, event: Event) -> None:
+        """Log ``event``."""
+        self._formatter.round = getattr(event, "round", self._formatter.round)
+        self._tell(event)
+
+    @singledispatchmethod
+    def _tell(self, event: Event) -> None:
+        logger.debug("%s", event)
+
+    @_tell.register
+    def _(self, event: events.Started) -> None:
+        self._formatter.peer = short_id(event.peer)
+        logger.info("run %s, decentral %s on %s, peer %s", event.run, event.version, event.device, event.peer)
+
+    @_tell.register
+    def _(self, event: events.Joined) -> None:
+        logger.info(
+            "downloaded the weights of round %d from %s: %s in %.1f s",
+            event.round,
+            short_id(event.donor),
+            size(event.downloaded_bytes),
+            event.seconds,
+        )
+
+    @_tell.register
+    def _(self, event: events.StretchDone) -> None:
+        self._loss = event.loss
+        speed = event.tokens / event.seconds if event.seconds > 0 else 0.0
+        logger.debug("step %d: loss %s, %s tokens/s", event.step, loss(event.loss), amount(speed))
+
+    @_tell.register
+    def _(self, event: events.RoundMixed) -> None:
+        logger.info(
+            "mixed %d of %d workers, loss %s, sent %s, waited %.1f s, moved for %.1f s%s",
+            len(event.members),
+            len(event.members) + len(event.absent),
+            loss(self._loss),
+            size(event.sent_bytes),
+            event.waiting_s,
+            event.transfer_s,
+            _without(event.absent),
+        )
+
+    @_tell.register
+    def _(self, event: events.RoundAborted) -> None:
+        logger.warning(
+            "not mixed (%s)%s%s; the work stays and enters the next round",
+            event.reason,
+            f": {event.detail}" if event.detail else "",
+            _without(event.absent),
+        )
+
+    @_tell.register
+    def _(self, event: events.Repaired) -> None:
+        logger.info(
+            "took over the weights of %s (%s): %s in %.1f s",
+            short_id(event.donor),
+            event.reason,
+            size(event.downloaded_bytes),
+            event.seconds,
+        )
+
+    @_tell.register
+    def _(self, event: events.Validated) -> None:
+        logger.info("validation loss %s", loss(event.val_loss))
+
+    @_tell.register
+    def _(self, event: events.SatOut) -> None:
+        logger.warning("sits out: %s", event.reason)
+
+    @_tell.register
+    def _(self, event: events.PeerSeen) -> None:
+        logger.info("worker %s is here", short_id(event.peer))
+
+    @_tell.register
+    def _(self, event: events.PeerLost) -> None:
+        logger.info("worker %s is gone: %s", short_id(event.peer), event.reason)
+
+    @_tell.register
+    def _(self, event: events.Saved) -> None:
+        logger.info("saved %s", event.path)
+
+    @_tell.register
+    def _(self, event: events.Stopped) -> None:
+        logger.info("stopped (%s) after %s tokens", event.reason, amount(event.tokens))
+
+
+def _without(absent: Absent) -> str:
+    """Who was not in a round, and why."""
+    named: list[tuple[PeerId, str]] = sorted(absent)[:4]
+    if not named:
+        return ""
+    more = f" and {len(absent) - len(named)} more" if len(absent) > len(named) else ""
+    return f"; without {', '.join(f'{short_id(peer)} ({why})' for peer, why in named)}{more}"

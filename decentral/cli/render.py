@@ -1,0 +1,114 @@
+"""What a status report looks like on a terminal or in a pipe.
+
+Texts in a report come from strangers: nothing that is not printable reaches the terminal.
+"""
+
+import math
+from typing import IO
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from decentral.monitor.status import Health, StatusReport, WorkerRow
+
+#: From this width on, the reason has a column of its own; below it follows the table.
+_WIDE = 110
+#: Of a table in a pipe: wide enough that nothing is cut.
+_PIPE_WIDTH = 400
+
+_COLOURS = {Health.HEALTHY: "green", Health.DEGRADED: "yellow", Health.EMPTY: "red"}
+
+
+def console(file: IO[str]) -> Console:
+    """A console that cuts nothing and uses no colour unless ``file`` is a terminal."""
+    return Console(file=file, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
+
+
+def view(report: StatusReport, width: int) -> Group:
+    """The line of the run, a row for each worker, and why some do not contribute."""
+    parts: list[Text | Table] = [run_line(report)]
+    if report.workers:
+        parts.append(_table(report, wide=width >= _WIDE))
+    if width < _WIDE:
+        parts += [_text(f"{row.id}: {row.reason}", _colour(row)) for row in report.workers if row.reason]
+    return Group(*parts)
+
+
+def run_line(report: StatusReport) -> Text:
+    """The run in one line."""
+    run, totals = report.run, report.totals
+    parts = [
+        f"{run.run_id}: {run.method}, {run.codec}",
+        f"round {totals.round} of {run.rounds}",
+        f"{amount(totals.tokens)} tokens",
+        f"loss {loss(totals.loss)}" + (f" (val {loss(totals.val_loss)})" if math.isfinite(totals.val_loss) else ""),
+        f"{amount(totals.tokens_per_s)} tokens/s",
+        traffic(totals.sent_bytes, totals.dp_bytes),
+    ]
+    line = Text(f"{report.health.value}  ", style=_COLOURS[report.health])
+    return line.append_text(_text(" | ".join(parts), "default"))
+
+
+def traffic(sent_bytes: int, dp_bytes: int) -> str:
+    """Bytes sent against what data-parallel training would have sent."""
+    if not sent_bytes or not dp_bytes:
+        return f"sent {size(sent_bytes)}"
+    return f"sent {size(sent_bytes)} (data-parallel {size(dp_bytes)}, {dp_bytes / sent_bytes:.3g}x)"
+
+
+def _table(report: StatusReport, *, wide: bool) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for name in ("worker", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("round", "loss", "tok/s", "work/wait/move", "in", "out", "seen"):
+        table.add_column(name, no_wrap=True, justify="right")
+    if wide:
+        table.add_column("why not contributing")
+    for row in report.workers:
+        shares = (row.compute_share, row.waiting_share, row.transfer_share)
+        cells: list[str | Text] = [
+            _text(row.id, "default"),
+            _text(row.state, _colour(row)),
+            str(row.round),
+            loss(row.loss),
+            amount(row.tokens_per_s),
+            "/".join(f"{share:.0%}" for share in shares),
+            size(row.received_bytes),
+            size(row.sent_bytes),
+            f"{min(row.age_s, 99_999):.0f}s",
+        ]
+        if wide:
+            cells.append(_text(row.reason, _colour(row)))
+        table.add_row(*cells)
+    return table
+
+
+def _colour(row: WorkerRow) -> str:
+    return "green" if row.contributes else "default" if row.healthy else "yellow"
+
+
+def _text(text: str, style: str) -> Text:
+    return Text("".join(char if char.isprintable() else "?" for char in text), style=style)
+
+
+def loss(value: float) -> str:
+    """A loss with three decimals, or a dash if it is not known."""
+    return f"{value:.3f}" if abs(value) < 1000 else "-" if math.isnan(value) else f"{value:.0e}"
+
+
+def amount(value: float) -> str:
+    """A count with a unit prefix: ``3.2M``."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{min(value / factor, 9999):.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def size(num_bytes: int) -> str:
+    """Bytes with a decimal unit: ``12.3MB``."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if num_bytes >= factor:
+            scaled = min(num_bytes / factor, 9999)
+            return f"{scaled:.0f}{unit}" if scaled >= 100 else f"{scaled:.1f}{unit}"
+    return f"{num_bytes}B"

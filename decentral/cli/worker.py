@@ -1,0 +1,162 @@
+"""``decentral worker``: one worker of a swarm, founding it or joining it."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from decentral.cli.settings import Settings, load, resolve_task
+from decentral.errors import ConfigError, ExitCode, UsageError
+
+CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
+SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatable.", metavar="KEY=VALUE")
+DATA = typer.Option(help="Text to train on: files, folders or globs of this machine.", metavar="PATH...")
+MORE_DATA = typer.Argument(hidden=True)
+DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
+
+
+def worker(
+    more_data: Annotated[list[str] | None, MORE_DATA] = None,
+    new: Annotated[bool, typer.Option("--new", help="Found a swarm and print the command that joins it.")] = False,
+    join: Annotated[list[str] | None, typer.Option(help="Join the swarm at this address.", metavar="ADDR")] = None,
+    config: Annotated[Path | None, CONFIG] = None,
+    assignments: Annotated[list[str] | None, SET] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port to listen on; 0 for any free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    announce: Annotated[str | None, typer.Option(help="Address that others should use, if it differs.")] = None,
+    identity: Annotated[str | None, typer.Option(help="Key file; made if it does not exist.", metavar="FILE")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
+    data: Annotated[list[str] | None, DATA] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
+    debug: Annotated[bool, DEBUG] = False,
+) -> int:
+    """Take part in a swarm: found one with --new, or join one with --join ADDR.
+
+    The first line on stdout is the command that joins this swarm; everything else goes to stderr.
+    """
+    check_start(new, join)
+    flags = {
+        "worker.port": port,
+        "worker.host": host,
+        "worker.announce": announce,
+        "worker.identity": identity,
+        "worker.device": device,
+        "worker.threads": threads,
+        "worker.out": out,
+        "worker.log_level": "debug" if debug else None,
+        "run.rounds": rounds,
+        # A founder's text is the run's; a joiner's stands for it on the joiner's machine.
+        "data.paths" if new else "worker.data": data_paths(data, more_data),
+    }
+    settings = load(config, assignments or (), flags)
+    return run(settings, join or ())
+
+
+def check_start(new: bool, join: Sequence[str] | None) -> None:
+    """Refuse anything but exactly one of --new and --join.
+
+    Raises:
+        UsageError: both, neither, or an empty address.
+    """
+    if join is not None and not all(address.strip() for address in join):
+        raise UsageError("--join is empty.", hint="Is the variable set? To found a new swarm use --new.")
+    if new and join:
+        raise UsageError("--new and --join exclude each other.", hint="Found a swarm with --new, or join one.")
+    if not new and not join:
+        raise UsageError(
+            "Neither --new nor --join is given.",
+            hint="Found a swarm with --new, or join one with the line that `decentral worker --new` printed.",
+        )
+
+
+def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[str, ...] | None:
+    """What --data names; ``more`` are the arguments after it, as when the shell expands a glob.
+
+    Raises:
+        UsageError: arguments without --data, or an empty path.
+    """
+    if more and not data:
+        raise UsageError(f"Unexpected argument {more[0]!r}.", hint="Paths to train on follow --data.")
+    paths = (*(data or ()), *(more or ()))
+    if not all(path.strip() for path in paths):
+        raise UsageError("--data has an empty path.", hint="Is the variable set?")
+    return paths or None
+
+
+def run(settings: Settings, join: Sequence[str]) -> int:
+    """Run the worker until its run is over or a signal stops it."""
+    from decentral.cli import compose
+
+    swarm = settings.swarm
+    if not join or any(key.startswith("task.") for key in settings.explicit):
+        swarm = resolve_task(swarm)
+    own = settings.worker.model_copy(update={"out": str(make_folder(settings.worker.out, "worker"))})
+
+    async def main() -> int:
+        with stopping() as stop:
+            return await compose.run_worker(None if join else swarm, own, join, settings.explicit, _announce_join, stop)
+
+    return asyncio.run(main())
+
+
+def make_folder(given: str, name: str) -> Path:
+    """The folder ``given``, or a fresh one under ``runs`` with ``name`` and the time; it exists afterwards.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    stem = given or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, tries = Path(stem), 1
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=bool(given))
+        except FileExistsError as err:
+            if given:
+                raise ConfigError(f"--out {folder} is a file, not a folder.") from err
+            tries += 1  # two workers started in the same second
+            folder = Path(f"{stem}-{tries}")
+        except OSError as err:
+            hint = "Choose a folder you may write to with --out."
+            raise ConfigError(f"Cannot make the folder {folder}: {err.strerror or err}.", hint=hint) from err
+        else:
+            return folder
+
+
+@contextmanager
+def stopping() -> Iterator[asyncio.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second ends the process at once.
+
+    Ending at once skips every clean-up: child processes are on a leash and die with us.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def first() -> None:
+        # From now on a plain handler: it also works while the loop is closing.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, lambda *_: os._exit(ExitCode.INTERRUPTED))
+        print("Stopping in order. Press Ctrl-C again to exit at once.", file=sys.stderr, flush=True)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, first)
+    try:
+        yield stop
+    finally:
+        if not stop.is_set():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
+def _announce_join(address: str) -> None:
+    print(f"decentral worker --join {address}", flush=True)
