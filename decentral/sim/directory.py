@@ -72,12 +72,12 @@ class MemoryDirectory:
         if self._left or self._network.is_lost():
             return {}
         now_s = self._loop.time()
+        all_visible = not (self._shared.stale_s or self._network.is_parted)
         found: dict[str, bytes] = {}
         for subkey, versions in self._shared.records.get(key, {}).items():
-            for version in reversed(versions):
-                if version.expires_s > now_s and self._sees(version, now_s):
-                    found[subkey] = version.value
-                    break
+            latest = versions[-1] if all_visible else self._latest_visible(versions, now_s)
+            if latest is not None and latest.expires_s > now_s:
+                found[subkey] = latest.value
         return found
 
     async def close(self) -> None:
@@ -93,14 +93,16 @@ class MemoryDirectory:
         """Wait for the nearest holder of the key to answer."""
         await asyncio.sleep(2 * self._network.conditions.latency_s)
 
-    def _sees(self, version: _Version, now_s: float) -> bool:
-        """Whether this peer can read a version now: late to others, and cut off from those published over there."""
+    def _latest_visible(self, versions: list[_Version], now_s: float) -> _Version | None:
+        """What this peer can read of a record: others' late, and not what was published across the present cut."""
         me = self._endpoint.peer_id
-        if version.publisher == me:
-            return True
-        if version.visible_s > now_s:
-            return False
-        if version.layout == self._network.layout and self._network.is_cut(version.publisher, me):
-            self._network.num_cut += 1
-            return False
-        return True
+        for version in reversed(versions):
+            if version.publisher == me:
+                return version
+            if version.visible_s > now_s:
+                continue
+            if version.layout == self._network.layout and self._network.is_cut(version.publisher, me):
+                self._network.num_cut += 1
+                continue
+            return version
+        return None

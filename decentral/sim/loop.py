@@ -92,7 +92,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         """Run ``callback`` in the next iteration."""
         handle = asyncio.Handle(callback, args, self, context)
-        self._due.append((_owner_of(context), handle))
+        self._due.append((_OWNER.get() if context is None else context.get(_OWNER), handle))
         return handle
 
     def call_at(
@@ -101,7 +101,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Run ``callback`` at virtual time ``when``, or in the next iteration if that has passed."""
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         self._num_timers += 1
-        heapq.heappush(self._timers, (when, self._num_timers, _owner_of(context), timer))
+        owner = _OWNER.get() if context is None else context.get(_OWNER)
+        heapq.heappush(self._timers, (when, self._num_timers, owner, timer))
         return timer
 
     def call_soon_threadsafe(
@@ -145,19 +146,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.num_iterations += 1
         if self.num_iterations > self.max_iterations:
             raise Overrun(self._report(f"more than {self.max_iterations} iterations of the loop"))
-        due, timers = self._due, self._timers
+        due, timers, frozen = self._due, self._timers, self._frozen
         if not due and not self._stopping:
             self._jump()
         while timers and timers[0][0] <= self._now:
-            _, _, owner, timer = heapq.heappop(timers)
-            due.append((owner, timer))
+            due.append(heapq.heappop(timers)[2:])
         for _ in range(len(due)):
             entry = due.popleft()
-            owner, handle = entry
-            if owner in self._frozen:
-                self._frozen[owner].append(entry)
-            elif not handle.cancelled():
-                handle._run()
+            if entry[0] in frozen:
+                frozen[entry[0]].append(entry)
+            elif not entry[1].cancelled():
+                entry[1]._run()
 
     def _jump(self) -> None:
         """Set the clock to the earliest timer that is still wanted."""
@@ -218,11 +217,6 @@ def virtual_loop() -> VirtualLoop:
     if not isinstance(loop, VirtualLoop):
         raise RuntimeError("the simulator's parts work only inside decentral.sim.loop.run")
     return loop
-
-
-def _owner_of(context: Context | None) -> Owner | None:
-    """The owner that ``context`` (or the current context) names."""
-    return _OWNER.get() if context is None else context.get(_OWNER)
 
 
 def _keep_error(loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:

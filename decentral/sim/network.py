@@ -165,6 +165,11 @@ class Network:
         """End the partition."""
         self.partition()
 
+    @property
+    def is_parted(self) -> bool:
+        """Whether there is a partition."""
+        return bool(self._sides)
+
     def is_cut(self, a: PeerId, b: PeerId) -> bool:
         """Whether a partition lies between two peers."""
         return bool(self._sides) and self._sides.get(a) != self._sides.get(b)
@@ -193,13 +198,14 @@ class Network:
     ) -> None:
         """Send a message of ``num_bytes`` payload; if it arrives, ``deliver(*args)`` runs in the target's context."""
         size = num_bytes + FRAME_BYTES
-        start_s = max(self._loop.time(), source.up_free_s)
+        now_s = self._loop.time()
+        start_s = max(now_s, source.up_free_s)
         left_s = source.up_free_s = start_s + size / source.line.up_bytes_per_s
         source.sent_bytes += size
-        if self.is_lost():
-            self.note("lost", source.peer_id, target.peer_id, what, size)
+        lost = self.is_lost()
+        self.trace.add((now_s, "lost" if lost else "send", source.peer_id, target.peer_id, what, size))
+        if lost:
             return
-        self.note("send", source.peer_id, target.peer_id, what, size)
         latency_s = self.latency_s(source.peer_id, target.peer_id)
         message = (source, target, left_s, size, deliver, args)
         if target.line.down_bytes_per_s == math.inf:
@@ -211,7 +217,7 @@ class Network:
 
     def note(self, *event: str | int) -> None:
         """Add an event to the trace, with the time."""
-        self.trace.add(self._loop.time(), *event)
+        self.trace.add((self._loop.time(), *event))
 
     def _take_down(self, source: Endpoint, target: Endpoint, left_s: float, size: int, *rest: Any) -> None:
         """Queue a message on the target's downlink."""

@@ -21,7 +21,7 @@ class Trace:
         self._hash = hashlib.blake2b(digest_size=16)
         self.num_entries = 0
 
-    def add(self, *entry: float | str) -> None:
+    def add(self, entry: tuple[float | str, ...]) -> None:
         """Append an entry: virtual time in seconds first, then what happened."""
         self.num_entries += 1
         self._tail.append(entry)

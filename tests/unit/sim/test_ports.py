@@ -33,6 +33,18 @@ def test_a_record_expires_on_virtual_time() -> None:
     run(main(), until_s=100.0)
 
 
+def test_a_record_replaces_the_one_before_it_even_if_it_expires_earlier() -> None:
+    async def main() -> None:
+        world = World(0)
+        a, b = world.add(A).directory, world.add(B).directory
+        await a.publish("run", "a", b"long", ttl_s=100.0)
+        await a.publish("run", "a", b"short", ttl_s=1.0)
+        await asyncio.sleep(2.0)
+        assert await b.lookup("run") == {}
+
+    run(main(), until_s=100.0)
+
+
 def test_others_see_a_record_late_and_the_one_before_it_until_then() -> None:
     async def main() -> None:
         world = World(0, Conditions(latency_s=0.0), stale_s=4.0)
