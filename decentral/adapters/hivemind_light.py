@@ -27,11 +27,13 @@ class _LazyPackage(ModuleType):
         # Introspection asks every module for dunder names; that is no reason to load torch.
         if spec is None or spec.loader is None or (name.startswith("__") and name != "__version__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self.__class__ = ModuleType  # Before the load: while it runs, a missing name has to be an error again.
+        object.__setattr__(
+            self, "__class__", ModuleType
+        )  # Before the load: while it runs, a missing name has to be an error again.
         try:
             spec.loader.exec_module(self)
         except BaseException:
-            self.__class__ = _LazyPackage
+            object.__setattr__(self, "__class__", _LazyPackage)
             raise
         return getattr(self, name)
 
@@ -69,19 +71,25 @@ if "hivemind" not in sys.modules:
     importlib.import_module("hivemind.utils.logging").use_hivemind_log_handler("nowhere")
 
 from hivemind.dht.node import DHTNode  # noqa: E402
+from hivemind.dht.validation import DHTRecord  # noqa: E402
 from hivemind.p2p.p2p_daemon import P2P, P2PD_FILENAME  # noqa: E402
-from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID, StreamInfo  # noqa: E402
+from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID  # noqa: E402
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg  # noqa: E402
 from hivemind.proto import crypto_pb2, dht_pb2, p2pd_pb2  # noqa: E402
 from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
+from hivemind.utils.serializer import MSGPackSerializer  # noqa: E402
+
+DecodeError = importlib.import_module("google.protobuf.message").DecodeError
 
 __all__ = [
     "P2P",
     "P2PD_FILENAME",
     "DHTNode",
+    "DHTRecord",
+    "DecodeError",
+    "MSGPackSerializer",
     "Multiaddr",
     "PeerID",
-    "StreamInfo",
     "crypto_pb2",
     "dht_pb2",
     "p2pd_pb2",

@@ -1,0 +1,134 @@
+"""What a person pastes after ``--join``: a multiaddr, ``host:port``, or ``host:port/PEERID``."""
+
+import ipaddress
+import re
+from dataclasses import dataclass, replace
+
+from decentral.adapters.hivemind_light import PeerID
+from decentral.errors import UsageError
+from decentral.types import PeerId
+
+_MAX_TEXT = 1000
+_HOST_KINDS = ("ip4", "ip6", "dns", "dns4", "dns6")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+_EXAMPLE = "203.0.113.7:31337"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a peer listens."""
+
+    host: str
+    """IP address (version 6 without brackets) or host name."""
+    port: int
+    peer: PeerId | None = None
+    """Who is expected there; ``None`` if the address does not say."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def multiaddr(self) -> str:
+        """The form libp2p takes; with the peer id if it is known."""
+        try:
+            kind = f"ip{ipaddress.ip_address(self.host).version}"
+        except ValueError:
+            kind = "dns"
+        return f"/{kind}/{self.host}/tcp/{self.port}" + (f"/p2p/{self.peer}" if self.peer else "")
+
+    def with_peer(self, peer: PeerId) -> "Address":
+        """The same place with its peer id filled in."""
+        return replace(self, peer=peer)
+
+
+def parse_address(text: str, *, option: str = "--join") -> Address:
+    """Read an address as a person writes it.
+
+    Args:
+        text: what was given.
+        option: the flag or argument that it was given to, for the messages.
+
+    Raises:
+        UsageError: says what is missing or wrong.
+    """
+    text = text.strip()
+    if not text:
+        hint = "To start a new swarm use --new." if option == "--join" else ""
+        raise UsageError(f"{option} is empty (is a variable unset?).", hint=hint)
+    if len(text) > _MAX_TEXT:
+        raise UsageError(f"{option} is {len(text)} characters long, which no address is.")
+    return _from_multiaddr(text, option) if text.startswith("/") else _from_short_form(text, option)
+
+
+def _from_multiaddr(text: str, option: str) -> Address:
+    parts = text.strip("/").split("/")
+    if "p2p-circuit" in parts:
+        raise UsageError(f"{_quoted(text)} leads through a relay, which {option} does not take yet.")
+    if parts[0] not in _HOST_KINDS:
+        raise UsageError(_wrong(text, f"it starts with /{parts[0]}, expected is one of /{', /'.join(_HOST_KINDS)}"))
+    if len(parts) < 2:
+        raise UsageError(_wrong(text, "it has no host"))
+    if len(parts) < 4 or parts[2] != "tcp":
+        found = "/".join(parts[2:4])
+        raise UsageError(_wrong(text, f"it has /{found} where /tcp/PORT belongs" if found else "it has no /tcp/PORT"))
+    rest = parts[4:]
+    if rest and (len(rest) != 2 or rest[0] not in ("p2p", "ipfs")):
+        raise UsageError(_wrong(text, f"after the port comes /{'/'.join(rest)}, expected is /p2p/PEERID"))
+    return Address(_host(parts[1], text), _port(parts[3], text), _peer(rest[1], text) if rest else None)
+
+
+def _from_short_form(text: str, option: str) -> Address:
+    if "://" in text:
+        raise UsageError(f"{_quoted(text)} is a URL. {option} takes an address such as {_EXAMPLE}.")
+    place, _, peer = text.partition("/")
+    host, colon, port = place.rpartition(":")
+    if host.count(":") and not (host.startswith("[") and host.endswith("]")):
+        raise UsageError(f"{_quoted(text)} is ambiguous. Write an IPv6 address as [2001:db8::7]:31337.")
+    if not colon:
+        if _is_peer(text):
+            raise UsageError(f"{_quoted(text)} is a peer id without a place. Write it as {_EXAMPLE}/{text}.")
+        raise UsageError(f"{_quoted(text)} has no port. Write it as {place}:31337.")
+    return Address(_host(host.strip("[]"), text), _port(port, text), _peer(peer, text) if peer else None)
+
+
+def _wrong(text: str, why: str) -> str:
+    return (
+        f"{_quoted(text)} is not an address: {why}. Write it as {_EXAMPLE} or paste the line that the worker printed."
+    )
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def _host(host: str, text: str) -> str:
+    if not host:
+        raise UsageError(_wrong(text, "it has no host"))
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        if _HOST_NAME.fullmatch(host) is None or re.fullmatch(r"[\d.]+", host):
+            raise UsageError(_wrong(text, f"{_quoted(host)} is neither an IP address nor a host name")) from None
+        return host
+
+
+def _port(port: str, text: str) -> int:
+    if not (port.isascii() and port.isdigit()) or not 0 < int(port[:9]) < 65536:
+        raise UsageError(_wrong(text, f"its port is {_quoted(port)}, expected is a number from 1 to 65535"))
+    return int(port)
+
+
+def _peer(peer: str, text: str) -> PeerId:
+    if not _is_peer(peer):
+        raise UsageError(
+            f"{_quoted(text)} ends in {_quoted(peer)}, which is not a peer id. Was it cut when it was copied?"
+        )
+    return PeerId(peer)
+
+
+def _is_peer(text: str) -> bool:
+    """Whether it is the base58 form of a hash of a key (sha2-256) or of a short key itself."""
+    try:
+        packed = PeerID.from_base58(text).to_bytes()
+    except ValueError:
+        return False
+    return len(packed) > 2 and packed[0] in (0x00, 0x12) and packed[1] == len(packed) - 2

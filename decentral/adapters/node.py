@@ -1,0 +1,229 @@
+"""One peer on the network: identity, libp2p daemon, transport and directory, opened and closed together.
+
+Open this file first. It turns whatever can go wrong at the start into errors for a user's eyes, and knows nothing of
+what the peer is for. Call ``open_node`` on the main thread's event loop: the daemon dies with the thread that
+started it (see ``leash``).
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from decentral.adapters.address import Address, parse_address
+from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone, DaemonOptions, start_daemon
+from decentral.adapters.directory import HivemindDirectory, open_directory
+from decentral.adapters.identity import IdentityFile, KeyIdentity
+from decentral.adapters.port import ensure_free
+from decentral.adapters.runtime_dir import RuntimeDir
+from decentral.adapters.transport import HivemindTransport
+from decentral.errors import IdentityError, UnreachableError, UsageError
+from decentral.types import PeerId, short_id
+
+_log = logging.getLogger(__name__)
+#: A peer that is alive is found much sooner.
+_FIND_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """How a peer appears on the network."""
+
+    identity_path: Path | None = None
+    """File with the private key, created if it is missing; ``None`` for an identity that ends with the node."""
+    host: str = "0.0.0.0"
+    """Address of the network interface to listen on; ``0.0.0.0`` for all."""
+    port: int = 0
+    """TCP port to listen on; 0 for any free one."""
+    announce: tuple[str, ...] = ()
+    """``host:port`` or multiaddrs at which others reach this peer, if they differ from where it listens."""
+    initial_peers: tuple[str, ...] = ()
+    """Full multiaddrs (with peer id) of peers to join; empty to found a swarm."""
+    asker: bool = False
+    """Only call others: do not listen, serve or keep records."""
+
+
+class Node:
+    """An open node. Made by ``open_node``; ``close`` it."""
+
+    def __init__(
+        self,
+        *,
+        transport: HivemindTransport,
+        directory: HivemindDirectory | None,
+        identity: KeyIdentity,
+        addresses: tuple[str, ...],
+        daemon: Daemon,
+        resources: contextlib.AsyncExitStack,
+    ) -> None:
+        self.transport = transport
+        self.directory = directory
+        """``None`` for an asker."""
+        self.identity = identity
+        self._addresses = addresses
+        self.daemon = daemon
+        self._resources = resources
+
+    def addresses(self) -> tuple[str, ...]:
+        """Full multiaddrs for others to paste, best first; empty for an asker."""
+        return self._addresses
+
+    async def finds(self, peer: PeerId) -> bool:
+        """Whether ``peer`` is alive and can be reached, wherever the swarm says it is; answers within 5 s."""
+        try:
+            async with asyncio.timeout(_FIND_TIMEOUT_S):
+                await self.daemon.connect(peer, [])
+        except (DaemonError, DaemonGone, TimeoutError):
+            return False
+        return True
+
+    async def failed(self) -> str:
+        """Wait until the daemon has ended by itself, which makes this node deaf for good; its last words.
+
+        Cancel this before ``close``, which ends the daemon as well.
+        """
+        status = await self.daemon.exited()
+        return f"the libp2p daemon ended with status {status}: {self.daemon.last_words()}"
+
+    async def close(self) -> None:
+        """Close everything; nothing outlives it. Idempotent."""
+        await self._resources.aclose()
+
+
+async def open_node(options: NodeOptions) -> Node:
+    """Start a node and join the initial peers (0.5 to 1 s).
+
+    Raises:
+        PortTakenError: the port belongs to another program.
+        IdentityError: the identity file is unusable, or a live worker runs under it.
+        UnreachableError: none of the initial peers could be reached; says why for each.
+        UsageError: host, port or an address makes no sense.
+        DecentralError: the daemon did not start; carries its last words.
+    """
+    initial = [_known_peer(text) for text in options.initial_peers]
+    if not options.asker:
+        ensure_free(options.host, options.port)
+    resources = contextlib.AsyncExitStack()
+    try:
+        return await _open(options, initial, resources)
+    except BaseException:
+        await resources.aclose()
+        raise
+
+
+async def _open(options: NodeOptions, initial: list[Address], resources: contextlib.AsyncExitStack) -> Node:
+    folder = RuntimeDir()
+    resources.callback(folder.close)
+    if options.identity_path is None:
+        key_path = folder.path / "key"
+        identity = KeyIdentity.generate()
+        identity.save(key_path)
+    else:
+        key_path = options.identity_path
+        file = IdentityFile(key_path)
+        resources.callback(file.close)
+        identity = file.identity
+        if initial and not file.is_new:
+            await _ensure_unused(identity.peer_id, options)
+    daemon = await start_daemon(_daemon_options(options, folder.path, key_path))
+    resources.push_async_callback(daemon.stop)
+    transport = HivemindTransport(daemon, identity.peer_id)
+    resources.push_async_callback(transport.close)
+    joined = await _join(daemon, initial)
+    directory = None
+    addresses: tuple[str, ...] = ()
+    if not options.asker:
+        p2p = await daemon.attach_p2p()
+        resources.push_async_callback(p2p.shutdown)
+        directory = await open_directory(p2p, joined)
+        resources.push_async_callback(directory.close)
+        _, listening = await daemon.identify()
+        addresses = _pasteable(listening, identity.peer_id)
+    return Node(
+        transport=transport,
+        directory=directory,
+        identity=identity,
+        addresses=addresses,
+        daemon=daemon,
+        resources=resources,
+    )
+
+
+async def _ensure_unused(peer: PeerId, options: NodeOptions) -> None:
+    """Ask the swarm, under another identity, whether a live peer already has ours: two would steal each other's mail.
+
+    Raises:
+        IdentityError: it does.
+    """
+    asker = await open_node(NodeOptions(initial_peers=options.initial_peers, asker=True))
+    try:
+        if await asker.finds(peer):
+            raise IdentityError(
+                f"Identity {options.identity_path} (..{short_id(peer)}) is in use by a live worker of this swarm.",
+                hint="Give each worker an identity file of its own; a missing one is created.",
+            )
+    finally:
+        await asker.close()
+
+
+async def _join(daemon: Daemon, initial: list[Address]) -> list[PeerId]:
+    """Connect to all initial peers at once; those that answered. One is enough."""
+    failures = await asyncio.gather(*(_dial(daemon, address) for address in initial))
+    joined = [address.peer for address, failure in zip(initial, failures, strict=True) if not failure and address.peer]
+    if initial and not joined:
+        raise UnreachableError(f"No worker could be reached. {' '.join(failures)}")
+    for failure in filter(None, failures):
+        _log.warning("joined without %s", failure)
+    return joined
+
+
+async def _dial(daemon: Daemon, address: Address) -> str:
+    """Connect to one peer; why it failed, or nothing."""
+    try:
+        await daemon.connect(address.peer or PeerId(""), [replace(address, peer=None).multiaddr()])
+    except TimeoutError:
+        return f"{address}: no answer."
+    except (DaemonError, DaemonGone) as err:
+        return f"{address}: {' '.join(str(err).split())}."
+    return ""
+
+
+def _known_peer(text: str) -> Address:
+    address = parse_address(text, option="initial_peers")
+    if address.peer is None:
+        raise UsageError(f'"{text}" does not say which peer is there; probe it first.')
+    return address
+
+
+def _daemon_options(options: NodeOptions, folder: Path, key_path: Path) -> DaemonOptions:
+    if options.asker:
+        return DaemonOptions(folder=folder, identity_path=key_path, listen=())
+    return DaemonOptions(
+        folder=folder,
+        identity_path=key_path,
+        listen=(_listening_address(options),),
+        announce=tuple(parse_address(text, option="announce").multiaddr() for text in options.announce),
+        map_port=not ipaddress.ip_address(options.host).is_loopback,
+    )
+
+
+def _listening_address(options: NodeOptions) -> str:
+    """TCP only: averaging over QUIC hung or failed where TCP did not (measured with hivemind 1.1.12)."""
+    return f"/ip{ipaddress.ip_address(options.host).version}/{options.host}/tcp/{options.port}"
+
+
+def _pasteable(listening: Sequence[str], peer: PeerId) -> tuple[str, ...]:
+    """Full multiaddrs, those that reach furthest first."""
+    found = [parse_address(text, option="listening") for text in listening if "/tcp/" in text and "/p2p" not in text]
+    return tuple(address.with_peer(peer).multiaddr() for address in sorted(found, key=_reach))
+
+
+def _reach(address: Address) -> int:
+    try:
+        ip = ipaddress.ip_address(address.host)
+    except ValueError:
+        return 0  # A host name was announced on purpose.
+    return 3 if ip.is_loopback else 2 if ip.is_link_local else 1 if ip.is_private else 0

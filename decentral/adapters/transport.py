@@ -1,0 +1,257 @@
+"""Calls between peers over libp2p streams, one stream per call. Implements ``ports.transport.Transport``.
+
+What is definite: a request counts as delivered once its last byte is with our daemon. Whatever breaks before that is
+``PeerUnreachable`` (a request that arrives incomplete reaches no handler), whatever breaks after it ``CallTimeout``,
+at once if the connection is known to be lost.
+
+This module knows nothing of what the bytes mean.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone
+from decentral.adapters.wire import MAX_REFUSAL_BYTES, Meter, Status, pieces, reply_head, request_head
+from decentral.errors import CallRefused, CallTimeout, PeerUnreachable
+from decentral.ports.transport import Handler, Traffic
+from decentral.types import PeerId
+
+T = TypeVar("T")
+
+_PROTOCOL = "/decentral/call/1"
+#: Streams served at a time over all methods; libp2p's own limits are far above.
+_MAX_STREAMS = 512
+_HEAD_TIMEOUT_S = 10.0
+#: A peer that is slower than this over a whole message is cut off, or it could hold a slot for ever.
+_MIN_BYTES_PER_S = 16_384
+_GRACE_S = 30.0
+#: How long a refused caller may take to notice before the stream is cut under it.
+_LINGER_S = 5.0
+
+
+@dataclass(slots=True)
+class _Method:
+    handler: Handler
+    max_request_bytes: int
+    max_concurrent: int
+    active: int = 0
+
+    def objection(self, name: str, size: int) -> str:
+        """Why a request of that size is refused, before it is read; empty if it is not."""
+        if size > self.max_request_bytes:
+            return f"{name} takes {self.max_request_bytes} bytes, the request has {size}"
+        if self.active >= self.max_concurrent:
+            return f"busy: {self.active} calls of {name} are at work"
+        return ""
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the ``max_concurrent`` places."""
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+
+
+class HivemindTransport:
+    """Calls other peers and serves their calls through one libp2p daemon.
+
+    Args:
+        daemon: started, and stopped by its owner after ``close``.
+        peer_id: the daemon's identity.
+    """
+
+    def __init__(self, daemon: Daemon, peer_id: PeerId) -> None:
+        self._daemon = daemon
+        self._peer_id = peer_id
+        self._methods: dict[str, _Method] = {}
+        self._meter = Meter()
+        self._tasks: set[asyncio.Task[Any]] = set()  # Handlers at work and streams being served.
+        self._writers: set[asyncio.StreamWriter] = set()  # Calls in flight.
+        self._listening = False
+        self._closed = False
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This peer's own identity."""
+        return self._peer_id
+
+    def traffic(self) -> Traffic:
+        """Bytes of requests and replies with our framing (``wire``); libp2p adds about 0.3 % and its handshakes."""
+        return Traffic(self._meter.sent_bytes, self._meter.received_bytes)
+
+    async def call(self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int) -> bytes:
+        """See ``ports.transport.Transport.call``."""
+        if self._closed:
+            raise PeerUnreachable("this transport is closed")
+        if peer == self._peer_id:
+            reply = await self._call_self(method, request, timeout_s)
+            if len(reply) > max_reply_bytes:
+                raise CallRefused(_oversized(len(reply), max_reply_bytes))
+            return reply
+        call = _Call(self._meter, peer, method, request, max_reply_bytes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._stream(peer) as (reader, writer):
+                    return await call.exchange(reader, writer)
+        except TimeoutError:
+            raise call.broken(f"no reply within {timeout_s:.3g} s") from None
+        except (OSError, asyncio.IncompleteReadError) as err:
+            raise call.broken("connection lost") from err
+
+    @contextlib.asynccontextmanager
+    async def _stream(self, peer: PeerId) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A stream to ``peer`` for the length of a call; the peer sees it end at once if the call is given up."""
+        try:
+            reader, writer = await self._daemon.open_stream(peer, _PROTOCOL)
+        except DaemonGone as err:
+            raise PeerUnreachable(str(err)) from err
+        except DaemonError as err:
+            if "protocols not supported" in str(err):
+                raise CallRefused(f"{peer} does not serve {_PROTOCOL}") from err
+            raise PeerUnreachable(f"cannot reach {peer}: {err}") from err
+        self._writers.add(writer)
+        try:
+            yield reader, writer
+        finally:
+            self._writers.discard(writer)
+            writer.transport.abort()
+
+    async def _call_self(self, name: str, request: bytes, timeout_s: float) -> bytes:
+        method = self._methods.get(name)
+        objection = method.objection(name, len(request)) if method else f"unknown method {name!r:.100}"
+        if method is None or objection:
+            raise CallRefused(objection)
+        slot = contextlib.ExitStack()
+        slot.enter_context(method.slot())
+        # The handler goes on after a timeout, as it would at another peer.
+        work = self._spawn(self._handle(method, self._peer_id, request))
+        work.add_done_callback(lambda _: slot.close())
+        done, _ = await asyncio.wait({work}, timeout=timeout_s)
+        if not done or work.cancelled():
+            raise CallTimeout(f"no reply from myself to {name} within {timeout_s:.3g} s")
+        status, reply = work.result()
+        if status is Status.REFUSED:
+            raise CallRefused(reply.decode(errors="replace"))
+        return reply
+
+    async def serve(self, method: str, handler: Handler, *, max_request_bytes: int, max_concurrent: int = 64) -> None:
+        """See ``ports.transport.Transport.serve``."""
+        self._methods[method] = _Method(handler, max_request_bytes, max_concurrent)
+        if not self._listening:
+            self._listening = True
+            await self._daemon.serve_streams(_PROTOCOL, self._accept)
+
+    async def _accept(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one stream. Nothing that a peer does raises from here."""
+        if self._closed or len(self._tasks) >= _MAX_STREAMS:
+            writer.close()
+            return
+        task = self._spawn(self._serve_stream(sender, reader, writer))
+        try:
+            await asyncio.wait({task})
+        finally:
+            writer.close()
+
+    async def _serve_stream(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A caller that breaks off, stalls or sends nonsense is its own business.
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+            async with asyncio.timeout(_HEAD_TIMEOUT_S):
+                name, size = await self._meter.read_request_head(reader)
+            method = self._methods.get(name)
+            objection = method.objection(name, size) if method else f"unknown method {name!r:.100}"
+            if method is None or objection:
+                await self._refuse_unread(objection, reader, writer)
+                return
+            with method.slot():  # Bodies on their way in and out are bounded with the handlers.
+                async with asyncio.timeout(_GRACE_S + size / _MIN_BYTES_PER_S):
+                    request = await self._meter.read(reader, size)
+                status, reply = await self._handle(method, sender, request)
+                async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
+                    await self._meter.write(writer, pieces(reply_head(status, len(reply)), reply))
+
+    async def _refuse_unread(self, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Refuse, and keep the stream open until the caller has seen it: closing on unread bytes would reset it."""
+        body = _cut(text)
+        async with asyncio.timeout(_LINGER_S):
+            await self._meter.write(writer, pieces(reply_head(Status.REFUSED, len(body)), body))
+            while await reader.read(1 << 16):
+                pass
+
+    async def _handle(self, method: _Method, sender: PeerId, request: bytes) -> tuple[Status, bytes]:
+        """What the handler says, or how it failed."""
+        try:
+            return Status.OK, await method.handler(sender, request)
+        except CallRefused as err:
+            return Status.REFUSED, _cut(str(err))
+        except Exception as err:  # A handler's bug is reported to its caller and harms nobody else.
+            return Status.REFUSED, _cut(f"{type(err).__name__}: {err}")
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Stop serving, fail what is in flight, free everything. Idempotent."""
+        self._closed = True
+        for writer in self._writers:
+            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+
+class _Call:
+    """One call on its way: sends and listens at the same time, because a refusal may come before the last byte."""
+
+    def __init__(self, meter: Meter, peer: PeerId, method: str, request: bytes, max_reply_bytes: int) -> None:
+        self._meter = meter
+        self._peer = peer
+        self._method = method
+        self._request = request
+        self._max_reply_bytes = max_reply_bytes
+        self._delivered = False
+
+    async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        sending = asyncio.create_task(self._send(writer))
+        try:
+            status, size = await self._meter.read_reply_head(reader)
+            limit = self._max_reply_bytes if status == Status.OK else MAX_REFUSAL_BYTES
+            if size > limit:
+                raise CallRefused(_oversized(size, limit))
+            reply = await self._meter.read(reader, size)
+        finally:
+            sending.cancel()
+            await asyncio.wait({sending})
+        if status != Status.OK:
+            raise CallRefused(reply.decode(errors="replace"))
+        return reply
+
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        # If the stream breaks, the reading side says so, or has the refusal that came before.
+        with contextlib.suppress(OSError):
+            message = pieces(request_head(self._method, len(self._request)), self._request)
+            await self._meter.write(writer, message[:-1])
+            self._delivered = True  # From the moment the last piece is handed over, nobody can tell.
+            await self._meter.write(writer, message[-1:])
+
+    def broken(self, what: str) -> PeerUnreachable | CallTimeout:
+        """The error for a call that ended without a reply."""
+        if self._delivered:
+            return CallTimeout(f"{what}: {self._method} at {self._peer} may have been carried out")
+        return PeerUnreachable(f"{what}: {self._method} did not reach {self._peer}")
+
+
+def _cut(text: str) -> bytes:
+    return text.encode()[:MAX_REFUSAL_BYTES]
+
+
+def _oversized(size: int, limit: int) -> str:
+    return f"the reply has {size} bytes, allowed are {limit}"
