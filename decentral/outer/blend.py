@@ -51,8 +51,8 @@ def rebase(local_N: Tensor, old_anchor_N: Tensor, new_anchor_N: Tensor) -> Tenso
     Returns:
         The new local parameters [N].
 
-    Source: our own rule. DiLoCo (arXiv 2311.08105), dropped communication, lets such a worker train on from its own
-    parameters until the next round instead; there the average is over parameters of one anchor held by a server
-    that never misses a round.
+    Source: our own rule. In DiLoCo (arXiv 2311.08105), dropped communication, such a worker trains on from its own
+    unmoved parameters until the next round. Taken against the new anchor, its pseudo-gradient would then contain
+    the swarm's step with the sign reversed, and undo a part of it.
     """
     return torch.sub(new_anchor_N, old_anchor_N).add_(local_N)
