@@ -199,3 +199,34 @@ def show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(show(item) for item in value)}]"
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def to_toml(config: SwarmConfig) -> str:
+    """The configuration as a file for ``--config``."""
+    lines = _table("", config.model_dump())
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def _table(name: str, values: Mapping[str, Any]) -> Iterable[str]:
+    """The lines of a TOML table: its values first, then the tables within it."""
+    if name:
+        yield f"\n[{name}]"
+    for key, value in values.items():
+        if not isinstance(value, Mapping):
+            yield f"{_key(key)} = {_toml(value)}"
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _table(f"{name}.{_key(key)}" if name else _key(key), value)
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if bare else _toml(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return json.dumps(value)

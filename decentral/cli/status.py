@@ -37,7 +37,7 @@ class Format(StrEnum):
 
 
 def status(
-    addresses: Annotated[list[str], typer.Argument(metavar="ADDR...", help="Of any worker of the swarm.")],
+    addresses: Annotated[list[str], typer.Argument(metavar="ADDR", help="Of any worker of the swarm.")],
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds until Ctrl-C.")] = False,
     format: Annotated[Format, typer.Option(help="json is described in docs/status-schema.md.")] = Format.TABLE,
     debug: Annotated[bool, DEBUG] = False,

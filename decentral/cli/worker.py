@@ -18,7 +18,7 @@ from decentral.errors import ConfigError, ExitCode, UsageError
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
 SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatable.", metavar="KEY=VALUE")
 DATA = typer.Option(help="Text to train on: files, folders or globs of this machine.", metavar="PATH...")
-MORE_DATA = typer.Argument(hidden=True)
+MORE_DATA = typer.Argument(hidden=True, metavar="PATH")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 

@@ -1,0 +1,36 @@
+"""The ``decentral`` command. Each subcommand has a file of its own and imports what is heavy only when it runs."""
+
+import typer
+
+import decentral
+from decentral.cli.command import Command
+from decentral.cli.local import local
+from decentral.cli.status import status
+from decentral.cli.worker import worker
+
+app = typer.Typer(
+    help="Train one model on many poorly connected machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    # --log_level is --log-level.
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
+)
+app.command(cls=Command)(local)
+app.command(cls=Command)(worker)
+app.command(cls=Command)(status)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the release and the protocol, and exit."),
+) -> None:
+    if version:
+        typer.echo(f"decentral {decentral.__version__}, protocol {decentral.PROTOCOL}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="decentral")

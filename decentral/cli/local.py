@@ -1,0 +1,123 @@
+"""``decentral local``: a whole swarm on this machine, from nothing to a trained model.
+
+Each worker is a process of its own with its own node on loopback, exactly as on machines of their own. This process
+takes no part in the swarm (see ``local_run``).
+"""
+
+import asyncio
+import importlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from decentral.cli.config import SwarmConfig, WorkerConfig
+from decentral.cli.settings import load, resolve_task, with_values
+from decentral.cli.worker import CONFIG, DATA, DEBUG, MORE_DATA, SET, data_paths, make_folder
+from decentral.errors import UsageError
+
+if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
+    from decentral.ports.trainer import Trainer
+
+#: Of a round beyond its inner steps, on loopback.
+_ROUND_OVERHEAD_S = 0.5
+
+
+def local(
+    more_data: Annotated[list[str] | None, MORE_DATA] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes to start.")] = 4,
+    minutes: Annotated[float | None, typer.Option(help="Train for about this long.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Train on at least this many tokens, all workers together.")
+    ] = None,
+    config: Annotated[Path | None, CONFIG] = None,
+    assignments: Annotated[list[str] | None, SET] = None,
+    data: Annotated[list[str] | None, DATA] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
+    debug: Annotated[bool, DEBUG] = False,
+) -> int:
+    """Train with several workers on this machine; without options a small language model, in about two minutes."""
+    if minutes is not None and tokens is not None:
+        raise UsageError("--minutes and --tokens exclude each other.", hint="Give the one that should end the run.")
+    if (minutes is not None and not 0 < minutes <= 100_000) or (tokens is not None and tokens < 1):
+        raise UsageError("--minutes and --tokens must be above 0.")
+    flags = {
+        "data.paths": data_paths(data, more_data),
+        "worker.device": device,
+        "worker.threads": threads,
+        "worker.out": out,
+        "worker.log_level": "debug" if debug else None,
+    }
+    settings = load(config, assignments or (), flags)
+    own = settings.worker
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = own.model_copy(update={"threads": own.threads or max(1, cores // workers)})
+    swarm = resolve_task(settings.swarm)
+    if own.data:  # all workers are on this machine
+        swarm = with_values(swarm, {"data.paths": own.data})
+    trainer = _build(swarm, own)
+    pace = measure(trainer, steps=12 if minutes is not None else 1)
+    if minutes is not None:
+        crowding = max(1.0, workers * own.threads / cores) if own.device == "cpu" else float(workers)
+        swarm = with_values(swarm, {"run.rounds": rounds_for(60 * minutes, pace.step_s * crowding, swarm)})
+    if tokens is not None:
+        per_round = pace.tokens_per_step * swarm.method.inner_steps * workers
+        swarm = with_values(swarm, {"run.rounds": math.ceil(tokens / per_round)})
+    folder = make_folder(own.out, swarm.run.name)
+    from decentral.cli.local_run import LocalRun
+
+    return asyncio.run(LocalRun(swarm, own, workers, folder, trainer, pace.tokens_per_step).run())
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast one worker alone trains on this machine."""
+
+    step_s: float
+    tokens_per_step: int
+
+
+def measure(trainer: "Trainer", *, steps: int, clock: Callable[[], float] = time.perf_counter) -> Pace:
+    """Time ``steps`` inner steps after a first one that warms up. The trainer's parameters change."""
+    tokens = trainer.train_steps(0, 1).tokens
+    began = clock()
+    trainer.train_steps(1, steps)
+    return Pace((clock() - began) / steps, tokens)
+
+
+def rounds_for(seconds: float, step_s: float, swarm: SwarmConfig) -> int:
+    """Rounds that take about ``seconds``."""
+    return max(1, round(seconds / (swarm.method.inner_steps * step_s + _ROUND_OVERHEAD_S)))
+
+
+def _build(swarm: SwarmConfig, own: WorkerConfig) -> "Trainer":
+    """The task's trainer in this process: it finds what is wrong with task and data, and measures the result.
+
+    Raises:
+        ConfigError, DataError, IncapableError: the workers could not train either.
+    """
+    import torch
+
+    from decentral.ports.trainer import Seat
+
+    torch.set_num_threads(own.threads)
+    module_name, _, name = swarm.task.factory.partition(":")
+    module = importlib.import_module(module_name)
+    if hasattr(module, "check"):
+        module.check(swarm.task.settings, own.device)
+    seat = Seat(
+        run_seed=swarm.run.seed,
+        stream_seed=0,
+        total_steps=swarm.run.rounds * swarm.method.inner_steps,
+        device=own.device,
+        data=swarm.data.paths,
+    )
+    trainer: Trainer = getattr(module, name)(swarm.task.settings, seat)
+    return trainer

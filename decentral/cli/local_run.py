@@ -1,0 +1,200 @@
+"""The run of ``decentral local``: start the workers, show what they do, gather what they leave.
+
+It follows the workers' journals and never asks them anything, so a worker that hangs cannot hold it up.
+"""
+
+import asyncio
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import decentral
+from decentral.cli import outcome
+from decentral.cli.children import Child, ending, start, stop
+from decentral.cli.config import SwarmConfig, WorkerConfig, to_toml
+from decentral.cli.render import console, run_line, view
+from decentral.cli.replay import Replay
+from decentral.cli.worker import stopping
+from decentral.errors import DecentralError, ExitCode
+from decentral.monitor.journal import JournalReader
+from decentral.monitor.status import RunFacts, StatusReport, summarize
+from decentral.ports.trainer import Trainer
+
+#: Importing torch and opening a node on a busy machine.
+_START_S = 120.0
+#: After the first worker has finished, the others may take so long.
+_FINISH_S = 60.0
+#: After they were asked to leave.
+_LEAVE_S = 25.0
+_REFRESH_S = 0.5
+#: Between two lines of progress in a pipe.
+_LINE_EVERY_S = 10.0
+
+
+class LocalRun:
+    """One run of a local swarm.
+
+    Args:
+        swarm: complete configuration of the run.
+        own: of each worker.
+        num_workers: processes to start.
+        folder: of the run; exists.
+        trainer: the task in this process; validates and samples at the end.
+        tokens_per_step: of one inner step of one worker.
+    """
+
+    def __init__(
+        self,
+        swarm: SwarmConfig,
+        own: WorkerConfig,
+        num_workers: int,
+        folder: Path,
+        trainer: Trainer,
+        tokens_per_step: int,
+    ) -> None:
+        self._swarm, self._own, self._folder, self._trainer = swarm, own, folder, trainer
+        self._folders = [folder / "workers" / str(index) for index in range(num_workers)]
+        for worker in self._folders:
+            worker.mkdir(parents=True, exist_ok=True)
+        total_numel = sum(value.numel() for value in trainer.parameters().values())
+        self._replays = [Replay(total_numel, tokens_per_step, num_workers) for _ in self._folders]
+        self._readers = [JournalReader(worker / "journal.jsonl") for worker in self._folders]
+        self._children: list[Child] = []
+        self._screen = console(sys.stderr)
+        self._facts = RunFacts(
+            run_id=swarm.run.name,
+            method=swarm.method.name,
+            codec=swarm.method.codec,
+            rounds=swarm.run.rounds,
+            protocol=decentral.PROTOCOL,
+            version=decentral.__version__,
+            config_digest=swarm.digest(),
+        )
+
+    async def run(self) -> int:
+        """Run to the end or until Ctrl-C, and print the summary.
+
+        Raises:
+            DecentralError: all workers failed; with the error of the first.
+        """
+        with outcome.whole_file(self._folder / "config.toml") as file:
+            file.write(to_toml(self._swarm))
+        self._say(f"{len(self._folders)} workers, {self._swarm.run.rounds} rounds, in {self._folder}")
+        began = time.monotonic()
+        with stopping() as stopped:
+            try:
+                await _unless(stopped, self._start())
+                await self._follow(stopped)
+            finally:
+                await stop(self._children, _LEAVE_S)
+        seconds = time.monotonic() - began
+        failed = [child for child in self._children if child.code != ExitCode.OK]
+        if len(failed) == len(self._children) and not stopped.is_set():
+            raise failed[0].error()
+        for child in failed:
+            self._say(child.error().message)
+        self._finish(seconds)
+        return ExitCode.OK
+
+    async def _start(self) -> None:
+        """Start the founder and, when it says how to join it, the others."""
+        own = self._own
+        common = [
+            *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
+            *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
+        ]
+        env = {"OMP_NUM_THREADS": str(own.threads)}
+        founding = ["worker", "--new", "--config", str(self._folder / "config.toml"), *common]
+        founder = await start(0, founding, self._folders[0], env)
+        self._children.append(founder)
+        line = await founder.first_line(_START_S)
+        address = line.partition(" --join ")[2]
+        if not address:
+            raise DecentralError(f"Worker 0 began with {line!r} instead of the command that joins it.")
+        for index in range(1, len(self._folders)):
+            joining = ["worker", "--join", address, *common]
+            self._children.append(await start(index, joining, self._folders[index], env))
+
+    async def _follow(self, stopped: asyncio.Event) -> None:
+        """Show progress until all workers have ended, the last stragglers are given up, or ``stopped`` is set."""
+        bar = Progress(
+            TextColumn("round {task.completed:.0f} of {task.total:.0f}"),
+            BarColumn(None),
+            TimeElapsedColumn(),
+            console=self._screen,
+            expand=True,
+        )
+        task = bar.add_task("", total=self._swarm.run.rounds)
+        live = Live(console=self._screen, auto_refresh=False) if self._screen.is_terminal else None
+        finished_at, line_at = math.inf, 0.0
+        with live or contextlib.nullcontext():
+            while not stopped.is_set():
+                report, now = self._report(), time.monotonic()
+                bar.update(task, completed=report.totals.round)
+                if live is not None:
+                    live.update(Group(view(report, self._screen.width), bar), refresh=True)
+                elif now >= line_at:
+                    self._screen.print(run_line(report), soft_wrap=True)
+                    line_at = now + _LINE_EVERY_S
+                codes = [child.code for child in self._children]
+                if ExitCode.OK in codes:
+                    finished_at = min(finished_at, now)
+                if None not in codes or now > finished_at + _FINISH_S:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopped.wait(), _REFRESH_S)
+
+    def _report(self) -> StatusReport:
+        """What the journals say now."""
+        for reader, replay in zip(self._readers, self._replays, strict=True):
+            for event in reader.read():
+                replay.take(event)
+        rows = []
+        for child, replay in zip(self._children, self._replays, strict=False):
+            presence = replay.presence
+            if presence is None:
+                continue
+            if child.code:
+                metrics = replace(presence.metrics, reason=ending(child.code), tokens_per_s=0.0)
+                presence = replace(presence, metrics=metrics)
+            rows.append((presence, replay.age_s(time.time())))
+        # A record is as old as the worker's last event, which may be a whole round: only its process tells its death.
+        return summarize(replace(self._facts, run_id=rows[0][0].run) if rows else self._facts, rows, ttl_s=math.inf)
+
+    def _finish(self, seconds: float) -> None:
+        """Write what the run leaves and print the summary."""
+        import torch
+
+        torch.set_num_threads(self._own.threads * len(self._folders))
+        journals = [worker / "journal.jsonl" for worker in self._folders]
+        events = outcome.merge_journals(journals, self._folder / "journal.jsonl")
+        outcome.draw_losses(events, self._swarm.method.inner_steps, self._folder / "loss.png")
+        model = outcome.newest_model(self._folders)
+        if model is not None:
+            outcome.load_model(self._trainer, outcome.keep_model(model, self._folder))
+        totals = self._report().totals
+        print(outcome.summary(self._folder, model, self._trainer, totals, len(self._folders), seconds))
+
+    def _say(self, text: str) -> None:
+        self._screen.print(text, markup=False, soft_wrap=True)
+
+
+async def _unless(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work``, but give it up when ``stopped`` is set."""
+    task, waiting = asyncio.create_task(work), asyncio.create_task(stopped.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()

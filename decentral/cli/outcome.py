@@ -1,0 +1,136 @@
+"""What a local run leaves behind: one journal, the newest weights, a loss curve, and a summary for people."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from decentral.cli.render import amount, loss, traffic
+from decentral.monitor.journal import JournalReader
+from decentral.monitor.status import Totals
+from decentral.ports.trainer import Trainer
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Weights that a worker wrote at its end."""
+
+    path: Path
+    round: int
+    digest: str
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under its name only when it is complete."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open(mode) as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def merge_journals(journals: Sequence[Path], target: Path) -> list[dict[str, Any]]:
+    """Write all events in the order of time, each with the ``worker`` it is from, to ``target``; also return them."""
+    merged = [{"worker": index, **event} for index, path in enumerate(journals) for event in JournalReader(path).read()]
+    merged.sort(key=lambda event: float(event["time"]))
+    with whole_file(target) as file:
+        file.writelines(json.dumps(event) + "\n" for event in merged)
+    return merged
+
+
+def newest_model(folders: Sequence[Path]) -> Model | None:
+    """The weights of the highest round among the workers' folders; ``None`` if nobody wrote any that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for folder in folders:
+        try:
+            with safe_open(folder / MODEL, framework="pt") as file:
+                metadata = file.metadata() or {}
+            found.append(Model(folder / MODEL, int(metadata["round"]), metadata.get("digest", "")))
+        except (OSError, SafetensorError, KeyError, ValueError):  # not written, or cut off
+            continue
+    return max(found, key=lambda model: model.round, default=None)
+
+
+def keep_model(model: Model, folder: Path) -> Path:
+    """Copy the weights into ``folder``."""
+    with model.path.open("rb") as source, whole_file(folder / MODEL, "wb") as target:
+        shutil.copyfileobj(source, target)
+    return folder / MODEL
+
+
+def load_model(trainer: Trainer, path: Path) -> None:
+    """Put saved weights into a trainer."""
+    from safetensors.torch import load_file
+
+    trainer.load(load_file(path))
+
+
+def draw_losses(events: Sequence[dict[str, Any]], inner_steps: int, target: Path) -> bool:
+    """Draw training loss (a thin line for each worker) and validation loss (dots) over global inner steps.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines: dict[int, list[tuple[int, float]]] = {}
+    dots: list[tuple[int, float]] = []
+    for event in events:
+        if event["event"] == "stretch_done" and event["loss"] is not None:
+            lines.setdefault(event["worker"], []).append((event["step"], event["loss"]))
+        if event["event"] == "validated" and event["val_loss"] is not None:
+            dots.append((event["round"] * inner_steps, event["val_loss"]))
+    if not lines and not dots:
+        return False
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)  # no display, no global state
+    axes = figure.add_subplot()
+    for worker, points in sorted(lines.items()):
+        axes.plot(*zip(*sorted(points), strict=True), linewidth=0.8, alpha=0.7, label=f"worker {worker}, training")
+    if dots:
+        axes.plot(*zip(*sorted(dots), strict=True), "ko-", markersize=4, linewidth=1, label="validation")
+    axes.set_xlabel("inner steps")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    with whole_file(target, "wb") as file:
+        figure.savefig(file, dpi=120, format="png")
+    return True
+
+
+def summary(
+    folder: Path, model: Model | None, trainer: Trainer, totals: Totals, num_workers: int, seconds: float
+) -> str:
+    """The end of a run in a few lines, with a sample if the task can give one."""
+    rows = [
+        ("tokens", f"{amount(totals.tokens)} by {num_workers} workers in {seconds:.0f} s"),
+        ("bytes", traffic(totals.sent_bytes, totals.dp_bytes)),
+        ("run folder", str(folder)),
+    ]
+    sample = ""
+    if model is None:
+        rows.insert(0, ("weights", "none were saved"))
+    else:
+        rows.insert(0, ("validation loss", f"{loss(_validated(trainer))} nats per token, after round {model.round}"))
+        draw: Callable[[], str] | None = getattr(trainer, "sample", None)
+        sample = f"\nsample:\n{draw().strip()}" if draw is not None else ""
+    return "\n".join(f"{name:17}{value}" for name, value in rows) + sample
+
+
+def _validated(trainer: Trainer) -> float:
+    value = trainer.validate()
+    return value if math.isfinite(value) else math.nan

@@ -1,0 +1,111 @@
+"""From workers' journals to a status report: a local run is shown without asking anybody over the network.
+
+Counters are kept by the engine's own ``Meter``, so that they mean what they mean in a presence record.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from decentral.engine.meter import Meter
+from decentral.ports.trainer import StepReport
+from decentral.ports.transport import Traffic
+from decentral.swarm.presence import Presence, State
+from decentral.types import PeerId
+
+
+class Replay:
+    """One worker as its journal tells it.
+
+    Args:
+        total_numel: values of the model.
+        tokens_per_step: of one inner step.
+        num_workers: of the swarm, until a round tells how many took part.
+    """
+
+    def __init__(self, total_numel: int, tokens_per_step: int, num_workers: int) -> None:
+        self._total_numel = total_numel
+        self._tokens_per_step = max(1, tokens_per_step)
+        self._num_members = max(1, num_workers)
+        self._meter = Meter(total_numel, "", "")
+        self._presence: Presence | None = None
+        self._last_event_at = 0.0
+
+    @property
+    def presence(self) -> Presence | None:
+        """The worker's record as of its last event; ``None`` before its first."""
+        return self._presence and replace(self._presence, metrics=self._meter.metrics)
+
+    def age_s(self, wall: float) -> float:
+        """Seconds between the last event and the Unix time ``wall``."""
+        return max(0.0, wall - self._last_event_at)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Take the next event of the journal."""
+        time, name = float(event["time"]), event["event"]
+        self._last_event_at = time
+        if name == "started":
+            self._meter = Meter(self._total_numel, event["version"], event["device"])
+            self._meter.start(time)
+            self._presence = Presence(PeerId(event["peer"]), event["run"], 0, State.JOINING, 0, 0, "")
+        elif self._presence is not None:
+            self._presence = self._after(self._presence, name, time, event)
+
+    def _after(self, presence: Presence, name: str, time: float, event: Mapping[str, Any]) -> Presence:
+        """The record after an event; the meter is brought up to date on the way."""
+        meter = self._meter
+        if name == "joined":
+            meter.start(time)
+            return replace(presence, state=State.TRAINING, round=event["round"])
+        if name == "stretch_done":
+            self._trained(event)
+            return replace(presence, state=State.SYNCING, round=event["round"])
+        if name == "round_mixed":
+            counted = presence.peer in event["members"]
+            meter.explain("" if counted else "the round was closed before its part arrived")
+            self._num_members = len(event["members"])
+            traffic = Traffic(event["sent_bytes"], event["received_bytes"])
+            self._synced(time, event, counted, traffic, event["transfer_s"])
+            return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest=event["digest"])
+        if name == "round_aborted":
+            meter.explain(f"{event['reason']}: {event['detail']}")
+            traffic = Traffic(meter.metrics.sent_bytes, meter.metrics.received_bytes)
+            self._synced(time, event, False, traffic, 0.0)
+            return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest="")
+        if name == "repaired":
+            meter.downloaded(event["seconds"] or 0.0)
+            meter.explain("")
+            return replace(presence, state=State.TRAINING, round=event["round"])
+        if name == "validated":
+            meter.validated(_number(event["val_loss"]))
+        if name == "sat_out":
+            meter.explain(event["reason"])
+        if name == "stopped":
+            return replace(presence, state=State.LEAVING)
+        return presence
+
+    def _trained(self, event: Mapping[str, Any]) -> None:
+        self._meter.trained(
+            event["step"],
+            StepReport(tokens=event["tokens"], loss=_number(event["loss"]), grad_norm=math.nan),
+            count=round(event["tokens"] / self._tokens_per_step),
+            num_members=self._num_members,
+            seconds=event["seconds"] or 0.0,
+        )
+
+    def _synced(
+        self, time: float, event: Mapping[str, Any], counted: bool, traffic: Traffic, transfer_s: float | None
+    ) -> None:
+        self._meter.synced(
+            time,
+            counted=counted,
+            waiting_s=event["waiting_s"] or 0.0,
+            transfer_s=transfer_s or 0.0,
+            traffic=traffic,
+        )
+
+
+def _number(value: float | None) -> float:
+    """A number of a journal, where ``null`` stands for one that is not finite."""
+    return math.nan if value is None else value
