@@ -31,8 +31,6 @@ _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 3.0
 _CONTROL_TIMEOUT_S = 10.0
 _LAST_WORDS_BYTES = 4096
-#: Readers pause the daemon when twice this much waits for us. 64 kB, asyncio's default, costs a third of the speed.
-_BUFFER_BYTES = 1 << 20
 
 
 class DaemonError(Exception):
@@ -150,7 +148,7 @@ class Daemon:
                 return
             await handler(PeerId(PeerID(info.peer).to_base58()), reader, writer)
 
-        self._server = await asyncio.start_unix_server(accept, self._incoming, limit=_BUFFER_BYTES)
+        self._server = await asyncio.start_unix_server(accept, self._incoming)
         request = p2pd_pb2.StreamHandlerRequest(
             addr=Multiaddr(f"/unix{self._incoming}").to_bytes(), proto=[protocol], balanced=False
         )
@@ -173,7 +171,7 @@ class Daemon:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, p2pd_pb2.Response]:
         """Send one control request on a connection of its own, which stays open only on success."""
         async with _gone_is_gone(self):
-            reader, writer = await asyncio.open_unix_connection(self._control, limit=_BUFFER_BYTES)
+            reader, writer = await asyncio.open_unix_connection(self._control)
             try:
                 await _write_message(writer, request)
                 reply = p2pd_pb2.Response()

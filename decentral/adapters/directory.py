@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _RPC_TIMEOUT_S = 3.0
 #: A store or a search takes several rounds of calls, each bounded by the limit above.
 _DEADLINE_S = 10.0
+#: Only our own daemon is asked; it does not answer at all if it is gone.
+_CLOSE_TIMEOUT_S = 1.0
 #: hivemind holds up to 4 MB a record; ours are far smaller, and a search returns all of a key's.
 _MAX_VALUE_BYTES = 65_536
 _MAX_SUBKEY_BYTES = 256
@@ -87,7 +89,7 @@ class HivemindDirectory:
         """Leave the DHT. Idempotent."""
         if not self._closed:
             self._closed = True
-            await _within_deadline(self._node.shutdown(), "close")
+            await _within_deadline(self._node.shutdown(), "close", _CLOSE_TIMEOUT_S)
 
 
 async def open_directory(p2p: P2P, known: Sequence[PeerId]) -> HivemindDirectory:
@@ -119,10 +121,10 @@ async def _clock_offset(node: DHTNode, peer: PeerId) -> float | None:
     return offset if abs(offset) < _MAX_OFFSET_S else None
 
 
-async def _within_deadline(work: Awaitable[T], what: str) -> T | None:
+async def _within_deadline(work: Awaitable[T], what: str, deadline_s: float = _DEADLINE_S) -> T | None:
     """The result, or None for whatever goes wrong: a DHT's failures are nobody's fault and never end a worker."""
     try:
-        return await asyncio.wait_for(work, _DEADLINE_S)
+        return await asyncio.wait_for(work, deadline_s)
     except Exception as err:
         _log.debug("directory: %s failed: %r", what, err)
         return None

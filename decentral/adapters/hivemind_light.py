@@ -27,9 +27,8 @@ class _LazyPackage(ModuleType):
         # Introspection asks every module for dunder names; that is no reason to load torch.
         if spec is None or spec.loader is None or (name.startswith("__") and name != "__version__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        object.__setattr__(
-            self, "__class__", ModuleType
-        )  # Before the load: while it runs, a missing name has to be an error again.
+        # Before the load: while it runs, a missing name has to be an error again.
+        object.__setattr__(self, "__class__", ModuleType)
         try:
             spec.loader.exec_module(self)
         except BaseException:

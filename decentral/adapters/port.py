@@ -10,6 +10,7 @@ import os
 import socket
 from pathlib import Path
 
+from decentral.adapters.hivemind_light import P2PD_FILENAME
 from decentral.errors import PortTakenError, UsageError
 
 _LISTENING = "0A"
@@ -59,10 +60,18 @@ def owner_of(port: int) -> str:
     for process in Path("/proc").glob("[0-9]*") if sockets else ():
         try:
             if any(os.readlink(handle) in sockets for handle in (process / "fd").iterdir()):
-                return f"pid {process.name} ({(process / 'comm').read_text().strip()})"
+                return _described(process)
         except OSError:
             continue
     return ""
+
+
+def _described(process: Path) -> str:
+    name = (process / "comm").read_text().strip()
+    if name == P2PD_FILENAME:  # A worker's daemon: the worker is what one would stop.
+        parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+        return _described(process.with_name(parent))
+    return f"pid {process.name} ({name})"
 
 
 def _listening_inodes(port: int) -> set[str]:

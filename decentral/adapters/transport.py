@@ -81,7 +81,7 @@ class HivemindTransport:
         return self._peer_id
 
     def traffic(self) -> Traffic:
-        """Bytes of requests and replies with our framing (``wire``); libp2p adds about 0.3 % and its handshakes."""
+        """Bytes of requests and replies with our framing (``wire``); libp2p and TCP add 0.3 % to large ones."""
         return Traffic(self._meter.sent_bytes, self._meter.received_bytes)
 
     async def call(self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int) -> bytes:
