@@ -1,0 +1,42 @@
+"""A byte-level language model on text files: the task ``workers.lm:build``.
+
+Beside ``build`` the module offers what the command line asks of a task (see ``docs/tasks.md``): ``defaults``,
+``resolve`` and ``check``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from decentral.ports.trainer import Seat
+from workers.lm.corpus import load_corpus
+from workers.lm.settings import check_machine, read_settings
+from workers.lm.trainer import LmTrainer
+from workers.settings import write
+
+__all__ = ["build", "check", "defaults", "resolve"]
+
+
+def build(settings: Mapping[str, Any], seat: Seat) -> LmTrainer:
+    """Make the trainer of one worker.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+        DataError: the text under ``seat.data`` is missing, unreadable or too small.
+    """
+    read = read_settings(settings)
+    return LmTrainer(read, seat, load_corpus(seat.data, read.window))
+
+
+def defaults() -> dict[str, Any]:
+    """All settings with their defaults, in plain nested values."""
+    return resolve({})
+
+
+def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with every default filled in. Raises ``ConfigError`` as ``build`` does."""
+    return write(read_settings(settings))
+
+
+def check(settings: Mapping[str, Any], device: str) -> None:
+    """Raise ``IncapableError`` if this machine cannot train with ``settings`` on ``device``."""
+    check_machine(read_settings(settings), device)

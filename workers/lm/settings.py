@@ -1,0 +1,133 @@
+"""Settings of the language model task, their limits, and whether a machine can carry them."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from decentral.errors import ConfigError, IncapableError
+from workers import settings as reader
+from workers.lm.model import NUM_BYTES, ModelConfig
+
+PRECISIONS = ("fp32", "bf16")
+#: fp32 values kept for each parameter: weight, gradient, two moments of AdamW; anchor, momentum, delta of the swarm.
+VALUES_PER_PARAMETER = 7
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """AdamW with decay on matrices alone, clipping, warm-up and a cosine over the whole run."""
+
+    learning_rate: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    warmup_steps: int = 20
+    floor_fraction: float = 0.1
+    """Learning rate at the end of the run as a fraction of ``learning_rate``."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range with a ``ConfigError``."""
+        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "in [0, 1)")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        _require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "above 0")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
+        _require(0 <= self.floor_fraction <= 1, "optimizer.floor_fraction", self.floor_fraction, "in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class LmSettings:
+    """Everything a run says about its language model task."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_sequences: int = 8
+    """Sequences of one inner step of one worker."""
+    precision: str = "fp32"
+    """``fp32``, or ``bf16`` for autocast: weights and optimizer stay in fp32."""
+    val_batches: int = 8
+    """Held-out batches of ``batch_sequences`` behind every validation loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range with a ``ConfigError``."""
+        _require(self.batch_sequences >= 1, "batch_sequences", self.batch_sequences, "at least 1")
+        _require(self.val_batches >= 1, "val_batches", self.val_batches, "at least 1")
+        _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+
+    @property
+    def window(self) -> int:
+        """Bytes of one sequence: its inputs and, one further, its targets."""
+        return self.model.context + 1
+
+    @property
+    def required_bytes(self) -> int:
+        """Rough upper estimate of the memory that training takes, without the interpreter and the corpus."""
+        model = self.model
+        positions = self.batch_sequences * model.context
+        # What autograd keeps of a layer (about ten tensors of the width, four of the hidden layer), and the logits.
+        activations = model.num_layers * (10 * model.d_model + 4 * model.hidden) + 3 * NUM_BYTES
+        return 4 * (VALUES_PER_PARAMETER * model.num_parameters + positions * activations)
+
+
+def read_settings(settings: Mapping[str, Any]) -> LmSettings:
+    """Settings with defaults filled in. Raises ``ConfigError`` naming the key, its value and what it may be."""
+    return reader.read(LmSettings, settings)
+
+
+def check_machine(settings: LmSettings, device: str) -> None:
+    """Make sure that this machine can train with ``settings``.
+
+    Raises:
+        ConfigError: ``device`` is not a device's name.
+        IncapableError: the device is absent, lacks bf16, or has not enough memory.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise ConfigError(f"device is {device!r}", hint="It must be cpu, cuda, cuda:N or mps.")
+    if kind == "cuda" and (seen := torch.cuda.device_count()) <= int(index or 0):
+        raise IncapableError(
+            f"device {device!r} was asked for, but torch {torch.__version__} sees {seen} CUDA devices",
+            hint="Use --device cpu, or install a torch build that matches the driver (nvidia-smi shows it).",
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise IncapableError(
+            "device 'mps' was asked for, but this machine has none", hint="Use --device cpu. MPS needs an Apple GPU."
+        )
+    if settings.precision == "bf16" and not _has_bf16(kind):
+        raise IncapableError(
+            f"precision 'bf16' was asked for, but {device!r} cannot compute in it",
+            hint="Every worker of a swarm may use its own precision: set precision to fp32 on this one.",
+        )
+    available = available_bytes(device)
+    if settings.required_bytes > available:
+        raise IncapableError(
+            f"training {settings.model.num_parameters:,} parameters takes about {settings.required_bytes / 2**20:,.0f} "
+            f"MiB, and {device!r} has {available / 2**20:,.0f} MiB free",
+            hint="Lower batch_sequences or the size of the model, or use a machine with more memory.",
+        )
+
+
+def available_bytes(device: str) -> int:
+    """Memory that a new process could take on ``device``; what the system does not tell counts as all there is."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _has_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return kind == "cpu" or bool(torch.backends.mps.is_macos_or_newer(14, 0))
+
+
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"{key} is {value}", hint=f"It must be {allowed}.")

@@ -1,0 +1,128 @@
+"""The language model as a ``Trainer``: one model, its AdamW, its stream of windows. It knows nothing of the swarm.
+
+Legend: B = sequences, T = positions in a window (context + 1).
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from decentral.ports.trainer import Seat, StepReport
+from decentral.schedule.inner_lr import warmup_cosine
+from workers.lm.corpus import Corpus
+from workers.lm.model import GPT
+from workers.lm.settings import LmSettings, OptimizerConfig
+
+
+class LmTrainer:
+    """Trains a GPT on a corpus.
+
+    Args:
+        settings: model, optimizer, batch.
+        seat: seeds, length of the run, device.
+        corpus: text that holds at least one window in each part.
+    """
+
+    def __init__(self, settings: LmSettings, seat: Seat, corpus: Corpus) -> None:
+        self._settings = settings
+        self._seat = seat
+        self._corpus = corpus
+        self._model = GPT(settings.model, torch.Generator().manual_seed(seat.run_seed)).to(seat.device)
+        self._named = dict(self._model.named_parameters())
+        self._adamw = _adamw(self._named, settings.optimizer)
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Names and values in the order of the layers, sharing memory with the model; a tied head appears once."""
+        return {name: parameter.detach() for name, parameter in self._named.items()}
+
+    @torch.no_grad()
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """Overwrite the named parameters and keep the rest, with AdamW's moments as they are.
+
+        Raises:
+            ValueError: a name is unknown or a shape differs; nothing was changed then.
+        """
+        for name, value in parameters.items():
+            if name not in self._named:
+                raise ValueError(f"the model has no parameter {name!r}")
+            if value.shape != self._named[name].shape:
+                raise ValueError(f"{name!r} has shape {list(self._named[name].shape)}, not {list(value.shape)}")
+        for name, value in parameters.items():
+            self._named[name].copy_(value)
+
+    def train_steps(self, first_step: int, count: int) -> StepReport:
+        """Take ``count`` AdamW steps, each on a fresh batch of the worker's stream.
+
+        A step whose loss or gradient is not finite leaves parameters and moments as they were; it shows in the
+        report, whose means are then not finite either.
+        """
+        loss_sum = grad_norm_sum = 0.0
+        for step in range(first_step, first_step + count):
+            loss, grad_norm = self._step(step)
+            loss_sum += loss
+            grad_norm_sum += grad_norm
+        tokens = count * self._settings.batch_sequences * self._settings.model.context
+        return StepReport(tokens=tokens, loss=loss_sum / count, grad_norm=grad_norm_sum / count)
+
+    def _step(self, step: int) -> tuple[float, float]:
+        """One inner step; its loss and the norm of its gradient before clipping."""
+        settings, optimizer = self._settings, self._settings.optimizer
+        window_BT = self._corpus.batch(self._seat.stream_seed, step, settings.batch_sequences, settings.window)
+        loss = self._loss(window_BT)
+        loss.backward()  # type: ignore[no-untyped-call]
+        grad_norm = torch.nn.utils.clip_grad_norm_(self._named.values(), optimizer.clip_norm)
+        loss_nats, norm = loss.item(), grad_norm.item()
+        if math.isfinite(loss_nats) and math.isfinite(norm):
+            for group in self._adamw.param_groups:
+                group["lr"] = warmup_cosine(
+                    step,
+                    peak=optimizer.learning_rate,
+                    warmup_steps=optimizer.warmup_steps,
+                    total_steps=self._seat.total_steps,
+                    floor_fraction=optimizer.floor_fraction,
+                )
+            self._adamw.step()
+        self._adamw.zero_grad()
+        return loss_nats, norm
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Mean loss (nats per byte) on windows that lie evenly over the held-out text, always the same ones."""
+        settings = self._settings
+        total = 0.0
+        for index in range(settings.val_batches):
+            total += self._loss(
+                self._corpus.held_out_batch(index, settings.val_batches, settings.batch_sequences, settings.window)
+            ).item()
+        return total / settings.val_batches
+
+    def sample(self, prompt: str = "\ndef ", num_bytes: int = 400, seed: int = 0) -> str:
+        """A continuation of ``prompt`` by the current parameters, the prompt included."""
+        generator = torch.Generator().manual_seed(seed)
+        start = prompt.encode() or b"\n"
+        with self._autocast():
+            continued = self._model.generate(start, num_bytes, temperature=0.7, top_k=40, generator=generator)
+        return prompt + continued.decode(errors="replace")
+
+    def describe(self) -> str:
+        """One line about the model and one about the data."""
+        config = self._settings.model
+        return f"GPT of {config.num_parameters:,} parameters, context {config.context}\n{self._corpus.describe()}"
+
+    def _loss(self, window_BT: Tensor) -> Tensor:
+        with self._autocast():
+            return self._model.loss(window_BT.to(self._seat.device, non_blocking=True))
+
+    def _autocast(self) -> torch.autocast:
+        device_type = self._seat.device.partition(":")[0]
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self._settings.precision == "bf16")
+
+
+def _adamw(named: Mapping[str, Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone. The fused form is the fastest on every device that has it."""
+    matrices = [parameter for parameter in named.values() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in named.values() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)

@@ -1,0 +1,75 @@
+"""Settings of a task: mappings from a config file into frozen dataclasses and back. It knows no task in particular."""
+
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, cast
+
+from decentral.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read(kind: type[T], given: Mapping[str, Any], where: str = "") -> T:
+    """Build the frozen dataclass ``kind`` from a mapping; what is not given keeps its default.
+
+    Fields may be bool, int, float, str, a tuple of floats of fixed length, or another such dataclass.
+
+    Args:
+        kind: the dataclass; every field has a default.
+        given: its settings, nested where ``kind`` is.
+        where: dotted name of the mapping in the config, for messages.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in fields(cast(Any, kind))]
+    values = {}
+    for key, value in given.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            raise ConfigError(
+                f"unknown setting {name!r}",
+                hint=f"Did you mean {nearest[0]!r}?" if nearest else f"Known here: {', '.join(known)}.",
+            )
+        values[key] = _convert(hints[key], value, name)
+    return kind(**values)
+
+
+def write(settings: object) -> dict[str, Any]:
+    """The complete settings as plain nested values that JSON and TOML can hold; ``read`` gives back an equal object."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in _nested(settings).items()}
+
+
+def _nested(settings: object) -> dict[str, Any]:
+    return {
+        field.name: write(value) if is_dataclass(value := getattr(settings, field.name)) else value
+        for field in fields(cast(Any, settings))
+    }
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    """``value`` as ``kind``: an int passes for a float, a list for a tuple, a mapping for a dataclass."""
+    if is_dataclass(kind):
+        if isinstance(value, Mapping):
+            return read(cast(type[object], kind), value, name)
+    elif typing.get_origin(kind) is tuple:
+        items = typing.get_args(kind)
+        if isinstance(value, list | tuple) and len(value) == len(items):
+            return tuple(_convert(item, part, name) for item, part in zip(items, value, strict=True))
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    raise ConfigError(f"{name} is {value!r}", hint=f"It must be {_describe(kind)}.")
+
+
+def _describe(kind: Any) -> str:
+    if is_dataclass(kind):
+        return "a table of settings"
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {len(typing.get_args(kind))} numbers"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
