@@ -24,7 +24,8 @@ class SimIdentity:
         """A hash of peer and data."""
         return _signature(self._peer_id, data)
 
-    def verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
+    @staticmethod
+    def verify(peer: PeerId, data: bytes, signature: bytes) -> bool:
         """Whether ``peer`` signed exactly ``data``."""
         return signature == _signature(peer, data)
 

@@ -60,10 +60,12 @@ class MemoryTransport(Endpoint):
         callee = self._network.find(peer)
         try:
             if callee is None:
+                self._network.note("nobody", self.peer_id, peer, method)
                 dialled_s = now_s + 2 * self._network.latency_s(self.peer_id, peer)
                 self._loop.call_at(dialled_s, call.fail, PeerUnreachable, "nobody there")
             elif self._network.is_cut(self.peer_id, peer):
                 self._network.num_cut += 1
+                self._network.note("cut", self.peer_id, peer, method)
                 given_up_s = now_s + self._network.conditions.give_up_s
                 self._loop.call_at(given_up_s, call.fail, PeerUnreachable, "no way through")
             else:
@@ -127,10 +129,8 @@ class MemoryTransport(Endpoint):
         except CallRefused as refusal:
             self._refuse(call, refusal)
             return
-        # A copy: what a handler sets in its context is its own.
-        self._serving[call] = self._loop.create_task(
-            self._handle(call, method, request), context=self.context.copy(), name=f"{self.peer_id} {call.method}"
-        )
+        handling = self._handle(call, method, request)
+        self._serving[call] = self._loop.create_task(handling, name=f"{self.peer_id} {call.method}")
 
     async def _handle(self, call: "_Call", method: _Method, request: bytes) -> None:
         """Run a handler and send what it says."""

@@ -80,7 +80,14 @@ def test_every_kind_of_fault_fires_and_is_felt() -> None:
 
 def test_faults_without_effect_have_not_fired() -> None:
     log: list[str] = []
-    faults = (Crash(5.0, peer_id(99)), Start(6.0, PEERS[0]), Loss(7.0, 0.0, 1.0), Pause(8.0, peer_id(99), 1.0))
+    ghost = peer_id(99)
+    faults = (
+        Crash(5.0, ghost),
+        Start(6.0, PEERS[0]),
+        Loss(7.0, 0.0, 1.0),
+        Pause(8.0, ghost, 1.0),
+        Partition(9.0, (ghost,), 1.0),
+    )
     tape, _ = run(play(1, faults, log), until_s=200.0)
     assert tape.fired() == ()
     assert tape.unfired() == faults

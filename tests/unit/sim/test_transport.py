@@ -254,6 +254,37 @@ def test_a_reply_half_sent_at_the_crash_does_not() -> None:
     play(scenario, machines={B: Machine(Line(up_bytes_per_s=1e6))})
 
 
+def test_a_request_half_sent_at_the_crash_of_its_sender_is_never_handled() -> None:
+    async def scenario(world: World) -> None:
+        heard: list[int] = []
+
+        async def hear(sender: PeerId, request: bytes) -> bytes:
+            heard.append(len(request))
+            return b""
+
+        a, b = await serving(world, A, B)
+        await b.transport.serve("hear", hear, max_request_bytes=1 << 30)
+        calls = [asyncio.create_task(ask(a, B, bytes(size), method="hear")) for size in (100_000, 1_000_000)]
+        await asyncio.sleep(0.5)
+        world.crash(A)
+        await asyncio.sleep(5.0)
+        assert heard == [100_000]
+        assert not calls[1].done() or calls[1].exception() is not None
+
+    play(scenario, machines={A: Machine(Line(up_bytes_per_s=1e6))})
+
+
+def test_calls_that_are_over_leave_nothing_behind() -> None:
+    async def scenario(world: World) -> None:
+        a, b = await serving(world, A, B)
+        for _ in range(1000):
+            await ask(a, B, timeout_s=9000.0)
+        assert len(virtual_loop()._timers) < 600
+        assert (a.transport._outgoing, b.transport._serving, b.transport.in_flight) == ({}, {}, {})
+
+    play(scenario)
+
+
 def test_a_crashed_peer_comes_back_under_its_id_with_nothing_of_its_past() -> None:
     async def scenario(world: World) -> None:
         a, _ = await serving(world, A, B)
