@@ -113,9 +113,9 @@ class MemoryTransport(Endpoint):
         """Take a place at a method, which ``_perform`` gives back; or raise CallRefused."""
         method = self._methods.get(name)
         if method is None:
-            raise CallRefused("no such method")
+            raise CallRefused(f"{name!r} is not served")
         if num_bytes > method.max_request_bytes:
-            raise CallRefused(f"request of {num_bytes} bytes, allowed are {method.max_request_bytes}")
+            raise CallRefused(f"at most {method.max_request_bytes} bytes are taken, the request has {num_bytes}")
         if method.num_active >= method.max_concurrent:
             raise CallRefused(f"busy with {method.num_active} calls")
         method.num_active += 1
