@@ -54,7 +54,9 @@ def traffic(sent_bytes: int, dp_bytes: int) -> str:
     """Bytes sent against what data-parallel training would have sent."""
     if not sent_bytes or not dp_bytes:
         return f"sent {size(sent_bytes)}"
-    return f"sent {size(sent_bytes)} (data-parallel {size(dp_bytes)}, {dp_bytes / sent_bytes:.3g}x)"
+    ratio = dp_bytes / sent_bytes
+    times = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+    return f"sent {size(sent_bytes)} (data-parallel {size(dp_bytes)}, {times}x)"
 
 
 def _table(report: StatusReport, *, wide: bool) -> Table:

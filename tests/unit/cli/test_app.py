@@ -1,0 +1,295 @@
+"""Commands through the runner: what they print where, and how they end. No network is involved."""
+
+import asyncio
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+import decentral.cli
+from decentral import PROTOCOL, __version__
+from decentral.cli.app import app
+from decentral.errors import (
+    ConfigError,
+    DataError,
+    DecentralError,
+    DivergedError,
+    ExitCode,
+    IdentityError,
+    IncapableError,
+    MismatchError,
+    PortTakenError,
+    ProtocolError,
+    UnreachableError,
+    UsageError,
+    WrongPeerError,
+)
+from decentral.monitor.status import RunFacts, summarize
+from decentral.swarm.presence import Metrics, Presence, State
+from decentral.types import PeerId
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def compose(monkeypatch):
+    """A composition root that notes what it is called with."""
+    module = ModuleType("decentral.cli.compose")
+    module.calls = []
+
+    async def run_worker(swarm, worker, join, explicit, announce_join, stop):
+        module.calls.append((swarm, worker, join, explicit))
+        announce_join("203.0.113.7:31337")
+        return 0
+
+    module.run_worker = run_worker
+    monkeypatch.setitem(sys.modules, "decentral.cli.compose", module)
+    monkeypatch.setattr(decentral.cli, "compose", module, raising=False)
+    return module
+
+
+@pytest.fixture
+def answers(compose):
+    """Makes the swarm answer with the given records."""
+
+    def answer(*rows):
+        async def ask_status(addresses, timeout_s):
+            assert 0 < timeout_s < 5
+            return summarize(RunFacts("demo", "diloco", "int8-b128", 9, 1, "0.1", "c0"), rows, ttl_s=6.0)
+
+        compose.ask_status = ask_status
+
+    return answer
+
+
+def record(name: str, state: State = State.TRAINING, reason: str = "") -> tuple[Presence, float]:
+    return Presence(PeerId(name), "demo", 1, state, 3, 0, "d", metrics=Metrics(loss=2.5, reason=reason)), 0.5
+
+
+TOY = ("--set", "task.factory=workers.toy:build")
+
+
+def test_the_version_names_release_and_protocol():
+    assert run("--version").stdout == f"decentral {__version__}, protocol {PROTOCOL}\n"
+
+
+def test_importing_the_app_imports_neither_torch_nor_hivemind():
+    code = "import sys, decentral.cli.app; sys.exit(bool({'torch', 'hivemind'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint", "code"),
+    [
+        (["worker"], "Neither --new nor --join is given.", "decentral worker --new", 2),
+        (["worker", "--new", "--join", "a:1"], "--new and --join exclude each other.", "", 2),
+        (["worker", "--join", ""], "--join is empty.", "Is the variable set? To found a new swarm use --new.", 2),
+        (["worker", "--join", "a:1", "--join", "  "], "--join is empty.", "--new", 2),
+        (["worker", "--new", "stray"], "Unexpected argument 'stray'.", "--data", 2),
+        (["worker", "--new", "--data", ""], "--data has an empty path.", "variable", 2),
+        (["worker", "--new", "--set", "run.round=3"], "unknown key 'run.round'", "'run.rounds'", 3),
+        (["worker", "--new", "--rounds", "0"], "run.rounds = 0: must be a whole number, at least 1", "", 3),
+        (["worker", "--new", "--port", "99999"], "worker.port = 99999", "", 3),
+        (["worker", "--new", "--device", "tpu"], 'worker.device = "tpu": must be cpu, mps, cuda or cuda:N', "", 3),
+        (["worker", "--new", "--config", "none.toml"], "Cannot read the configuration none.toml", "", 3),
+        (["worker", "--new", "--set", "task.factory=nope:build"], "nope cannot be imported", "", 3),
+        (["worker", "--new", *TOY, "--set", "task.settings.numl=3"], "numl", "numel", 3),
+        (["status", ""], "The address is empty.", "variable", 2),
+        (["local", "--minutes", "1", "--tokens", "1"], "--minutes and --tokens exclude each other.", "", 2),
+        (["local", "--minutes", "0"], "--minutes and --tokens must be above 0.", "", 2),
+        (["local", "--tokens", "0"], "--minutes and --tokens must be above 0.", "", 2),
+        (["local", "--set", "run=3"], "run is a section", "", 3),
+    ],
+)
+def test_a_mistake_on_the_command_line_has_its_own_text_and_code(
+    tmp_path, monkeypatch, compose, arguments, message, hint, code
+):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.stdout == ""
+    first, *rest = result.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert message in first
+    assert hint in "\n".join(rest)
+    assert "Traceback" not in result.stderr
+    assert result.exit_code == code
+    assert compose.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (DecentralError, 1),
+        (UsageError, 2),
+        (ConfigError, 3),
+        (DataError, 4),
+        (UnreachableError, 5),
+        (WrongPeerError, 6),
+        (ProtocolError, 7),
+        (MismatchError, 8),
+        (PortTakenError, 9),
+        (IdentityError, 10),
+        (IncapableError, 11),
+        (DivergedError, 12),
+    ],
+)
+def test_every_error_ends_in_its_documented_code(compose, request, tmp_path, kind, code):
+    async def run_worker(*_):
+        raise kind("What happened.", hint="What to do.")
+
+    compose.run_worker = run_worker
+    result = run("worker", "--join", "a:1", "--out", str(tmp_path))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr == "error: What happened.\nhint: What to do.\n"
+    assert f"| {code} | `{ExitCode(code).name}` |" in (request.config.rootpath / "docs" / "exit-codes.md").read_text()
+
+
+def test_a_fault_of_our_own_shows_its_traceback_only_with_debug(compose, tmp_path):
+    async def run_worker(*_):
+        raise RuntimeError("oops")
+
+    compose.run_worker = run_worker
+    quiet = run("worker", "--join", "a:1", "--out", str(tmp_path))
+    assert quiet.exit_code == ExitCode.INTERNAL
+    assert quiet.stderr.startswith("error: RuntimeError: oops\nhint: This is a fault of decentral's own. Run it again")
+    loud = run("worker", "--join", "a:1", "--out", str(tmp_path), "--debug")
+    assert "Traceback" in loud.stderr
+    assert "--debug" not in loud.stderr.partition("hint:")[2]
+
+
+def test_the_founder_prints_the_join_command_as_its_first_line(compose, tmp_path):
+    result = run("worker", "--new", *TOY, "--out", str(tmp_path), "--rounds", "7")
+    assert result.exit_code == 0
+    assert result.stdout == "decentral worker --join 203.0.113.7:31337\n"
+    ((swarm, worker, join, explicit),) = compose.calls
+    assert join == ()
+    assert swarm.run.rounds == 7
+    assert swarm.task.settings["numel"] == 1000
+    assert worker.out == str(tmp_path)
+    assert explicit == {"task.factory": "workers.toy:build", "run.rounds": 7}
+
+
+def test_a_joiner_states_only_what_the_user_did(compose, tmp_path):
+    run("worker", "--join", "a:1", "--join", "b:2", "--out", str(tmp_path), "--set", "run.seed=3", "--data", "x", "y")
+    ((swarm, worker, join, explicit),) = compose.calls
+    assert swarm is None
+    assert join == ["a:1", "b:2"]
+    assert worker.data == ("x", "y")
+    assert explicit == {"run.seed": 3}
+
+
+def test_the_data_of_a_founder_is_the_data_of_the_run(compose, tmp_path):
+    run("worker", "--new", *TOY, "--out", str(tmp_path), "--data", "x", "y", "--data", "z")
+    swarm, worker, *_ = compose.calls[0]
+    assert set(swarm.data.paths) == {"x", "y", "z"}
+    assert worker.data == ()
+
+
+def test_underscores_in_flags_are_hyphens(answers):
+    answers(record("a"))
+    assert run("status", "a:1", "--format", "json").exit_code == 0
+    assert "No such option" in run("status", "a:1", "--no_such").stderr
+
+
+def test_without_out_each_worker_gets_a_fresh_folder(compose, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("worker", "--join", "a:1")
+    run("worker", "--join", "a:1")
+    folders = [worker.out for _, worker, *_ in compose.calls]
+    assert len(set(folders)) == 2
+    assert all((tmp_path / folder).is_dir() for folder in folders)
+
+
+def test_an_out_that_cannot_be_made_is_named(compose, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("worker", "--join", "a:1", "--out", str(tmp_path / "file"))
+    assert result.exit_code == ExitCode.CONFIG
+    assert "is a file, not a folder" in result.stderr
+    result = run("worker", "--join", "a:1", "--out", str(tmp_path / "file" / "below"))
+    assert result.exit_code == ExitCode.CONFIG
+    assert "Cannot make the folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        ([record("aaaaaa"), record("bbbbbb")], ExitCode.OK),
+        ([record("aaaaaa"), record("bbbbbb", State.REPAIRING)], ExitCode.DEGRADED),
+        ([], ExitCode.EMPTY),
+    ],
+)
+def test_status_tells_health_by_its_exit_code(answers, rows, code):
+    answers(*rows)
+    result = run("status", "203.0.113.7:31337")
+    assert result.exit_code == code
+    assert "demo: diloco, int8-b128 | round" in result.stdout
+    assert all(name in result.stdout for name, _ in [(row[0].peer, 0) for row in rows])
+
+
+def test_status_gives_up_on_a_swarm_that_does_not_answer(compose, monkeypatch):
+    async def ask_status(addresses, timeout_s):
+        raise TimeoutError
+
+    compose.ask_status = ask_status
+    result = run("status", "203.0.113.7:31337", "--format", "json")
+    assert (result.exit_code, result.stdout) == (ExitCode.UNREACHABLE, "")
+    assert result.stderr.startswith("error: No answer from 203.0.113.7:31337 within 5 s.\nhint: ")
+
+
+def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(answers, compose, monkeypatch):
+    answers(record("aaaaaa"))
+    there = compose.ask_status
+    replies = iter([there, None, there])
+
+    async def ask_status(addresses, timeout_s):
+        reply = next(replies, KeyboardInterrupt)
+        if reply is None:
+            raise UnreachableError("Nobody there.")
+        if reply is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return await reply(addresses, timeout_s)
+
+    compose.ask_status = ask_status
+    monkeypatch.setattr("decentral.cli.status.time.sleep", lambda seconds: None)
+    result = run("status", "a:1", "--watch", "--format", "json")
+    assert result.exit_code == 0
+    assert [line[:20] for line in result.stdout.splitlines()] == ['{"health": "healthy"'] * 2
+    assert "error: Nobody there." in result.stderr
+
+
+def test_the_second_signal_exits_at_once(tmp_path):
+    """In a process of its own: the first SIGINT sets the event, the second ends it with 130."""
+    code = """
+import asyncio, os, signal
+from decentral.cli.worker import stopping
+async def main():
+    with stopping() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        await stop.wait()
+        print("stopping", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.returncode) == ("stopping\n", ExitCode.INTERRUPTED)
+
+
+def test_signal_handlers_are_gone_afterwards():
+    import signal
+
+    from decentral.cli.worker import stopping
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def main() -> None:
+        with stopping():
+            assert signal.getsignal(signal.SIGTERM) is not before
+
+    asyncio.run(main())
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,266 @@
+"""The parts of ``decentral local`` that need no swarm."""
+
+import asyncio
+import json
+import math
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from decentral.cli import children, outcome
+from decentral.cli.config import SwarmConfig, to_toml
+from decentral.cli.local import measure, rounds_for
+from decentral.cli.replay import Replay
+from decentral.cli.settings import load
+from decentral.errors import ConfigError, DecentralError, ExitCode
+from decentral.monitor.events import Joined, RoundAborted, RoundMixed, Started, Stopped, StretchDone, Validated
+from decentral.monitor.journal import JournalReader, JsonLinesJournal
+from decentral.monitor.status import summarize
+from decentral.ports.trainer import Seat, StepReport
+from decentral.swarm.presence import State
+from decentral.types import PeerId
+from workers import toy
+
+A, B = PeerId("peer-a"), PeerId("peer-b")
+
+
+def write(path: Path, *events, start: float = 100.0) -> Path:
+    times = iter(range(len(events)))
+    journal = JsonLinesJournal(path, lambda: start + 2.0 * next(times))
+    for event in events:
+        journal.record(event)
+    journal.close()
+    return path
+
+
+def replayed(path: Path, num_workers: int = 2) -> Replay:
+    replay = Replay(total_numel=1000, tokens_per_step=10, num_workers=num_workers)
+    for event in JournalReader(path).read():
+        replay.take(event)
+    return replay
+
+
+STARTED = Started("demo", A, "0.1.0", "cpu", "c0")
+
+
+class TestReplay:
+    def test_before_the_first_event_there_is_no_worker(self):
+        assert Replay(1, 1, 1).presence is None
+
+    def test_counters_are_those_of_a_presence_record(self, tmp_path):
+        journal = write(
+            tmp_path / "j",
+            STARTED,
+            Joined(B, 1, 50, 0.5),
+            StretchDone(1, 25, 250, 3.0, 1.5),
+            RoundMixed(1, 0, (A, B), (), 1.0, 400, 300, 0.25, 0.125, "digest"),
+            Validated(2, 2.5),
+        )
+        replay = replayed(journal)
+        presence = replay.presence
+        assert (presence.peer, presence.run, presence.state, presence.round) == (A, "demo", State.TRAINING, 2)
+        metrics = presence.metrics
+        assert (metrics.step, metrics.tokens, metrics.loss, metrics.val_loss) == (25, 250, 3.0, 2.5)
+        assert (metrics.sent_bytes, metrics.received_bytes) == (400, 300)
+        assert (metrics.compute_s, metrics.waiting_s, metrics.transfer_s) == (1.5, 0.25, 0.125)
+        assert metrics.tokens_per_s == pytest.approx(250 / 4.0)
+        assert metrics.dp_bytes == 25 * 1000 * 4  # 2 (n - 1) / n = 1 for two workers
+        assert replay.age_s(110.0) == 2.0
+
+    def test_a_round_without_it_is_told_as_the_reason(self, tmp_path):
+        aborted = RoundAborted(0, 0, "deadline", "too late", (), 5.0)
+        presence = replayed(write(tmp_path / "j", STARTED, aborted)).presence
+        assert presence.metrics.reason == "deadline: too late"
+        mixed = RoundMixed(0, 0, (B,), (), 1.0, 1, 1, 0.0, 0.0, "d")
+        presence = replayed(write(tmp_path / "k", STARTED, mixed)).presence
+        assert "before its part arrived" in presence.metrics.reason
+        assert presence.metrics.rounds_out == 1
+
+    def test_a_stopped_worker_has_left(self, tmp_path):
+        presence = replayed(write(tmp_path / "j", STARTED, Stopped("run is done", 3, 10))).presence
+        assert presence.state is State.LEAVING
+
+    def test_a_loss_that_is_not_finite_stays_unknown(self, tmp_path):
+        replay = replayed(write(tmp_path / "j", STARTED, StretchDone(0, 1, 10, math.nan, math.nan)))
+        assert math.isnan(replay.presence.metrics.loss)
+
+
+class FakeTrainer:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def train_steps(self, first_step: int, count: int) -> StepReport:
+        self.steps += range(first_step, first_step + count)
+        return StepReport(tokens=64 * count, loss=1.0, grad_norm=1.0)
+
+
+def test_the_pace_leaves_out_the_first_step():
+    trainer = FakeTrainer()
+    times = iter([10.0, 16.0])
+    pace = measure(trainer, steps=3, clock=lambda: next(times))
+    assert (pace.step_s, pace.tokens_per_step) == (2.0, 64)
+    assert trainer.steps == [0, 1, 2, 3]
+
+
+def test_rounds_fill_the_time_and_are_at_least_one():
+    swarm = load(None, ["method.inner_steps=10"]).swarm
+    assert rounds_for(105.0, 1.0, swarm) == 10
+    assert rounds_for(0.1, 1.0, swarm) == 1
+
+
+def test_a_configuration_survives_its_toml(tmp_path):
+    config = load(
+        None,
+        [
+            'task.settings.model.name="a \\"b\\" \\u007f ü\\n"',
+            "task.settings.list=[1, 2.5, true, 'x']",
+            "data.paths=['a b', '#c']",
+            "run.name=x.y",
+        ],
+    ).swarm
+    (tmp_path / "c.toml").write_text(to_toml(config))
+    assert load(tmp_path / "c.toml").swarm == config
+    (tmp_path / "d.toml").write_text(to_toml(SwarmConfig()))
+    assert load(tmp_path / "d.toml").swarm == SwarmConfig()
+
+
+class TestOutcome:
+    def test_journals_are_merged_by_time_with_the_worker_named(self, tmp_path):
+        one = write(tmp_path / "1", Validated(1, 1.0), Validated(2, 1.0), start=100.0)
+        two = write(tmp_path / "2", Validated(3, 1.0), start=101.0)
+        merged = outcome.merge_journals([one, two, tmp_path / "none"], tmp_path / "all.jsonl")
+        assert [(event["worker"], event["round"]) for event in merged] == [(0, 1), (1, 3), (0, 2)]
+        assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == merged
+
+    def test_the_newest_whole_model_is_kept(self, tmp_path):
+        folders = [tmp_path / str(index) for index in range(4)]
+        for index, round_ in enumerate([3, 7, 9]):
+            folders[index].mkdir()
+            metadata = {"round": str(round_), "digest": f"d{round_}"}
+            save_file({"x": torch.full((4,), float(round_))}, folders[index] / outcome.MODEL, metadata)
+        torn = folders[2] / outcome.MODEL
+        torn.write_bytes(torn.read_bytes()[:-3])
+        model = outcome.newest_model(folders)
+        assert (model.round, model.digest) == (7, "d7")
+        kept = outcome.keep_model(model, tmp_path)
+        assert kept.read_bytes() == (folders[1] / outcome.MODEL).read_bytes()
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [outcome.MODEL]
+
+    def test_no_model_is_none(self, tmp_path):
+        assert outcome.newest_model([tmp_path]) is None
+
+    def test_a_file_that_fails_half_way_does_not_appear(self, tmp_path):
+        (tmp_path / "x").write_text("old")
+
+        def fail_half_way() -> None:
+            with outcome.whole_file(tmp_path / "x") as file:
+                file.write("new")
+                raise OSError("disk")
+
+        with pytest.raises(OSError, match="disk"):
+            fail_half_way()
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+    def test_the_loss_curve_is_a_png_and_nothing_gives_none(self, tmp_path):
+        assert not outcome.draw_losses([], 25, tmp_path / "loss.png")
+        assert not (tmp_path / "loss.png").exists()
+        journal = write(tmp_path / "j", StretchDone(0, 25, 10, 3.0, 1.0), Validated(1, 2.9), Validated(2, math.nan))
+        events = outcome.merge_journals([journal], tmp_path / "all")
+        assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
+        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_summary_validates_the_saved_weights(self, tmp_path):
+        trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
+        best = toy.build({"numel": 4, "num_layers": 1, "noise": 0.0}, Seat(0, 1, 10))
+        best.train_steps(0, 500)
+        save_file(dict(best.parameters()), tmp_path / outcome.MODEL, {"round": "40"})
+        model = outcome.newest_model([tmp_path])
+        outcome.load_model(trainer, model.path)
+        journal = write(
+            tmp_path / "j", STARTED, StretchDone(0, 25, 250, 3.0, 1.0), RoundMixed(0, 0, (A, B), (), 1, 50, 0, 0, 0, "")
+        )
+        presence = replayed(journal).presence
+        facts = children_facts()
+        totals = summarize(facts, [(presence, 0.0)], ttl_s=6.0).totals
+        text = outcome.summary(tmp_path, model, trainer, totals, 4, 61.0)
+        assert "validation loss  0.000 nats per token, after round 40" in text
+        assert "tokens           250 by 4 workers in 61 s" in text
+        assert "sent 50B (data-parallel 100kB, 2000x)" in text
+        assert str(tmp_path) in text
+        assert "sample" not in text
+
+    def test_without_weights_the_summary_says_so(self, tmp_path):
+        totals = summarize(children_facts(), [], ttl_s=6.0).totals
+        text = outcome.summary(tmp_path, None, toy.build({}, Seat(0, 1, 1)), totals, 4, 1.0)
+        assert "weights          none were saved" in text
+
+
+def children_facts():
+    from decentral.monitor.status import RunFacts
+
+    return RunFacts("demo", "diloco", "fp32", 40, 1, "0", "c")
+
+
+def child_of(tmp_path: Path, log: str, code: int) -> children.Child:
+    (tmp_path / "log.txt").write_text(log)
+
+    class Ended:
+        returncode = code
+
+    return children.Child(2, tmp_path, Ended())
+
+
+class TestChildren:
+    def test_the_error_of_a_worker_is_passed_on_with_its_code(self, tmp_path):
+        log = "03:16 INFO x\nerror: Port 4 is taken.\nBy someone.\nhint: Use --port 0.\n"
+        error = child_of(tmp_path, log, 9).error()
+        assert error.message == "Worker 2 ended with exit code 9: Port 4 is taken.\nBy someone."
+        assert (error.hint, error.exit_code) == ("Use --port 0.\n".strip(), ExitCode.PORT_TAKEN)
+
+    def test_a_worker_without_last_words_is_quoted(self, tmp_path):
+        error = child_of(tmp_path, "one\ntwo\n", -signal.SIGKILL).error()
+        assert error.message == "Worker 2 was killed by SIGKILL: one\ntwo"
+        assert error.exit_code is ExitCode.INTERNAL
+        assert str(tmp_path) in error.hint
+
+    def test_a_worker_that_refuses_its_arguments_ends_with_its_own_error(self, tmp_path):
+        async def scenario() -> children.Child:
+            child = await children.start(0, ["worker", "--new", "--join", "x"], tmp_path, {})
+            with pytest.raises(DecentralError) as caught:
+                await child.first_line(60.0)
+            assert "--new and --join exclude each other." in caught.value.message
+            assert caught.value.exit_code is ExitCode.USAGE
+            return child
+
+        assert asyncio.run(scenario()).code == ExitCode.USAGE
+
+    def test_who_does_not_leave_is_killed_and_nobody_is_left(self, tmp_path):
+        async def child(index: int, code: str) -> children.Child:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, start_new_session=True
+            )
+            started = children.Child(index, tmp_path, process)
+            assert await started.first_line(60.0) == "up"
+            return started
+
+        async def scenario() -> list[int | None]:
+            polite = await child(0, "import signal; print('up', flush=True); signal.sigwait([signal.SIGINT])")
+            deaf = await child(
+                1,
+                "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('up', flush=True); "
+                "time.sleep(600)",
+            )
+            await children.stop([polite, deaf], 0.5)
+            await children.stop([polite, deaf], 0.5)
+            return [polite.code, deaf.code]
+
+        assert asyncio.run(scenario()) == [0, -signal.SIGKILL]
+
+
+def test_an_unwritable_journal_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError):
+        JsonLinesJournal(tmp_path, lambda: 0.0)

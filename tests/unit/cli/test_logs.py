@@ -1,0 +1,63 @@
+import json
+import logging
+
+import pytest
+
+from decentral.cli.logs import install
+from decentral.monitor.events import PeerLost, RoundAborted, RoundMixed, Started, Stopped, StretchDone, Validated
+from decentral.types import PeerId
+
+ME, OTHER = PeerId("QmMe-aaaaaa"), PeerId("QmIt-bbbbbb")
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    root = logging.getLogger("decentral")
+    before = root.handlers[:], root.level, root.propagate
+    yield
+    root.handlers[:], root.level, root.propagate = before
+
+
+def test_a_round_is_told_in_one_line_with_who_was_not_in_it(capsys):
+    journal = install("info", "text")
+    journal.record(Started("run", ME, "0.1", "cpu", "c0"))
+    journal.record(StretchDone(3, 75, 1000, 2.5, 1.0))
+    journal.record(RoundMixed(3, 0, (ME,), ((OTHER, "no answer"),), 1.0, 4_200_000, 0, 0.8, 0.1, "d"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert "INFO    aaaaaa r3 mixed 1 of 2 workers, loss 2.500, sent 4.2MB, waited 0.8 s" in line
+    assert line.endswith("; without bbbbbb (no answer)")
+
+
+def test_an_aborted_round_is_a_warning_that_says_what_becomes_of_the_work(capsys):
+    install("warning", "text").record(RoundAborted(4, 0, "deadline", "2 of 3 shards", (), 5.0))
+    assert "WARNING -      r4 not mixed (deadline): 2 of 3 shards; the work stays" in capsys.readouterr().err
+
+
+def test_levels_are_obeyed(capsys):
+    journal = install("warning", "text")
+    journal.record(PeerLost(OTHER, "silent"))
+    assert capsys.readouterr().err == ""
+
+
+def test_json_lines_carry_the_same(capsys):
+    journal = install("info", "json")
+    journal.record(Started("run", ME, "0.1", "cpu", "c0"))
+    journal.record(Validated(8, 2.25))
+    journal.record(Stopped("run is done", 9, 1_500_000))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["level"], line["peer"], line["round"]) for line in lines[1:]] == [
+        ("info", "aaaaaa", 8),
+        ("info", "aaaaaa", 9),
+    ]
+    assert lines[1]["message"] == "validation loss 2.250"
+
+
+def test_an_exception_is_logged_with_its_traceback(capsys):
+    install("info", "json")
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        logging.getLogger("decentral.engine").exception("failed")
+    assert "ValueError: boom" in json.loads(capsys.readouterr().err)["traceback"]
