@@ -3,7 +3,7 @@
 We start the daemon ourselves and speak its control protocol with hivemind's message types, instead of through
 ``hivemind.P2P.create``: that hides why a start failed, leaves the daemon behind when the parent is killed, puts
 sockets where others can reach them, and leaks a socket for every call that fails or is cancelled
-(``docs/adr/0003-hivemind-as-a-daemon.md``). The DHT gets a ``P2P`` object attached to the same daemon.
+(``docs/adr/0001-hivemind-as-a-daemon.md``). The DHT gets a ``P2P`` object attached to the same daemon.
 
 This module knows nothing of calls, methods or records. Every wait is bounded by its callers or by a constant here.
 """
@@ -62,7 +62,7 @@ class Daemon:
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
         self.process = process
-        self._folder = folder
+        self.folder = folder
         self._control = folder / "control"
         self._incoming = folder / "incoming"
         self._server: asyncio.Server | None = None
@@ -157,7 +157,7 @@ class Daemon:
     async def attach_p2p(self) -> P2P:
         """A handle of hivemind's own kind on this daemon, as its DHT wants it."""
         # The one private name of hivemind's that we touch: where a P2P object puts the socket it listens on.
-        kind: Any = type("_AttachedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{self._folder}/"})
+        kind: Any = type("_AttachedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{self.folder}/"})
         return await kind.replicate(Multiaddr(f"/unix{self._control}"))
 
     async def _command(self, request: p2pd_pb2.Request) -> p2pd_pb2.Response:

@@ -131,11 +131,11 @@ async def _connect(address: Address, ips: list[str]) -> tuple[asyncio.StreamRead
 
 async def _peer_behind(address: Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> PeerId:
     writer.write(_MULTISTREAM + _TLS)
-    greeting = await _read_up_to(reader, len(_MULTISTREAM))
+    greeting = await _read_like(reader, _MULTISTREAM)
     if greeting != _MULTISTREAM:
         said = greeting.split(b"\n")[0].strip()[:20].decode("ascii", errors="replace")
         raise _not_a_peer(address, f"it sent {_quoted(said)}" if said else "it closed the connection")
-    if await _read_up_to(reader, len(_TLS)) != _TLS:
+    if await _read_like(reader, _TLS) != _TLS:
         raise _not_a_peer(address, "it speaks libp2p without TLS")
     certificate = await _server_certificate(reader, writer)
     peer = _peer_in(certificate)
@@ -144,13 +144,14 @@ async def _peer_behind(address: Address, reader: asyncio.StreamReader, writer: a
     return peer
 
 
-async def _read_up_to(reader: asyncio.StreamReader, size: int) -> bytes:
-    """``size`` bytes, or fewer if what arrives cannot become the expected greeting or the stream ends."""
+async def _read_like(reader: asyncio.StreamReader, expected: bytes) -> bytes:
+    """What arrives, as far as it agrees with ``expected``; if it does not, with what came instead."""
     received = b""
-    while len(received) < size and (chunk := await reader.read(size - len(received))):
-        received += chunk
-        if size == len(_MULTISTREAM) and not _MULTISTREAM.startswith(received):
+    while len(received) < len(expected) and expected.startswith(received):
+        chunk = await reader.read(len(expected) - len(received))
+        if not chunk:
             break
+        received += chunk
     return received
 
 

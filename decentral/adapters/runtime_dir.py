@@ -14,8 +14,8 @@ from pathlib import Path
 
 _PREFIX = "decentral-node-"
 _LOCK = "lock"
-#: The kernel takes 107 bytes for the path of a socket; what follows the parent folder needs up to 40.
-_MAX_PARENT_BYTES = 67
+#: The kernel takes 107 bytes for the path of a socket; our folder's name and hivemind's longest socket need 51.
+_MAX_PARENT_BYTES = 56
 #: A folder this young may belong to a node that is about to lock it.
 _GRACE_S = 60.0
 
