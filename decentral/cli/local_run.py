@@ -6,6 +6,7 @@ It follows the workers' journals and never asks them anything, so a worker that 
 import asyncio
 import contextlib
 import math
+import signal
 import sys
 import time
 from collections.abc import Coroutine
@@ -66,7 +67,7 @@ class LocalRun:
         for worker in self._folders:
             worker.mkdir(parents=True, exist_ok=True)
         total_numel = sum(value.numel() for value in trainer.parameters().values())
-        self._replays = [Replay(total_numel, tokens_per_step, num_workers) for _ in self._folders]
+        self._replays = [Replay(total_numel, tokens_per_step, num_workers, swarm.run.rounds) for _ in self._folders]
         self._readers = [JournalReader(worker / "journal.jsonl") for worker in self._folders]
         self._children: list[Child] = []
         self._screen = console(sys.stderr)
@@ -100,8 +101,10 @@ class LocalRun:
         failed = [child for child in self._children if child.code != ExitCode.OK]
         if len(failed) == len(self._children) and not stopped.is_set():
             raise failed[0].error()
+        asked = (ExitCode.INTERRUPTED, -signal.SIGINT) if stopped.is_set() else ()
         for child in failed:
-            self._say(child.error().message)
+            if child.code not in asked:
+                self._say(child.error().message)
         self._finish(seconds)
         return ExitCode.OK
 
@@ -141,8 +144,9 @@ class LocalRun:
                 report, now = self._report(), time.monotonic()
                 bar.update(task, completed=report.totals.round)
                 if live is not None:
-                    live.update(Group(view(report, self._screen.width), bar), refresh=True)
-                elif now >= line_at:
+                    shown = view(report, self._screen.width) if report.workers else "starting ..."
+                    live.update(Group(shown, bar), refresh=True)
+                elif report.workers and now >= line_at:
                     self._screen.print(run_line(report), soft_wrap=True)
                     line_at = now + _LINE_EVERY_S
                 codes = [child.code for child in self._children]

@@ -31,7 +31,7 @@ def view(report: StatusReport, width: int) -> Group:
     if report.workers:
         parts.append(_table(report, wide=width >= _WIDE))
     if width < _WIDE:
-        parts += [_text(f"{row.id}: {row.reason}", _colour(row)) for row in report.workers if row.reason]
+        parts += [_text(f"{row.id}: {row.reason}", _colour(row)) for row in report.workers if not row.healthy]
     return Group(*parts)
 
 

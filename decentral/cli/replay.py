@@ -22,9 +22,11 @@ class Replay:
         total_numel: values of the model.
         tokens_per_step: of one inner step.
         num_workers: of the swarm, until a round tells how many took part.
+        rounds: of the whole run.
     """
 
-    def __init__(self, total_numel: int, tokens_per_step: int, num_workers: int) -> None:
+    def __init__(self, total_numel: int, tokens_per_step: int, num_workers: int, rounds: int) -> None:
+        self._rounds = rounds
         self._total_numel = total_numel
         self._tokens_per_step = max(1, tokens_per_step)
         self._num_members = max(1, num_workers)
@@ -82,7 +84,8 @@ class Replay:
         if name == "sat_out":
             meter.explain(event["reason"])
         if name == "stopped":
-            return replace(presence, state=State.LEAVING)
+            done = event["round"] >= self._rounds
+            return replace(presence, round=event["round"], state=State.DONE if done else State.LEAVING)
         return presence
 
     def _trained(self, event: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ def write(path: Path, *events, start: float = 100.0) -> Path:
 
 
 def replayed(path: Path, num_workers: int = 2) -> Replay:
-    replay = Replay(total_numel=1000, tokens_per_step=10, num_workers=num_workers)
+    replay = Replay(total_numel=1000, tokens_per_step=10, num_workers=num_workers, rounds=3)
     for event in JournalReader(path).read():
         replay.take(event)
     return replay
@@ -49,7 +49,7 @@ STARTED = Started("demo", A, "0.1.0", "cpu", "c0")
 
 class TestReplay:
     def test_before_the_first_event_there_is_no_worker(self):
-        assert Replay(1, 1, 1).presence is None
+        assert Replay(1, 1, 1, 1).presence is None
 
     def test_counters_are_those_of_a_presence_record(self, tmp_path):
         journal = write(
@@ -80,9 +80,10 @@ class TestReplay:
         assert "before its part arrived" in presence.metrics.reason
         assert presence.metrics.rounds_out == 1
 
-    def test_a_stopped_worker_has_left(self, tmp_path):
-        presence = replayed(write(tmp_path / "j", STARTED, Stopped("run is done", 3, 10))).presence
-        assert presence.state is State.LEAVING
+    @pytest.mark.parametrize(("round_", "state"), [(2, State.LEAVING), (3, State.DONE)])
+    def test_a_stopped_worker_has_left_or_is_done(self, tmp_path, round_, state):
+        presence = replayed(write(tmp_path / "j", STARTED, Stopped("whatever", round_, 10))).presence
+        assert (presence.state, presence.round) == (state, round_)
 
     def test_a_loss_that_is_not_finite_stays_unknown(self, tmp_path):
         replay = replayed(write(tmp_path / "j", STARTED, StretchDone(0, 1, 10, math.nan, math.nan)))
