@@ -139,7 +139,7 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
         p2p = await daemon.attach_p2p()
         resources.push_async_callback(p2p.shutdown)
         directory = await open_directory(p2p, joined)
-        resources.push_async_callback(directory.close)
+        resources.push_async_callback(_leave, directory, daemon)
         _, listening = await daemon.identify()
         addresses = _pasteable(listening, identity.peer_id)
     return Node(
@@ -150,6 +150,11 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
         daemon=daemon,
         resources=resources,
     )
+
+
+async def _leave(directory: HivemindDirectory, daemon: Daemon) -> None:
+    if daemon.process.returncode is None:  # A daemon that is gone would not answer, and there is nothing to leave.
+        await directory.close()
 
 
 async def _ensure_unused(peer: PeerId, options: NodeOptions) -> None:

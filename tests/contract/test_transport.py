@@ -77,6 +77,8 @@ def test_a_big_message_arrives_whole_and_its_bytes_are_counted_on_both_sides(har
 def test_refusals_name_their_reason_and_leave_the_peer_at_work(harness: Harness) -> None:
     async def scenario(world: World) -> None:
         a, b = await pair(world)
+        with pytest.raises(CallRefused):  # It serves nothing at all yet.
+            await call(a, b, "echo")
         await b.transport.serve("echo", echo, max_request_bytes=BIG)
         await b.transport.serve("small", never, max_request_bytes=100)
 
