@@ -1,10 +1,11 @@
-"""This worker's sign of life and what it hears of the others': by direct exchange with random peers and by the directory.
+"""This worker's sign of life and what it hears of others, directly from random peers and by the directory.
 
 The directory introduces peers that do not know each other. Once they do, they keep each other informed directly, so
 a lost or spoilt directory stops nobody.
 """
 
 import asyncio
+import heapq
 import random
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ PRESENCE = "presence"
 _NUM_FORWARDED = 16
 _MAX_MESSAGE_BYTES = (_NUM_FORWARDED + 2) * (MAX_RECORD_BYTES + 32)
 #: One beat in so many also goes to the directory.
-_DIRECTORY_BEATS = 4
+_DIRECTORY_BEATS = 2
 #: News of oneself that one did not write: a few are echoes of an earlier life, more are a live double.
 _MAX_ECHOES = 3
 
@@ -146,7 +147,8 @@ class Membership:
         now = self._clock.monotonic()
         others = [(p.peer, age) for p, age in self.roster.with_ages(now) if p.peer in self._encoded]
         others = [(peer, age) for peer, age in others if peer != self._own.peer and age < self._timing.ttl_s]
-        chosen = self._random.sample(others, min(len(others), _NUM_FORWARDED))
+        # The latest news first: old news has had its chance to spread.
+        chosen = heapq.nsmallest(_NUM_FORWARDED, others, key=lambda entry: entry[1])
         entries = [(self._encoded[peer], int(age * 1000)) for peer, age in chosen]
         return bytes(msgpack.packb([(self._signed(), 0), *entries]))
 
@@ -178,7 +180,7 @@ class Membership:
     async def _ask_directory(self) -> None:
         """Publish the own record and look for strangers."""
         key = f"decentral/{self._own.run}/presence"
-        ttl_s = 3 * _DIRECTORY_BEATS * self._timing.beat_s
+        ttl_s = max(self._timing.ttl_s, 3 * _DIRECTORY_BEATS * self._timing.beat_s)
         await self._directory.publish(key, self._own.peer, self._signed(), ttl_s=ttl_s)
         for data in (await self._directory.lookup(key)).values():
             self._take(data, 0.0)
@@ -210,4 +212,3 @@ class Membership:
             if self.roster.get(peer) is None:
                 self._encoded.pop(peer, None)
         self._live = live
-

@@ -1,6 +1,9 @@
 """What the composition root hands to a worker."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.monitor.journal import Journal
@@ -37,6 +40,20 @@ class RunOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a worker is: the anchors it holds and how it came to them."""
+
+    done: bool
+    """Whether the run is finished."""
+    round: int
+    tokens: int
+    """Tokens this worker trained on."""
+    digest: str
+    anchors: dict[str, Tensor]
+    """Named parameters, float32 on CPU."""
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """The ports and the user's trainer, this worker's own."""
 
@@ -46,4 +63,7 @@ class Parts:
     identity: Identity
     trainer: Trainer
     journal: Journal
+    save: Callable[[Outcome], None] | None = None
+    """Keeps the anchors now and then; called on the clock's thread, must not raise."""
+    save_every_s: float = 60.0
     device: str = "cpu"

@@ -96,7 +96,7 @@ class Replica:
         return Contribution(delta_N, weight, self._digests[key.fragment], state.outer.num_steps)
 
     def give_back(self, key: SyncKey) -> None:
-        """The round did not count the contribution: its tokens belong to the next one, its work is still in the parameters."""
+        """The round did not count the contribution; the work is still in the parameters and enters the next one."""
         pending, launched = self._pending[key.fragment], self._launched[key.fragment]
         pending.tokens += launched.tokens
         pending.steps += launched.steps

@@ -13,15 +13,12 @@ One coroutine decides; everything that waits has a deadline, and everything that
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from decentral import __version__
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
-from decentral.engine.options import Parts, RunOptions
+from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.replica import Replica
 from decentral.errors import DivergedError, UnreachableError
 from decentral.exchange.allreduce import AllReduce
@@ -40,7 +37,7 @@ from decentral.monitor.events import (
 from decentral.outer.rule import Mixed
 from decentral.schedule.plan import Launch
 from decentral.state.download import Donor, Download, Downloader
-from decentral.state.snapshot import combined_digest
+from decentral.state.snapshot import Snapshot
 from decentral.swarm.matching import evaluator
 from decentral.swarm.presence import Presence, State
 from decentral.tensors.layout import Layout
@@ -55,20 +52,6 @@ _LINGER_S = 15.0
 _JOIN_ATTEMPTS = 20
 _MAX_SAT_OUT = 3
 _REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a worker ends with."""
-
-    done: bool
-    """Whether the run was finished (and not left early)."""
-    round: int
-    tokens: int
-    """Tokens this worker trained on."""
-    digest: str
-    anchors: dict[str, Tensor]
-    """Named parameters, float32 on CPU."""
 
 
 class Worker:
@@ -106,6 +89,7 @@ class Worker:
         self._step = 0
         self._sat_out = 0
         self._chunk_steps = 1
+        self._saved_at = parts.clock.monotonic()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -178,9 +162,7 @@ class Worker:
         await self.membership.start()
         await self._exchange.start()
         await self._donor.start()
-        await serve_hello(
-            self._parts.transport, self._options.run_id, self._options.config, self.membership.records
-        )
+        await serve_hello(self._parts.transport, self._options.run_id, self._options.config, self.membership.records)
 
     async def _linger(self, stop: asyncio.Event) -> None:
         """Serve those who are not done yet."""
@@ -265,9 +247,7 @@ class Worker:
             self._replica.give_back(key)
             self._replica.skip(key)
             self._journal.record(
-                RoundAborted(
-                    key.round, key.fragment, outcome.reason, outcome.detail, verdict.absent, verdict.waiting_s
-                )
+                RoundAborted(key.round, key.fragment, outcome.reason, outcome.detail, verdict.absent, verdict.waiting_s)
             )
             self._meter.explain(f"{outcome.reason}: {outcome.detail}")
         self._meter.synced(
@@ -282,6 +262,7 @@ class Worker:
             await self._repair(outcome)
         elif isinstance(outcome, Mixed):
             await self._validate(key, outcome)
+            await self._save_if_due()
 
     async def _await(self, task: asyncio.Task[Verdict], stop: asyncio.Event) -> Verdict | None:
         """The verdict; ``None`` if the worker is to stop and the round does not end soon."""
@@ -376,6 +357,14 @@ class Worker:
         self._meter.explain("")
         self._tell(State.TRAINING)
 
+    async def _save_if_due(self) -> None:
+        """Keep the anchors on disk now and then: whatever ends this process, little is lost."""
+        save, now = self._parts.save, self._clock.monotonic()
+        if save is not None and now - self._saved_at >= self._parts.save_every_s:
+            self._saved_at = now
+            outcome = self._outcome(done=False)
+            await self._clock.run(lambda: save(outcome))
+
     def _donors(self, first: Sequence[PeerId]) -> list[PeerId]:
         """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
         me = self._parts.transport.peer_id
@@ -383,7 +372,7 @@ class Worker:
         others = [p.peer for p in active if p.peer != me and p.peer not in first]
         return [*first, *others][:8]
 
-    def _snapshot(self) -> "Snapshot | None":
+    def _snapshot(self) -> Snapshot | None:
         return self._replica.snapshot(self._step) if self._replica.has_state else None
 
     def _round(self) -> int:
@@ -392,7 +381,8 @@ class Worker:
 
     def _tell(self, state: State) -> None:
         """Bring the own record up to date."""
-        digest = combined_digest(self._snapshot().digests) if self._replica.has_state else ""
+        snapshot = self._snapshot()
+        digest = snapshot.name if snapshot is not None else ""
         self.membership.update(state=state, round=self._round(), digest=digest, metrics=self._meter.metrics)
 
     def _outcome(self, done: bool) -> Outcome:

@@ -1,1 +1,1 @@
-"""Exchanges: how the members of a round turn their contributions into one result. Must not know any outer rule's maths."""
+"""Exchanges: how members turn their contributions into one result. Must not know any outer rule's maths."""

@@ -158,6 +158,9 @@ class AllReduce:
             return Aborted(Reason.REFUSED, str(err))
         if roll.key != key or self._transport.peer_id not in roll.members or roll.base != mine.base:
             return Aborted(Reason.REFUSED, f"the chair {short_id(roll.chair)} answered with a roll for somebody else")
+        now = self._clock.monotonic()
+        for member in roll.members:
+            self._roster.vouch(member, now)
         return _Called(roll, reply.roll)
 
     async def _reduce(
@@ -199,12 +202,16 @@ class AllReduce:
             return Aborted(Reason.REFUSED, f"shard {part.index} from {short_id(part.reducer)}: {err}")
         return mean
 
-    async def _from_reducer(self, called: _Called, part: Part, mine: Contribution, limit: int) -> bytes | Aborted | None:
+    async def _from_reducer(
+        self, called: _Called, part: Part, mine: Contribution, limit: int
+    ) -> bytes | Aborted | None:
         """Send our part and wait for the answer; ``None`` if the reducer is lost or gave up."""
         listening = Shard(called.packed, part.index, 0.0, b"")
         values_S = mine.delta_N[part.start : part.stop]
         request = pack_shard(
-            Shard(called.packed, part.index, mine.weight, pack(self._wire.codec, values_S)) if mine.weight else listening
+            Shard(called.packed, part.index, mine.weight, pack(self._wire.codec, values_S))
+            if mine.weight
+            else listening
         )
         timeout_s = self._timing.call_timeout_s(len(request) + limit)
         began = heard_at = self._clock.monotonic()

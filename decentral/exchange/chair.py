@@ -1,4 +1,4 @@
-"""The serving side of the roll: answers members' calls when this peer is the chair, sends them to the chair otherwise."""
+"""The serving side of the roll: answers members' calls if this peer is the chair, else sends them there."""
 
 import asyncio
 import contextlib
@@ -109,6 +109,7 @@ class Chair:
         if settled is not None:
             return settled
         now = self._clock.monotonic()
+        self._roster.vouch(sender, now)
         active = self._roster.active(now)
         better = await self._better_chair(key, active, message.unreachable)
         if better is not None:

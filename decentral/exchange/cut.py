@@ -54,8 +54,8 @@ class Wire:
         return framed_nbytes(self.codec, numel) + roll_bytes + _ENVELOPE_BYTES
 
     def mean_limit(self, numel: int, num_members: int) -> int:
-        """The longest message that brings a mean of ``numel`` values; each contributor is an index of up to 5 bytes."""
-        return framed_nbytes(self.mean_codec, numel) + 5 * num_members + _ENVELOPE_BYTES
+        """The longest message that brings a mean of ``numel`` values; each member is a bit."""
+        return framed_nbytes(self.mean_codec, numel) + num_members // 8 + _ENVELOPE_BYTES
 
     def longest_contribution(self, max_roll_bytes: int) -> int:
         """The longest contribution to any shard of any roll."""

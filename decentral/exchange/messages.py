@@ -207,9 +207,18 @@ def unpack_shard(data: bytes, limit: int) -> Shard:
     return shard
 
 
+@functools.lru_cache(maxsize=256)
+def _indices(bits: bytes) -> tuple[int, ...]:
+    """The positions of the ones in a little-endian bit map, in order."""
+    number = int.from_bytes(bits, "little")
+    return tuple(i for i in range(number.bit_length()) if number >> i & 1)
+
+
 def pack_mean(mean: Mean) -> bytes:
-    """The reducer's answer."""
-    return bytes(msgpack.packb([mean.contributors, mean.frame]))
+    """The reducer's answer; contributors as a bit map."""
+    number = sum(1 << index for index in mean.contributors)
+    bits = number.to_bytes(number.bit_length() // 8 + 1, "little")
+    return bytes(msgpack.packb([bits, mean.frame]))
 
 
 def unpack_mean(data: bytes, limit: int, num_members: int) -> Mean:
@@ -217,11 +226,11 @@ def unpack_mean(data: bytes, limit: int, num_members: int) -> Mean:
     fields = _unpacked(data, limit, "mean")
 
     def read() -> Mean:
-        contributors, frame = fields
-        mean = Mean(tuple(_count(index) for index in contributors), _blob(frame))
-        if list(mean.contributors) != sorted(set(mean.contributors)) or any(i >= num_members for i in mean.contributors):
+        bits, frame = fields
+        contributors = _indices(_blob(bits)) if len(bits) <= num_members // 8 + 1 else None
+        if not contributors or contributors[-1] >= num_members:
             raise ValueError("contributors are not members")
-        return mean
+        return Mean(contributors, _blob(frame))
 
     mean: Mean = _reading("mean", read)
     return mean

@@ -77,15 +77,15 @@ class Reducer:
         reduction = self._reduction(shard, roll)
         reduction.ledger.enter(sender, self._entry(shard, part))
         until = self._clock.monotonic() + self._timing.hold_s
-        while True:
+        while (left_s := until - self._clock.monotonic()) > 0:
             self._close_if_due(shard, reduction)
             answer = self._answer(shard)
-            left_s = until - self._clock.monotonic()
-            if answer is not None or left_s <= 0:
-                return answer if answer is not None else PENDING
+            if answer is not None:
+                return answer
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left_s, _TICK_S)):
                     await reduction.closed.wait()
+        return PENDING
 
     def _part(self, roll: Roll, index: int, sender: PeerId) -> Part:
         """The shard meant, if the sender and this peer have to do with it."""
@@ -129,13 +129,15 @@ class Reducer:
 
     def _close_if_due(self, shard: Shard, reduction: _Reduction) -> None:
         """Close over those that are in once nobody worth waiting for is missing."""
+        if reduction.closed.is_set():
+            return
         now = self._clock.monotonic()
         age_s = now - reduction.opened_at
         awaited = reduction.ledger.awaited()
-        if awaited and age_s < self._timing.transfer_timeout_s:
-            # All members were alive when the roll was called: silence counts only after a full time to live.
-            if age_s < self._timing.ttl_s or any(self._roster.is_live(member, now) for member in awaited):
-                return
+        # All members were alive when the roll was called: silence counts only after a full time to live.
+        worth_waiting = age_s < self._timing.ttl_s or any(self._roster.is_live(member, now) for member in awaited)
+        if awaited and worth_waiting and age_s < self._timing.transfer_timeout_s:
+            return
         mean_S = reduction.ledger.mean()
         if mean_S is None or not bool(torch.isfinite(mean_S).all()):
             self._answers.ask(shard.roll, shard.index)

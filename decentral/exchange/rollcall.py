@@ -93,7 +93,7 @@ class RollCall:
         return True
 
     def _common_base(self) -> str:
-        """The anchor most callers hold; of equally frequent ones that with more outer steps, then the smaller digest."""
+        """The anchor most callers hold; then that with more outer steps, then the smaller digest."""
         votes = Counter(call.base for call, _ in self._calls.values())
         steps = {call.base: call.num_steps for call, _ in self._calls.values()}
         return min(votes, key=lambda base: (-votes[base], -steps[base], base))

@@ -1,1 +1,1 @@
-"""The state a worker shares with newcomers: immutable snapshots, their download, and files. Must not know any exchange."""
+"""The state a worker shares with newcomers: snapshots, their download, files. Must not know any exchange."""

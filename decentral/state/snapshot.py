@@ -1,4 +1,4 @@
-"""An immutable copy of what peers must agree on, taken when a round ends. Anchors are never changed in place, so it costs nothing.
+"""An immutable copy of what peers must agree on. Anchors are never changed in place, so it costs nothing.
 
 Legend: N = values in a fragment.
 """
@@ -25,7 +25,7 @@ class FragmentState:
     @property
     def digest(self) -> str:
         """Equal on workers whose next outer step would be equal, bit for bit."""
-        return digest(self.anchor_N, self.outer.momentum_N)
+        return digest(self.anchor_N, self.outer.momentum_N, torch.tensor([float(self.outer.num_steps)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def combined_digest(digests: tuple[str, ...]) -> str:
 
 def to_bytes(values_N: Tensor) -> memoryview:
     """The little-endian float32 bytes of a tensor, without a copy."""
-    return memoryview(values_N.contiguous().numpy()).cast("B")
+    return memoryview(values_N.contiguous().numpy().data).cast("B")
 
 
 def from_bytes(data: bytearray) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import msgpack
 
@@ -106,10 +107,10 @@ class Presence:
 
 def encode(presence: Presence, identity: Identity) -> bytes:
     """Sign and pack a record."""
-    fields = asdict(presence)
-    fields["state"] = presence.state.value
-    body = msgpack.packb(fields)
-    return bytes(msgpack.packb([presence.peer, body, identity.sign(body)]))
+    fields = [getattr(presence, name) for name in _PRESENCE_KINDS]
+    metrics = [getattr(presence.metrics, name) for name in _METRIC_KINDS]
+    body = msgpack.packb([presence.peer, presence.state.value, fields, metrics])
+    return bytes(msgpack.packb([body, identity.sign(body)]))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -126,29 +127,24 @@ def decode(data: bytes, verify: Verify) -> Presence:
     if len(data) > MAX_RECORD_BYTES:
         raise FrameError(f"presence record of {len(data)} bytes, allowed are {MAX_RECORD_BYTES}")
     try:
-        peer, body, signature = msgpack.unpackb(data)
-        if not (isinstance(peer, str) and isinstance(body, bytes) and isinstance(signature, bytes)):
-            raise FrameError("presence record with wrong types")
-        if not verify(PeerId(peer), body, signature):
-            raise FrameError(f"presence record not signed by {peer[:60]}")
-        return _checked(PeerId(peer), msgpack.unpackb(body))
+        body, signature = msgpack.unpackb(data)
+        peer, state, fields, metrics = msgpack.unpackb(body)
+        if not verify(_as(str, peer, "peer"), body, signature):
+            raise FrameError(f"presence record not signed by {peer:.60}")
+        checked = {
+            name: _as(kind, value, name) for (name, kind), value in zip(_PRESENCE_KINDS.items(), fields, strict=True)
+        }
+        values = {
+            name: _as(kind, value, name) for (name, kind), value in zip(_METRIC_KINDS.items(), metrics, strict=True)
+        }
+        return Presence(peer=PeerId(peer), state=State(state), metrics=Metrics(**values), **checked)
     except FrameError:
         raise
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as err:
+    except (ValueError, TypeError, msgpack.UnpackException) as err:
         raise FrameError(f"malformed presence record: {err}") from err
 
 
-def _checked(peer: PeerId, fields: dict[str, object]) -> Presence:
-    """A record from unpacked fields, every one checked for type and range."""
-    metrics = fields.pop("metrics")
-    if fields.get("peer") != peer or not isinstance(metrics, dict):
-        raise FrameError("presence record names another peer than its signer")
-    checked = {name: _as(kind, fields[name], name) for name, kind in _PRESENCE_KINDS.items()}
-    values = {name: _as(kind, metrics[name], name) for name, kind in _METRIC_KINDS.items()}
-    return Presence(peer=peer, state=State(str(fields["state"])), metrics=Metrics(**values), **checked)  # type: ignore[arg-type]
-
-
-def _as(kind: type, value: object, name: str) -> object:
+def _as(kind: type, value: object, name: str) -> Any:
     """``value`` if it is a plausible ``kind``, else a FrameError that names the field."""
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

@@ -1,7 +1,7 @@
 """Who this worker believes to be alive. Pure: every method that needs the time takes it as ``now``, monotonic seconds.
 
-Evidence of life is a ``seq`` never seen before. A peer that could not be reached is buried: it counts as dead until
-it is heard of with a newer ``seq``, so a wrong burial heals with the peer's next beat.
+Evidence of life is a ``seq`` never seen before, or the peer itself in a round. A peer that could not be reached is
+buried: it counts as dead until it is heard of again, so a wrong burial heals with the peer's next beat.
 """
 
 from collections.abc import Iterable
@@ -41,11 +41,19 @@ class Roster:
         if entry is None:
             self._entries[presence.peer] = _Entry(presence, heard_at)
             self._forget(now)
+            # Kept in order of peer id, so that nobody who reads has to sort.
+            self._entries = dict(sorted(self._entries.items()))
             return True
         if presence.seq <= entry.presence.seq:
             return False
         entry.presence, entry.heard_at, entry.buried = presence, heard_at, False
         return True
+
+    def vouch(self, peer: PeerId, now: float) -> None:
+        """The peer was heard of just now by other means than its record: it called, or a chair has it in the roll."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.heard_at, entry.buried = now, False
 
     def bury(self, peer: PeerId) -> None:
         """The peer could not be reached: dead until heard of anew."""
@@ -55,7 +63,7 @@ class Roster:
     def is_live(self, peer: PeerId, now: float) -> bool:
         """Whether the peer was heard of within its time to live and not buried since."""
         entry = self._entries.get(peer)
-        return entry is not None and self._live(entry, now)
+        return entry is not None and not entry.buried and now - entry.heard_at < self._ttl_s
 
     def get(self, peer: PeerId) -> Presence | None:
         """The peer's last record, dead or alive."""
@@ -64,7 +72,8 @@ class Roster:
 
     def live(self, now: float) -> list[Presence]:
         """Records of the living, in order of peer id."""
-        return [entry.presence for _, entry in sorted(self._entries.items()) if self._live(entry, now)]
+        horizon = now - self._ttl_s
+        return [entry.presence for entry in self._entries.values() if entry.heard_at > horizon and not entry.buried]
 
     def active(self, now: float) -> list[Presence]:
         """Records of living members (training or syncing), in order of peer id."""
@@ -72,10 +81,7 @@ class Roster:
 
     def with_ages(self, now: float) -> list[tuple[Presence, float]]:
         """Every remembered record with the seconds since it was news, in order of peer id."""
-        return [(entry.presence, max(0.0, now - entry.heard_at)) for _, entry in sorted(self._entries.items())]
-
-    def _live(self, entry: _Entry, now: float) -> bool:
-        return not entry.buried and now - entry.heard_at < self._ttl_s
+        return [(entry.presence, max(0.0, now - entry.heard_at)) for entry in self._entries.values()]
 
     def _forget(self, now: float) -> None:
         """Drop the long silent, and the most silent one when there are too many."""

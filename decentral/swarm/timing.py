@@ -1,4 +1,4 @@
-"""Every duration of the protocol in one place. Seconds, measured on one machine's monotonic clock, never compared across machines."""
+"""Every duration of the protocol in one place. Seconds on one machine's monotonic clock, never compared across two."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,301 @@
+"""The composition root: the only place where configuration, adapters and the engine meet.
+
+Whatever is heavy (torch, and what imports it) is imported where a worker starts, so that ``status`` stays light.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decentral import PROTOCOL, __version__
+from decentral.adapters.address import parse_address
+from decentral.adapters.node import Node, NodeOptions, open_node
+from decentral.adapters.probe import probe
+from decentral.cli.config import SwarmConfig, WorkerConfig, diff
+from decentral.engine.hello import Hello, ask_hello
+from decentral.errors import DecentralError, ExitCode, MismatchError, UnreachableError
+from decentral.monitor.status import RunFacts, StatusReport, summarize
+from decentral.types import PeerId
+
+if TYPE_CHECKING:  # torch: see above
+    from decentral.engine.options import Outcome, RunOptions
+    from decentral.engine.worker import Worker
+    from decentral.monitor.journal import Journal
+    from decentral.ports.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+_HELLO_TIMEOUT_S = 10.0
+MODEL = "model.safetensors"
+IDENTITY = "identity.key"
+CONFIG = "config.json"
+JOURNAL = "journal.jsonl"
+
+
+async def ask_status(addresses: Sequence[str], *, timeout_s: float) -> StatusReport:
+    """Ask the first worker of ``addresses`` that answers about its swarm.
+
+    Raises:
+        DecentralError: nobody can be asked; the error of the last address.
+    """
+    until = asyncio.get_running_loop().time() + timeout_s
+
+    def left_s() -> float:
+        return max(0.2, until - asyncio.get_running_loop().time())
+
+    address, peer = await _find(addresses, option="ADDR", timeout_s=min(3.5, left_s()))
+    async with _node(NodeOptions(initial_peers=(address,), asker=True)) as node:
+        hello = await ask_hello(node.transport, peer, node.identity.verify, timeout_s=left_s())
+    swarm = SwarmConfig.from_json(hello.config)
+    return summarize(_facts(hello, swarm), hello.workers, ttl_s=swarm.timing.ttl_s)
+
+
+async def run_worker(
+    swarm: SwarmConfig | None,
+    own: WorkerConfig,
+    join: Sequence[str],
+    explicit: Mapping[str, Any],
+    announce_join: Callable[[str], None],
+    stop: asyncio.Event,
+) -> int:
+    """Run one worker to its end.
+
+    Args:
+        swarm: the run's configuration when founding; ``None`` when joining.
+        own: this machine's configuration; ``out`` is an existing folder.
+        join: addresses of workers to join; empty when founding.
+        explicit: what the user set, by dotted key; must not contradict the swarm's configuration.
+        announce_join: told the address that others can join.
+        stop: set when the worker should leave.
+
+    Returns:
+        The exit code.
+    """
+    out = Path(own.out)
+    initial, peers = [], []
+    if join:
+        address, peer = await _find(join, option="--join", timeout_s=10.0)
+        initial, peers = [address], [peer]
+    options = NodeOptions(
+        identity_path=Path(own.identity) if own.identity else out / IDENTITY,
+        host=own.host,
+        port=own.port,
+        announce=(own.announce,) if own.announce else (),
+        initial_peers=tuple(initial),
+    )
+    async with _node(options) as node:
+        if swarm is None:
+            hello = await ask_hello(node.transport, peers[0], node.identity.verify, timeout_s=_HELLO_TIMEOUT_S)
+            swarm = _joined_config(hello, explicit)
+            run_id = hello.run_id
+        else:
+            run_id = f"{swarm.run.name}-{node.identity.peer_id[-8:]}"
+        return await _work(node, swarm, own, run_id, peers, announce_join, stop)
+
+
+async def _work(
+    node: Node,
+    swarm: SwarmConfig,
+    own: WorkerConfig,
+    run_id: str,
+    peers: Sequence[PeerId],
+    announce_join: Callable[[str], None],
+    stop: asyncio.Event,
+) -> int:
+    """Build the worker on an open node and let it train."""
+    import torch
+
+    from decentral.adapters.clock import RealClock
+    from decentral.cli.logs import install
+    from decentral.engine.options import Parts
+    from decentral.engine.worker import Worker
+    from decentral.monitor.events import Started
+    from decentral.monitor.journal import FanOut, JsonLinesJournal
+
+    out = Path(own.out)
+    if own.threads:
+        torch.set_num_threads(own.threads)
+    clock = RealClock()
+    told = install(own.log_level, own.log_format)
+    lines = JsonLinesJournal(out / JOURNAL, clock.wall)
+    journal = FanOut(lines, told)
+    try:
+        journal.record(Started(run_id, node.identity.peer_id, __version__, own.device, swarm.digest()[:16]))
+        (out / CONFIG).write_text(json.dumps(json.loads(swarm.to_json()), indent=2) + "\n")
+        stream_seed = int.from_bytes(
+            hashlib.blake2b(f"{run_id}/{node.identity.peer_id}".encode(), digest_size=6).digest()
+        )
+        trainer = await clock.run(lambda: build_trainer(swarm, own.device, own.data, stream_seed))
+        if node.directory is None:
+            raise AssertionError("a worker's node keeps records")
+        parts = Parts(
+            transport=node.transport,
+            directory=node.directory,
+            clock=clock,
+            identity=node.identity,
+            trainer=trainer,
+            journal=journal,
+            save=_saver(out, journal),
+            device=own.device,
+        )
+        worker = Worker(_options(swarm, run_id), parts)
+        await (worker.join(peers) if peers else worker.found())
+        announce_join(node.addresses()[0])
+        outcome = await _guarded(node, worker, stop)
+        await clock.run(lambda: _saver(out, journal)(outcome))
+        return ExitCode.OK
+    finally:
+        clock.close()
+        lines.close()
+
+
+async def _guarded(node: Node, worker: "Worker", stop: asyncio.Event) -> "Outcome":
+    """Train until the end, or until the node's daemon dies under it."""
+    training = asyncio.create_task(worker.run(stop))
+    dying = asyncio.create_task(node.failed())
+    try:
+        await asyncio.wait({training, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if not training.done():
+            raise DecentralError(
+                f"This worker lost its connection to the network: {dying.result()}",
+                hint="Start it again with the same --out: it rejoins under the same identity.",
+            )
+        return training.result()
+    finally:
+        for task in (training, dying):
+            task.cancel()
+        await asyncio.gather(training, dying, return_exceptions=True)
+
+
+def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int) -> "Trainer":
+    """The task's trainer, after the task has checked that this machine can run it.
+
+    Args:
+        swarm: with the task's settings resolved.
+        device: to compute on.
+        data: paths of this machine in place of the swarm's; empty for the swarm's.
+        stream_seed: of this worker's own stream of data.
+
+    Raises:
+        DecentralError: the machine cannot run the task, or there is no data.
+    """
+    import importlib
+
+    from decentral.ports.trainer import Seat
+
+    module_name, _, name = swarm.task.factory.partition(":")
+    module = importlib.import_module(module_name)
+    check = getattr(module, "check", None)
+    if check is not None:
+        check(swarm.task.settings, device)
+    seat = Seat(
+        run_seed=swarm.run.seed,
+        stream_seed=stream_seed,
+        total_steps=swarm.run.rounds * swarm.method.inner_steps,
+        device=device,
+        data=tuple(data or swarm.data.paths),
+    )
+    trainer: Trainer = getattr(module, name)(swarm.task.settings, seat)
+    return trainer
+
+
+def _options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
+    """The engine's options from the configuration."""
+    from decentral.codecs.codec import make_codec
+    from decentral.engine.options import RunOptions
+    from decentral.outer.diloco import DiLoCo
+    from decentral.schedule.plan import SyncPlan
+    from decentral.swarm.timing import Timing
+
+    method, timing = swarm.method, swarm.timing
+    return RunOptions(
+        run_id=run_id,
+        config=swarm.to_json().encode(),
+        rounds=swarm.run.rounds,
+        plan=SyncPlan(method.inner_steps, method.fragments, method.delay_steps),
+        rule=DiLoCo(method.outer_lr, method.outer_momentum),
+        codec=make_codec(method.codec),
+        mean_codec=make_codec(method.mean_codec),
+        mix_alpha=method.mix_alpha,
+        eval_every_rounds=swarm.eval_every_rounds,
+        timing=Timing(**timing.model_dump()),
+    )
+
+
+def _saver(out: Path, journal: "Journal") -> Callable[["Outcome"], None]:
+    """Writes the anchors to ``out``; a full disk is reported and does not end the run."""
+    from decentral.monitor.events import Saved
+    from decentral.state.files import save_weights
+
+    def save(outcome: "Outcome") -> None:
+        path = out / MODEL
+        metadata = {"round": str(outcome.round), "digest": outcome.digest, "decentral": __version__}
+        try:
+            save_weights(path, outcome.anchors, metadata)
+        except OSError as err:
+            _log.error("cannot write %s: %s; the last saved weights are kept", path, err.strerror or err)
+        else:
+            journal.record(Saved(str(path), outcome.round))
+
+    return save
+
+
+def _joined_config(hello: Hello, explicit: Mapping[str, Any]) -> SwarmConfig:
+    """The swarm's configuration, if it does not contradict what the user set.
+
+    Raises:
+        MismatchError: lists every key that differs.
+    """
+    swarm = SwarmConfig.from_json(hello.config)
+    stated = {key: value for key, value in explicit.items() if not key.startswith("worker.")}
+    differences = diff(stated, swarm)
+    if differences:
+        raise MismatchError(
+            "This worker was told otherwise than the swarm trains:\n  " + "\n  ".join(differences),
+            hint="Leave these settings out to take the swarm's, or found a swarm of your own with --new.",
+        )
+    return swarm
+
+
+async def _find(addresses: Sequence[str], *, option: str, timeout_s: float) -> tuple[str, PeerId]:
+    """The first address at which a peer answers, completed with its id.
+
+    Raises:
+        DecentralError: none does; the error of the last one.
+    """
+    problem: DecentralError = UnreachableError("There is no address.")
+    for text in addresses:
+        address = parse_address(text, option=option)
+        try:
+            found = (await probe(address, timeout_s=timeout_s / len(addresses))).address
+        except DecentralError as err:
+            problem = err
+            continue
+        if found.peer is not None:
+            return found.multiaddr(), found.peer
+    raise problem
+
+
+@contextlib.asynccontextmanager
+async def _node(options: NodeOptions) -> AsyncIterator[Node]:
+    node = await open_node(options)
+    try:
+        yield node
+    finally:
+        await node.close()
+
+
+def _facts(hello: Hello, swarm: SwarmConfig) -> RunFacts:
+    return RunFacts(
+        run_id=hello.run_id,
+        method=swarm.method.name,
+        codec=swarm.method.codec,
+        rounds=swarm.run.rounds,
+        protocol=PROTOCOL,
+        version=hello.version,
+        config_digest=swarm.digest()[:16],
+    )
