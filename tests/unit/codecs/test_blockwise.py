@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from decentral.codecs.blockwise import Int8
 from decentral.errors import FrameError
-from tests.unit.codecs.vectors import FLOAT_MAX, normal, repeatable, vectors
+from tests.unit.codecs.vectors import FLOAT_MAX, normal, vectors
 
 
 def reference(x: np.ndarray, block: int) -> np.ndarray:
@@ -21,7 +21,6 @@ def reference(x: np.ndarray, block: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-@repeatable
 @given(x=vectors(), block=st.sampled_from((8, 13, 128)))
 def test_error_is_within_the_bound_of_each_block(x, block):
     codec = Int8(block)
@@ -31,7 +30,6 @@ def test_error_is_within_the_bound_of_each_block(x, block):
             assert float(off.max()) <= max(float(part.abs().max()) / 252, 2.0**-127)
 
 
-@repeatable
 @given(seed=st.integers(0, 2**32 - 1), numel=st.integers(1, 400), exponent=st.integers(-120, 120))
 def test_agrees_with_the_formula_in_double_precision(seed, numel, exponent):
     x = np.ldexp(np.random.default_rng(seed).normal(size=numel), exponent).astype(np.float32)
@@ -41,7 +39,6 @@ def test_agrees_with_the_formula_in_double_precision(seed, numel, exponent):
     assert np.count_nonzero(off) <= 1 + numel // 100
 
 
-@repeatable
 @given(seed=st.integers(0, 2**32 - 1), blocks=st.integers(1, 9), cut=st.integers(0, 4))
 def test_codes_times_their_scale_survive_to_the_bit(seed, blocks, cut):
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from decentral.codecs.codec import codec_names, make_codec
 from decentral.codecs.flat import CHUNK
 from decentral.errors import ConfigError, FrameError
-from tests.unit.codecs.vectors import ALL_CODECS, FLOAT_MAX, TINY, bits, normal, repeatable, vectors
+from tests.unit.codecs.vectors import ALL_CODECS, FLOAT_MAX, TINY, bits, normal, vectors
 
 LENGTHS = (0, 1, 7, 8, 9, 127, 128, 129, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77)
 
@@ -26,7 +26,6 @@ class TestEveryCodec:
         assert decoded.dtype == torch.float32
         assert float((decoded - x).norm()) <= 0.02 * float(x.norm())
 
-    @repeatable
     @given(x=vectors())
     def test_leaves_its_input_alone_and_decodes_to_finite_values(self, name, x):
         codec, before = make_codec(name), x.clone()
@@ -36,7 +35,6 @@ class TestEveryCodec:
         if not name.startswith("int8"):  # whose scale follows the largest value, which may have moved
             assert bits(codec.decode(codec.encode(decoded), x.numel())) == bits(decoded)
 
-    @repeatable
     @given(x=vectors())
     def test_signs_are_kept(self, name, x):
         codec = make_codec(name)
@@ -72,7 +70,6 @@ class TestEveryCodec:
         with pytest.raises(FrameError, match="payload length"):
             make_codec(name).decode(b"1234", 2**60)
 
-    @repeatable
     @given(data=st.data())
     def test_any_bytes_decode_to_finite_values_or_are_refused(self, name, data):
         codec, numel = make_codec(name), data.draw(st.integers(1, 40))

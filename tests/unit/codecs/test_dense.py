@@ -6,17 +6,15 @@ from hypothesis import given
 
 from decentral.codecs.dense import Bf16, Fp16, Fp32
 from decentral.errors import FrameError
-from tests.unit.codecs.vectors import FLOAT_MAX, bits, normal, repeatable, vectors
+from tests.unit.codecs.vectors import FLOAT_MAX, bits, normal, vectors
 
 
-@repeatable
 @given(x=vectors())
 def test_fp32_loses_nothing(x):
     codec = Fp32()
     assert bits(codec.decode(codec.encode(x), x.numel())) == bits(x)
 
 
-@repeatable
 @given(x=vectors())
 def test_bf16_is_within_its_bound(x):
     codec = Bf16()
@@ -31,7 +29,6 @@ def test_bf16_rounds_ties_to_even_and_saturates():
     assert Bf16().decode(Bf16().encode(x), 5).tolist() == [1.0, 1 + 2 * ulp, 1 + ulp, top, -top]
 
 
-@repeatable
 @given(x=vectors())
 def test_fp16_is_within_its_bound(x):
     codec = Fp16()

@@ -11,13 +11,12 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.dense import Fp32
 from decentral.codecs.frame import frame_overhead, framed_nbytes, pack, unpack
 from decentral.errors import FrameError
-from tests.unit.codecs.vectors import ALL_CODECS, bits, normal, repeatable, vectors
+from tests.unit.codecs.vectors import ALL_CODECS, bits, normal, vectors
 
 NUMEL = 19
 
 
 @pytest.mark.parametrize("name", ALL_CODECS)
-@repeatable
 @given(x=vectors())
 def test_round_trip_and_exact_size(name, x):
     codec = make_codec(name)
@@ -94,7 +93,6 @@ def test_another_number_of_values_is_refused_on_both_sides():
         unpack(data, make_codec("bf16"), NUMEL)
 
 
-@repeatable
 @given(data=st.binary(max_size=200))
 def test_random_bytes_are_refused(data):
     with pytest.raises(FrameError):
@@ -103,7 +101,6 @@ def test_random_bytes_are_refused(data):
         unpack(b"DCVF\x01\x00" + data, Fp32(), NUMEL)
 
 
-@repeatable
 @given(data=st.data())
 def test_a_mutated_frame_is_refused_or_decodes_to_finite_values(data):
     codec = make_codec(data.draw(st.sampled_from(ALL_CODECS)))

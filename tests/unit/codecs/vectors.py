@@ -2,12 +2,10 @@
 
 import numpy as np
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 ALL_CODECS = ("fp32", "bf16", "fp16", "int8-b8", "int8-b100", "int8-b128", "int8-b65536")
-repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 FLOAT_MAX = torch.finfo(torch.float32).max
 TINY = torch.finfo(torch.float32).smallest_normal
 
