@@ -1,13 +1,10 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from decentral.schedule.inner_lr import warmup_cosine
-
-# Wall-clock time says nothing on a shared machine, and every run must try the same examples.
-repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 def curve(num_steps: int, *, warmup_steps: int, total_steps: int, floor_fraction: float = 0.1) -> list[float]:
@@ -23,7 +20,6 @@ def test_by_hand() -> None:
     )
 
 
-@repeatable
 @given(warmup=st.integers(0, 50), length=st.integers(1, 100), floor=st.floats(0, 1))
 def test_rises_to_the_peak_and_falls_to_the_floor(warmup: int, length: int, floor: float) -> None:
     total = warmup + length

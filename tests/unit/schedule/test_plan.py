@@ -1,14 +1,11 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from decentral.schedule.plan import Apply, Launch, SyncPlan
 from decentral.types import SyncKey
-
-# Wall-clock time says nothing on a shared machine, and every run must try the same examples.
-repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 
 SMALL = [
     SyncPlan(inner_steps, num_fragments, delay_steps)
@@ -64,7 +61,6 @@ def test_every_small_plan() -> None:
         check_three_rounds(plan)
 
 
-@repeatable
 @given(plan=plans())
 def test_larger_plans(plan: SyncPlan) -> None:
     check_three_rounds(plan)
@@ -78,7 +74,6 @@ def test_next_event_of_every_small_plan() -> None:
             assert plan.next_event_after(step) == next(later for later in busy if later > step), (plan, step)
 
 
-@repeatable
 @given(plan=plans(), step=st.integers(0, 10**9))
 def test_next_event_skips_none(plan: SyncPlan, step: int) -> None:
     due = plan.next_event_after(step)

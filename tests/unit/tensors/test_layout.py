@@ -3,15 +3,12 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from decentral.errors import ConfigError, MismatchError
 from decentral.tensors.layout import Layout, Pattern
-
-# Wall-clock time says nothing on a shared machine, and every run must try the same examples.
-repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 
 PATTERNS: list[Pattern] = ["strided", "sequential"]
 
@@ -35,7 +32,6 @@ def names(layout: Layout, fragment: int) -> list[str]:
     return [slot.name for slot in layout.fragments[fragment]]
 
 
-@repeatable
 @given(num_layers=st.integers(1, 9), data=st.data(), pattern=st.sampled_from(PATTERNS), vocab=st.integers(1, 50))
 def test_gather_and_scatter_are_inverse(num_layers: int, data: st.DataObject, pattern: Pattern, vocab: int) -> None:
     parameters = model(num_layers, vocab=vocab)
@@ -56,7 +52,6 @@ def test_gather_and_scatter_are_inverse(num_layers: int, data: st.DataObject, pa
     assert all(torch.equal(restored[name], value) for name, value in parameters.items())
 
 
-@repeatable
 @given(num_layers=st.integers(2, 12), data=st.data(), pattern=st.sampled_from(PATTERNS))
 def test_layers_are_dealt_evenly_and_stay_whole(num_layers: int, data: st.DataObject, pattern: Pattern) -> None:
     num_fragments = data.draw(st.integers(2, num_layers))
