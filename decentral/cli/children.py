@@ -29,11 +29,6 @@ class Child:
     process: asyncio.subprocess.Process
 
     @property
-    def journal(self) -> Path:
-        """Where it writes its journal."""
-        return self.folder / "journal.jsonl"
-
-    @property
     def code(self) -> int | None:
         """Its exit status, or ``None`` while it runs; the negative number of the signal that ended it."""
         return self.process.returncode

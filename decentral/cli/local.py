@@ -5,7 +5,6 @@ takes no part in the swarm (see ``local_run``).
 """
 
 import asyncio
-import importlib
 import math
 import os
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from decentral.cli.config import SwarmConfig, WorkerConfig
+from decentral.cli.config import SwarmConfig
 from decentral.cli.settings import load, resolve_task, with_values
 from decentral.cli.worker import CONFIG, DATA, DEBUG, MORE_DATA, SET, data_paths, make_folder
 from decentral.errors import UsageError
@@ -62,7 +61,13 @@ def local(
     swarm = resolve_task(settings.swarm)
     if own.data:  # all workers are on this machine
         swarm = with_values(swarm, {"data.paths": own.data})
-    trainer = _build(swarm, own)
+    import torch
+
+    from decentral.cli import compose
+
+    torch.set_num_threads(own.threads)
+    # Finds what is wrong with task and data before any process starts, and measures the result at the end.
+    trainer = compose.build_trainer(swarm, own.device, (), stream_seed=0)
     pace = measure(trainer, steps=12 if minutes is not None else 1)
     if minutes is not None:
         crowding = max(1.0, workers * own.threads / cores) if own.device == "cpu" else float(workers)
@@ -95,29 +100,3 @@ def measure(trainer: "Trainer", *, steps: int, clock: Callable[[], float] = time
 def rounds_for(seconds: float, step_s: float, swarm: SwarmConfig) -> int:
     """Rounds that take about ``seconds``."""
     return max(1, round(seconds / (swarm.method.inner_steps * step_s + _ROUND_OVERHEAD_S)))
-
-
-def _build(swarm: SwarmConfig, own: WorkerConfig) -> "Trainer":
-    """The task's trainer in this process: it finds what is wrong with task and data, and measures the result.
-
-    Raises:
-        ConfigError, DataError, IncapableError: the workers could not train either.
-    """
-    import torch
-
-    from decentral.ports.trainer import Seat
-
-    torch.set_num_threads(own.threads)
-    module_name, _, name = swarm.task.factory.partition(":")
-    module = importlib.import_module(module_name)
-    if hasattr(module, "check"):
-        module.check(swarm.task.settings, own.device)
-    seat = Seat(
-        run_seed=swarm.run.seed,
-        stream_seed=0,
-        total_steps=swarm.run.rounds * swarm.method.inner_steps,
-        device=own.device,
-        data=swarm.data.paths,
-    )
-    trainer: Trainer = getattr(module, name)(swarm.task.settings, seat)
-    return trainer

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import decentral
 from decentral.cli import outcome
 from decentral.cli.children import Child, ending, start, stop
+from decentral.cli.compose import JOURNAL
 from decentral.cli.config import SwarmConfig, WorkerConfig, to_toml
 from decentral.cli.render import console, run_line, view
 from decentral.cli.replay import Replay
@@ -68,7 +69,7 @@ class LocalRun:
             worker.mkdir(parents=True, exist_ok=True)
         total_numel = sum(value.numel() for value in trainer.parameters().values())
         self._replays = [Replay(total_numel, tokens_per_step, num_workers, swarm.run.rounds) for _ in self._folders]
-        self._readers = [JournalReader(worker / "journal.jsonl") for worker in self._folders]
+        self._readers = [JournalReader(worker / JOURNAL) for worker in self._folders]
         self._children: list[Child] = []
         self._screen = console(sys.stderr)
         self._facts = RunFacts(
@@ -179,8 +180,8 @@ class LocalRun:
         import torch
 
         torch.set_num_threads(self._own.threads * len(self._folders))
-        journals = [worker / "journal.jsonl" for worker in self._folders]
-        events = outcome.merge_journals(journals, self._folder / "journal.jsonl")
+        journals = [worker / JOURNAL for worker in self._folders]
+        events = outcome.merge_journals(journals, self._folder / JOURNAL)
         outcome.draw_losses(events, self._swarm.method.inner_steps, self._folder / "loss.png")
         model = outcome.newest_model(self._folders)
         if model is not None:

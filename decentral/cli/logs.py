@@ -14,6 +14,9 @@ from decentral.types import PeerId, short_id
 
 logger = logging.getLogger(__name__)
 
+#: Our own names: hivemind renames the standard ones when it is imported.
+_LEVELS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
+
 
 def install(level: str, format: str) -> "LogJournal":
     """Send everything that decentral logs at ``level`` and above to stderr, and return the journal that tells events.
@@ -27,7 +30,7 @@ def install(level: str, format: str) -> "LogJournal":
     handler.setFormatter(formatter)
     root = logging.getLogger("decentral")
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel({name: number for number, name in _LEVELS.items()}[level])
     root.propagate = False
     return LogJournal(formatter)
 
@@ -42,7 +45,7 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = f"{moment} {record.levelname:7} {self.peer or '-':6} r{self.round} {record.getMessage()}"
+        text = f"{moment} {_LEVELS.get(record.levelno, 'error').upper():7} {self.peer or '-':6} r{self.round} {record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -52,7 +55,7 @@ class _JsonFormatter(_TextFormatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = {
             "time": round(record.created, 3),
-            "level": record.levelname.lower(),
+            "level": _LEVELS.get(record.levelno, "error"),
             "peer": self.peer,
             "round": self.round,
             "message": record.getMessage(),

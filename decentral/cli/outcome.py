@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from decentral.cli.compose import MODEL
 from decentral.cli.render import amount, loss, traffic
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.status import Totals
 from decentral.ports.trainer import Trainer
-
-MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from decentral.cli import children, outcome
+from decentral.cli.compose import MODEL
 from decentral.cli.config import SwarmConfig, to_toml
 from decentral.cli.local import measure, rounds_for
 from decentral.cli.replay import Replay
@@ -142,14 +143,14 @@ class TestOutcome:
         for index, round_ in enumerate([3, 7, 9]):
             folders[index].mkdir()
             metadata = {"round": str(round_), "digest": f"d{round_}"}
-            save_file({"x": torch.full((4,), float(round_))}, folders[index] / outcome.MODEL, metadata)
-        torn = folders[2] / outcome.MODEL
+            save_file({"x": torch.full((4,), float(round_))}, folders[index] / MODEL, metadata)
+        torn = folders[2] / MODEL
         torn.write_bytes(torn.read_bytes()[:-3])
         model = outcome.newest_model(folders)
         assert (model.round, model.digest) == (7, "d7")
         kept = outcome.keep_model(model, tmp_path)
-        assert kept.read_bytes() == (folders[1] / outcome.MODEL).read_bytes()
-        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [outcome.MODEL]
+        assert kept.read_bytes() == (folders[1] / MODEL).read_bytes()
+        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [MODEL]
 
     def test_no_model_is_none(self, tmp_path):
         assert outcome.newest_model([tmp_path]) is None
@@ -178,7 +179,7 @@ class TestOutcome:
         trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
         best = toy.build({"numel": 4, "num_layers": 1, "noise": 0.0}, Seat(0, 1, 10))
         best.train_steps(0, 500)
-        save_file(dict(best.parameters()), tmp_path / outcome.MODEL, {"round": "40"})
+        save_file(dict(best.parameters()), tmp_path / MODEL, {"round": "40"})
         model = outcome.newest_model([tmp_path])
         outcome.load_model(trainer, model.path)
         journal = write(
