@@ -16,7 +16,7 @@ from decentral.exchange.messages import (
     unpack_convene,
 )
 from decentral.exchange.progress import Progress
-from decentral.exchange.rollcall import RollCall
+from decentral.exchange.rollcall import Roll, RollCall
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.matching import chairs, stragglers
@@ -134,12 +134,25 @@ class Chair:
             return ConveneReply(Answer.ROLL, roll=session.packed)
         if self._progress.next_round(key.fragment) > key.round:
             return ConveneReply(Answer.BEHIND, source=me)
-        if roll is None:
-            return None
+        return None if roll is None else self._late(roll, message)
+
+    def _late(self, roll: Roll, message: Convene) -> ConveneReply | None:
+        """The answer to a caller whom the roll was called without, which may be this peer itself.
+
+        It waits until a member has finished the round and is then told that it is behind. If the members have all
+        died, their roll is void.
+        """
         if message.base != roll.base:
-            return ConveneReply(Answer.OUT_OF_SYNC, source=me if me in roll.members else roll.members[0])
-        # The roll was called without this caller. It waits for the round to end and is then told that it is behind.
-        return ConveneReply(Answer.WAIT)
+            return ConveneReply(Answer.OUT_OF_SYNC, source=roll.members[0])
+        now = self._clock.monotonic()
+        records = [self._roster.get(member) for member in roll.members if self._roster.is_live(member, now)]
+        ahead = next((p.peer for p in records if p is not None and p.round > roll.key.round), None)
+        if ahead is not None:
+            return ConveneReply(Answer.BEHIND, source=ahead)
+        if records:
+            return ConveneReply(Answer.WAIT)
+        del self._sessions[roll.key]
+        return None
 
     def _expected(self, key: SyncKey, active: Sequence[Presence]) -> list[PeerId]:
         """Members worth waiting for: alive, not known to be slow, not known to be past this round."""

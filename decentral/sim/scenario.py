@@ -1,0 +1,125 @@
+"""A whole swarm in the simulator: the production engine on every machine, toy trainers, and what became of them."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from decentral.codecs.codec import make_codec
+from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.worker import Worker
+from decentral.monitor.journal import MemoryJournal
+from decentral.outer.diloco import DiLoCo
+from decentral.schedule.plan import SyncPlan
+from decentral.sim.faults import FaultTape
+from decentral.sim.loop import run
+from decentral.sim.network import Conditions
+from decentral.sim.trainer import ToyProblem
+from decentral.sim.world import Machine, SimPeer, World, peer_id
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId
+
+#: All joiners start so long after the founder, when it has something to give.
+_FOUNDING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is simulated. The same scenario gives the same run."""
+
+    seed: int
+    num_workers: int
+    rounds: int
+    inner_steps: int = 10
+    step_s: float = 0.1
+    """Virtual seconds of an inner step."""
+    paces: Mapping[int, float] = field(default_factory=dict)
+    """Workers whose steps take so many times as long."""
+    codec: str = "fp32"
+    outer: DiLoCo = DiLoCo(lr=0.7, momentum=0.5)
+    timing: Timing = Timing()
+    conditions: Conditions = Conditions()
+    machines: Mapping[PeerId, Machine] = field(default_factory=dict)
+    num_values: int = 24
+    latest: int = 0
+    """Workers (the last ones) that are not started with the others; a fault may start them."""
+
+    @property
+    def problem(self) -> ToyProblem:
+        """What the swarm learns."""
+        return ToyProblem(self.seed, self.num_workers, num_values=self.num_values)
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        """All machines."""
+        return tuple(peer_id(i) for i in range(self.num_workers))
+
+
+@dataclass(slots=True)
+class Record:
+    """What became of a swarm."""
+
+    world: World
+    ended_at_s: float = 0.0
+    """Virtual time at which the last worker ended."""
+    journals: dict[PeerId, list[MemoryJournal]] = field(default_factory=dict)
+    """One for each life of a machine."""
+    outcomes: dict[PeerId, Outcome] = field(default_factory=dict)
+    """Of those that ended by themselves."""
+
+
+def simulate(scenario: Scenario, tape: FaultTape | None = None, *, until_s: float = 1e6) -> Record:
+    """Run a scenario to its end, with faults if a tape is given.
+
+    Raises:
+        SimulationError: the swarm hangs, or is not done at the virtual time ``until_s``.
+        ExceptionGroup: a worker failed.
+    """
+    return run(_play(scenario, tape), until_s=until_s)
+
+
+async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
+    world = World(scenario.seed, scenario.conditions, machines=scenario.machines)
+    record = Record(world)
+    founded = asyncio.Event()
+
+    async def main(peer: SimPeer) -> None:
+        journal = MemoryJournal()
+        record.journals.setdefault(peer.peer_id, []).append(journal)
+        worker = _worker(scenario, peer, journal)
+        if founded.is_set():
+            await worker.join([other for other in scenario.peers if other != peer.peer_id and world.is_running(other)])
+        else:
+            founded.set()
+            await worker.found()
+        record.outcomes[peer.peer_id] = await worker.run(asyncio.Event())
+
+    world.start(scenario.peers[0], main)
+    await asyncio.sleep(_FOUNDING_S)
+    for peer in scenario.peers[1 : scenario.num_workers - scenario.latest]:
+        world.start(peer, main)
+    if tape is not None:
+        await tape.play(world, main)
+    await world.ended()
+    record.ended_at_s = asyncio.get_running_loop().time()
+    return record
+
+
+def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker:
+    """The production worker on simulated ports."""
+    number = scenario.peers.index(peer.peer_id)
+    codec = make_codec(scenario.codec)
+    options = RunOptions(
+        run_id=f"sim-{scenario.seed}",
+        config=b"{}",
+        rounds=scenario.rounds,
+        plan=SyncPlan(scenario.inner_steps),
+        rule=scenario.outer,
+        codec=codec,
+        mean_codec=codec,
+        timing=scenario.timing,
+    )
+    step_s = scenario.step_s * scenario.paces.get(number, 1.0)
+    trainer = scenario.problem.trainer(number, peer.clock.charge, step_s=step_s)
+    return Worker(
+        options, Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer=trainer, journal=journal)
+    )
