@@ -45,7 +45,8 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = f"{moment} {_LEVELS.get(record.levelno, 'error').upper():7} {self.peer or '-':6} r{self.round} {record.getMessage()}"
+        level = _LEVELS.get(record.levelno, "error").upper()
+        text = f"{moment} {level:7} {self.peer or '-':6} r{self.round} {record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

@@ -96,14 +96,13 @@ def run(settings: Settings, join: Sequence[str]) -> int:
     """Run the worker until its run is over or a signal stops it."""
     from decentral.cli import compose
 
-    swarm = settings.swarm
-    if not join or any(key.startswith("task.") for key in settings.explicit):
-        swarm = resolve_task(swarm)
+    # A joiner's statements are compared with the swarm's, whose task may be another than the default.
+    swarm = None if join else resolve_task(settings.swarm)
     own = settings.worker.model_copy(update={"out": str(make_folder(settings.worker.out, "worker"))})
 
     async def main() -> int:
         with stopping() as stop:
-            return await compose.run_worker(None if join else swarm, own, join, settings.explicit, _announce_join, stop)
+            return await compose.run_worker(swarm, own, join, settings.explicit, _announce_join, stop)
 
     return asyncio.run(main())
 

@@ -238,7 +238,7 @@ def test_status_gives_up_on_a_swarm_that_does_not_answer(compose, monkeypatch):
     compose.ask_status = ask_status
     result = run("status", "203.0.113.7:31337", "--format", "json")
     assert (result.exit_code, result.stdout) == (ExitCode.UNREACHABLE, "")
-    assert result.stderr.startswith("error: No answer from 203.0.113.7:31337 within 5 s.\nhint: ")
+    assert result.stderr.startswith("error: No answer from 203.0.113.7:31337 within 4 s.\nhint: ")
 
 
 def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(answers, compose, monkeypatch):
