@@ -52,7 +52,7 @@ def shards(numel: int, num_members: int, *, min_values: int, align: int) -> tupl
     """
     count = max(1, min(num_members, numel // min_values))
     step = -(-numel // count)
-    step = -(-step // align) * align
+    step = max(1, -(-step // align)) * align
     return tuple((start, min(start + step, numel)) for start in range(0, max(numel, 1), step))
 
 

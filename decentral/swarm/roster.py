@@ -46,7 +46,8 @@ class Roster:
             return True
         if presence.seq <= entry.presence.seq:
             return False
-        entry.presence, entry.heard_at, entry.buried = presence, heard_at, False
+        # The age is hearsay: it must not take back what was heard at first hand.
+        entry.presence, entry.heard_at, entry.buried = presence, max(heard_at, entry.heard_at), False
         return True
 
     def vouch(self, peer: PeerId, now: float) -> None:

@@ -1,0 +1,135 @@
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decentral.swarm.matching import chairs, evaluator, reducers, rendezvous, shards, stragglers
+from decentral.swarm.presence import Presence, State
+from decentral.types import PeerId, SyncKey
+
+keys = st.builds(SyncKey, round=st.integers(0, 1 << 40), fragment=st.integers(0, 64))
+peer_lists = st.lists(st.text("abcdef0123456789", min_size=1, max_size=6).map(PeerId), unique=True, max_size=12)
+KEY = SyncKey(3, 0)
+
+
+def member(peer: str, *, since: int = 0, round_s: float = 0.0) -> Presence:
+    return Presence(PeerId(peer), "run", 1, State.TRAINING, 0, since, "", round_s)
+
+
+@given(peers=peer_lists, key=keys, data=st.data())
+def test_order_does_not_depend_on_the_order_of_the_input(
+    peers: list[PeerId], key: SyncKey, data: st.DataObject
+) -> None:
+    shuffled = data.draw(st.permutations(peers))
+    ranked = rendezvous("chair", key, tuple(peers))
+    assert rendezvous("chair", key, tuple(shuffled)) == ranked
+    assert sorted(ranked) == sorted(peers)
+
+
+@given(peers=peer_lists.filter(bool), key=keys, data=st.data())
+def test_a_loss_moves_nobody_else(peers: list[PeerId], key: SyncKey, data: st.DataObject) -> None:
+    lost = data.draw(st.sampled_from(peers))
+    left = tuple(peer for peer in peers if peer != lost)
+    assert rendezvous("reduce", key, left) == tuple(p for p in rendezvous("reduce", key, tuple(peers)) if p != lost)
+
+
+def test_purposes_rounds_and_fragments_rank_independently() -> None:
+    peers = tuple(PeerId(f"peer-{i}") for i in range(10))
+    orders = {
+        rendezvous(purpose, SyncKey(round_, fragment), peers)
+        for purpose in ("chair", "reduce", "evaluate")
+        for round_ in range(3)
+        for fragment in range(3)
+    }
+    assert len(orders) == 27
+
+
+@pytest.mark.parametrize("purpose", ["chair", "reduce"])
+def test_work_is_balanced_over_rounds(purpose: str) -> None:
+    peers = tuple(PeerId(f"peer-{i}") for i in range(8))
+    firsts = Counter(rendezvous(purpose, SyncKey(round_, 0), peers)[0] for round_ in range(1600))
+    # Four standard deviations of a binomial draw around 200.
+    assert set(firsts) == set(peers)
+    assert all(abs(count - 200) < 53 for count in firsts.values())
+
+
+def test_the_ranking_is_pinned() -> None:
+    """Releases that rank differently would call different rolls: a change of it is a change of the protocol."""
+    peers = tuple(PeerId(name) for name in ("ann", "bob", "cid", "dot"))
+    assert rendezvous("chair", KEY, peers) == ("cid", "bob", "dot", "ann")
+
+
+@given(peers=peer_lists, key=keys, data=st.data())
+def test_recent_members_chair_last(peers: list[PeerId], key: SyncKey, data: st.DataObject) -> None:
+    since = [data.draw(st.sampled_from([0, key.round, key.round + 1, key.round + 7])) for _ in peers]
+    members = [member(peer, since=first) for peer, first in zip(peers, since, strict=True)]
+    ranked = chairs(members, key)
+    settled = [peer for peer, first in zip(peers, since, strict=True) if first <= key.round]
+    assert set(ranked[: len(settled)]) == set(settled)
+    assert sorted(ranked) == sorted(peers)
+    everybody_settled = chairs([replace(m, since=0) for m in members], key)
+    assert [p for p in everybody_settled if p in settled] == list(ranked[: len(settled)])
+
+
+@given(peers=peer_lists.filter(bool), key=keys, num_shards=st.integers(1, 12))
+def test_each_shard_has_a_reducer_of_its_own(peers: list[PeerId], key: SyncKey, num_shards: int) -> None:
+    chosen = reducers(tuple(peers), key, num_shards)
+    assert len(chosen) == len(set(chosen)) == min(num_shards, len(peers))
+    assert set(chosen) <= set(peers)
+
+
+@given(peers=peer_lists.filter(bool), key=keys, data=st.data())
+def test_one_member_evaluates(peers: list[PeerId], key: SyncKey, data: st.DataObject) -> None:
+    chosen = evaluator(tuple(peers), key)
+    assert chosen in peers
+    assert evaluator(tuple(data.draw(st.permutations(peers))), key) == chosen
+
+
+@given(
+    numel=st.integers(0, 5_000_000),
+    num_members=st.integers(1, 200),
+    min_values=st.integers(1, 100_000),
+    align=st.sampled_from([1, 7, 128, 4096]),
+)
+def test_shards_cover_everything_once(numel: int, num_members: int, min_values: int, align: int) -> None:
+    ranges = shards(numel, num_members, min_values=min_values, align=align)
+    assert 1 <= len(ranges) <= num_members
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == numel
+    assert all(before[1] == after[0] for before, after in pairwise(ranges))
+    assert all(start % align == 0 for start, _ in ranges)
+    assert all(stop > start for start, stop in ranges) or numel == 0
+    assert all(stop - start >= min_values for start, stop in ranges[:-1])
+
+
+def test_shards_by_hand() -> None:
+    assert shards(100, 4, min_values=1, align=1) == ((0, 25), (25, 50), (50, 75), (75, 100))
+    assert shards(100, 4, min_values=40, align=1) == ((0, 50), (50, 100))
+    assert shards(100, 3, min_values=1, align=16) == ((0, 48), (48, 96), (96, 100))
+    assert shards(10, 4, min_values=40, align=16) == ((0, 10),)
+
+
+def test_stragglers() -> None:
+    paces = [("a", 10.0), ("b", 11.0), ("c", 20.0), ("d", 22.1), ("e", 0.0)]
+    members = [member(peer, round_s=round_s) for peer, round_s in paces]
+    assert stragglers(members, 1.0) == {"d"}
+    assert stragglers(members, 0.5) == {"c", "d"}
+    assert stragglers(members, 2.0) == frozenset()
+
+
+def test_nobody_lags_behind_oneself() -> None:
+    assert stragglers([], 1.0) == stragglers([member("a", round_s=99.0), member("b")], 1.0) == frozenset()
+
+
+def test_of_two_the_slower_is_measured_by_the_faster() -> None:
+    assert stragglers([member("a", round_s=1.0), member("b", round_s=2.1)], 1.0) == {"b"}
+    assert stragglers([member("a", round_s=1.0), member("b", round_s=1.9)], 1.0) == frozenset()
+
+
+@given(paces=st.lists(st.floats(0.01, 1e6), min_size=2, max_size=9), factor=st.floats(0.1, 10))
+def test_at_least_half_are_waited_for(paces: list[float], factor: float) -> None:
+    members = [member(f"p{number}", round_s=pace) for number, pace in enumerate(paces)]
+    assert 2 * len(stragglers(members, factor)) <= len(members)
