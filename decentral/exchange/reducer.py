@@ -89,14 +89,18 @@ class Reducer:
 
     def _part(self, roll: Roll, index: int, sender: PeerId) -> Part:
         """The shard meant, if the sender and this peer have to do with it."""
+        parts = self._parts(roll, sender)
+        if index >= len(parts) or parts[index].reducer != self._transport.peer_id:
+            raise FrameError(f"shard {index} is not reduced here")
+        return parts[index]
+
+    def _parts(self, roll: Roll, sender: PeerId) -> tuple[Part, ...]:
+        """The shards of a roll, for one of its members."""
         if sender not in roll.members:
             raise FrameError("the sender is not in the roll")
         if roll.key.fragment >= len(self._wire.numels):
             raise FrameError(f"there is no fragment {roll.key.fragment}")
-        parts = self._wire.parts(roll)
-        if index >= len(parts) or parts[index].reducer != self._transport.peer_id:
-            raise FrameError(f"shard {index} is not reduced here")
-        return parts[index]
+        return self._wire.parts(roll)
 
     def _entry(self, shard: Shard, part: Part) -> Entry:
         """The contribution, checked."""
@@ -151,11 +155,11 @@ class Reducer:
         """Another member asks for an answer it could not get from the reducer."""
         try:
             roll, index = msgpack.unpackb(request)
-            member = isinstance(index, int) and sender in unpack_roll(roll).members
+            parts = self._parts(unpack_roll(roll), sender)
         except (ValueError, TypeError, msgpack.UnpackException) as err:
             raise FrameError(f"malformed question: {err}") from err
-        if not member:
-            raise FrameError("the sender is not in the roll")
+        if not isinstance(index, int) or not 0 <= index < len(parts):
+            raise FrameError(f"there is no shard {index!r:.40}")
         answer = self._answers.ask(roll, index)
         reduction = self._open.pop((roll, index), None)
         if reduction is not None:

@@ -1,0 +1,50 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decentral.codecs.codec import make_codec
+from decentral.codecs.frame import pack
+from decentral.exchange.cut import MIN_SHARD_VALUES, SHARD_ALIGN, Part, Wire
+from decentral.exchange.messages import Mean, Shard, pack_mean, pack_roll, pack_shard
+from decentral.exchange.rollcall import Roll
+from decentral.swarm.matching import reducers
+from decentral.types import PeerId, SyncKey
+from tests.unit.codecs.vectors import normal
+
+INT8, FP32 = make_codec("int8-b128"), make_codec("fp32")
+
+
+def roll_of(num_members: int, round_: int = 0, fragment: int = 0) -> Roll:
+    members = tuple(PeerId(f"peer-{number:04d}") for number in range(num_members))
+    return Roll(SyncKey(round_, fragment), members[0], 0, "base", members)
+
+
+@given(numel=st.integers(1, 400_000), num_members=st.integers(1, 30), round_=st.integers(0, 50))
+def test_each_part_of_the_fragment_has_one_reducer(numel: int, num_members: int, round_: int) -> None:
+    roll = roll_of(num_members, round_, fragment=1)
+    parts = Wire((7, numel), FP32, FP32).parts(roll)
+    assert [part.index for part in parts] == list(range(len(parts)))
+    assert sum(part.numel for part in parts) == numel
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert all(part.start % SHARD_ALIGN == 0 for part in parts)
+    assert all(part.numel >= MIN_SHARD_VALUES for part in parts[:-1])
+    assert tuple(part.reducer for part in parts) == reducers(roll.members, roll.key, len(parts))
+
+
+def test_a_small_fragment_is_not_cut() -> None:
+    roll = roll_of(8)
+    (part,) = Wire((1000,), FP32, FP32).parts(roll)
+    assert part == Part(0, 0, 1000, reducers(roll.members, roll.key, 1)[0])
+
+
+@given(num_members=st.sampled_from([1, 3, 64, 900]), numel=st.sampled_from([1, 1000, 70_000]))
+def test_real_messages_keep_within_their_limits_and_just_so(num_members: int, numel: int) -> None:
+    wire = Wire((numel,), INT8, FP32)
+    roll = roll_of(num_members)
+    packed = pack_roll(roll)
+    for part in wire.parts(roll):
+        values_S = normal(part.numel)
+        shard = pack_shard(Shard(packed, part.index, 1e9, pack(INT8, values_S)))
+        assert len(shard) <= wire.contribution_limit(part.numel, len(packed)) <= len(shard) + 1024
+        assert wire.contribution_limit(part.numel, len(packed)) <= wire.longest_contribution(len(packed))
+        mean = pack_mean(Mean(tuple(range(num_members)), pack(FP32, values_S)))
+        assert len(mean) <= wire.mean_limit(part.numel, num_members) <= len(mean) + 1024

@@ -1,0 +1,109 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decentral.exchange.ledger import Entry, Ledger
+from decentral.types import PeerId
+
+A, B, C = MEMBERS = tuple(PeerId(name) for name in "abc")
+
+
+def randn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_by_hand() -> None:
+    ledger = Ledger(MEMBERS)
+    assert ledger.awaited() == MEMBERS
+    ledger.enter(C, Entry(3.0, torch.tensor([4.0, 0.0])))
+    ledger.enter(B, Entry(0.0, None))
+    assert ledger.awaited() == (A,)
+    assert ledger.contributors() == (2,)
+    ledger.enter(A, Entry(1.0, torch.tensor([0.0, 8.0])))
+    assert ledger.awaited() == ()
+    assert ledger.contributors() == (0, 2)
+    mean_S = ledger.mean()
+    assert mean_S is not None
+    assert mean_S.tolist() == [3.0, 2.0]
+
+
+@given(
+    seed=st.integers(0, 1 << 31),
+    numel=st.integers(1, 50),
+    weights=st.lists(st.one_of(st.just(0.0), st.floats(0.1, 1e9)), min_size=1, max_size=12),
+    data=st.data(),
+)
+def test_weighted_mean_in_any_order(seed: int, numel: int, weights: list[float], data: st.DataObject) -> None:
+    members = [PeerId(f"peer-{number:02d}") for number in range(len(weights))]
+    values = randn(seed, len(weights), numel)
+    entries = [Entry(w, values[i] if w else None) for i, w in enumerate(weights)]
+    bits = set()
+    for order in (range(len(members)), data.draw(st.permutations(range(len(members))))):
+        ledger = Ledger(members)
+        for number in order:
+            ledger.enter(members[number], entries[number])
+        mean_S = ledger.mean()
+        if not any(weights):
+            assert mean_S is None
+            return
+        assert mean_S is not None
+        bits.add(mean_S.numpy().tobytes())
+        assert ledger.contributors() == tuple(i for i, w in enumerate(weights) if w > 0)
+    assert len(bits) == 1, "the order of arrival shows in the last bits"
+    exact = np.average(values.double().numpy(), axis=0, weights=np.array(weights))
+    np.testing.assert_allclose(mean_S.numpy(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_nobody_contributed() -> None:
+    ledger = Ledger(MEMBERS)
+    assert ledger.mean() is None
+    for member in MEMBERS:
+        ledger.enter(member, Entry(0.0, None))
+    assert ledger.awaited() == ledger.contributors() == ()
+    assert ledger.mean() is None
+
+
+def test_a_repeated_entry_changes_nothing() -> None:
+    ledger = Ledger(MEMBERS)
+    ledger.enter(A, Entry(1.0, torch.tensor([1.0])))
+    ledger.enter(A, Entry(9.0, torch.tensor([5.0])))
+    ledger.enter(A, Entry(0.0, None))
+    assert ledger.contributors() == (0,)
+    mean_S = ledger.mean()
+    assert mean_S is not None
+    assert mean_S.tolist() == [1.0]
+
+
+def test_the_mean_of_one_is_no_view_of_it() -> None:
+    values_S = torch.tensor([1.0, 2.0])
+    ledger = Ledger([A])
+    ledger.enter(A, Entry(2.0, values_S))
+    mean_S = ledger.mean()
+    assert mean_S is not None
+    mean_S.zero_()
+    assert values_S.tolist() == [1.0, 2.0]
+
+
+def test_strangers_are_refused() -> None:
+    with pytest.raises(KeyError, match="z"):
+        Ledger(MEMBERS).enter(PeerId("z"), Entry(1.0, torch.ones(1)))
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_weight_out_of_range(weight: float) -> None:
+    for values_S in (torch.ones(1), None):
+        with pytest.raises(ValueError, match=f"weight {weight}"):
+            Ledger(MEMBERS).enter(A, Entry(weight, values_S))
+
+
+def test_weight_and_values_go_together() -> None:
+    ledger = Ledger(MEMBERS)
+    with pytest.raises(ValueError, match=r"weight 1.0 without values"):
+        ledger.enter(A, Entry(1.0, None))
+    with pytest.raises(ValueError, match=r"weight 0.0 with values"):
+        ledger.enter(A, Entry(0.0, torch.ones(1)))
+    assert ledger.awaited() == MEMBERS

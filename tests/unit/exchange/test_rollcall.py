@@ -1,0 +1,130 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decentral.exchange.rollcall import Call, Roll, RollCall
+from decentral.types import PeerId, SyncKey
+
+KEY = SyncKey(4, 0)
+A, B, C, D = (PeerId(name) for name in "abcd")
+SERIAL = 9
+
+
+def call(peer: PeerId, base: str = "base", num_steps: int = 4) -> Call:
+    return Call(peer, base, num_steps)
+
+
+def opened(*calls: Call, now: float = 0.0) -> RollCall:
+    rollcall = RollCall(KEY, chair=A)
+    for one in calls:
+        rollcall.call(one, now)
+    return rollcall
+
+
+def conclude(rollcall: RollCall, now: float, expected: tuple[PeerId, ...] = (), patience_s: float = 5.0) -> Roll | None:
+    done = rollcall.conclude(now, expected=expected, patience_s=patience_s, serial=SERIAL)
+    assert done == (rollcall.roll is not None)
+    return rollcall.roll
+
+
+def test_the_roll_is_called_as_soon_as_everybody_is_there() -> None:
+    rollcall = opened(call(B), call(A))
+    assert conclude(rollcall, 0.1, (A, B, C)) is None
+    rollcall.call(call(C), 0.2)
+    assert conclude(rollcall, 0.2, (A, B, C)) == Roll(KEY, A, SERIAL, "base", (A, B, C))
+
+
+def test_patience_ends_after_the_first_call_and_the_absent_are_named() -> None:
+    rollcall = opened(call(B), now=10.0)
+    rollcall.call(call(A), 14.0)
+    assert conclude(rollcall, 14.99, (A, B, C, D)) is None
+    roll = conclude(rollcall, 15.0, (A, B, C, D))
+    assert roll is not None
+    assert roll.members == (A, B)
+    assert roll.absent == ((C, "did not call within 5.0 s"), (D, "did not call within 5.0 s"))
+
+
+def test_who_was_not_expected_is_welcome() -> None:
+    roll = conclude(opened(call(D), call(A)), 0.0, (A,))
+    assert roll is not None
+    assert roll.members == (A, D)
+
+
+def test_nobody_called_no_roll() -> None:
+    assert conclude(RollCall(KEY, A), 1e9) is None
+
+
+def test_the_majority_goes_on() -> None:
+    roll = conclude(opened(call(A, "odd", num_steps=99), call(B), call(C)), 0.0)
+    assert roll is not None
+    assert (roll.base, roll.members) == ("base", (B, C))
+    assert roll.absent == ((A, "holds another anchor"),)
+
+
+@pytest.mark.parametrize(
+    ("calls", "base"),
+    [
+        ((call(A, "x", 3), call(B, "y", 4)), "y"),
+        ((call(A, "x", 5), call(B, "y", 4)), "x"),
+        ((call(A, "y", 4), call(B, "x", 4)), "x"),
+    ],
+)
+def test_ties_go_to_more_steps_and_then_to_the_smaller_digest(calls: tuple[Call, ...], base: str) -> None:
+    roll = conclude(opened(*calls), 0.0)
+    assert roll is not None
+    assert roll.base == base
+
+
+def test_a_late_caller_changes_nothing() -> None:
+    rollcall = opened(call(A))
+    roll = conclude(rollcall, 0.0, (A,))
+    rollcall.call(call(B), 0.1)
+    rollcall.drop_silent(1e9)
+    assert conclude(rollcall, 1e9, (A, B)) is roll
+
+
+def test_who_calls_again_with_another_anchor_is_counted_by_the_last() -> None:
+    rollcall = opened(call(A, "old"), call(B, "old"), call(A, "new", 5), call(B, "new", 5))
+    roll = conclude(rollcall, 0.0)
+    assert roll is not None
+    assert (roll.base, roll.members) == ("new", (A, B))
+
+
+def test_silent_callers_are_dropped() -> None:
+    rollcall = opened(call(A), call(B))
+    rollcall.call(call(A), 3.0)
+    rollcall.drop_silent(3.0)
+    roll = conclude(rollcall, 6.0, (A, B))
+    assert roll is not None
+    assert roll.members == (A,)
+    assert roll.absent == ((B, "did not call within 6.0 s"),)
+
+
+def test_patience_starts_again_when_all_callers_fell_silent() -> None:
+    rollcall = opened(call(A))
+    rollcall.drop_silent(1.0)
+    assert conclude(rollcall, 100.0, (A, B)) is None
+    rollcall.call(call(A), 100.0)
+    assert conclude(rollcall, 104.9, (A, B)) is None
+    assert conclude(rollcall, 105.0, (A, B)) is not None
+
+
+calls = st.lists(
+    st.builds(Call, peer=st.sampled_from([A, B, C, D]), base=st.sampled_from(["x", "y", "z"]), num_steps=st.just(1)),
+    min_size=1,
+    unique_by=lambda one: one.peer,
+)
+
+
+@given(calls=calls, data=st.data())
+def test_everybody_is_a_member_or_absent_whatever_the_order(calls: list[Call], data: st.DataObject) -> None:
+    expected = tuple(data.draw(st.sets(st.sampled_from([A, B, C, D]))))
+    roll = conclude(opened(*calls), 5.0, expected, patience_s=0.0)
+    assert roll == conclude(opened(*data.draw(st.permutations(calls))), 5.0, expected, patience_s=0.0)
+    assert roll is not None
+    absent = {peer for peer, _ in roll.absent}
+    assert set(roll.members) | absent == {one.peer for one in calls} | set(expected)
+    assert not set(roll.members) & absent
+    assert {one.peer for one in calls if one.base == roll.base} == set(roll.members)
+    assert all(2 * len(roll.members) >= sum(one.base == base for one in calls) for base in "xyz")
+    assert list(roll.members) == sorted(roll.members)
