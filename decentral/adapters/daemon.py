@@ -11,6 +11,7 @@ This module knows nothing of calls, methods or records. Every wait is bounded by
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -30,6 +31,8 @@ StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], A
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 3.0
 _CONTROL_TIMEOUT_S = 10.0
+_ROUTING_TIMEOUT_S = 3.0
+_ROUTING_PAUSE_S = 0.02
 _LAST_WORDS_BYTES = 4096
 
 
@@ -121,6 +124,27 @@ class Daemon:
             peer=_packed_id(peer), addrs=[Multiaddr(text).to_bytes() for text in addresses]
         )
         await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=request))
+
+    async def wait_for_routing(self) -> None:
+        """Wait until peers can be found through those we are connected to.
+
+        For 10 to 100 ms after a connection was made the daemon does not ask the other side yet, and answers that
+        nobody is known. We ask for a peer that does not exist until the answer is another one.
+        """
+        nobody = PeerId(PeerID(b"\x12\x20" + secrets.token_bytes(32)).to_base58())
+        with contextlib.suppress(TimeoutError):  # Somebody is being asked, if slowly.
+            async with asyncio.timeout(_ROUTING_TIMEOUT_S):
+                for _ in range(int(_ROUTING_TIMEOUT_S / _ROUTING_PAUSE_S)):
+                    if not await self._knows_nobody_to_ask(nobody):
+                        return
+                    await asyncio.sleep(_ROUTING_PAUSE_S)
+
+    async def _knows_nobody_to_ask(self, peer: PeerId) -> bool:
+        try:
+            await self.connect(peer, [])
+        except DaemonError as err:
+            return "failed to find any peer in table" in str(err)
+        return False
 
     async def open_stream(self, peer: PeerId, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A stream to ``peer``, which closes it if it does not speak ``protocol``. The caller closes the writer.

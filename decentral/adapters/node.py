@@ -182,6 +182,8 @@ async def _join(daemon: Daemon, initial: list[Address]) -> list[PeerId]:
         raise UnreachableError(f"No worker could be reached. {' '.join(failures)}")
     for failure in filter(None, failures):
         _log.warning("joined without %s", failure)
+    if joined:
+        await daemon.wait_for_routing()
     return joined
 
 

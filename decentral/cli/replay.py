@@ -31,13 +31,16 @@ class Replay:
         self._tokens_per_step = max(1, tokens_per_step)
         self._num_members = max(1, num_workers)
         self._meter = Meter(total_numel, "", "")
+        self._traffic = Traffic()
         self._presence: Presence | None = None
         self._last_event_at = 0.0
 
     @property
     def presence(self) -> Presence | None:
         """The worker's record as of its last event; ``None`` before its first."""
-        return self._presence and replace(self._presence, metrics=self._meter.metrics)
+        traffic = self._traffic
+        metrics = self._meter.metrics(sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
+        return self._presence and replace(self._presence, metrics=metrics)
 
     def age_s(self, wall: float) -> float:
         """Seconds between the last event and the Unix time ``wall``."""
@@ -67,13 +70,12 @@ class Replay:
             counted = presence.peer in event["members"]
             meter.explain("" if counted else "the round was closed before its part arrived")
             self._num_members = len(event["members"])
-            traffic = Traffic(event["sent_bytes"], event["received_bytes"])
-            self._synced(time, event, counted, traffic, event["transfer_s"])
+            self._traffic = Traffic(event["sent_bytes"], event["received_bytes"])
+            self._synced(time, event, counted, event["transfer_s"])
             return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest=event["digest"])
         if name == "round_aborted":
             meter.explain(f"{event['reason']}: {event['detail']}")
-            traffic = Traffic(meter.metrics.sent_bytes, meter.metrics.received_bytes)
-            self._synced(time, event, False, traffic, 0.0)
+            self._synced(time, event, False, 0.0)
             return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest="")
         if name == "repaired":
             meter.downloaded(event["seconds"] or 0.0)
@@ -97,16 +99,9 @@ class Replay:
             seconds=event["seconds"] or 0.0,
         )
 
-    def _synced(
-        self, time: float, event: Mapping[str, Any], counted: bool, traffic: Traffic, transfer_s: float | None
-    ) -> None:
-        self._meter.synced(
-            time,
-            counted=counted,
-            waiting_s=event["waiting_s"] or 0.0,
-            transfer_s=transfer_s or 0.0,
-            traffic=traffic,
-        )
+    def _synced(self, time: float, event: Mapping[str, Any], counted: bool, transfer_s: float | None) -> None:
+        waiting_s = event["waiting_s"] or 0.0
+        self._meter.synced(time, counted=counted, waiting_s=waiting_s, transfer_s=transfer_s or 0.0)
 
 
 def _number(value: float | None) -> float:

@@ -7,6 +7,7 @@ a lost or spoilt directory stops nobody.
 import asyncio
 import heapq
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.transport import Transport
-from decentral.swarm.presence import MAX_RECORD_BYTES, Presence, decode, encode
+from decentral.swarm.presence import MAX_RECORD_BYTES, Metrics, Presence, decode, encode
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
@@ -27,8 +28,10 @@ from decentral.types import PeerId
 PRESENCE = "presence"
 #: Records that travel in one exchange, besides the sender's own.
 _NUM_FORWARDED = 16
-_MAX_MESSAGE_BYTES = (_NUM_FORWARDED + 2) * (MAX_RECORD_BYTES + 32)
-#: One beat in so many also goes to the directory.
+#: A newcomer, who knows nobody yet, gets so many at once.
+_NUM_FOR_NEWCOMER = 256
+_MAX_MESSAGE_BYTES = (_NUM_FOR_NEWCOMER + 2) * (MAX_RECORD_BYTES + 32)
+#: So many beats between two visits to the directory.
 _DIRECTORY_BEATS = 2
 #: News of oneself that one did not write: a few are echoes of an earlier life, more are a live double.
 _MAX_ECHOES = 3
@@ -39,6 +42,7 @@ class Membership:
 
     Args:
         own: this worker's first record.
+        metrics: asked for the record's figures whenever it is signed.
         transport: to the peers.
         directory: where strangers meet.
         clock: for ages.
@@ -51,6 +55,7 @@ class Membership:
         self,
         own: Presence,
         *,
+        metrics: Callable[[], Metrics],
         transport: Transport,
         directory: Directory,
         clock: Clock,
@@ -60,6 +65,7 @@ class Membership:
     ) -> None:
         self.roster = Roster(timing.ttl_s)
         self._own = own
+        self._metrics = metrics
         self._transport = transport
         self._directory = directory
         self._clock = clock
@@ -69,7 +75,6 @@ class Membership:
         self._random = random.Random(own.peer)
         self._encoded: dict[PeerId, bytes] = {}
         self._live: frozenset[PeerId] = frozenset()
-        self._beats = 0
         self._echoes = 0
         self._signed_seq = -1
         self.update()
@@ -90,18 +95,20 @@ class Membership:
         await self._transport.serve(PRESENCE, self._on_presence, max_request_bytes=_MAX_MESSAGE_BYTES)
 
     async def run(self) -> None:
-        """Beat for ever."""
+        """Beat and visit the directory for ever; a directory that hangs must not delay the signs of life."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self.beat, self._timing.beat_s))
+            group.create_task(self._repeat(self._ask_directory, _DIRECTORY_BEATS * self._timing.beat_s))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
-            await self.beat()
+            await work()
             # Spread over the interval, so that a swarm started by one script does not beat in step.
-            await asyncio.sleep(self._timing.beat_s * self._random.uniform(0.8, 1.2))
+            await asyncio.sleep(every_s * self._random.uniform(0.8, 1.2))
 
     async def beat(self) -> None:
-        """Tell one random live peer, now and then the directory, and take in what they know."""
+        """Tell one random live peer that this worker is alive, and take in what it knows."""
         self.update()
-        if self._beats % _DIRECTORY_BEATS == 0:
-            await self._ask_directory()
-        self._beats += 1
         others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
         if others:
             await self.tell(self._random.choice(others))
@@ -121,8 +128,8 @@ class Membership:
             # Alive or not, its silence will tell.
             return
 
-    async def farewell(self) -> None:
-        """Tell a few peers at once, so that nobody waits for a worker that has left."""
+    async def announce(self) -> None:
+        """Tell a few peers at once: of a member they should count on, or of one that nobody should wait for."""
         others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
         async with asyncio.TaskGroup() as group:
             for peer in self._random.sample(others, min(len(others), _NUM_FORWARDED)):
@@ -138,17 +145,17 @@ class Membership:
             entries = [(data, age_ms) for data, age_ms in msgpack.unpackb(message)]
         except (ValueError, TypeError, msgpack.UnpackException) as err:
             raise FrameError(f"malformed presence message: {err}") from err
-        for data, age_ms in entries[: _NUM_FORWARDED + 1]:
+        for data, age_ms in entries[: _NUM_FOR_NEWCOMER + 1]:
             if isinstance(data, bytes) and isinstance(age_ms, int):
                 self._take(data, age_ms / 1000)
 
-    def message(self) -> bytes:
+    def message(self, num_forwarded: int = _NUM_FORWARDED) -> bytes:
         """The own record and some others' with their ages, for a peer."""
         now = self._clock.monotonic()
         others = [(p.peer, age) for p, age in self.roster.with_ages(now) if p.peer in self._encoded]
         others = [(peer, age) for peer, age in others if peer != self._own.peer and age < self._timing.ttl_s]
         # The latest news first: old news has had its chance to spread.
-        chosen = heapq.nsmallest(_NUM_FORWARDED, others, key=lambda entry: entry[1])
+        chosen = heapq.nsmallest(num_forwarded, others, key=lambda entry: entry[1])
         entries = [(self._encoded[peer], int(age * 1000)) for peer, age in chosen]
         return bytes(msgpack.packb([(self._signed(), 0), *entries]))
 
@@ -169,13 +176,15 @@ class Membership:
     def _signed(self) -> bytes:
         """The own record, signed once for every change."""
         if self._signed_seq != self._own.seq:
-            self._encoded[self._own.peer] = encode(self._own, self._identity)
+            record = replace(self._own, metrics=self._metrics())
+            self._encoded[self._own.peer] = encode(record, self._identity)
             self._signed_seq = self._own.seq
         return self._encoded[self._own.peer]
 
     async def _on_presence(self, sender: PeerId, request: bytes) -> bytes:
+        is_newcomer = not self.roster.is_live(sender, self._clock.monotonic())
         self.absorb(request)
-        return self.message()
+        return self.message(_NUM_FOR_NEWCOMER if is_newcomer else _NUM_FORWARDED)
 
     async def _ask_directory(self) -> None:
         """Publish the own record and look for strangers."""

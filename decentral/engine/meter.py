@@ -1,17 +1,16 @@
 """What this worker has done so far, for its presence record."""
 
 import math
-from dataclasses import replace
 
 from decentral.ports.trainer import StepReport
-from decentral.ports.transport import Traffic
 from decentral.swarm.presence import Metrics
 
 _BYTES_PER_VALUE = 4
+_MAX_REASON = 160
 
 
 class Meter:
-    """Counters of one worker; ``metrics`` is what others get to see.
+    """Counters of one worker since it started; ``metrics`` is what others get to see.
 
     Args:
         total_numel: values that data-parallel training would exchange at every step.
@@ -20,10 +19,23 @@ class Meter:
     """
 
     def __init__(self, total_numel: int, version: str, device: str) -> None:
+        self.tokens = 0
         self._total_numel = total_numel
-        self._began: float | None = None
-        self._tokens_at_began = 0
-        self.metrics = Metrics(version=version, device=device)
+        self._version = version
+        self._device = device
+        self._step = 0
+        self._loss = self._val_loss = math.nan
+        self._compute_s = self._waiting_s = self._transfer_s = 0.0
+        self._dp_bytes = 0.0
+        self._rounds_in = self._rounds_out = 0
+        self._tokens_per_s = 0.0
+        self._reason = ""
+        self._lap = (0.0, 0)
+        """When the last round ended and the tokens then."""
+
+    def start(self, now: float) -> None:
+        """Training begins."""
+        self._lap = (now, self.tokens)
 
     def trained(self, step: int, report: StepReport, *, count: int, num_members: int, seconds: float) -> None:
         """Inner steps were taken.
@@ -31,48 +43,53 @@ class Meter:
         Data-parallel training would have sent ``2 (n - 1) / n`` times the model in float32 at each of them (ring
         all-reduce, bytes sent by each of n workers).
         """
-        m = self.metrics
-        ring = 2 * (num_members - 1) / num_members
-        self.metrics = replace(
-            m,
-            step=step,
-            tokens=m.tokens + report.tokens,
-            loss=report.loss,
-            compute_s=m.compute_s + seconds,
-            dp_bytes=m.dp_bytes + int(ring * _BYTES_PER_VALUE * self._total_numel * count),
-        )
+        self._step = step
+        self.tokens += report.tokens
+        self._loss = report.loss
+        self._compute_s += seconds
+        self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * count
 
-    def synced(self, now: float, *, counted: bool, waiting_s: float, transfer_s: float, traffic: Traffic) -> None:
+    def synced(self, now: float, *, counted: bool, waiting_s: float, transfer_s: float) -> None:
         """A round ended at the time ``now``."""
-        m = self.metrics
-        speed = m.tokens_per_s
-        if self._began is not None and now > self._began:
-            speed = (m.tokens - self._tokens_at_began) / (now - self._began)
-        self._began, self._tokens_at_began = now, m.tokens
-        self.metrics = replace(
-            m,
-            tokens_per_s=speed,
-            waiting_s=m.waiting_s + waiting_s,
-            transfer_s=m.transfer_s + transfer_s,
-            sent_bytes=traffic.sent_bytes,
-            received_bytes=traffic.received_bytes,
-            rounds_in=m.rounds_in + counted,
-            rounds_out=m.rounds_out + (not counted),
-        )
+        began, tokens = self._lap
+        if now > began:
+            self._tokens_per_s = (self.tokens - tokens) / (now - began)
+        self._lap = (now, self.tokens)
+        self._waiting_s += waiting_s
+        self._transfer_s += transfer_s
+        self._rounds_in += counted
+        self._rounds_out += not counted
 
     def downloaded(self, seconds: float) -> None:
         """A download of the state ended."""
-        self.metrics = replace(self.metrics, transfer_s=self.metrics.transfer_s + seconds)
+        self._transfer_s += seconds
 
     def validated(self, val_loss: float) -> None:
         """The anchor was validated."""
         if math.isfinite(val_loss):
-            self.metrics = replace(self.metrics, val_loss=val_loss)
+            self._val_loss = val_loss
 
     def explain(self, reason: str) -> None:
         """Why this worker does not contribute; empty if it does."""
-        self.metrics = replace(self.metrics, reason=reason[:160])
+        self._reason = reason[:_MAX_REASON]
 
-    def start(self, now: float) -> None:
-        """Training begins."""
-        self._began, self._tokens_at_began = now, self.metrics.tokens
+    def metrics(self, *, sent_bytes: int, received_bytes: int) -> Metrics:
+        """The counters as of now, with the transport's."""
+        return Metrics(
+            step=self._step,
+            tokens=self.tokens,
+            tokens_per_s=self._tokens_per_s,
+            loss=self._loss,
+            val_loss=self._val_loss,
+            compute_s=self._compute_s,
+            waiting_s=self._waiting_s,
+            transfer_s=self._transfer_s,
+            sent_bytes=sent_bytes,
+            received_bytes=received_bytes,
+            dp_bytes=int(self._dp_bytes),
+            rounds_in=self._rounds_in,
+            rounds_out=self._rounds_out,
+            reason=self._reason,
+            version=self._version,
+            device=self._device,
+        )

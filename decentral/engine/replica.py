@@ -109,11 +109,12 @@ class Replica:
         """
         old = self._fragments[key.fragment]
         anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
-        local_N = self._layout.gather(self._trainer.parameters(), key.fragment)
-        new_local_N = blend(local_N, anchor_N, self._mix_alpha)
-        for start, stop in mixed.missed:
-            span = slice(start, stop)
-            new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
+        new_local_N = anchor_N
+        if self._mix_alpha or mixed.missed:
+            local_N = self._layout.gather(self._trainer.parameters(), key.fragment)
+            new_local_N = blend(local_N, anchor_N, self._mix_alpha)
+            for span in (slice(*bounds) for bounds in mixed.missed):
+                new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
         self._set(key.fragment, FragmentState(key.round + 1, anchor_N, outer))
         self._load(key.fragment, new_local_N)
         return self._digests[key.fragment]

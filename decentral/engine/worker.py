@@ -13,6 +13,7 @@ One coroutine decides; everything that waits has a deadline, and everything that
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from decentral import __version__
 from decentral.engine.hello import serve_hello
@@ -39,7 +40,7 @@ from decentral.schedule.plan import Launch
 from decentral.state.download import Donor, Download, Downloader
 from decentral.state.snapshot import Snapshot
 from decentral.swarm.matching import evaluator
-from decentral.swarm.presence import Presence, State
+from decentral.swarm.presence import Metrics, Presence, State
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
 
@@ -71,9 +72,9 @@ class Worker:
         numels = tuple(layout.numel(fragment) for fragment in range(layout.num_fragments))
         self._replica = Replica(parts.trainer, layout, options.rule, options.mix_alpha)
         self._meter = Meter(layout.total_numel, __version__, parts.device)
-        me = Presence(parts.transport.peer_id, options.run_id, 0, State.JOINING, 0, 0, "", metrics=self._meter.metrics)
         self.membership = Membership(
-            me,
+            Presence(parts.transport.peer_id, options.run_id, 0, State.JOINING, 0, 0, ""),
+            metrics=self._metrics,
             transport=parts.transport,
             directory=parts.directory,
             clock=parts.clock,
@@ -88,6 +89,7 @@ class Worker:
         self._flights: dict[SyncKey, tuple[Contribution, asyncio.Task[Verdict]]] = {}
         self._step = 0
         self._sat_out = 0
+        self._pace_s = 0.0
         self._chunk_steps = 1
         self._saved_at = parts.clock.monotonic()
 
@@ -114,6 +116,8 @@ class Worker:
             download = await self._downloader.fetch(self._donors(peers))
             if isinstance(download, Download):
                 await self._adopt(download)
+                # Else those who know it as joining would go on without it, and the round would split in two.
+                await self.membership.announce()
                 seconds = self._clock.monotonic() - began
                 round_ = min(download.head.rounds)
                 self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds))
@@ -149,14 +153,14 @@ class Worker:
                 await self._linger(stop)
             else:
                 self._tell(State.LEAVING)
-                await self.membership.farewell()
+                await self.membership.announce()
             return self._outcome(done)
         finally:
             heart.cancel()
             for _, task in self._flights.values():
                 task.cancel()
             await asyncio.gather(heart, *(task for _, task in self._flights.values()), return_exceptions=True)
-            self._journal.record(Stopped(reason, self._round(), self._meter.metrics.tokens))
+            self._journal.record(Stopped(reason, self._round(), self._meter.tokens))
 
     async def _serve(self) -> None:
         await self.membership.start()
@@ -167,7 +171,7 @@ class Worker:
     async def _linger(self, stop: asyncio.Event) -> None:
         """Serve those who are not done yet."""
         until = self._clock.monotonic() + _LINGER_S
-        await self.membership.farewell()
+        await self.membership.announce()
         while self._clock.monotonic() < until and not stop.is_set():
             if not self.membership.roster.active(self._clock.monotonic()):
                 return
@@ -191,10 +195,9 @@ class Worker:
             weighted_loss += report.loss * report.tokens
             members = len(self.membership.roster.active(self._clock.monotonic()))
             self._meter.trained(self._step, report, count=count, num_members=max(1, members), seconds=seconds)
-            self.membership.update(metrics=self._meter.metrics)
         if self._step > first:
             seconds = self._clock.monotonic() - began
-            self.membership.update(round_s=seconds * self._options.plan.inner_steps / (self._step - first))
+            self._pace_s = seconds * self._options.plan.inner_steps / (self._step - first)
             loss = weighted_loss / tokens if tokens else float("nan")
             self._journal.record(StretchDone(self._round(), self._step, tokens, loss, seconds))
 
@@ -255,7 +258,6 @@ class Worker:
             counted=counted,
             waiting_s=verdict.waiting_s,
             transfer_s=verdict.transfer_s,
-            traffic=self._parts.transport.traffic(),
         )
         self._tell(State.TRAINING)
         if isinstance(outcome, Aborted) and outcome.reason in _REPAIR:
@@ -313,7 +315,6 @@ class Worker:
             val_loss = await self._clock.run(self._replica.validate)
             self._meter.validated(val_loss)
             self._journal.record(Validated(key.round + 1, val_loss))
-            self.membership.update(metrics=self._meter.metrics)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -353,9 +354,8 @@ class Worker:
         # At least one step before the next launch; work that fills a round already is not kept waiting for another.
         overdue = self._replica.pending_steps >= plan.inner_steps
         self._step = next_launch - 1 if overdue else min(snapshot.step, next_launch - 1)
-        self.membership.update(since=min(snapshot.rounds) + 1)
         self._meter.explain("")
-        self._tell(State.TRAINING)
+        self._tell(State.TRAINING, since=min(snapshot.rounds) + 1)
 
     async def _save_if_due(self) -> None:
         """Keep the anchors on disk now and then: whatever ends this process, little is lost."""
@@ -379,12 +379,16 @@ class Worker:
         """The round this worker is in: the earliest that a fragment has not finished."""
         return min(self._exchange.progress.rounds())
 
-    def _tell(self, state: State) -> None:
+    def _tell(self, state: State, **changes: Any) -> None:
         """Bring the own record up to date."""
         snapshot = self._snapshot()
         digest = snapshot.name if snapshot is not None else ""
-        self.membership.update(state=state, round=self._round(), digest=digest, metrics=self._meter.metrics)
+        self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s, **changes)
+
+    def _metrics(self) -> Metrics:
+        traffic = self._parts.transport.traffic()
+        return self._meter.metrics(sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
 
     def _outcome(self, done: bool) -> Outcome:
         snapshot = self._replica.snapshot(self._step)
-        return Outcome(done, self._round(), self._meter.metrics.tokens, snapshot.name, self._replica.anchors())
+        return Outcome(done, self._round(), self._meter.tokens, snapshot.name, self._replica.anchors())

@@ -113,9 +113,15 @@ class AllReduce:
         """Ask the chair, whoever that turns out to be, until there is a roll."""
         until = self._clock.monotonic() + self._timing.max_patience_s + self._timing.ttl_s
         unreachable: dict[PeerId, int] = {}
+        visited: set[PeerId] = set()
         redirect: PeerId | None = None
         while self._clock.monotonic() < until:
+            if redirect in visited:
+                # Two peers send us to each other: their rosters differ. A beat or so lets them agree.
+                await asyncio.sleep(self._timing.beat_s / 4)
+                visited.clear()
             chair = redirect or self._first_candidate(key, unreachable)
+            visited.add(chair)
             redirect = None
             reply = await self._convene(chair, Convene(key, mine.base, mine.num_steps, tuple(unreachable)))
             if reply is None:

@@ -26,9 +26,7 @@ class Transport(Protocol):
         """This peer's own identity."""
         ...
 
-    async def call(
-        self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int
-    ) -> bytes:
+    async def call(self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int) -> bytes:
         """Send ``request`` to ``method`` of ``peer`` and return its reply.
 
         A call to oneself is served directly, without the network and without being counted as traffic.

@@ -35,9 +35,9 @@ class Scenario:
     paces: Mapping[int, float] = field(default_factory=dict)
     """Workers whose steps take so many times as long."""
     codec: str = "fp32"
-    outer: DiLoCo = DiLoCo(lr=0.7, momentum=0.5)
-    timing: Timing = Timing()
-    conditions: Conditions = Conditions()
+    outer: DiLoCo = field(default_factory=lambda: DiLoCo(lr=0.7, momentum=0.5))
+    timing: Timing = field(default_factory=Timing)
+    conditions: Conditions = field(default_factory=Conditions)
     machines: Mapping[PeerId, Machine] = field(default_factory=dict)
     num_values: int = 24
     latest: int = 0

@@ -191,9 +191,12 @@ class Downloader:
             anchor_N, momentum_N = (from_bytes(data[at : at + 4 * numel]) for at in (start, start + 4 * numel))
             start += 8 * numel
             state = FragmentState(head.rounds[i], anchor_N, OuterState(momentum_N, head.num_steps[i]))
-            if state.digest != head.digests[i] or not bool(torch.isfinite(anchor_N).all()):
+            if state.digest != head.digests[i]:
                 data.clear()
                 raise FrameError("the state received does not have the promised digest")
+            if not all(bool(torch.isfinite(values_N).all()) for values_N in (anchor_N, momentum_N)):
+                data.clear()
+                raise FrameError("the state received is not finite")
             fragments.append(state)
         return Snapshot.of(head.step, tuple(fragments), head.digests)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,5 +19,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, part, dict(metadata))
         os.replace(part, path)
+    except SafetensorError as err:
+        # Its own kind of error, also for a full disk.
+        raise OSError(f"{part.name}: {err}") from err
     finally:
         part.unlink(missing_ok=True)

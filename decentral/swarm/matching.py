@@ -29,8 +29,10 @@ def chairs(members: Sequence[Presence], key: SyncKey) -> tuple[PeerId, ...]:
     A peer that became a member only during this round (``since`` after it) comes last: not everybody may have heard
     of it yet, and two chairs would call two rolls.
     """
-    settled = tuple(p.peer for p in members if p.since <= key.round)
-    recent = tuple(p.peer for p in members if p.since > key.round)
+    settled = tuple([p.peer for p in members if p.since <= key.round])
+    if len(settled) == len(members):
+        return rendezvous("chair", key, settled)
+    recent = tuple([p.peer for p in members if p.since > key.round])
     return rendezvous("chair", key, settled) + rendezvous("chair", key, recent)
 
 

@@ -78,7 +78,12 @@ class Roster:
 
     def active(self, now: float) -> list[Presence]:
         """Records of living members (training or syncing), in order of peer id."""
-        return [presence for presence in self.live(now) if presence.state in ACTIVE]
+        horizon = now - self._ttl_s
+        return [
+            entry.presence
+            for entry in self._entries.values()
+            if entry.heard_at > horizon and not entry.buried and entry.presence.state in ACTIVE
+        ]
 
     def with_ages(self, now: float) -> list[tuple[Presence, float]]:
         """Every remembered record with the seconds since it was news, in order of peer id."""
