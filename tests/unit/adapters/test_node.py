@@ -20,41 +20,58 @@ from decentral.adapters.probe import probe
 from decentral.errors import DecentralError, IdentityError, PortTakenError, UnreachableError, UsageError, WrongPeerError
 from decentral.types import PeerId
 
-LOOPBACK = NodeOptions(host="127.0.0.1")
 STRANGER = PeerId("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N")
 
 
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
+class Nodes:
+    """Opens nodes for a scenario; all of them are closed at its end, also if it fails."""
+
+    def __init__(self) -> None:
+        self.opened: list[Node] = []
+
+    async def found(self) -> Node:
+        return await self._open(NodeOptions(host="127.0.0.1"))
+
+    async def join(self, *initial_peers: str, identity_path: Path | None = None, asker: bool = False) -> Node:
+        return await self._open(
+            NodeOptions(host="127.0.0.1", initial_peers=initial_peers, identity_path=identity_path, asker=asker)
+        )
+
+    async def _open(self, options: NodeOptions) -> Node:
+        self.opened.append(await open_node(options))
+        return self.opened[-1]
+
+
+def run(scenario: Callable[[Nodes], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60):
-            await scenario()
+        nodes = Nodes()
+        try:
+            async with asyncio.timeout(60):
+                await scenario(nodes)
+        finally:
+            for node in nodes.opened:
+                await node.close()
 
     asyncio.run(main())
 
 
-async def join(node: Node, **options: object) -> Node:
-    return await open_node(NodeOptions(host="127.0.0.1", initial_peers=node.addresses()[:1], **options))  # type: ignore[arg-type]
-
-
 def test_a_node_can_be_found_by_its_port_alone_and_keeps_it_to_itself() -> None:
-    async def scenario() -> None:
-        node = await open_node(LOOPBACK)
-        try:
-            address = parse_address(node.addresses()[0])
-            me = node.transport.peer_id
-            assert address.peer == me == node.identity.peer_id
-            found = await probe(parse_address(f"localhost:{address.port}"))
-            assert found.address == address
-            assert (await probe(address)).address == address
-            with pytest.raises(WrongPeerError) as caught:
-                await probe(address.with_peer(STRANGER))
-            assert me[-6:] in caught.value.message
-            assert STRANGER[-6:] in caught.value.message
-            with pytest.raises(PortTakenError, match=rf"taken by pid {os.getpid()} \("):  # Not its daemon's.
-                await open_node(NodeOptions(host="127.0.0.1", port=address.port))
-        finally:
-            await node.close()
-            await node.close()
+    async def scenario(nodes: Nodes) -> None:
+        node = await nodes.found()
+        address = parse_address(node.addresses()[0])
+        me = node.transport.peer_id
+        assert address.peer == me == node.identity.peer_id
+        found = await probe(parse_address(f"localhost:{address.port}"))
+        assert found.address == address
+        assert (await probe(address)).address == address
+        with pytest.raises(WrongPeerError) as caught:
+            await probe(address.with_peer(STRANGER))
+        assert me[-6:] in caught.value.message
+        assert STRANGER[-6:] in caught.value.message
+        with pytest.raises(PortTakenError, match=rf"taken by pid {os.getpid()} \("):  # Not its daemon's.
+            await open_node(NodeOptions(host="127.0.0.1", port=address.port))
+        await node.close()
+        await node.close()
         assert not node.daemon.folder.exists()
         assert node.daemon.process.returncode is not None
 
@@ -62,87 +79,80 @@ def test_a_node_can_be_found_by_its_port_alone_and_keeps_it_to_itself() -> None:
 
 
 def test_an_asker_calls_others_and_is_nobody_to_them() -> None:
-    async def scenario() -> None:
+    async def scenario(nodes: Nodes) -> None:
         async def echo(sender: PeerId, request: bytes) -> bytes:
             return request
 
-        node = await open_node(LOOPBACK)
-        await node.transport.serve("echo", echo, max_request_bytes=10)
-        asker = await open_node(NodeOptions(asker=True, initial_peers=node.addresses()[:1]))
-        try:
-            assert asker.directory is None
-            assert asker.addresses() == ()
-            me = node.transport.peer_id
-            reply = await asker.transport.call(me, "echo", b"hello", timeout_s=20, max_reply_bytes=10)
-            assert reply == b"hello"
-            assert not await node.finds(STRANGER)
-        finally:
-            await asker.close()
-            await node.close()
+        node = await nodes.found()
+        other = await nodes.join(node.addresses()[0])
+        await other.transport.serve("echo", echo, max_request_bytes=10)
+        asker = await nodes.join(node.addresses()[0], asker=True)
+        assert asker.directory is None
+        assert asker.addresses() == ()
+        # Found through the node it joined, without a pause in between.
+        reply = await asker.transport.call(other.transport.peer_id, "echo", b"hello", timeout_s=20, max_reply_bytes=10)
+        assert reply == b"hello"
+        assert not await node.finds(STRANGER)
 
     run(scenario)
 
 
 def test_an_identity_that_lives_in_the_swarm_is_refused_and_a_free_one_taken(tmp_path: Path) -> None:
-    async def scenario() -> None:
+    async def scenario(nodes: Nodes) -> None:
         key = tmp_path / "id.key"
-        founder = await open_node(LOOPBACK)
-        first = await join(founder, identity_path=key)
+        founder = await nodes.found()
+        first = await nodes.join(founder.addresses()[0], identity_path=key)
         copy = tmp_path / "copied to another machine"
         copy.write_bytes(key.read_bytes())
         copy.chmod(0o600)
         with pytest.raises(IdentityError, match="in use by a live worker of this swarm"):
-            await join(founder, identity_path=copy)
+            await nodes.join(founder.addresses()[0], identity_path=copy)
         with pytest.raises(IdentityError, match="in use by another worker on this machine"):
-            await join(founder, identity_path=key)
+            await nodes.join(founder.addresses()[0], identity_path=key)
         await first.close()
-        again = await join(founder, identity_path=key)
+        again = await nodes.join(founder.addresses()[0], identity_path=key)
         assert again.transport.peer_id == first.transport.peer_id
-        await again.close()
-        await founder.close()
 
     run(scenario)
 
 
 def test_one_live_initial_peer_is_enough_and_none_is_an_error_that_lists_all(caplog: pytest.LogCaptureFixture) -> None:
-    async def scenario() -> None:
-        founder = await open_node(LOOPBACK)
+    async def scenario(nodes: Nodes) -> None:
+        founder = await nodes.found()
         live = founder.addresses()[0]
         dead = f"/ip4/127.0.0.1/tcp/1/p2p/{STRANGER}"
         wrong = f"{live.rpartition('/')[0]}/{STRANGER}"
-        node = await open_node(NodeOptions(host="127.0.0.1", initial_peers=(dead, live)))
+        node = await nodes.join(dead, live)
         assert "joined without 127.0.0.1:1" in caplog.text
-        await node.close()
+        assert node.addresses()
         with pytest.raises(UnreachableError) as caught:
-            await open_node(NodeOptions(host="127.0.0.1", initial_peers=(dead, wrong)))
+            await nodes.join(dead, wrong)
         assert "connection refused" in caught.value.message
         assert "peer id mismatch" in caught.value.message
         with pytest.raises(UsageError, match="does not say which peer"):
-            await open_node(NodeOptions(host="127.0.0.1", initial_peers=("127.0.0.1:1",)))
-        await founder.close()
+            await nodes.join("127.0.0.1:1")
 
     run(scenario)
 
 
 def test_a_daemon_that_does_not_start_or_ends_leaves_its_last_words(tmp_path: Path) -> None:
-    async def scenario() -> None:
+    async def scenario(nodes: Nodes) -> None:
         key = tmp_path / "key"
         KeyIdentity.generate().save(key)
         with pytest.raises(DecentralError, match=r"did not start: .*greater than 65536"):
             await start_daemon(DaemonOptions(tmp_path, key, listen=("/ip4/127.0.0.1/tcp/80000",)))
-        node = await open_node(LOOPBACK)
+        node = await nodes.found()
         failing = asyncio.create_task(node.failed())
         os.kill(node.daemon.process.pid, signal.SIGKILL)
         assert "ended with status -9" in await failing
-        await node.close()
 
     run(scenario)
 
 
 def test_a_stranger_cannot_spoil_the_records_of_others() -> None:
-    async def scenario() -> None:
-        founder = await open_node(LOOPBACK)
-        stranger = await join(founder)
+    async def scenario(nodes: Nodes) -> None:
+        founder = await nodes.found()
+        stranger = await nodes.join(founder.addresses()[0])
         assert founder.directory is not None
         assert stranger.directory is not None
         await founder.directory.publish("run", "founder", b"good", ttl_s=60)
@@ -166,8 +176,6 @@ def test_a_stranger_cannot_spoil_the_records_of_others() -> None:
         )
         assert list(stored) == [False] * 6 + [True]
         assert await founder.directory.lookup("run") == {"founder": b"good", "good": b"x"}
-        await stranger.close()
-        await founder.close()
 
     run(scenario)
 
@@ -175,14 +183,12 @@ def test_a_stranger_cannot_spoil_the_records_of_others() -> None:
 def test_a_worker_whose_clock_is_ten_minutes_behind_is_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory_module, "time", SimpleNamespace(time=lambda: time.time() - 600))
 
-    async def scenario() -> None:
-        founder = await open_node(LOOPBACK)
-        late = await join(founder)
+    async def scenario(nodes: Nodes) -> None:
+        founder = await nodes.found()
+        late = await nodes.join(founder.addresses()[0])
         assert founder.directory is not None
         assert late.directory is not None
         assert await late.directory.publish("run", "late", b"x", ttl_s=60)
         assert await founder.directory.lookup("run") == {"late": b"x"}
-        await late.close()
-        await founder.close()
 
     run(scenario)
