@@ -17,6 +17,7 @@ from decentral.types import PeerId
 
 HELLO = "hello"
 _MAX_REPLY_BYTES = 8 << 20
+_MAX_VERSION = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ async def ask_hello(transport: Transport, peer: PeerId, verify: Verify, *, timeo
     try:
         reply = await transport.call(peer, HELLO, b"", timeout_s=timeout_s, max_reply_bytes=_MAX_REPLY_BYTES)
         protocol, version, *rest = msgpack.unpackb(reply)
+        if not isinstance(protocol, int) or not isinstance(version, str) or len(version) > _MAX_VERSION:
+            raise TypeError("it does not say which release it is")
     except (CallRefused, ValueError, TypeError, msgpack.UnpackException) as err:
         raise WrongPeerError(
             f"{peer} is a libp2p peer, but not a worker of decentral ({err})",
@@ -72,7 +75,9 @@ async def ask_hello(transport: Transport, peer: PeerId, verify: Verify, *, timeo
         )
     try:
         run_id, config, aged = rest
+        if not isinstance(run_id, str) or not isinstance(config, bytes):
+            raise TypeError("run and configuration expected")
         workers = tuple((decode(record, verify), age_ms / 1000) for record, age_ms in aged)
-        return Hello(peer, protocol, str(version), str(run_id), bytes(config), workers)
+        return Hello(peer, protocol, version, run_id, config, workers)
     except (FrameError, ValueError, TypeError) as err:
         raise WrongPeerError(f"{peer} answered with a malformed hello: {err}") from err

@@ -86,13 +86,12 @@ class Replica:
         """
         state = self._fragments[key.fragment]
         delta_N = state.anchor_N - self._layout.gather(self._trainer.parameters(), key.fragment)
-        pending = self._pending[key.fragment]
-        weight = float(pending.tokens)
+        launched = self._launched[key.fragment] = self._pending[key.fragment]
+        self._pending[key.fragment] = _Pending()
+        weight = float(launched.tokens)
         if not bool(torch.isfinite(delta_N).all()):
             self.reset()
             delta_N, weight = torch.zeros_like(delta_N), 0.0
-        self._launched[key.fragment] = replace(pending)
-        self._pending[key.fragment] = _Pending()
         return Contribution(delta_N, weight, self._digests[key.fragment], state.outer.num_steps)
 
     def give_back(self, key: SyncKey) -> None:
@@ -139,9 +138,10 @@ class Replica:
         self._digests = list(snapshot.digests)
 
     def reset(self) -> None:
-        """Go back to the anchors; work not counted yet is lost."""
+        """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
         self._load_anchors()
         self._pending = [_Pending() for _ in self._fragments]
+        self._launched = [_Pending() for _ in self._fragments]
 
     def validate(self) -> float:
         """Validation loss of the anchors; the local parameters are kept."""

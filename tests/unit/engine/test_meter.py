@@ -1,0 +1,63 @@
+import math
+
+from decentral.engine.meter import Meter
+from decentral.ports.trainer import StepReport
+from decentral.swarm.presence import Metrics
+
+
+def figures(meter: Meter) -> Metrics:
+    return meter.metrics(sent_bytes=11, received_bytes=22)
+
+
+def test_counters() -> None:
+    meter = Meter(total_numel=1000, version="9.9", device="cpu")
+    assert math.isnan(figures(meter).loss)
+    meter.start(100.0)
+    meter.trained(5, StepReport(tokens=50, loss=3.0, grad_norm=1.0), count=5, num_members=4, seconds=2.0)
+    meter.trained(8, StepReport(tokens=30, loss=2.0, grad_norm=1.0), count=3, num_members=1, seconds=1.0)
+    meter.synced(108.0, counted=True, waiting_s=4.0, transfer_s=0.5)
+    meter.downloaded(0.25)
+    meter.trained(9, StepReport(tokens=10, loss=1.5, grad_norm=1.0), count=1, num_members=2, seconds=0.5)
+    meter.synced(110.0, counted=False, waiting_s=1.0, transfer_s=0.0)
+    meter.validated(0.75)
+    assert figures(meter) == Metrics(
+        step=9,
+        tokens=90,
+        tokens_per_s=5.0,
+        loss=1.5,
+        val_loss=0.75,
+        compute_s=3.5,
+        waiting_s=5.0,
+        transfer_s=0.75,
+        sent_bytes=11,
+        received_bytes=22,
+        # 2 * 3/4 * 4 bytes * 1000 * 5 steps, nothing alone, 2 * 1/2 * 4 bytes * 1000 * 1 step.
+        dp_bytes=30_000 + 0 + 4_000,
+        rounds_in=1,
+        rounds_out=1,
+        version="9.9",
+        device="cpu",
+    )
+    assert meter.tokens == 90
+
+
+def test_two_rounds_at_one_moment_do_not_divide_by_zero() -> None:
+    meter = Meter(1, "", "")
+    meter.start(5.0)
+    meter.synced(5.0, counted=True, waiting_s=0.0, transfer_s=0.0)
+    assert figures(meter).tokens_per_s == 0.0
+
+
+def test_a_validation_without_result_keeps_the_last_one() -> None:
+    meter = Meter(1, "", "")
+    meter.validated(2.0)
+    meter.validated(math.nan)
+    assert figures(meter).val_loss == 2.0
+
+
+def test_reasons_are_short_enough_for_a_record() -> None:
+    meter = Meter(1, "", "")
+    meter.explain("x" * 1000)
+    assert 0 < len(figures(meter).reason) <= 200
+    meter.explain("")
+    assert figures(meter).reason == ""
