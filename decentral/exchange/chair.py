@@ -20,7 +20,7 @@ from decentral.exchange.rollcall import Roll, RollCall
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.matching import chairs, stragglers
-from decentral.swarm.presence import Presence
+from decentral.swarm.presence import ACTIVE, Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
@@ -110,6 +110,9 @@ class Chair:
             return settled
         now = self._clock.monotonic()
         self._roster.vouch(sender, now)
+        ahead = self._ahead(key, now)
+        if ahead is not None:
+            return ConveneReply(Answer.BEHIND, source=ahead)
         active = self._roster.active(now)
         better = await self._better_chair(key, active, message.unreachable)
         if better is not None:
@@ -119,7 +122,7 @@ class Chair:
         session.call.drop_silent(now - 2 * self._timing.hold_s - self._timing.grace_s)
         own = self._roster.get(me)
         patience_s = self._timing.patience_s(own.round_s if own is not None else 0.0)
-        expected = self._expected(key, active)
+        expected = self._expected(active)
         if session.call.conclude(now, expected=expected, patience_s=patience_s, serial=self._serial):
             self._serial += 1
             session.conclude()
@@ -154,10 +157,15 @@ class Chair:
         del self._sessions[roll.key]
         return None
 
-    def _expected(self, key: SyncKey, active: Sequence[Presence]) -> list[PeerId]:
-        """Members worth waiting for: alive, not known to be slow, not known to be past this round."""
-        slow = stragglers(active, self._timing.patience_factor)
-        return [p.peer for p in active if p.peer not in slow and p.round <= key.round]
+    def _ahead(self, key: SyncKey, now: float) -> PeerId | None:
+        """A member, perhaps one that is done, known to be past this round: it is over, also if we should chair it."""
+        living = (p for p in self._roster.live(now) if p.state in ACTIVE or p.state is State.DONE)
+        return next((p.peer for p in living if p.round > key.round), None)
+
+    def _expected(self, active: Sequence[Presence]) -> list[PeerId]:
+        """Members worth waiting for: alive and not known to be slow."""
+        slow = stragglers(active, self._timing.patience_factor, self._timing.min_patience_s)
+        return [p.peer for p in active if p.peer not in slow]
 
     async def _better_chair(
         self, key: SyncKey, active: Sequence[Presence], unreachable: tuple[PeerId, ...]

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from decentral.swarm.presence import Presence
+from decentral.swarm.roster import Member
 from decentral.types import PeerId, SyncKey
 
 
@@ -23,17 +23,18 @@ def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[P
     return tuple(sorted(peers, key=score))
 
 
-def chairs(members: Sequence[Presence], key: SyncKey) -> tuple[PeerId, ...]:
+def chairs(members: Sequence[Member], key: SyncKey, *, settled_s: float) -> tuple[PeerId, ...]:
     """Candidates for calling the roll of ``key``, best first.
 
-    A peer that became a member only during this round (``since`` after it) comes last: not everybody may have heard
-    of it yet, and two chairs would call two rolls.
+    Two peers who each think that they chair would call two rolls, so only those come first whom everybody has had
+    time to hear of: members for at least ``settled_s`` seconds, in rendezvous order. The others follow, those who
+    have been members for longest first; in a young swarm that is its founder.
     """
-    settled = tuple([p.peer for p in members if p.since <= key.round])
+    settled = tuple([m.peer for m in members if m.active_s >= settled_s])
     if len(settled) == len(members):
         return rendezvous("chair", key, settled)
-    recent = tuple([p.peer for p in members if p.since > key.round])
-    return rendezvous("chair", key, settled) + rendezvous("chair", key, recent)
+    recent = sorted((m for m in members if m.active_s < settled_s), key=lambda m: (-m.active_s, m.peer))
+    return rendezvous("chair", key, settled) + tuple(m.peer for m in recent)
 
 
 def reducers(members: tuple[PeerId, ...], key: SyncKey, num_shards: int) -> tuple[PeerId, ...]:
@@ -58,14 +59,17 @@ def shards(numel: int, num_members: int, *, min_values: int, align: int) -> tupl
     return tuple((start, min(start + step, numel)) for start in range(0, max(numel, 1), step))
 
 
-def stragglers(members: Sequence[Presence], patience_factor: float) -> frozenset[PeerId]:
+def stragglers(members: Sequence[Member], patience_factor: float, min_patience_s: float = 0.0) -> frozenset[PeerId]:
     """Members whose last stretch took more than ``1 + patience_factor`` times the median: nobody waits for them.
+
+    Whoever is late by no more than ``min_patience_s`` is none: the pace of a round of milliseconds is mostly noise.
 
     They take part in the round that is open when they arrive. Members that have not finished a stretch yet have no
     known pace and are waited for.
     """
-    paces = [p.round_s for p in members if p.round_s > 0]
+    paces = [m.presence.round_s for m in members if m.presence.round_s > 0]
     if len(paces) < 2:
         return frozenset()
-    limit_s = (1 + patience_factor) * statistics.median_low(paces)
-    return frozenset(p.peer for p in members if p.round_s > limit_s)
+    median_s = statistics.median_low(paces)
+    limit_s = median_s + max(patience_factor * median_s, min_patience_s)
+    return frozenset(m.peer for m in members if m.presence.round_s > limit_s)

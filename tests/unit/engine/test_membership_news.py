@@ -1,0 +1,74 @@
+"""News of members spreads by itself: a directory that hangs changes nothing for those who know each other."""
+
+import asyncio
+from collections import defaultdict
+
+import pytest
+
+from decentral.engine.membership import Membership
+from decentral.monitor.events import RoundMixed
+from decentral.monitor.journal import MemoryJournal
+from decentral.sim import loop
+from decentral.sim.directory import MemoryDirectory
+from decentral.sim.scenario import Scenario, simulate
+from decentral.sim.world import World, peer_id
+from decentral.swarm.presence import Metrics, Presence, State
+from decentral.swarm.timing import Timing
+
+
+@pytest.fixture
+def _hanging_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*args: object, **kwargs: object) -> None:
+        await asyncio.sleep(1e9)
+
+    monkeypatch.setattr(MemoryDirectory, "publish", hang)
+    monkeypatch.setattr(MemoryDirectory, "lookup", hang)
+
+
+@pytest.mark.usefixtures("_hanging_directory")
+def test_a_hanging_directory_delays_no_sign_of_life() -> None:
+    timing = Timing()
+
+    async def play() -> None:
+        world = World(seed=0)
+        members = []
+        for number in range(2):
+            peer = world.add(peer_id(number))
+            own = Presence(peer.peer_id, "run", 0, State.TRAINING, 0, 0, "")
+            members.append(
+                Membership(
+                    own,
+                    metrics=Metrics,
+                    transport=peer.transport,
+                    directory=peer.directory,
+                    clock=peer.clock,
+                    identity=peer.identity,
+                    timing=timing,
+                    journal=MemoryJournal(),
+                )
+            )
+        for member in members:
+            await member.start()
+        await members[0].tell(peer_id(1))
+        hearts = [asyncio.create_task(member.run()) for member in members]
+        await asyncio.sleep(10 * timing.ttl_s)
+        now = world.peers[peer_id(0)].clock.monotonic()
+        assert [p.peer for p in members[0].roster.active(now)] == [peer_id(0), peer_id(1)]
+        assert members[0].roster.get(peer_id(1)) != Presence(peer_id(1), "run", 0, State.TRAINING, 0, 0, "")
+        for heart in hearts:
+            heart.cancel()
+
+    loop.run(play(), until_s=1e4)
+
+
+@pytest.mark.usefixtures("_hanging_directory")
+@pytest.mark.parametrize("seed", range(4))
+def test_no_round_splits_when_workers_join(seed: int) -> None:
+    record = simulate(Scenario(seed, num_workers=6, rounds=8, step_s=0.07))
+    members = defaultdict(set)
+    for journals in record.journals.values():
+        for event in journals[0].events:
+            if isinstance(event, RoundMixed):
+                members[event.round].add(event.members)
+    assert {round_: rolls for round_, rolls in members.items() if len(rolls) > 1} == {}
+    assert len(next(iter(members[7]))) == 6
