@@ -1,0 +1,93 @@
+"""A swarm of real processes through its life: join by pasting, leave, die, be looked at, end in agreement.
+
+Every outcome is awaited by condition within a generous deadline.
+"""
+
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.process.command import WorkerProcess, founding, processes_of, status_of, wait_for
+
+#: At the visible pace these take far longer than the test; then the run is told to hurry.
+ROUNDS = 80
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., WorkerProcess]]:
+    """Starts workers and ends them after the test."""
+    with ExitStack() as stack:
+
+        def start(folder: Path, *arguments: str) -> WorkerProcess:
+            worker = WorkerProcess(folder, *arguments)
+            stack.callback(worker.end)
+            return worker
+
+        yield start
+
+
+def all_mixed_together(workers: list[WorkerProcess]) -> bool:
+    """Whether each of the workers has mixed a round with exactly these members."""
+    everybody = {worker.peer for worker in workers}
+    return all(everybody in worker.mixed_with() for worker in workers)
+
+
+def assert_members_agree(workers: list[WorkerProcess]) -> None:
+    """Whoever mixed a round with the same members holds the same anchor after it."""
+    digests: dict[tuple[int, tuple[str, ...]], set[str]] = {}
+    for event in (event for worker in workers for event in worker.events("round_mixed")):
+        digests.setdefault((event["round"], tuple(event["members"])), set()).add(event["digest"])
+    assert {key: seen for key, seen in digests.items() if len(seen) > 1} == {}
+
+
+def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess], tmp_path: Path) -> None:
+    founder = start(tmp_path / "0", *founding(tmp_path / "hurry", step_s=0.3, rounds=ROUNDS))
+    line = founder.join_line()
+    assert line == f"decentral worker --join {founder.address}"
+    # Pasted as it is, and as the bare address that a person would type.
+    pasted = start(tmp_path / "1", *shlex.split(line)[2:])
+    typed = start(tmp_path / "2", "--join", founder.host_port)
+    leaver = start(tmp_path / "3", "--join", founder.address)
+    swarm = [founder, pasted, typed, leaver]
+    wait_for(lambda: all_mixed_together(swarm), "a round with all four")
+    assert pasted.events("joined")[0]["round"] > 0
+
+    # Asking is not taking part: the second answer knows of no more workers than the first.
+    def is_healthy() -> bool:
+        code, report = status_of(tmp_path / "status", founder.address)
+        if code == 0:
+            assert report["schema_version"] == 1
+            assert {row["peer"] for row in report["workers"]} == {worker.peer for worker in swarm}
+        return code == 0
+
+    wait_for(is_healthy, "a healthy status")
+    wait_for(is_healthy, "a healthy status again")
+
+    leaver.signal(signal.SIGINT)
+    assert leaver.code() == 0
+    assert leaver.events("stopped")[-1]["reason"] == "asked to stop"
+    assert leaver.model()["digest"] in {event["digest"] for event in leaver.events("round_mixed")}
+    assert not processes_of(tmp_path / "3")
+
+    typed.popen.kill()
+    wait_for(lambda: not processes_of(tmp_path / "2"), "no process of the killed worker")
+    survivors = [founder, pasted]
+    wait_for(lambda: all_mixed_together(survivors), "a round of the survivors")
+
+    def is_degraded() -> bool:
+        code, report = status_of(tmp_path / "status", founder.address)
+        dead = [row for row in report.get("workers", []) if row["peer"] == typed.peer]
+        return code == 20 and dead[0]["reason"].startswith("not seen for")
+
+    wait_for(is_degraded, "a degraded status that names the dead worker")
+
+    (tmp_path / "hurry").touch()
+    assert [worker.code() for worker in survivors] == [0, 0]
+    assert founder.model() == pasted.model()
+    assert founder.model()["round"] == str(ROUNDS)
+    assert_members_agree(swarm)
+    assert not processes_of(tmp_path)
