@@ -1,0 +1,83 @@
+"""Rules of the house that a reviewer should not have to look for."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted([*ROOT.glob("decentral/**/*.py"), *ROOT.glob("workers/**/*.py")])
+NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
+MAX_MODULE_LINES = 600
+MAX_FUNCTION_LINES = 70
+
+#: Whole rooms, and single modules of others, that decide without clock, network and chance.
+PURE = [
+    "decentral/codecs/*.py",
+    "decentral/outer/*.py",
+    "decentral/schedule/*.py",
+    "decentral/tensors/*.py",
+    "decentral/swarm/*.py",
+    "decentral/exchange/answers.py",
+    "decentral/exchange/cut.py",
+    "decentral/exchange/ledger.py",
+    "decentral/exchange/messages.py",
+    "decentral/exchange/progress.py",
+    "decentral/exchange/rollcall.py",
+    "decentral/monitor/status.py",
+    "decentral/types.py",
+    "decentral/errors.py",
+]
+IMPURE_LIBRARIES = {"asyncio", "threading", "time", "datetime", "random", "secrets", "socket", "os", "subprocess"}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level packages that a module imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_the_modules_are_found() -> None:
+    assert len(MODULES) > 50
+    assert all(any(ROOT.glob(pattern)) for pattern in PURE)
+
+
+def test_rooms_import_whom_they_may() -> None:
+    """The contracts of pyproject.toml, as in scripts/check."""
+    code = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "0 broken" in found.stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_sizes(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MAX_MODULE_LINES
+    too_long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert too_long == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_what_is_pure_imports_nothing_that_is_not() -> None:
+    paths = [path for pattern in PURE for path in ROOT.glob(pattern)]
+    assert {
+        str(p.relative_to(ROOT)): bad for p in paths if (bad := imported(ast.parse(p.read_text())) & IMPURE_LIBRARIES)
+    } == {}
