@@ -77,6 +77,7 @@ class Membership:
         self._live: frozenset[PeerId] = frozenset()
         self._echoes = 0
         self._signed_seq = -1
+        self._signed_at = 0.0
         self.update()
 
     @property
@@ -156,14 +157,15 @@ class Membership:
         others = [(peer, age) for peer, age in others if peer != self._own.peer and age < self._timing.ttl_s]
         # The latest news first: old news has had its chance to spread.
         chosen = heapq.nsmallest(num_forwarded, others, key=lambda entry: entry[1])
-        entries = [(self._encoded[peer], int(age * 1000)) for peer, age in chosen]
-        return bytes(msgpack.packb([(self._signed(), 0), *entries]))
+        own, own_age_s = self._signed()
+        entries = [(own, own_age_s), *((self._encoded[peer], age_s) for peer, age_s in chosen)]
+        return bytes(msgpack.packb([(record, int(1000 * age_s)) for record, age_s in entries]))
 
     def records(self) -> list[tuple[bytes, float]]:
         """Every remembered record as it was signed, with the seconds since it was news."""
         known = self.roster.with_ages(self._clock.monotonic())
         others = [(p.peer, age_s) for p, age_s in known if p.peer in self._encoded and p.peer != self._own.peer]
-        return [(self._signed(), 0.0), *((self._encoded[peer], age_s) for peer, age_s in others)]
+        return [self._signed(), *((self._encoded[peer], age_s) for peer, age_s in others)]
 
     def check_single(self) -> None:
         """Raises IdentityError if another live worker uses this one's identity."""
@@ -173,13 +175,14 @@ class Membership:
                 hint="Give each worker its own identity file: --identity PATH (a new one is made if it is missing).",
             )
 
-    def _signed(self) -> bytes:
-        """The own record, signed once for every change."""
+    def _signed(self) -> tuple[bytes, float]:
+        """The own record, signed once for every change, and the seconds since."""
+        now = self._clock.monotonic()
         if self._signed_seq != self._own.seq:
             record = replace(self._own, metrics=self._metrics())
             self._encoded[self._own.peer] = encode(record, self._identity)
-            self._signed_seq = self._own.seq
-        return self._encoded[self._own.peer]
+            self._signed_seq, self._signed_at = self._own.seq, now
+        return self._encoded[self._own.peer], now - self._signed_at
 
     async def _on_presence(self, sender: PeerId, request: bytes) -> bytes:
         is_newcomer = not self.roster.is_live(sender, self._clock.monotonic())
@@ -190,7 +193,7 @@ class Membership:
         """Publish the own record and look for strangers."""
         key = f"decentral/{self._own.run}/presence"
         ttl_s = max(self._timing.ttl_s, 3 * _DIRECTORY_BEATS * self._timing.beat_s)
-        await self._directory.publish(key, self._own.peer, self._signed(), ttl_s=ttl_s)
+        await self._directory.publish(key, self._own.peer, self._signed()[0], ttl_s=ttl_s)
         for data in (await self._directory.lookup(key)).values():
             self._take(data, 0.0)
 

@@ -13,7 +13,6 @@ One coroutine decides; everything that waits has a deadline, and everything that
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 from decentral import __version__
 from decentral.engine.hello import serve_hello
@@ -355,7 +354,8 @@ class Worker:
         overdue = self._replica.pending_steps >= plan.inner_steps
         self._step = next_launch - 1 if overdue else min(snapshot.step, next_launch - 1)
         self._meter.explain("")
-        self._tell(State.TRAINING, since=min(snapshot.rounds) + 1)
+        self.membership.update(since=min(snapshot.rounds))
+        self._tell(State.TRAINING)
 
     async def _save_if_due(self) -> None:
         """Keep the anchors on disk now and then: whatever ends this process, little is lost."""
@@ -379,11 +379,11 @@ class Worker:
         """The round this worker is in: the earliest that a fragment has not finished."""
         return min(self._exchange.progress.rounds())
 
-    def _tell(self, state: State, **changes: Any) -> None:
+    def _tell(self, state: State) -> None:
         """Bring the own record up to date."""
         snapshot = self._snapshot()
         digest = snapshot.name if snapshot is not None else ""
-        self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s, **changes)
+        self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s)
 
     def _metrics(self) -> Metrics:
         traffic = self._parts.transport.traffic()

@@ -38,7 +38,7 @@ from decentral.exchange.messages import (
     unpack_roll,
 )
 from decentral.exchange.progress import Progress
-from decentral.exchange.reducer import PENDING, RESULT, SHARD, Reducer
+from decentral.exchange.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.rollcall import Roll
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
@@ -80,6 +80,8 @@ class AllReduce:
         self._wire = wire
         self._timing = timing
         self._answers = Answers()
+        self._mixing: dict[SyncKey, bytes | None] = {}
+        """Rounds under way here, each with its roll once there is one."""
         self._chair = Chair(transport, clock, roster, self.progress, timing)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
 
@@ -87,6 +89,7 @@ class AllReduce:
         """Begin to serve other members."""
         await self._chair.start()
         await self._reducer.start()
+        await self._transport.serve(COMING, self._on_coming, max_request_bytes=MAX_ROLL_BYTES)
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Mix ``mine`` with the other members' contributions to ``key``.
@@ -94,11 +97,13 @@ class AllReduce:
         A weight of 0 listens only: nothing is sent, the mean is received.
         """
         began = self._clock.monotonic()
+        self._mixing[key] = None
         try:
             called = await self._roll(key, mine)
             called_at = self._clock.monotonic()
             if isinstance(called, Aborted):
                 return Verdict(called, waiting_s=called_at - began)
+            self._mixing[key] = called.packed
             outcome, late = await self._reduce(called, mine)
             return Verdict(
                 outcome,
@@ -107,7 +112,13 @@ class AllReduce:
                 transfer_s=self._clock.monotonic() - called_at,
             )
         finally:
+            del self._mixing[key]
             self.progress.finish(key)
+
+    async def _on_coming(self, sender: PeerId, request: bytes) -> bytes:
+        """A reducer asks whether it should wait for us: yes if we are in its roll, or in none yet."""
+        key = unpack_roll(request).key
+        return YES if key in self._mixing and self._mixing[key] in (None, request) else NO
 
     async def _roll(self, key: SyncKey, mine: Contribution) -> _Called | Aborted:
         """Ask the chair, whoever that turns out to be, until there is a roll."""

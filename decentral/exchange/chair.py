@@ -158,9 +158,13 @@ class Chair:
         return None
 
     def _ahead(self, key: SyncKey, now: float) -> PeerId | None:
-        """A member, perhaps one that is done, known to be past this round: it is over, also if we should chair it."""
-        living = (p for p in self._roster.live(now) if p.state in ACTIVE or p.state is State.DONE)
-        return next((p.peer for p in living if p.round > key.round), None)
+        """A member, perhaps one that is done, that is past this round, if half of them are: then the round is over.
+
+        Half, and not one, so that nobody can send all others to itself by claiming to be far ahead.
+        """
+        living = [p for p in self._roster.live(now) if p.state in ACTIVE or p.state is State.DONE]
+        ahead = [p.peer for p in living if p.round > key.round]
+        return ahead[0] if ahead and 2 * len(ahead) >= len(living) else None
 
     def _expected(self, active: Sequence[Presence]) -> list[PeerId]:
         """Members worth waiting for: alive and not known to be slow."""

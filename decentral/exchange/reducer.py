@@ -8,7 +8,7 @@ import msgpack
 import torch
 
 from decentral.codecs.frame import pack, unpack
-from decentral.errors import FrameError
+from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.answers import Answers
 from decentral.exchange.cut import Part, Wire
 from decentral.exchange.ledger import Entry, Ledger
@@ -22,8 +22,12 @@ from decentral.types import PeerId
 
 SHARD = "shard"
 RESULT = "result"
+COMING = "coming"
 #: The answer to a contribution while others are still missing.
 PENDING = b""
+#: The answers of a member that is asked whether it is coming.
+YES, NO = b"y", b"n"
+_MAX_ASKED = 16
 _MAX_OPEN = 64
 _TICK_S = 0.25
 
@@ -34,6 +38,10 @@ class _Reduction:
 
     ledger: Ledger
     opened_at: float
+    asked_at: float
+    """When the members still missing were last asked whether they are coming."""
+    gone: set[PeerId] = field(default_factory=set)
+    """Members that are not coming."""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -78,6 +86,7 @@ class Reducer:
         reduction.ledger.enter(sender, self._entry(shard, part))
         until = self._clock.monotonic() + self._timing.hold_s
         while (left_s := until - self._clock.monotonic()) > 0:
+            await self._ask_missing(shard, reduction)
             self._close_if_due(shard, reduction)
             answer = self._answer(shard)
             if answer is not None:
@@ -122,7 +131,8 @@ class Reducer:
             self._drop_stale()
             if len(self._open) >= _MAX_OPEN:
                 raise ValueError("too many open reductions")
-            known = _Reduction(Ledger(roll.members), self._clock.monotonic())
+            now = self._clock.monotonic()
+            known = _Reduction(Ledger(roll.members), now, now)
             self._open[shard.roll, shard.index] = known
         return known
 
@@ -137,7 +147,7 @@ class Reducer:
             return
         now = self._clock.monotonic()
         age_s = now - reduction.opened_at
-        awaited = reduction.ledger.awaited()
+        awaited = [member for member in reduction.ledger.awaited() if member not in reduction.gone]
         # All members were alive when the roll was called: silence counts only after a full time to live.
         worth_waiting = age_s < self._timing.ttl_s or any(self._roster.is_live(member, now) for member in awaited)
         if awaited and worth_waiting and age_s < self._timing.transfer_timeout_s:
@@ -150,6 +160,32 @@ class Reducer:
             self._answers.accept(shard.roll, shard.index, pack_mean(mean))
         self._open.pop((shard.roll, shard.index), None)
         reduction.closed.set()
+
+    async def _ask_missing(self, shard: Shard, reduction: _Reduction) -> None:
+        """Now and then ask those who are missing whether they are coming: some died, some went to another roll."""
+        now = self._clock.monotonic()
+        if reduction.closed.is_set() or now - reduction.asked_at < self._timing.hold_s / 2:
+            return
+        reduction.asked_at = now
+
+        async def ask(member: PeerId) -> None:
+            try:
+                answer = await self._transport.call(
+                    member, COMING, shard.roll, timeout_s=self._timing.hold_s, max_reply_bytes=1
+                )
+            except PeerUnreachable:
+                self._roster.bury(member)
+                reduction.gone.add(member)
+            except TransportError:
+                return
+            else:
+                if answer == NO:
+                    reduction.gone.add(member)
+
+        missing = [member for member in reduction.ledger.awaited() if member not in reduction.gone]
+        async with asyncio.TaskGroup() as group:
+            for member in missing[:_MAX_ASKED]:
+                group.create_task(ask(member))
 
     async def _on_result(self, sender: PeerId, request: bytes) -> bytes:
         """Another member asks for an answer it could not get from the reducer."""

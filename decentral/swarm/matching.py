@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from decentral.swarm.roster import Member
+from decentral.swarm.presence import Presence
 from decentral.types import PeerId, SyncKey
 
 
@@ -23,18 +23,15 @@ def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[P
     return tuple(sorted(peers, key=score))
 
 
-def chairs(members: Sequence[Member], key: SyncKey, *, settled_s: float) -> tuple[PeerId, ...]:
-    """Candidates for calling the roll of ``key``, best first.
+def chairs(members: Sequence[Presence], key: SyncKey) -> tuple[PeerId, ...]:
+    """Candidates for calling the roll of ``key``, best first: by seniority, rendezvous order among equals.
 
-    Two peers who each think that they chair would call two rolls, so only those come first whom everybody has had
-    time to hear of: members for at least ``settled_s`` seconds, in rendezvous order. The others follow, those who
-    have been members for longest first; in a young swarm that is its founder.
+    Two peers who each think that they chair would call two rolls. What workers know of each other differs most about
+    newcomers, so these come last; seniority is a number in the signed record, so all who know a record agree on it.
     """
-    settled = tuple([m.peer for m in members if m.active_s >= settled_s])
-    if len(settled) == len(members):
-        return rendezvous("chair", key, settled)
-    recent = sorted((m for m in members if m.active_s < settled_s), key=lambda m: (-m.active_s, m.peer))
-    return rendezvous("chair", key, settled) + tuple(m.peer for m in recent)
+    order = rendezvous("chair", key, tuple([p.peer for p in members]))
+    since = {p.peer: p.since for p in members}
+    return tuple(sorted(order, key=since.__getitem__))
 
 
 def reducers(members: tuple[PeerId, ...], key: SyncKey, num_shards: int) -> tuple[PeerId, ...]:
@@ -59,7 +56,7 @@ def shards(numel: int, num_members: int, *, min_values: int, align: int) -> tupl
     return tuple((start, min(start + step, numel)) for start in range(0, max(numel, 1), step))
 
 
-def stragglers(members: Sequence[Member], patience_factor: float, min_patience_s: float = 0.0) -> frozenset[PeerId]:
+def stragglers(members: Sequence[Presence], patience_factor: float, min_patience_s: float = 0.0) -> frozenset[PeerId]:
     """Members whose last stretch took more than ``1 + patience_factor`` times the median: nobody waits for them.
 
     Whoever is late by no more than ``min_patience_s`` is none: the pace of a round of milliseconds is mostly noise.
@@ -67,9 +64,9 @@ def stragglers(members: Sequence[Member], patience_factor: float, min_patience_s
     They take part in the round that is open when they arrive. Members that have not finished a stretch yet have no
     known pace and are waited for.
     """
-    paces = [m.presence.round_s for m in members if m.presence.round_s > 0]
+    paces = [p.round_s for p in members if p.round_s > 0]
     if len(paces) < 2:
         return frozenset()
     median_s = statistics.median_low(paces)
     limit_s = median_s + max(patience_factor * median_s, min_patience_s)
-    return frozenset(m.peer for m in members if m.presence.round_s > limit_s)
+    return frozenset(p.peer for p in members if p.round_s > limit_s)

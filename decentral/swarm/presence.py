@@ -89,8 +89,7 @@ class Presence:
     """One worker's record.
 
     ``round`` is the next round it will take part in and ``digest`` that of the anchor and outer state it holds.
-    ``since`` is the first round it may chair (see ``swarm.matching``): everybody who was active before that round
-    began knows it in the same way.
+    ``since`` is the round in which it became a member (again): the smaller, the more senior (see ``swarm.matching``).
     """
 
     peer: PeerId
