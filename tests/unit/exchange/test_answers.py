@@ -103,7 +103,7 @@ class Member:
             self.verdict = "aborted"
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(events=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=25))
 def test_members_that_reach_each_other_end_alike(events: list[tuple[int, bool]]) -> None:
     """In whatever order the reducer's answers and the members' questions arrive: all mix, or none."""

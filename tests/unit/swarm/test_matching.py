@@ -1,5 +1,4 @@
 from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -63,15 +62,20 @@ def test_the_ranking_is_pinned() -> None:
 
 
 @given(peers=peer_lists, key=keys, data=st.data())
-def test_recent_members_chair_last(peers: list[PeerId], key: SyncKey, data: st.DataObject) -> None:
-    since = [data.draw(st.sampled_from([0, key.round, key.round + 1, key.round + 7])) for _ in peers]
-    members = [member(peer, since=first) for peer, first in zip(peers, since, strict=True)]
+def test_the_senior_chair_first_and_equals_take_turns(peers: list[PeerId], key: SyncKey, data: st.DataObject) -> None:
+    since = {peer: data.draw(st.integers(0, 3)) for peer in peers}
+    members = [member(peer, since=since[peer]) for peer in data.draw(st.permutations(peers))]
     ranked = chairs(members, key)
-    settled = [peer for peer, first in zip(peers, since, strict=True) if first <= key.round]
-    assert set(ranked[: len(settled)]) == set(settled)
     assert sorted(ranked) == sorted(peers)
-    everybody_settled = chairs([replace(m, since=0) for m in members], key)
-    assert [p for p in everybody_settled if p in settled] == list(ranked[: len(settled)])
+    assert [since[peer] for peer in ranked] == sorted(since.values())
+    turns = rendezvous("chair", key, tuple(peers))
+    for first in range(4):
+        assert [p for p in ranked if since[p] == first] == [p for p in turns if since[p] == first]
+
+
+def test_a_newcomer_moves_nobody_ahead_of_it() -> None:
+    members = [member(f"peer-{number}", since=number // 3) for number in range(9)]
+    assert chairs([*members, member("newcomer", since=5)], KEY) == (*chairs(members, KEY), "newcomer")
 
 
 @given(peers=peer_lists.filter(bool), key=keys, num_shards=st.integers(1, 12))

@@ -1,0 +1,168 @@
+"""A few production workers on the simulator, watched closely: what each journal says, and who sent what to whom."""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from decentral.codecs.codec import make_codec
+from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.worker import Worker
+from decentral.exchange.messages import unpack_roll, unpack_shard
+from decentral.exchange.reducer import SHARD
+from decentral.monitor.events import RoundMixed, StretchDone
+from decentral.monitor.journal import MemoryJournal
+from decentral.outer.diloco import DiLoCo
+from decentral.ports.trainer import Trainer
+from decentral.ports.transport import Handler, Traffic
+from decentral.schedule.plan import SyncPlan
+from decentral.sim.faults import Fault, FaultTape
+from decentral.sim.loop import run
+from decentral.sim.trainer import ToyProblem
+from decentral.sim.transport import MemoryTransport
+from decentral.sim.world import Machine, SimPeer, World, peer_id
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId, SyncKey
+
+E = TypeVar("E")
+INNER_STEPS = 10
+STEP_S = 0.1
+RULE = DiLoCo(lr=0.7, momentum=0.5)
+PROBLEM = ToyProblem(seed=5, num_workers=3)
+FOUNDER, SECOND, THIRD = PEERS = tuple(peer_id(number) for number in range(3))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who takes part, and what happens to them."""
+
+    rounds: int = 4
+    starts: Mapping[PeerId, float] = field(default_factory=lambda: {FOUNDER: 0.0, SECOND: 0.3, THIRD: 0.3})
+    """When each machine starts, seconds."""
+    step_s: Mapping[PeerId, float] = field(default_factory=dict)
+    """Of those that are not ordinary."""
+    stops: Mapping[PeerId, float] = field(default_factory=dict)
+    """When whom is asked to stop."""
+    trainers: Mapping[PeerId, Callable[[SimPeer], Trainer]] = field(default_factory=dict)
+    faults: Sequence[Fault] = ()
+    machines: Mapping[PeerId, Machine] = field(default_factory=dict)
+    latencies: Mapping[tuple[PeerId, PeerId], float] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass
+class Seen:
+    """What became of it."""
+
+    journals: dict[PeerId, MemoryJournal] = field(default_factory=dict)
+    outcomes: dict[PeerId, Outcome] = field(default_factory=dict)
+    errors: dict[PeerId, Exception] = field(default_factory=dict)
+    weights: dict[tuple[SyncKey, PeerId], float] = field(default_factory=dict)
+    """What each member brought to each round, by the messages that reached a reducer."""
+    messages: list[tuple[float, str, str, str]] = field(default_factory=list)
+    """Time, sender, receiver and method or ``reply`` of every message on the network."""
+    unfired: tuple[Fault, ...] = ()
+
+    def of(self, kind: type[E], peer: PeerId) -> list[E]:
+        """The events of a kind in a worker's journal."""
+        return [event for event in self.journals[peer].events if isinstance(event, kind)]
+
+    def mixed(self, peer: PeerId) -> dict[int, RoundMixed]:
+        """The rounds that a worker mixed."""
+        return {event.round: event for event in self.of(RoundMixed, peer)}
+
+    def tokens(self, peer: PeerId) -> dict[int, int]:
+        """Tokens of a worker's stretch in each round."""
+        return {event.round: event.tokens for event in self.of(StretchDone, peer)}
+
+
+class Tap:
+    """A transport that tells what its peer was sent."""
+
+    def __init__(self, inner: MemoryTransport, seen: Seen) -> None:
+        self._inner = inner
+        self._seen = seen
+        self.peer_id = inner.peer_id
+
+    async def call(self, peer: PeerId, method: str, request: bytes, **limits: Any) -> bytes:
+        return await self._inner.call(peer, method, request, **limits)
+
+    async def serve(self, method: str, handler: Handler, **limits: int) -> None:
+        async def tapped(sender: PeerId, request: bytes) -> bytes:
+            if method == SHARD:
+                shard = unpack_shard(request, len(request))
+                if shard.frame:
+                    self._seen.weights[unpack_roll(shard.roll).key, sender] = shard.weight
+            return await handler(sender, request)
+
+        await self._inner.serve(method, tapped, **limits)
+
+    def traffic(self) -> Traffic:
+        return self._inner.traffic()
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def simulate(plan: Plan) -> Seen:
+    """Play a plan to its end."""
+    return run(_play(plan), until_s=2000.0)
+
+
+async def _play(plan: Plan) -> Seen:
+    seen = Seen()
+    world = World(0, machines=plan.machines)
+    for pair, latency_s in plan.latencies.items():
+        world.network.set_latency(*pair, latency_s)
+
+    async def main(peer: SimPeer) -> None:
+        worker = _worker(plan, peer, seen)
+        stop = asyncio.Event()
+        if peer.peer_id in plan.stops:
+            asyncio.get_running_loop().call_at(plan.stops[peer.peer_id], stop.set)
+        try:
+            await (worker.found() if peer.peer_id == FOUNDER else worker.join([FOUNDER]))
+            seen.outcomes[peer.peer_id] = await worker.run(stop)
+        except Exception as err:
+            seen.errors[peer.peer_id] = err
+
+    async def start(peer: PeerId, at_s: float) -> None:
+        await asyncio.sleep(at_s)
+        world.start(peer, main)
+
+    tape = FaultTape(plan.faults)
+    async with asyncio.TaskGroup() as group:
+        for peer, at_s in plan.starts.items():
+            group.create_task(start(peer, at_s))
+        group.create_task(tape.play(world, main))
+    await world.ended()
+    seen.unfired = tape.unfired()
+    pattern = re.compile(r" *([\d.]+)  send (\S+) (\S+) (\S+) \d+")
+    found = (pattern.fullmatch(line) for line in world.network.trace.tail(2000).splitlines())
+    seen.messages = [(float(m[1]), m[2], m[3], m[4]) for m in found if m]
+    return seen
+
+
+def _worker(plan: Plan, peer: SimPeer, seen: Seen) -> Worker:
+    fp32 = make_codec("fp32")
+    options = RunOptions(
+        run_id="run",
+        config=b"{}",
+        rounds=plan.rounds,
+        plan=SyncPlan(INNER_STEPS),
+        rule=RULE,
+        codec=fp32,
+        mean_codec=fp32,
+        timing=plan.timing,
+    )
+    journal = seen.journals[peer.peer_id] = MemoryJournal()
+    make = plan.trainers.get(peer.peer_id, lambda peer: ordinary(peer, plan.step_s.get(peer.peer_id, STEP_S)))
+    transport = Tap(peer.transport, seen)
+    return Worker(options, Parts(transport, peer.directory, peer.clock, peer.identity, make(peer), journal))
+
+
+def ordinary(peer: SimPeer, step_s: float = STEP_S, *, nan_at_step: int | None = None) -> Trainer:
+    """The toy trainer of a machine."""
+    number = PEERS.index(peer.peer_id)
+    return PROBLEM.trainer(number, peer.clock.charge, step_s=step_s, nan_at_step=nan_at_step)

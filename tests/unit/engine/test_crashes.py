@@ -1,0 +1,109 @@
+"""``kill -9`` at exact moments of a round. Whatever the moment, the survivors end it with one verdict."""
+
+from dataclasses import replace
+
+from decentral.exchange.chair import CONVENE
+from decentral.exchange.reducer import RESULT, SHARD
+from decentral.monitor.events import Repaired, RoundAborted
+from decentral.sim.faults import Crash
+from decentral.sim.network import Line
+from decentral.sim.world import Machine
+from decentral.types import PeerId
+from tests.unit.engine.swarm import PEERS, STEP_S, Plan, Seen, simulate
+from tests.unit.engine.test_rounds import check_agreement, check_weights
+
+ROUNDS = 6
+Message = tuple[float, str, str, str]
+
+
+def round_by_round(plan: Plan) -> list[list[Message]]:
+    """The messages of each round of a plan, each list up to the last contribution; nobody may be missing."""
+    rounds: list[list[Message]] = [[]]
+    for message in simulate(plan).messages:
+        rounds[-1].append(message)
+        if sum(what == SHARD for _, _, _, what in rounds[-1]) == len(PEERS) - 1:
+            rounds.append([])
+    assert len(rounds) == ROUNDS + 1
+    return rounds
+
+
+def called(messages: list[Message], method: str) -> PeerId:
+    """Whom the others called."""
+    (callee,) = {PeerId(receiver) for _, _, receiver, what in messages if what == method}
+    return callee
+
+
+def cast() -> tuple[int, PeerId, PeerId]:
+    """A round, not among the first, that one peer chairs and another one reduces; both of them."""
+    for number, messages in list(enumerate(round_by_round(Plan(rounds=ROUNDS))))[2 : ROUNDS - 1]:
+        chair, reducer = called(messages, CONVENE), called(messages, SHARD)
+        if chair != reducer:
+            return number, chair, reducer
+    raise AssertionError("the chair is always the reducer")
+
+
+ROUND, CHAIR, REDUCER = cast()
+# The lines of those that will be killed are slow, so that their replies leave one after the other.
+PLAN = Plan(rounds=ROUNDS, machines={peer: Machine(Line(up_bytes_per_s=4000.0)) for peer in (CHAIR, REDUCER)})
+
+
+def span(plan: Plan, method: str) -> tuple[float, float]:
+    """From the first message of a kind in the round to the last one's reply, in a run where nobody is killed."""
+    times = [at_s for at_s, _, _, what in round_by_round(plan)[ROUND] if what == method]
+    return times[0], times[-1] + 0.4
+
+
+def moments(begin_s: float, end_s: float, count: int) -> list[float]:
+    return [begin_s + (end_s - begin_s) * number / (count - 1) + 0.0005 for number in range(count)]
+
+
+def check(seen: Seen, victim: PeerId) -> list[PeerId]:
+    """What holds after every crash; returns the survivors."""
+    assert seen.unfired == ()
+    assert not seen.errors
+    survivors = [peer for peer in PEERS if peer != victim]
+    assert all(seen.outcomes[peer].done for peer in survivors)
+    assert len({seen.outcomes[peer].digest for peer in survivors}) == 1
+    check_weights(seen)
+    assert seen.mixed(survivors[0])[ROUNDS - 1].members == tuple(survivors)
+    return survivors
+
+
+def test_crash_of_the_reducer_in_the_data_phase() -> None:
+    kinds = set()
+    for at_s in moments(*span(PLAN, SHARD), count=16):
+        seen = simulate(replace(PLAN, faults=(Crash(at_s, REDUCER),)))
+        survivors = check(seen, REDUCER)
+        check_agreement(seen, *survivors)
+        assert len({ROUND in seen.mixed(peer) for peer in survivors}) == 1, "one verdict for the survivors"
+        asked = any(what == RESULT for _, _, _, what in seen.messages)
+        kinds.add((ROUND in seen.mixed(survivors[0]), asked))
+        for peer in survivors:
+            reasons = {event.reason for event in seen.of(RoundAborted, peer) if event.round == ROUND}
+            assert reasons <= {"deadline"}
+            assert (ROUND in seen.mixed(peer)) != bool(reasons)
+    # Lost with the reducer; saved by a member that had the answer; over before the crash.
+    assert kinds == {(False, True), (True, True), (True, False)}
+
+
+def test_crash_of_the_chair() -> None:
+    # One member is a little late, so that the chair has to wait before it calls the roll.
+    late = next(peer for peer in PEERS if peer != CHAIR)
+    plan = replace(PLAN, step_s={late: 1.05 * STEP_S})
+    with_roll, num_split = set(), 0
+    for at_s in moments(*span(plan, CONVENE), count=12):
+        seen = simulate(replace(plan, faults=(Crash(at_s, CHAIR),)))
+        survivors = check(seen, CHAIR)
+        digests = {peer: seen.mixed(peer)[ROUND].digest for peer in survivors}
+        if len(set(digests.values())) > 1:
+            # The chair died after it had told one member of the roll: the other called a roll of its own.
+            num_split += 1
+            repaired = [event.reason for peer in survivors for event in seen.of(Repaired, peer)]
+            assert repaired == ["out-of-sync"], "those who differ find out and repair"
+            assert all(seen.mixed(peer)[ROUND + 2].members == tuple(survivors) for peer in survivors)
+            continue
+        check_agreement(seen, *survivors)
+        mixed = seen.mixed(survivors[0])[ROUND]
+        with_roll.add(CHAIR in mixed.members or any(who == CHAIR for who, _ in mixed.absent))
+    assert with_roll == {True, False}, "both sides of the call of the roll were hit"
+    assert num_split <= 1
