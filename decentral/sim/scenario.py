@@ -20,6 +20,8 @@ from decentral.types import PeerId
 
 #: All joiners start so long after the founder, when it has something to give.
 _FOUNDING_S = 1.0
+#: A joiner is given so many addresses of workers that run.
+_NUM_ADDRESSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
         record.journals.setdefault(peer.peer_id, []).append(journal)
         worker = _worker(scenario, peer, journal)
         if founded.is_set():
-            await worker.join([other for other in scenario.peers if other != peer.peer_id and world.is_running(other)])
+            alive = [other for other in scenario.peers if other != peer.peer_id and world.is_running(other)]
+            await worker.join(alive[:_NUM_ADDRESSES])
         else:
             founded.set()
             await worker.found()
