@@ -109,10 +109,6 @@ class WorkerProcess(Process):
         """Its journal's events of one kind."""
         return [e for e in JournalReader(self.folder / "journal.jsonl").read() if e["event"] == name]
 
-    def mixed_with(self) -> list[set[str]]:
-        """The members of every round it mixed."""
-        return [set(event["members"]) for event in self.events("round_mixed")]
-
     def model(self) -> dict[str, str]:
         """What its saved weights say of themselves."""
         with safe_open(self.folder / "model.safetensors", framework="pt") as file:
@@ -124,14 +120,14 @@ def founding(hurry: Path, *, step_s: float, rounds: int) -> tuple[str, ...]:
     """Arguments that found a swarm of ``tests.process.paced`` with rounds of four steps and lively timing."""
     settings = {
         "task.factory": "tests.process.paced:build",
-        "task.settings.numel": 40_000,
+        "task.settings.numel": 20_000,
         "task.settings.step_s": step_s,
         "task.settings.hurry": hurry,
         "method.inner_steps": 4,
         "run.rounds": rounds,
         "timing.beat_s": 0.5,
-        "timing.ttl_s": 4.0,
-        "timing.min_patience_s": 4.0,
+        "timing.ttl_s": 3.0,
+        "timing.min_patience_s": 3.0,
     }
     return "--new", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))
 

@@ -83,9 +83,8 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         founder = WorkerProcess(folder / "founder", *founding(folder / "hurry", step_s=3600.0, rounds=1))
         stack.callback(founder.end)
         attempt("no worker there", "--join", f"127.0.0.1:{closed_port()}")
-        attempt("silent", "--join", f"127.0.0.1:{silent}")
-        refused["silent to status"] = Process(folder / "silent to status", "status", f"127.0.0.1:{silent}")
-        stack.callback(refused["silent to status"].end)
+        refused["silent"] = Process(folder / "silent", "status", f"127.0.0.1:{silent}")
+        stack.callback(refused["silent"].end)
         attempt("other program", "--join", f"127.0.0.1:{ssh}")
         attempt("malformed", "--join", "/ip4/127.0.0.1/udp/31337")
         attempt("empty", "--join", "")
@@ -113,7 +112,6 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     [
         ("no worker there", ExitCode.UNREACHABLE, ("Nothing listens on 127.0.0.1:", "connection refused")),
         ("silent", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", "it said nothing in")),
-        ("silent to status", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", "it said nothing in")),
         ("other program", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", '"SSH-2.0-x"')),
         ("malformed", ExitCode.USAGE, ('"/ip4/127.0.0.1/udp/31337" is not an address', "/tcp/PORT belongs")),
         ("empty", ExitCode.USAGE, ("--join is empty.", "--new")),
