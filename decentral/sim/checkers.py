@@ -52,7 +52,7 @@ def progress(scenario: Scenario, record: Record, tolerance: float) -> Iterable[s
     """The swarm has learned what it was there to learn."""
     goal_N = torch.from_numpy(scenario.problem.goal)
     for peer, outcome in record.outcomes.items():
-        anchor_N = torch.cat([value.flatten() for value in outcome.anchors.values()])
+        anchor_N = torch.cat([outcome.anchors[name].flatten() for name in sorted(outcome.anchors)])
         distance = float((anchor_N - goal_N).square().mean().sqrt())
         if not distance <= tolerance:
             yield f"{peer} ended {distance:.3f} from the goal, allowed are {tolerance}"

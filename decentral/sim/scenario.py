@@ -31,7 +31,8 @@ class Scenario:
     seed: int
     num_workers: int
     rounds: int
-    inner_steps: int = 10
+    plan: SyncPlan = field(default_factory=lambda: SyncPlan(inner_steps=10))
+    mix_alpha: float = 0.0
     step_s: float = 0.1
     """Virtual seconds of an inner step."""
     paces: Mapping[int, float] = field(default_factory=dict)
@@ -115,7 +116,8 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         run_id=f"sim-{scenario.seed}",
         config=b"{}",
         rounds=scenario.rounds,
-        plan=SyncPlan(scenario.inner_steps),
+        plan=scenario.plan,
+        mix_alpha=scenario.mix_alpha,
         rule=scenario.outer,
         codec=codec,
         mean_codec=codec,

@@ -91,7 +91,7 @@ class ToyTrainer:
         self._nan_at_step = nan_at_step
         self._x_N = np.zeros(problem.num_values, dtype=np.float32)
         tensors = torch.from_numpy(self._x_N).tensor_split(problem.num_tensors)
-        self._parameters = {f"layer{number}": tensor for number, tensor in enumerate(tensors)}
+        self._parameters = {f"layers.{number}": tensor for number, tensor in enumerate(tensors)}
 
     def parameters(self) -> Mapping[str, Tensor]:
         """The live values, as views: they change with every step."""

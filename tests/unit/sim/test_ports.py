@@ -167,7 +167,7 @@ def test_a_step_is_gradient_descent_and_its_report_is_of_before_the_step() -> No
 
 def test_loading_a_subset_keeps_the_rest() -> None:
     trainer = ToyProblem(seed=3, num_workers=1).trainer(0)
-    trainer.load({"layer1": torch.full((8,), 2.0)})
+    trainer.load({"layers.1": torch.full((8,), 2.0)})
     assert [float(tensor.sum()) for tensor in trainer.parameters().values()] == [0.0, 16.0, 0.0]
 
 
@@ -184,4 +184,4 @@ def test_values_become_nan_at_the_step_asked_for() -> None:
     trainer = ToyProblem(seed=6, num_workers=1).trainer(0, nan_at_step=15)
     assert math.isfinite(trainer.train_steps(10, 5).loss)
     assert math.isnan(trainer.train_steps(15, 5).loss)
-    assert not torch.isfinite(trainer.parameters()["layer0"]).any()
+    assert not torch.isfinite(trainer.parameters()["layers.0"]).any()

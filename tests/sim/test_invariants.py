@@ -1,0 +1,69 @@
+"""Whole swarms under drawn faults. A failure names its seed; ``faulty(seed)`` plays it again."""
+
+import pytest
+
+from decentral.monitor.events import Repaired, RoundMixed
+from decentral.sim.checkers import check
+from decentral.sim.faults import FaultTape, Plan, Start, draw
+from decentral.sim.network import Conditions
+from decentral.sim.scenario import Record, Scenario, simulate
+from decentral.sim.world import Machine, peer_id
+
+#: Virtual seconds in which faults happen, and rounds that take well beyond their end.
+FAULTS_S = (5.0, 30.0)
+ROUNDS = 60
+TOLERANCE = 0.4
+"""RMS distance from the goal; the swarm starts at about 1."""
+
+
+def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
+    """Five to eight workers, 5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
+    scenario = Scenario(
+        seed,
+        num_workers=5 + seed % 4,
+        rounds=ROUNDS,
+        conditions=Conditions(jitter=0.3),
+        machines={peer_id(1): Machine(skew_s=600.0), peer_id(2): Machine(skew_s=-600.0)},
+        latest=1,
+    )
+    begin_s, end_s = FAULTS_S
+    plan = Plan(begin_s, end_s, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)
+    faults = draw(seed, scenario.peers[:-1], plan)
+    tape = FaultTape([*faults, Start(12.0, scenario.peers[-1])])
+    return scenario, tape, simulate(scenario, tape, until_s=3000.0)
+
+
+def assert_holds(seed: int) -> None:
+    scenario, tape, record = faulty(seed)
+    violations = check(scenario, record, tolerance=TOLERANCE)
+    assert not violations, f"seed {seed}: {violations}"
+    # A partition that found everybody it separates busy with something else has had no effect; all others must have.
+    assert len(tape.unfired()) <= 1, f"seed {seed}: {tape.unfired()} had no effect"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_survives_drawn_faults(seed: int) -> None:
+    assert_holds(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_survives_two_hundred_seeds(first: int) -> None:
+    for seed in range(first, first + 20):
+        assert_holds(seed)
+
+
+def test_faults_make_work_for_the_repair() -> None:
+    """Else the checkers would pass on swarms that nothing ever happened to."""
+    _, _, record = faulty(3)
+    events = [event for lives in record.journals.values() for journal in lives for event in journal.events]
+    assert any(isinstance(event, Repaired) for event in events)
+    assert any(isinstance(event, RoundMixed) and event.absent for event in events)
+
+
+def test_same_seed_same_run() -> None:
+    first, second = faulty(5)[2], faulty(5)[2]
+    assert first.world.network.trace.digest() == second.world.network.trace.digest()
+    assert first.ended_at_s == second.ended_at_s
+    assert faulty(6)[2].world.network.trace.digest() != first.world.network.trace.digest()
