@@ -6,5 +6,5 @@ environment variable. Open ``decentral/engine/worker.py`` first: it reads from t
 
 __version__ = "0.1.0"
 
-#: Spoken between peers. Raise it when a message changes shape or meaning; peers of different protocols refuse each other.
+#: Spoken between peers, who refuse another one. Raise it when a message changes shape or meaning.
 PROTOCOL = 1

@@ -221,6 +221,5 @@ class Membership:
             self._journal.record(PeerSeen(peer))
         for peer in sorted(self._live - live):
             self._journal.record(PeerLost(peer, "silent or unreachable"))
-            if self.roster.get(peer) is None:
-                self._encoded.pop(peer, None)
+        self._encoded = {peer: data for peer, data in self._encoded.items() if self.roster.get(peer) is not None}
         self._live = live

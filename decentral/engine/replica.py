@@ -45,7 +45,6 @@ class Replica:
         self._rule = rule
         self._mix_alpha = mix_alpha
         self._fragments: list[FragmentState] = []
-        self._digests: list[str] = []
         self._pending = [_Pending() for _ in range(layout.num_fragments)]
         self._launched = [_Pending() for _ in range(layout.num_fragments)]
 
@@ -64,12 +63,11 @@ class Replica:
         parameters = self._trainer.parameters()
         for fragment in range(self._layout.num_fragments):
             anchor_N = self._layout.gather(parameters, fragment)
-            self._fragments.append(FragmentState(0, anchor_N, self._rule.init(anchor_N)))
-        self._digests = [fragment.digest for fragment in self._fragments]
+            self._fragments.append(FragmentState.of(0, anchor_N, self._rule.init(anchor_N)))
 
     def snapshot(self, step: int) -> Snapshot:
         """The anchors as they stand, for newcomers and for files."""
-        return Snapshot.of(step, tuple(self._fragments), tuple(self._digests))
+        return Snapshot(step, tuple(self._fragments))
 
     def train(self, first_step: int, count: int) -> StepReport:
         """Take inner steps and count them as pending."""
@@ -92,7 +90,7 @@ class Replica:
         if not bool(torch.isfinite(delta_N).all()):
             self.reset()
             delta_N, weight = torch.zeros_like(delta_N), 0.0
-        return Contribution(delta_N, weight, self._digests[key.fragment], state.outer.num_steps)
+        return Contribution(delta_N, weight, state.digest, state.outer.num_steps)
 
     def give_back(self, key: SyncKey) -> None:
         """The round did not count the contribution; the work is still in the parameters and enters the next one."""
@@ -114,9 +112,9 @@ class Replica:
             new_local_N = blend(local_N, anchor_N, self._mix_alpha)
             for span in (slice(*bounds) for bounds in mixed.missed):
                 new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
-        self._set(key.fragment, FragmentState(key.round + 1, anchor_N, outer))
+        self._fragments[key.fragment] = FragmentState.of(key.round + 1, anchor_N, outer)
         self._load(key.fragment, new_local_N)
-        return self._digests[key.fragment]
+        return self._fragments[key.fragment].digest
 
     def skip(self, key: SyncKey) -> None:
         """The round ended without a result: the same anchor, the next round."""
@@ -135,7 +133,6 @@ class Replica:
                     local_N, self._pending[fragment] = state.anchor_N, _Pending()
             self._load(fragment, local_N)
         self._fragments = list(snapshot.fragments)
-        self._digests = list(snapshot.digests)
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
@@ -161,10 +158,6 @@ class Replica:
         for fragment, state in enumerate(self._fragments):
             values |= self._layout.scatter(state.anchor_N, fragment)
         return values
-
-    def _set(self, fragment: int, state: FragmentState) -> None:
-        self._fragments[fragment] = state
-        self._digests[fragment] = state.digest
 
     def _load(self, fragment: int, values_N: Tensor) -> None:
         self._trainer.load(self._layout.scatter(values_N, fragment))

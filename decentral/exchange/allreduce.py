@@ -48,6 +48,7 @@ from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey, short_id
 
+HELD = "held"
 _MAX_ASKED_AT_ONCE = 8
 #: A chair that others can reach and we cannot is tried so often.
 _MAX_RETRIES = 3
@@ -80,8 +81,6 @@ class AllReduce:
         self._wire = wire
         self._timing = timing
         self._answers = Answers()
-        self._mixing: dict[SyncKey, bytes | None] = {}
-        """Rounds under way here, each with its roll once there is one."""
         self._chair = Chair(transport, clock, roster, self.progress, timing)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
 
@@ -90,6 +89,7 @@ class AllReduce:
         await self._chair.start()
         await self._reducer.start()
         await self._transport.serve(COMING, self._on_coming, max_request_bytes=MAX_ROLL_BYTES)
+        await self._transport.serve(HELD, self._on_held, max_request_bytes=64)
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Mix ``mine`` with the other members' contributions to ``key``.
@@ -97,13 +97,13 @@ class AllReduce:
         A weight of 0 listens only: nothing is sent, the mean is received.
         """
         began = self._clock.monotonic()
-        self._mixing[key] = None
+        self.progress.rolls[key] = None
         try:
             called = await self._roll(key, mine)
             called_at = self._clock.monotonic()
             if isinstance(called, Aborted):
                 return Verdict(called, waiting_s=called_at - began)
-            self._mixing[key] = called.packed
+            self.progress.rolls[key] = called.packed
             outcome, late = await self._reduce(called, mine)
             return Verdict(
                 outcome,
@@ -112,13 +112,14 @@ class AllReduce:
                 transfer_s=self._clock.monotonic() - called_at,
             )
         finally:
-            del self._mixing[key]
+            del self.progress.rolls[key]
             self.progress.finish(key)
 
     async def _on_coming(self, sender: PeerId, request: bytes) -> bytes:
         """A reducer asks whether it should wait for us: yes if we are in its roll, or in none yet."""
         key = unpack_roll(request).key
-        return YES if key in self._mixing and self._mixing[key] in (None, request) else NO
+        rolls = self.progress.rolls
+        return YES if key in rolls and rolls[key] in (None, request) else NO
 
     async def _roll(self, key: SyncKey, mine: Contribution) -> _Called | Aborted:
         """Ask the chair, whoever that turns out to be, until there is a roll."""
@@ -138,8 +139,11 @@ class AllReduce:
             if reply is None:
                 self._roster.bury(chair)
                 unreachable[chair] = unreachable.get(chair, 0) + 1
+                held = await self._roll_of_others(key, mine)
+                if held is not None:
+                    return held
             elif reply.kind is Answer.ROLL:
-                return self._checked(key, mine, reply)
+                return self._checked(key, mine, reply.roll)
             elif reply.kind is Answer.REDIRECT and reply.source is not None:
                 if unreachable.get(reply.source, 0) >= _MAX_RETRIES:
                     who = short_id(reply.source)
@@ -167,10 +171,34 @@ class AllReduce:
         except (TransportError, FrameError):
             return None
 
-    def _checked(self, key: SyncKey, mine: Contribution, reply: ConveneReply) -> _Called | Aborted:
+    async def _roll_of_others(self, key: SyncKey, mine: Contribution) -> _Called | None:
+        """The roll that a lost chair has told somebody else, if we are in it: a second roll would split the round."""
+        active = self._roster.active(self._clock.monotonic())
+        others = [p.peer for p in active if p.peer != self._transport.peer_id][:_MAX_ASKED_AT_ONCE]
+        question = bytes(msgpack.packb([key.round, key.fragment]))
+
+        async def ask(peer: PeerId) -> bytes:
+            try:
+                return await self._transport.call(
+                    peer, HELD, question, timeout_s=self._timing.hold_s, max_reply_bytes=MAX_ROLL_BYTES
+                )
+            except TransportError:
+                return b""
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(peer)) for peer in others]
+        held = (self._checked(key, mine, task.result()) for task in tasks if task.result())
+        return next((called for called in held if isinstance(called, _Called)), None)
+
+    async def _on_held(self, sender: PeerId, request: bytes) -> bytes:
+        """A member lost the chair: the roll that we were told, if there is one."""
+        round_, fragment = msgpack.unpackb(request)
+        return self.progress.rolls.get(SyncKey(round_, fragment)) or b""
+
+    def _checked(self, key: SyncKey, mine: Contribution, packed: bytes) -> _Called | Aborted:
         """The roll, if it is one for this member."""
         try:
-            roll = unpack_roll(reply.roll)
+            roll = unpack_roll(packed)
         except FrameError as err:
             return Aborted(Reason.REFUSED, str(err))
         if roll.key != key or self._transport.peer_id not in roll.members or roll.base != mine.base:
@@ -178,7 +206,7 @@ class AllReduce:
         now = self._clock.monotonic()
         for member in roll.members:
             self._roster.vouch(member, now)
-        return _Called(roll, reply.roll)
+        return _Called(roll, packed)
 
     async def _reduce(
         self, called: _Called, mine: Contribution

@@ -29,6 +29,8 @@ PENDING = b""
 YES, NO = b"y", b"n"
 _MAX_ASKED = 16
 _MAX_OPEN = 64
+#: Tokens, which are exact in a float up to here; two absurd weights must not add up to infinity.
+_MAX_WEIGHT = 2.0**53
 _TICK_S = 0.25
 
 
@@ -115,7 +117,7 @@ class Reducer:
         """The contribution, checked."""
         if not shard.frame:
             return Entry(0.0, None)
-        if not shard.weight > 0:
+        if not 0 < shard.weight <= _MAX_WEIGHT:
             raise FrameError(f"values with weight {shard.weight}")
         return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel))
 

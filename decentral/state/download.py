@@ -190,7 +190,7 @@ class Downloader:
         for i, numel in enumerate(self._numels):
             anchor_N, momentum_N = (from_bytes(data[at : at + 4 * numel]) for at in (start, start + 4 * numel))
             start += 8 * numel
-            state = FragmentState(head.rounds[i], anchor_N, OuterState(momentum_N, head.num_steps[i]))
+            state = FragmentState.of(head.rounds[i], anchor_N, OuterState(momentum_N, head.num_steps[i]))
             if state.digest != head.digests[i]:
                 data.clear()
                 raise FrameError("the state received does not have the promised digest")
@@ -198,7 +198,7 @@ class Downloader:
                 data.clear()
                 raise FrameError("the state received is not finite")
             fragments.append(state)
-        return Snapshot.of(head.step, tuple(fragments), head.digests)
+        return Snapshot(head.step, tuple(fragments))
 
 
 def _count(value: Any) -> int:

@@ -21,11 +21,14 @@ class FragmentState:
     """The next round of this fragment."""
     anchor_N: Tensor
     outer: OuterState
+    digest: str
+    """Equal on workers whose next outer step would be equal, bit for bit."""
 
-    @property
-    def digest(self) -> str:
-        """Equal on workers whose next outer step would be equal, bit for bit."""
-        return digest(self.anchor_N, self.outer.momentum_N, torch.tensor([float(self.outer.num_steps)]))
+    @staticmethod
+    def of(round: int, anchor_N: Tensor, outer: OuterState) -> "FragmentState":
+        """A state with its digest, which costs a pass over the values."""
+        num_steps = torch.tensor([float(outer.num_steps)])
+        return FragmentState(round, anchor_N, outer, digest(anchor_N, outer.momentum_N, num_steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,11 @@ class Snapshot:
     step: int
     """Inner steps of its owner at that moment."""
     fragments: tuple[FragmentState, ...]
-    digests: tuple[str, ...]
-    """Of each fragment, computed once."""
 
-    @staticmethod
-    def of(step: int, fragments: tuple[FragmentState, ...], digests: tuple[str, ...] | None = None) -> "Snapshot":
-        """A snapshot; digests that are known already are not computed again."""
-        return Snapshot(step, fragments, digests or tuple(fragment.digest for fragment in fragments))
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digest of every fragment."""
+        return tuple(fragment.digest for fragment in self.fragments)
 
     @property
     def name(self) -> str:

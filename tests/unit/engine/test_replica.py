@@ -63,7 +63,7 @@ def anchors(replica: Replica) -> list[float]:
 
 def state(*anchor: float, momentum: float = 0.0, num_steps: int = 2, round_: int = 2) -> FragmentState:
     anchor_N = torch.tensor(anchor)
-    return FragmentState(round_, anchor_N, OuterState(torch.full_like(anchor_N, momentum), num_steps))
+    return FragmentState.of(round_, anchor_N, OuterState(torch.full_like(anchor_N, momentum), num_steps))
 
 
 def test_the_founder_starts_from_its_trainer() -> None:
@@ -184,7 +184,7 @@ def test_lost_steps_give_no_weight_even_if_the_round_is_aborted() -> None:
 def test_adopt_moves_uncounted_work_along() -> None:
     replica, trainer = founded()
     replica.train(0, 2)
-    replica.adopt(Snapshot.of(40, (state(100.0, 200.0, 300.0, momentum=1.0),)))
+    replica.adopt(Snapshot(40, (state(100.0, 200.0, 300.0, momentum=1.0),)))
     assert anchors(replica) == [100.0, 200.0, 300.0]
     assert trainer.flat() == [98.0, 198.0, 298.0]
     mine = replica.launch(SyncKey(2, 0))
@@ -195,7 +195,7 @@ def test_adopt_moves_uncounted_work_along() -> None:
 def test_adopt_of_a_newcomer_takes_the_anchor_as_it_is() -> None:
     trainer = Descent()
     replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), 0.0)
-    replica.adopt(Snapshot.of(40, (state(1.0, 2.0, 3.0),)))
+    replica.adopt(Snapshot(40, (state(1.0, 2.0, 3.0),)))
     assert replica.has_state
     assert trainer.flat() == anchors(replica) == [1.0, 2.0, 3.0]
     assert replica.pending_steps == 0
@@ -205,7 +205,7 @@ def test_adopt_drops_work_that_is_not_finite() -> None:
     replica, trainer = founded()
     replica.train(0, 2)
     trainer.values["layers.0"][0] = math.nan
-    replica.adopt(Snapshot.of(40, (state(1.0, 2.0, 3.0),)))
+    replica.adopt(Snapshot(40, (state(1.0, 2.0, 3.0),)))
     assert trainer.flat() == [1.0, 2.0, 3.0]
     assert replica.pending_steps == 0
 
@@ -213,7 +213,7 @@ def test_adopt_drops_work_that_is_not_finite() -> None:
 def test_adopt_without_uncounted_work_takes_the_anchor_even_if_the_parameters_differ() -> None:
     replica, trainer = founded()
     trainer.train_steps(0, 5)
-    replica.adopt(Snapshot.of(40, (state(1.0, 2.0, 3.0),)))
+    replica.adopt(Snapshot(40, (state(1.0, 2.0, 3.0),)))
     assert trainer.flat() == [1.0, 2.0, 3.0]
 
 

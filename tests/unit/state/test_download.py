@@ -31,14 +31,14 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def snapshot(seed: int = 0, step: int = 30) -> Snapshot:
     generator = torch.Generator().manual_seed(seed)
     fragments = tuple(
-        FragmentState(
+        FragmentState.of(
             3 + number,
             torch.randn(numel, generator=generator),
             OuterState(torch.randn(numel, generator=generator), 3 + number),
         )
         for number, numel in enumerate(NUMELS)
     )
-    return Snapshot.of(step, fragments)
+    return Snapshot(step, fragments)
 
 
 class Nursery:
@@ -269,8 +269,8 @@ def test_values_that_are_not_finite_are_not_taken_even_with_the_right_digest(whe
         bad_N = first.anchor_N.clone()
         bad_N[5] = float("nan")
         outer = replace(first.outer, momentum_N=bad_N) if where == "momentum" else first.outer
-        bad = FragmentState(first.round, bad_N if where == "anchor" else first.anchor_N, outer)
-        await nursery.donor(nursery.peers[FIRST], Snapshot.of(30, (bad, good.fragments[1])))
+        bad = FragmentState.of(first.round, bad_N if where == "anchor" else first.anchor_N, outer)
+        await nursery.donor(nursery.peers[FIRST], Snapshot(30, (bad, good.fragments[1])))
         refusal = await nursery.fetch(FIRST)
         assert isinstance(refusal, str)
         assert "not finite" in refusal
