@@ -124,7 +124,7 @@ async def _work(
     lines = JsonLinesJournal(out / JOURNAL, clock.wall)
     journal = FanOut(lines, told)
     try:
-        journal.record(Started(run_id, node.identity.peer_id, __version__, own.device, swarm.digest()[:16]))
+        journal.record(Started(run_id, node.identity.peer_id, __version__, own.device, swarm.digest()))
         (out / CONFIG).write_text(json.dumps(json.loads(swarm.to_json()), indent=2) + "\n")
         stream_seed = int.from_bytes(
             hashlib.blake2b(f"{run_id}/{node.identity.peer_id}".encode(), digest_size=6).digest()
@@ -216,6 +216,7 @@ def _options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
         run_id=run_id,
         config=swarm.to_json().encode(),
         rounds=swarm.run.rounds,
+        min_workers=swarm.run.min_workers,
         plan=SyncPlan(method.inner_steps, method.fragments, method.delay_steps),
         rule=DiLoCo(method.outer_lr, method.outer_momentum),
         codec=make_codec(method.codec),
@@ -297,5 +298,5 @@ def _facts(hello: Hello, swarm: SwarmConfig) -> RunFacts:
         rounds=swarm.run.rounds,
         protocol=PROTOCOL,
         version=hello.version,
-        config_digest=swarm.digest()[:16],
+        config_digest=swarm.digest(),
     )

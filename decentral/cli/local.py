@@ -61,6 +61,7 @@ def local(
     swarm = resolve_task(settings.swarm)
     if own.data:  # all workers are on this machine
         swarm = with_values(swarm, {"data.paths": own.data})
+    swarm = with_values(swarm, {"run.min_workers": workers})
     import torch
 
     from decentral.cli import compose

@@ -34,6 +34,8 @@ class RunOptions:
     """For the mean that a reducer sends back."""
     mix_alpha: float = 0.0
     """Share of the local parameters kept when a new anchor is applied (0: replaced)."""
+    min_workers: int = 1
+    """The first inner step waits for so many workers, for at most ``_GATHER_S`` (see ``worker``)."""
     eval_every_rounds: int = 0
     """Validate the anchor after every so many rounds (0: never)."""
     timing: Timing = field(default_factory=Timing)

@@ -49,6 +49,8 @@ _CHUNK_S = 1.0
 _LEAVE_S = 8.0
 #: A worker that is done serves the others for so long at most.
 _LINGER_S = 15.0
+#: The first round waits for so long at most for the workers that the run asks for.
+_GATHER_S = 120.0
 _JOIN_ATTEMPTS = 20
 _MAX_SAT_OUT = 3
 _REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
@@ -136,9 +138,10 @@ class Worker:
             IdentityError: another live worker has the same identity.
         """
         heart = asyncio.create_task(self.membership.run())
-        self._meter.start(self._clock.monotonic())
         reason = "failed"
         try:
+            await self._gather(stop)
+            self._meter.start(self._clock.monotonic())
             while not (done := self._round() >= self._options.rounds) and not stop.is_set():
                 if heart.done():
                     heart.result()
@@ -166,6 +169,16 @@ class Worker:
         await self._exchange.start()
         await self._donor.start()
         await serve_hello(self._parts.transport, self._options.run_id, self._options.config, self.membership.records)
+
+    async def _gather(self, stop: asyncio.Event) -> None:
+        """Before the first step of a run: wait for the workers it asks for, else a founder trains alone meanwhile."""
+        until = self._clock.monotonic() + _GATHER_S
+        while self._step == 0 and self._clock.monotonic() < until and not stop.is_set():
+            missing = self._options.min_workers - len(self.membership.roster.active(self._clock.monotonic()))
+            self._meter.explain(f"waits for {missing} more workers" if missing > 0 else "")
+            if missing <= 0:
+                return
+            await asyncio.sleep(self._options.timing.beat_s / 4)
 
     async def _linger(self, stop: asyncio.Event) -> None:
         """Serve those who are not done yet."""

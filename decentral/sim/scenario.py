@@ -33,6 +33,7 @@ class Scenario:
     rounds: int
     plan: SyncPlan = field(default_factory=lambda: SyncPlan(inner_steps=10))
     mix_alpha: float = 0.0
+    min_workers: int = 1
     step_s: float = 0.1
     """Virtual seconds of an inner step."""
     paces: Mapping[int, float] = field(default_factory=dict)
@@ -118,6 +119,7 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         rounds=scenario.rounds,
         plan=scenario.plan,
         mix_alpha=scenario.mix_alpha,
+        min_workers=scenario.min_workers,
         rule=scenario.outer,
         codec=codec,
         mean_codec=codec,

@@ -21,7 +21,7 @@ class Timing:
     """Wait for a living worker for so many times the duration of one's own inner steps ..."""
     max_patience_s: float = 120.0
     """... but never longer than this, which also holds while no pace is known."""
-    transfer_timeout_s: float = 120.0
+    transfer_timeout_s: float = 60.0
     """A shard is closed over the parts that have arrived after at most this time."""
     hold_s: float = 2.0
     """A peer answers "not yet" after so long, so that a lost reply costs seconds and not a round."""
