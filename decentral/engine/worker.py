@@ -280,13 +280,10 @@ class Worker:
 
     async def _await(self, task: asyncio.Task[Verdict], stop: asyncio.Event) -> Verdict | None:
         """The verdict; ``None`` if the worker is to stop and the round does not end soon."""
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                await asyncio.wait({task}, timeout=_LEAVE_S)
-        finally:
-            stopping.cancel()
+        while not task.done() and not stop.is_set():
+            # Looks for the signal now and then; a task that waits for it would have to be made for every round.
+            await asyncio.wait({task}, timeout=_CHUNK_S)
+        await asyncio.wait({task}, timeout=_LEAVE_S)
         if task.done():
             return task.result()
         task.cancel()
@@ -367,7 +364,8 @@ class Worker:
         overdue = self._replica.pending_steps >= plan.inner_steps
         self._step = next_launch - 1 if overdue else min(snapshot.step, next_launch - 1)
         self._meter.explain("")
-        self.membership.update(since=min(snapshot.rounds))
+        # Junior to everybody who was there when this round began, the founder included.
+        self.membership.update(since=min(snapshot.rounds) + 1)
         self._tell(State.TRAINING)
 
     async def _save_if_due(self) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import msgpack
 import torch
+from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
@@ -29,7 +30,6 @@ from decentral.exchange.messages import (
     Answer,
     Convene,
     ConveneReply,
-    Mean,
     Shard,
     pack_convene,
     pack_shard,
@@ -212,44 +212,37 @@ class AllReduce:
         self, called: _Called, mine: Contribution
     ) -> tuple[Mixed | Aborted, tuple[tuple[PeerId, str], ...]]:
         """All shards, or nothing."""
-        parts = self._wire.parts(called.roll)
+        parts, members = self._wire.parts(called.roll), called.roll.members
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._mean(called, part, mine)) for part in parts]
-        means = [task.result() for task in tasks]
         delta_N = torch.empty_like(mine.delta_N)
         missed: list[tuple[int, int]] = []
         inside: set[int] = set()
-        for part, mean in zip(parts, means, strict=True):
+        for part, mean in zip(parts, (task.result() for task in tasks), strict=True):
             if isinstance(mean, Aborted):
                 return mean, ()
-            delta_N[part.start : part.stop] = unpack(mean.frame, self._wire.mean_codec, part.numel)
-            inside.update(mean.contributors)
-            if called.roll.members.index(self._transport.peer_id) not in mean.contributors:
+            contributors, delta_N[part.start : part.stop] = mean
+            inside.update(contributors)
+            if members.index(self._transport.peer_id) not in contributors:
                 missed.append((part.start, part.stop))
-        members = tuple(member for i, member in enumerate(called.roll.members) if i in inside)
-        late = tuple((m, "in the roll, but brought nothing") for m in called.roll.members if m not in members)
-        return Mixed(delta_N, members, missed=tuple(missed)), late
+        mixed = Mixed(delta_N, tuple([members[i] for i in sorted(inside)]), missed=tuple(missed))
+        late = [(m, "in the roll, but brought nothing") for i, m in enumerate(members) if i not in inside]
+        return mixed, tuple(late)
 
-    async def _mean(self, called: _Called, part: Part, mine: Contribution) -> Mean | Aborted:
-        """The mean of one shard, from its reducer or, if that is lost, from another member."""
+    async def _mean(self, called: _Called, part: Part, mine: Contribution) -> tuple[tuple[int, ...], Tensor] | Aborted:
+        """Contributors to one shard and their mean, from its reducer or, if that is lost, from another member."""
         limit = self._wire.mean_limit(part.numel, len(called.roll.members))
-        answer = await self._from_reducer(called, part, mine, limit)
-        if isinstance(answer, Aborted):
-            return answer
-        answer = answer or await self._from_others(called, part, limit)
+        answer = await self._from_reducer(called, part, mine, limit) or await self._from_others(called, part, limit)
+        who = short_id(part.reducer)
         if answer is None:
-            who = short_id(part.reducer)
             return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
         try:
             mean = unpack_mean(answer, limit, len(called.roll.members))
-            unpack(mean.frame, self._wire.mean_codec, part.numel)
+            return mean.contributors, unpack(mean.frame, self._wire.mean_codec, part.numel)
         except FrameError as err:
-            return Aborted(Reason.REFUSED, f"shard {part.index} from {short_id(part.reducer)}: {err}")
-        return mean
+            return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
 
-    async def _from_reducer(
-        self, called: _Called, part: Part, mine: Contribution, limit: int
-    ) -> bytes | Aborted | None:
+    async def _from_reducer(self, called: _Called, part: Part, mine: Contribution, limit: int) -> bytes | None:
         """Send our part and wait for the answer; ``None`` if the reducer is lost or gave up."""
         listening = Shard(called.packed, part.index, 0.0, b"")
         values_S = mine.delta_N[part.start : part.stop]
