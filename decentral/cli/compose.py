@@ -17,8 +17,10 @@ from decentral.adapters.address import parse_address
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
 from decentral.cli.config import SwarmConfig, WorkerConfig, diff
+from decentral.cli.folder import CONFIG, IDENTITY, JOURNAL, MODEL, whole_file
+from decentral.cli.settings import import_task
 from decentral.engine.hello import Hello, ask_hello
-from decentral.errors import DecentralError, ExitCode, MismatchError, UnreachableError
+from decentral.errors import DecentralError, ExitCode, MismatchError, UnreachableError, UsageError
 from decentral.monitor.status import RunFacts, StatusReport, summarize
 from decentral.types import PeerId
 
@@ -30,10 +32,6 @@ if TYPE_CHECKING:  # torch: see above
 
 _log = logging.getLogger(__name__)
 _HELLO_TIMEOUT_S = 10.0
-MODEL = "model.safetensors"
-IDENTITY = "identity.key"
-CONFIG = "config.json"
-JOURNAL = "journal.jsonl"
 
 
 async def ask_status(addresses: Sequence[str], *, timeout_s: float) -> StatusReport:
@@ -84,7 +82,7 @@ async def run_worker(
         identity_path=Path(own.identity) if own.identity else out / IDENTITY,
         host=own.host,
         port=own.port,
-        announce=(own.announce,) if own.announce else (),
+        announce=(_announced(own),) if own.announce else (),
         initial_peers=tuple(initial),
     )
     async with _node(options) as node:
@@ -125,7 +123,8 @@ async def _work(
     journal = FanOut(lines, told)
     try:
         journal.record(Started(run_id, node.identity.peer_id, __version__, own.device, swarm.digest()))
-        (out / CONFIG).write_text(json.dumps(json.loads(swarm.to_json()), indent=2) + "\n")
+        with whole_file(out / CONFIG) as file:
+            file.write(json.dumps(json.loads(swarm.to_json()), indent=2) + "\n")
         stream_seed = int.from_bytes(
             hashlib.blake2b(f"{run_id}/{node.identity.peer_id}".encode(), digest_size=6).digest()
         )
@@ -183,12 +182,9 @@ def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_s
     Raises:
         DecentralError: the machine cannot run the task, or there is no data.
     """
-    import importlib
-
     from decentral.ports.trainer import Seat
 
-    module_name, _, name = swarm.task.factory.partition(":")
-    module = importlib.import_module(module_name)
+    module, build = import_task(swarm.task.factory)
     check = getattr(module, "check", None)
     if check is not None:
         check(swarm.task.settings, device)
@@ -199,8 +195,24 @@ def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_s
         device=device,
         data=tuple(data or swarm.data.paths),
     )
-    trainer: Trainer = getattr(module, name)(swarm.task.settings, seat)
+    trainer: Trainer = build(swarm.task.settings, seat)
     return trainer
+
+
+def _announced(own: WorkerConfig) -> str:
+    """The address to announce; a host alone stands for that host and the port we listen on.
+
+    Raises:
+        UsageError: a host alone, but the port is chosen at the start.
+    """
+    if own.announce.startswith("/") or ":" in own.announce:
+        return own.announce
+    if not own.port:
+        raise UsageError(
+            f'--announce "{own.announce}" has no port, and this worker listens on any free one.',
+            hint=f"Give both: --port 31337 --announce {own.announce}.",
+        )
+    return f"{own.announce}:{own.port}"
 
 
 def _options(swarm: SwarmConfig, run_id: str) -> "RunOptions":

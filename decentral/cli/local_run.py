@@ -21,8 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import decentral
 from decentral.cli import outcome
 from decentral.cli.children import Child, ending, start, stop
-from decentral.cli.compose import JOURNAL
 from decentral.cli.config import SwarmConfig, WorkerConfig, to_toml
+from decentral.cli.folder import JOURNAL, whole_file
 from decentral.cli.render import console, run_line, view
 from decentral.cli.replay import Replay
 from decentral.cli.worker import stopping
@@ -88,7 +88,7 @@ class LocalRun:
         Raises:
             DecentralError: all workers failed; with the error of the first.
         """
-        with outcome.whole_file(self._folder / "config.toml") as file:
+        with whole_file(self._folder / "config.toml") as file:
             file.write(to_toml(self._swarm))
         self._say(f"{len(self._folders)} workers, {self._swarm.run.rounds} rounds, in {self._folder}")
         began = time.monotonic()

@@ -1,16 +1,14 @@
 """What a local run leaves behind: one journal, the newest weights, a loss curve, and a summary for people."""
 
-import contextlib
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from decentral.cli.compose import MODEL
+from decentral.cli.folder import MODEL, whole_file
 from decentral.cli.render import amount, loss, traffic
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.status import Totals
@@ -24,18 +22,6 @@ class Model:
     path: Path
     round: int
     digest: str
-
-
-@contextlib.contextmanager
-def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file that appears under its name only when it is complete."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open(mode) as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def merge_journals(journals: Sequence[Path], target: Path) -> list[dict[str, Any]]:

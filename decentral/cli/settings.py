@@ -6,10 +6,12 @@ compared with what the swarm trains, the defaults are not.
 
 import difflib
 import importlib
+import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -74,24 +76,37 @@ def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
     Raises:
         ConfigError: the task cannot be imported, or refuses its settings.
     """
-    module_name, _, name = swarm.task.factory.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as err:
-        raise ConfigError(
-            f"task.factory is {swarm.task.factory!r}, and {module_name} cannot be imported: {err}",
-            hint="Install the package that holds the task, or run from the folder that does.",
-        ) from err
-    if not callable(getattr(module, name, None)):
-        raise ConfigError(
-            f"task.factory is {swarm.task.factory!r}, but {module_name} has no function {name}",
-            hint=_did_you_mean(name, [n for n, value in vars(module).items() if callable(value)]),
-        )
+    module, _ = import_task(swarm.task.factory)
     resolve = getattr(module, "resolve", None)
     if resolve is None:
         return swarm
     settings = dict(resolve(swarm.task.settings))
     return swarm.model_copy(update={"task": swarm.task.model_copy(update={"settings": settings})})
+
+
+def import_task(factory: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module of a task and its factory; the current folder is searched as well, as ``python -m`` does.
+
+    Raises:
+        ConfigError: it cannot be imported, or there is no such function.
+    """
+    module_name, _, name = factory.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as err:
+        raise ConfigError(
+            f"task.factory is {factory!r}, and {module_name} cannot be imported: {err}",
+            hint="Install the package that holds the task, or run from the folder that does.",
+        ) from err
+    build = getattr(module, name, None)
+    if not callable(build):
+        raise ConfigError(
+            f"task.factory is {factory!r}, but {module_name} has no function {name}",
+            hint=_did_you_mean(name, [n for n, value in vars(module).items() if callable(value)]),
+        )
+    return module, build
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from decentral.types import PeerId
 PRESENCE = "presence"
 #: Records that travel in one exchange, besides the sender's own.
 _NUM_FORWARDED = 16
+#: Peers that hear at once of a worker that comes or goes; the others hear of it from them.
+_NUM_TOLD = 8
 #: A newcomer, who knows nobody yet, gets so many at once.
 _NUM_FOR_NEWCOMER = 256
 _MAX_MESSAGE_BYTES = (_NUM_FOR_NEWCOMER + 2) * (MAX_RECORD_BYTES + 32)
@@ -78,6 +80,8 @@ class Membership:
         self._echoes = 0
         self._signed_seq = -1
         self._signed_at = 0.0
+        self._awake_at = clock.monotonic()
+        self._catching_up = asyncio.Lock()
         self.update()
 
     @property
@@ -109,11 +113,24 @@ class Membership:
 
     async def beat(self) -> None:
         """Tell one random live peer that this worker is alive, and take in what it knows."""
+        await self.catch_up()
         self.update()
         others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
         if others:
             await self.tell(self._random.choice(others))
         self._note_changes()
+
+    async def catch_up(self) -> None:
+        """After a pause (a stopped process, a laptop that slept) all others look dead: ask them before believing it."""
+        async with self._catching_up:
+            now = self._clock.monotonic()
+            away_s, self._awake_at = now - self._awake_at, now
+            if away_s < self._timing.ttl_s:
+                return
+            known = [p.peer for p, _ in self.roster.with_ages(now) if p.peer != self._own.peer]
+            async with asyncio.TaskGroup() as group:
+                for peer in known[:_NUM_FORWARDED]:
+                    group.create_task(self.tell(peer))
 
     async def tell(self, peer: PeerId) -> None:
         """Exchange records with one peer."""
@@ -133,7 +150,7 @@ class Membership:
         """Tell a few peers at once: of a member they should count on, or of one that nobody should wait for."""
         others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
         async with asyncio.TaskGroup() as group:
-            for peer in self._random.sample(others, min(len(others), _NUM_FORWARDED)):
+            for peer in self._random.sample(others, min(len(others), _NUM_TOLD)):
                 group.create_task(self.tell(peer))
 
     def absorb(self, message: bytes) -> None:
@@ -216,7 +233,9 @@ class Membership:
 
     def _note_changes(self) -> None:
         """Tell the journal who came and who went since the last beat."""
-        live = frozenset(p.peer for p in self.roster.live(self._clock.monotonic()))
+        now = self._clock.monotonic()
+        self.roster.forget(now)
+        live = frozenset(p.peer for p in self.roster.live(now))
         for peer in sorted(live - self._live - {self._own.peer}):
             self._journal.record(PeerSeen(peer))
         for peer in sorted(self._live - live):

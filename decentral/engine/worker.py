@@ -225,6 +225,7 @@ class Worker:
 
     async def _launch(self, key: SyncKey) -> None:
         """Take the pseudo-gradient and start its exchange."""
+        await self.membership.catch_up()
         mine = await self._clock.run(lambda: self._replica.launch(key))
         if mine.weight > 0:
             self._sat_out = 0

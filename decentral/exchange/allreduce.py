@@ -204,8 +204,7 @@ class AllReduce:
         if roll.key != key or self._transport.peer_id not in roll.members or roll.base != mine.base:
             return Aborted(Reason.REFUSED, f"the chair {short_id(roll.chair)} answered with a roll for somebody else")
         now = self._clock.monotonic()
-        for member in roll.members:
-            self._roster.vouch(member, now)
+        self._roster.vouch(roll.members, now)
         return _Called(roll, packed)
 
     async def _reduce(
@@ -244,13 +243,10 @@ class AllReduce:
 
     async def _from_reducer(self, called: _Called, part: Part, mine: Contribution, limit: int) -> bytes | None:
         """Send our part and wait for the answer; ``None`` if the reducer is lost or gave up."""
-        listening = Shard(called.packed, part.index, 0.0, b"")
-        values_S = mine.delta_N[part.start : part.stop]
-        request = pack_shard(
-            Shard(called.packed, part.index, mine.weight, pack(self._wire.codec, values_S))
-            if mine.weight
-            else listening
-        )
+        listening = request = pack_shard(Shard(called.packed, part.index, 0.0, b""))
+        if mine.weight:
+            frame = pack(self._wire.codec, mine.delta_N[part.start : part.stop])
+            request = pack_shard(Shard(called.packed, part.index, mine.weight, frame))
         timeout_s = self._timing.call_timeout_s(len(request) + limit)
         began = heard_at = self._clock.monotonic()
         while (now := self._clock.monotonic()) - began < 2 * self._timing.transfer_timeout_s:
@@ -265,11 +261,15 @@ class AllReduce:
                 await asyncio.sleep(self._timing.beat_s / 2)
                 continue
             except CallRefused:
-                return None
+                if request == listening:
+                    return None
+                # Our part is not wanted; the mean of the others still is.
+                request = listening
+                continue
             if answer != PENDING:
                 return answer if self._answers.accept(called.packed, part.index, answer) else None
             heard_at = self._clock.monotonic()
-            request = pack_shard(listening)
+            request = listening
         return None
 
     async def _from_others(self, called: _Called, part: Part, limit: int) -> bytes | None:

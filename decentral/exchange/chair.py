@@ -109,7 +109,7 @@ class Chair:
         if settled is not None:
             return settled
         now = self._clock.monotonic()
-        self._roster.vouch(sender, now)
+        self._roster.vouch((sender,), now)
         ahead = self._ahead(key, now)
         if ahead is not None:
             return ConveneReply(Answer.BEHIND, source=ahead)

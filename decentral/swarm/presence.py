@@ -89,7 +89,7 @@ class Presence:
     """One worker's record.
 
     ``round`` is the next round it will take part in and ``digest`` that of the anchor and outer state it holds.
-    ``since`` is the first round that it was there for from the start: the smaller, the more senior (``swarm.matching``).
+    ``since`` is the first round it was there for from the start: the smaller, the more senior (``swarm.matching``).
     """
 
     peer: PeerId

@@ -40,7 +40,7 @@ class Roster:
         heard_at = now - max(0.0, age_s)
         if entry is None:
             self._entries[presence.peer] = _Entry(presence, heard_at)
-            self._forget(now)
+            self.forget(now)
             # Kept in order of peer id, so that nobody who reads has to sort.
             self._entries = dict(sorted(self._entries.items()))
             return True
@@ -50,11 +50,12 @@ class Roster:
         entry.presence, entry.heard_at, entry.buried = presence, max(heard_at, entry.heard_at), False
         return True
 
-    def vouch(self, peer: PeerId, now: float) -> None:
-        """The peer was heard of just now by other means than its record: it called, or a chair has it in the roll."""
-        entry = self._entries.get(peer)
-        if entry is not None:
-            entry.heard_at, entry.buried = now, False
+    def vouch(self, peers: Iterable[PeerId], now: float) -> None:
+        """The peers were heard of just now by other means than a record: they called, or a chair has them in a roll."""
+        for peer in peers:
+            entry = self._entries.get(peer)
+            if entry is not None:
+                entry.heard_at, entry.buried = now, False
 
     def bury(self, peer: PeerId) -> None:
         """The peer could not be reached: dead until heard of anew."""
@@ -89,7 +90,7 @@ class Roster:
         """Every remembered record with the seconds since it was news, in order of peer id."""
         return [(entry.presence, max(0.0, now - entry.heard_at)) for entry in self._entries.values()]
 
-    def _forget(self, now: float) -> None:
+    def forget(self, now: float) -> None:
         """Drop the long silent, and the most silent one when there are too many."""
         horizon = now - _REMEMBER_TTLS * self._ttl_s
         gone: Iterable[PeerId] = [peer for peer, entry in self._entries.items() if entry.heard_at < horizon]

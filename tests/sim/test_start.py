@@ -1,6 +1,10 @@
-"""The first step of a run."""
+"""The first step of a run, and the first after a pause."""
+
+import pytest
 
 from decentral.monitor.events import RoundMixed, StretchDone
+from decentral.sim.checkers import agreement, reunion
+from decentral.sim.faults import FaultTape, Pause
 from decentral.sim.scenario import Scenario, simulate
 
 
@@ -18,3 +22,15 @@ def test_it_does_not_wait_for_ever() -> None:
     record = simulate(scenario)
     assert 120 < record.ended_at_s < 240
     assert all(outcome.done for outcome in record.outcomes.values())
+
+
+@pytest.mark.parametrize("at_s", [8.05, 8.35, 8.65])
+def test_a_worker_that_was_stopped_does_not_take_the_others_for_dead(at_s: float) -> None:
+    scenario = Scenario(1, 3, rounds=40, min_workers=3)
+    sleeper = scenario.peers[2]
+    tape = FaultTape([Pause(at_s, sleeper, for_s=20.0)])
+    record = simulate(scenario, tape)
+    assert tape.exhausted()
+    assert [*agreement(record), *reunion(scenario, record)] == []
+    mixed = [e for e in record.journals[sleeper][0].events if isinstance(e, RoundMixed)]
+    assert all(len(event.members) > 1 for event in mixed), "it mixed alone"

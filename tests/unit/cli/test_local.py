@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from decentral.cli import children, outcome
-from decentral.cli.compose import MODEL
 from decentral.cli.config import SwarmConfig, to_toml
+from decentral.cli.folder import MODEL
 from decentral.cli.local import measure, rounds_for
 from decentral.cli.replay import Replay
 from decentral.cli.settings import load

@@ -30,7 +30,7 @@ def test_who_was_never_heard_of_is_not_alive() -> None:
     roster = Roster(TTL_S)
     assert not roster.is_live(A, 0.0)
     assert roster.get(A) is None
-    roster.vouch(A, 0.0)
+    roster.vouch((A,), 0.0)
     roster.bury(A)
     assert roster.live(0.0) == []
 
@@ -63,7 +63,7 @@ def test_news_that_took_a_detour_does_not_undo_later_evidence() -> None:
     """A forwarder may claim any age: it must not make a peer look dead that was heard of at first hand."""
     roster = Roster(TTL_S)
     roster.observe(presence(A), 0.0)
-    roster.vouch(A, 10.0)
+    roster.vouch((A,), 10.0)
     assert roster.observe(presence(A, seq=2), 11.0, age_s=1e9)
     assert roster.is_live(A, 15.0)
     assert roster.get(A) == presence(A, seq=2)
@@ -78,7 +78,7 @@ def test_a_buried_peer_is_dead_until_heard_of_anew() -> None:
         assert not roster.observe(presence(peer), 0.5)
     assert roster.live(0.0) == roster.active(0.0) == []
     roster.observe(presence(A, seq=2), 1.0)
-    roster.vouch(B, 1.0)
+    roster.vouch((B,), 1.0)
     assert roster.is_live(A, 1.0)
     assert roster.is_live(B, 6.9)
 
@@ -86,7 +86,7 @@ def test_a_buried_peer_is_dead_until_heard_of_anew() -> None:
 def test_vouching_renews_a_life() -> None:
     roster = Roster(TTL_S)
     roster.observe(presence(A), 0.0)
-    roster.vouch(A, 5.0)
+    roster.vouch((A,), 5.0)
     assert roster.is_live(A, 10.9)
     assert not roster.is_live(A, 11.0)
 
@@ -145,7 +145,7 @@ def test_live_and_is_live_agree_and_seq_never_goes_back(steps: list[tuple[str, P
             assert news == (seq > highest.get(peer, -1))
             highest[peer] = max(seq, highest.get(peer, -1))
         elif what == "vouch":
-            roster.vouch(peer, now)
+            roster.vouch((peer,), now)
         else:
             roster.bury(peer)
             assert not roster.is_live(peer, now)

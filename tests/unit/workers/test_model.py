@@ -1,3 +1,5 @@
+import math
+
 import torch
 
 from workers.lm.model import GPT, ModelConfig
@@ -7,6 +9,15 @@ SMALL = ModelConfig(d_model=32, num_layers=2, num_heads=2, context=16)
 
 def _model(config: ModelConfig = SMALL, seed: int = 0) -> GPT:
     return GPT(config, torch.Generator().manual_seed(seed))
+
+
+def _trained(config: ModelConfig = SMALL) -> GPT:
+    """A model whose layers all have a say: fresh ones add nothing to the residual stream."""
+    model, generator = _model(config), torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def _bytes(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -29,7 +40,7 @@ def test_the_seed_alone_decides_the_weights() -> None:
 
 
 def test_no_position_sees_a_later_one() -> None:
-    model, bytes_BT = _model(), _bytes(2, 16)
+    model, bytes_BT = _trained(), _bytes(2, 16)
     changed_BT = bytes_BT.clone()
     changed_BT[:, 10] = (changed_BT[:, 10] + 1) % 256
     before, after = model(bytes_BT), model(changed_BT)
@@ -38,20 +49,18 @@ def test_no_position_sees_a_later_one() -> None:
 
 
 def test_positions_matter() -> None:
-    model = _model()
+    model = _trained()
     forwards, backwards = model(torch.tensor([[1, 2, 3]])), model(torch.tensor([[2, 1, 3]]))
     assert not torch.allclose(forwards[0, -1], backwards[0, -1], atol=1e-4)
 
 
-def test_loss_starts_near_that_of_guessing() -> None:
+def test_loss_starts_within_reach_of_guessing() -> None:
     loss = _model(ModelConfig()).loss(_bytes(2, 65)).item()
-    assert abs(loss - torch.tensor(256.0).log().item()) < 0.1
+    assert math.log(256) < loss < 1.3 * math.log(256)
 
 
 def test_generation_with_cached_keys_draws_what_full_passes_would() -> None:
-    model = _model()
-    with torch.no_grad():
-        model.embedding.mul_(20)  # Confident logits: a wrong key would change the likeliest byte.
+    model = _trained()
     prompt = b"def f"
     drawn = model.generate(prompt, 10, temperature=1.0, top_k=1, generator=torch.Generator())
     text = list(prompt)
