@@ -15,6 +15,25 @@ from decentral.sim.world import World, peer_id
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.swarm.timing import Timing
 
+TIMING = Timing()
+
+
+async def started(world: World, number: int) -> Membership:
+    """A member that answers; its heart does not beat yet."""
+    peer = world.add(peer_id(number))
+    member = Membership(
+        Presence(peer.peer_id, "run", 0, State.TRAINING, 0, 0, ""),
+        metrics=Metrics,
+        transport=peer.transport,
+        directory=peer.directory,
+        clock=peer.clock,
+        identity=peer.identity,
+        timing=TIMING,
+        journal=MemoryJournal(),
+    )
+    await member.start()
+    return member
+
 
 @pytest.fixture
 def _hanging_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,31 +46,12 @@ def _hanging_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_hanging_directory")
 def test_a_hanging_directory_delays_no_sign_of_life() -> None:
-    timing = Timing()
-
     async def play() -> None:
         world = World(seed=0)
-        members = []
-        for number in range(2):
-            peer = world.add(peer_id(number))
-            own = Presence(peer.peer_id, "run", 0, State.TRAINING, 0, 0, "")
-            members.append(
-                Membership(
-                    own,
-                    metrics=Metrics,
-                    transport=peer.transport,
-                    directory=peer.directory,
-                    clock=peer.clock,
-                    identity=peer.identity,
-                    timing=timing,
-                    journal=MemoryJournal(),
-                )
-            )
-        for member in members:
-            await member.start()
+        members = [await started(world, number) for number in range(2)]
         await members[0].tell(peer_id(1))
         hearts = [asyncio.create_task(member.run()) for member in members]
-        await asyncio.sleep(10 * timing.ttl_s)
+        await asyncio.sleep(10 * TIMING.ttl_s)
         now = world.peers[peer_id(0)].clock.monotonic()
         assert [p.peer for p in members[0].roster.active(now)] == [peer_id(0), peer_id(1)]
         assert members[0].roster.get(peer_id(1)) != Presence(peer_id(1), "run", 0, State.TRAINING, 0, 0, "")
@@ -72,3 +72,20 @@ def test_no_round_splits_when_workers_join(seed: int) -> None:
                 members[event.round].add(event.members)
     assert {round_: rolls for round_, rolls in members.items() if len(rolls) > 1} == {}
     assert len(next(iter(members[7]))) == 6
+
+
+def test_after_a_pause_the_others_are_asked_before_they_count_as_dead() -> None:
+    async def play() -> None:
+        world = World(seed=0)
+        sleeper, *others = [await started(world, number) for number in range(3)]
+        for other in others:
+            await sleeper.tell(other.own.peer)
+        await asyncio.sleep(2 * TIMING.ttl_s)
+        now = world.peers[peer_id(0)].clock.monotonic
+        assert sleeper.roster.active(now()) == []
+        for other in others:
+            other.update()
+        await sleeper.catch_up()
+        assert [p.peer for p in sleeper.roster.active(now()) if p.peer != peer_id(0)] == [peer_id(1), peer_id(2)]
+
+    loop.run(play(), until_s=1e4)
