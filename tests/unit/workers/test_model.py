@@ -1,5 +1,3 @@
-import math
-
 import torch
 
 from workers.lm.model import GPT, ModelConfig
@@ -54,9 +52,10 @@ def test_positions_matter() -> None:
     assert not torch.allclose(forwards[0, -1], backwards[0, -1], atol=1e-4)
 
 
-def test_loss_starts_within_reach_of_guessing() -> None:
-    loss = _model(ModelConfig()).loss(_bytes(2, 65)).item()
-    assert math.log(256) < loss < 1.3 * math.log(256)
+def test_a_fresh_model_adds_nothing_to_the_residual_stream() -> None:
+    model, bytes_BT = _model(), _bytes(1, 8)
+    alone = torch.cat([model(bytes_BT[:, index : index + 1]) for index in range(8)], dim=1)
+    assert torch.allclose(model(bytes_BT), alone, atol=1e-6)
 
 
 def test_generation_with_cached_keys_draws_what_full_passes_would() -> None:
