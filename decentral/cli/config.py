@@ -38,7 +38,7 @@ class RunSection(_Section):
 
     name: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description=_NAME)
     seed: int = Field(default=0, ge=0, lt=2**31)
-    rounds: int = Field(default=40, ge=1, le=10_000_000)
+    rounds: int = Field(default=500, ge=1, le=10_000_000)
     min_workers: int = Field(default=1, ge=1, le=4096)
     """The first step waits for so many workers, for two minutes at most."""
 

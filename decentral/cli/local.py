@@ -23,6 +23,7 @@ from decentral.errors import UsageError
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
     from decentral.ports.trainer import Trainer
 
+DEFAULT_MINUTES = 2.0
 #: Of a round beyond its inner steps, on loopback.
 _ROUND_OVERHEAD_S = 0.5
 
@@ -30,7 +31,9 @@ _ROUND_OVERHEAD_S = 0.5
 def local(
     more_data: Annotated[list[str] | None, MORE_DATA] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes to start.")] = 4,
-    minutes: Annotated[float | None, typer.Option(help="Train for about this long.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help=f"Train for about this long; {DEFAULT_MINUTES:g} if nothing else ends the run.")
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Train on at least this many tokens, all workers together.")
     ] = None,
@@ -55,6 +58,8 @@ def local(
         "worker.log_level": "debug" if debug else None,
     }
     settings = load(config, assignments or (), flags)
+    if minutes is None and tokens is None and "run.rounds" not in settings.explicit:
+        minutes = DEFAULT_MINUTES
     own = settings.worker
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = own.model_copy(update={"threads": own.threads or max(1, cores // workers)})

@@ -100,6 +100,11 @@ def import_task(factory: str) -> tuple[ModuleType, Callable[..., Any]]:
             f"task.factory is {factory!r}, and {module_name} cannot be imported: {err}",
             hint="Install the package that holds the task, or run from the folder that does.",
         ) from err
+    except Exception as err:
+        raise ConfigError(
+            f"task.factory is {factory!r}, and importing {module_name} failed: {type(err).__name__}: {err}",
+            hint="This is a fault of that module; --debug shows where.",
+        ) from err
     build = getattr(module, name, None)
     if not callable(build):
         raise ConfigError(

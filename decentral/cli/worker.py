@@ -6,14 +6,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from decentral.cli.settings import Settings, load, resolve_task
-from decentral.errors import ConfigError, ExitCode, UsageError
+from decentral.errors import ConfigError, DecentralError, ExitCode, UsageError
 
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
 SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatable.", metavar="KEY=VALUE")
@@ -104,7 +104,13 @@ def run(settings: Settings, join: Sequence[str]) -> int:
         with stopping() as stop:
             return await compose.run_worker(swarm, own, join, settings.explicit, _announce_join, stop)
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except DecentralError:
+        if not settings.worker.out:
+            with suppress(OSError):  # a start that failed leaves no empty folder behind
+                os.rmdir(own.out)
+        raise
 
 
 def make_folder(given: str, name: str) -> Path:

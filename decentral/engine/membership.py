@@ -20,7 +20,7 @@ from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.transport import Transport
-from decentral.swarm.presence import MAX_RECORD_BYTES, Metrics, Presence, decode, encode
+from decentral.swarm.presence import MAX_RECORD_BYTES, Metrics, Presence, State, decode, encode
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
@@ -35,6 +35,8 @@ _NUM_FOR_NEWCOMER = 256
 _MAX_MESSAGE_BYTES = (_NUM_FOR_NEWCOMER + 2) * (MAX_RECORD_BYTES + 32)
 #: So many beats between two visits to the directory.
 _DIRECTORY_BEATS = 2
+#: What the last record of a peer that went in order says.
+_FAREWELLS = {State.LEAVING: "it left", State.DONE: "it is done"}
 #: News of oneself that one did not write: a few are echoes of an earlier life, more are a live double.
 _MAX_ECHOES = 3
 
@@ -239,6 +241,8 @@ class Membership:
         for peer in sorted(live - self._live - {self._own.peer}):
             self._journal.record(PeerSeen(peer))
         for peer in sorted(self._live - live):
-            self._journal.record(PeerLost(peer, "silent or unreachable"))
+            presence = self.roster.get(peer)
+            farewell = None if presence is None else _FAREWELLS.get(presence.state)
+            self._journal.record(PeerLost(peer, farewell or "silent or unreachable"))
         self._encoded = {peer: data for peer, data in self._encoded.items() if self.roster.get(peer) is not None}
         self._live = live

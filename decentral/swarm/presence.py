@@ -67,9 +67,9 @@ class Metrics:
     transfer_s: float = 0.0
     """Time exchanging, downloading and applying."""
     sent_bytes: int = 0
-    """Sent to other workers, everything included."""
+    """Calls and replies sent to other workers, framing included."""
     received_bytes: int = 0
-    """Received from other workers, everything included."""
+    """Calls and replies received from other workers, framing included."""
     dp_bytes: int = 0
     """What data-parallel training (fp32 ring all-reduce every step) would have sent for the same steps."""
     rounds_in: int = 0

@@ -205,6 +205,19 @@ def test_without_out_each_worker_gets_a_fresh_folder(compose, tmp_path, monkeypa
     assert all((tmp_path / folder).is_dir() for folder in folders)
 
 
+def test_a_start_that_fails_leaves_no_folder_behind(compose, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def fail(*args):
+        raise UnreachableError("Nobody there.")
+
+    compose.run_worker = fail
+    assert run("worker", "--join", "a:1").exit_code == ExitCode.UNREACHABLE
+    assert list(tmp_path.glob("runs/*")) == []
+    assert run("worker", "--join", "a:1", "--out", "mine").exit_code == ExitCode.UNREACHABLE
+    assert (tmp_path / "mine").is_dir()
+
+
 def test_an_out_that_cannot_be_made_is_named(compose, tmp_path):
     (tmp_path / "file").write_text("")
     result = run("worker", "--join", "a:1", "--out", str(tmp_path / "file"))

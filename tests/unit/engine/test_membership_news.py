@@ -6,7 +6,7 @@ from collections import defaultdict
 import pytest
 
 from decentral.engine.membership import Membership
-from decentral.monitor.events import RoundMixed
+from decentral.monitor.events import PeerLost, PeerSeen, RoundMixed
 from decentral.monitor.journal import MemoryJournal
 from decentral.sim import loop
 from decentral.sim.directory import MemoryDirectory
@@ -18,7 +18,7 @@ from decentral.swarm.timing import Timing
 TIMING = Timing()
 
 
-async def started(world: World, number: int) -> Membership:
+async def started(world: World, number: int, journal: MemoryJournal | None = None) -> Membership:
     """A member that answers; its heart does not beat yet."""
     peer = world.add(peer_id(number))
     member = Membership(
@@ -29,7 +29,7 @@ async def started(world: World, number: int) -> Membership:
         clock=peer.clock,
         identity=peer.identity,
         timing=TIMING,
-        journal=MemoryJournal(),
+        journal=journal or MemoryJournal(),
     )
     await member.start()
     return member
@@ -89,3 +89,26 @@ def test_after_a_pause_the_others_are_asked_before_they_count_as_dead() -> None:
         assert [p.peer for p in sleeper.roster.active(now()) if p.peer != peer_id(0)] == [peer_id(1), peer_id(2)]
 
     loop.run(play(), until_s=1e4)
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [(State.LEAVING, "it left"), (State.DONE, "it is done"), (State.TRAINING, "silent or unreachable")],
+)
+def test_the_journal_says_why_a_worker_is_gone(last: State, reason: str) -> None:
+    journal = MemoryJournal()
+
+    async def play() -> None:
+        world = World(seed=0)
+        witness, other = await started(world, 0, journal), await started(world, 1)
+        await other.tell(witness.own.peer)
+        await witness.beat()
+        other.update(state=last)
+        await other.tell(witness.own.peer)
+        world.network.crash(other.own.peer)
+        for _ in range(8):
+            await asyncio.sleep(TIMING.ttl_s / 4)
+            await witness.beat()
+
+    loop.run(play(), until_s=1e4)
+    assert journal.events == [PeerSeen(peer_id(1)), PeerLost(peer_id(1), reason)]
