@@ -1,7 +1,7 @@
 """A trainer that costs next to nothing and whose best parameters are known.
 
-Legend: N = values. Worker ``i`` minimises ``mean((x_N - optimum_i_N)^2) / 2`` by plain gradient descent, with
-Gaussian noise on the gradient. The optima of a problem's workers average exactly to its goal, so a swarm that mixes
+Legend: N = values. Worker ``i`` minimises ``|x_N - optimum_i_N|^2 / 2`` by plain gradient descent, whose ``k`` steps
+shrink the distance by ``(1 - inner_lr)^k`` and are taken at once. The optima of a problem's workers average exactly to its goal, so a swarm that mixes
 well ends at the goal, and a worker alone does not.
 """
 
@@ -31,8 +31,6 @@ class ToyProblem:
     """Tensors that the values are spread over, as evenly as possible."""
     spread: float = 0.5
     """Standard deviation of the workers' optima about the goal."""
-    noise: float = 0.0
-    """Standard deviation of the noise on each value of a gradient."""
     inner_lr: float = 0.1
     tokens_per_step: int = 32
 
@@ -65,7 +63,7 @@ class ToyProblem:
             nan_at_step: global step at which the parameters become NaN.
         """
         optimum_N = self.goal + self._offsets[worker % self.num_workers]
-        return ToyTrainer(self, optimum_N, self._random("noise", worker), charge, step_s, nan_at_step)
+        return ToyTrainer(self, optimum_N, charge, step_s, nan_at_step)
 
     def _random(self, purpose: str, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, number, *purpose.encode()])
@@ -78,14 +76,12 @@ class ToyTrainer:
         self,
         problem: ToyProblem,
         optimum_N: Values,
-        random: np.random.Generator,
         charge: Callable[[float], None],
         step_s: float,
         nan_at_step: int | None,
     ) -> None:
         self._problem = problem
         self._optimum_N = optimum_N
-        self._random = random
         self._charge = charge
         self._step_s = step_s
         self._nan_at_step = nan_at_step
@@ -104,18 +100,14 @@ class ToyTrainer:
 
     def train_steps(self, first_step: int, count: int) -> StepReport:
         """Take ``count`` steps and charge their time."""
-        x_N, problem = self._x_N, self._problem
-        squares = 0.0
-        for step in range(first_step, first_step + count):
-            if step == self._nan_at_step:
-                x_N.fill(math.nan)
-            gradient_N = x_N - self._optimum_N
-            squares += float(gradient_N @ gradient_N)
-            if problem.noise:
-                gradient_N += problem.noise * self._random.standard_normal(problem.num_values, dtype=np.float32)
-            x_N -= problem.inner_lr * gradient_N
+        problem = self._problem
+        gradient_N = self._x_N - self._optimum_N
+        if self._nan_at_step is not None and first_step <= self._nan_at_step < first_step + count:
+            gradient_N.fill(math.nan)
+        shrink = 1.0 - problem.inner_lr
+        mean_square = float(gradient_N @ gradient_N) * sum(shrink ** (2 * step) for step in range(count)) / count
+        np.add(self._optimum_N, shrink**count * gradient_N, out=self._x_N)
         self._charge(self._step_s * count)
-        mean_square = squares / count
         return StepReport(
             tokens=problem.tokens_per_step * count,
             loss=mean_square / (2 * problem.num_values),

@@ -171,15 +171,6 @@ def test_loading_a_subset_keeps_the_rest() -> None:
     assert [float(tensor.sum()) for tensor in trainer.parameters().values()] == [0.0, 16.0, 0.0]
 
 
-def test_noise_is_drawn_from_the_seed_and_differs_between_workers() -> None:
-    def after(seed: int, worker: int) -> torch.Tensor:
-        return steps(ToyProblem(seed=seed, num_workers=2, spread=0.0, noise=1.0).trainer(worker), 10)
-
-    assert torch.equal(after(4, 0), after(4, 0))
-    assert not torch.equal(after(4, 0), after(4, 1))
-    assert not torch.equal(after(4, 0), after(5, 0))
-
-
 def test_values_become_nan_at_the_step_asked_for() -> None:
     trainer = ToyProblem(seed=6, num_workers=1).trainer(0, nan_at_step=15)
     assert math.isfinite(trainer.train_steps(10, 5).loss)
