@@ -284,7 +284,8 @@ class Worker:
         while not task.done() and not stop.is_set():
             # Looks for the signal now and then; a task that waits for it would have to be made for every round.
             await asyncio.wait({task}, timeout=_CHUNK_S)
-        await asyncio.wait({task}, timeout=_LEAVE_S)
+        if not task.done():
+            await asyncio.wait({task}, timeout=_LEAVE_S)
         if task.done():
             return task.result()
         task.cancel()

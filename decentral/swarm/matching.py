@@ -5,8 +5,10 @@ so work rotates between peers and the loss of one moves only that one's part.
 """
 
 import functools
+import itertools
+import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 from decentral.swarm.presence import Presence
@@ -23,15 +25,15 @@ def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[P
     return tuple(sorted(peers, key=score))
 
 
-def chairs(members: Sequence[Presence], key: SyncKey) -> tuple[PeerId, ...]:
+def chairs(members: Sequence[Presence], key: SyncKey) -> Iterator[PeerId]:
     """Candidates for calling the roll of ``key``, best first: by seniority, rendezvous order among equals.
 
     Two peers who each think that they chair would call two rolls. What workers know of each other differs most about
     newcomers, so these come last; seniority is a number in the signed record, so all who know a record agree on it.
     """
-    order = rendezvous("chair", key, tuple([p.peer for p in members]))
-    since = {p.peer: p.since for p in members}
-    return tuple(sorted(order, key=since.__getitem__))
+    by_seniority = operator.attrgetter("since")
+    for _, equals in itertools.groupby(sorted(members, key=by_seniority), key=by_seniority):
+        yield from rendezvous("chair", key, tuple([p.peer for p in equals]))
 
 
 def reducers(members: tuple[PeerId, ...], key: SyncKey, num_shards: int) -> tuple[PeerId, ...]:
