@@ -14,8 +14,8 @@ from decentral.errors import ConfigError
 
 #: Values of ``method`` that belong together; chosen by ``method.preset``, each overridden by its own key.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Runs of minutes: frequent rounds and a mild outer step.
-    "short": {"inner_steps": 25, "outer_lr": 0.7, "outer_momentum": 0.6},
+    # Runs of minutes: plain averaging, often. Chosen by measurement, see docs/benchmarks/quality.md.
+    "short": {"inner_steps": 3, "outer_lr": 1.0, "outer_momentum": 0.0},
     # DiLoCo, arXiv 2311.08105: runs of at least some tens of thousands of steps.
     "paper": {"inner_steps": 500, "outer_lr": 0.7, "outer_momentum": 0.9},
 }
@@ -38,7 +38,7 @@ class RunSection(_Section):
 
     name: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description=_NAME)
     seed: int = Field(default=0, ge=0, lt=2**31)
-    rounds: int = Field(default=500, ge=1, le=10_000_000)
+    rounds: int = Field(default=2000, ge=1, le=10_000_000)
     min_workers: int = Field(default=1, ge=1, le=4096)
     """The first step waits for so many workers, for two minutes at most."""
 
@@ -115,7 +115,7 @@ class SwarmConfig(_Section):
     method: MethodSection = MethodSection()
     data: DataSection = DataSection()
     timing: TimingSection = TimingSection()
-    eval_every_rounds: int = Field(default=4, ge=1, le=1_000_000)
+    eval_every_rounds: int = Field(default=10, ge=1, le=1_000_000)
 
     def to_json(self) -> str:
         """Canonical JSON: equal configurations give equal text."""

@@ -25,7 +25,7 @@ class ModelConfig:
     num_heads: int = 4
     d_ff: int = 0
     """Width of the hidden layer; 0 for 8/3 of ``d_model``, rounded up to a multiple of 8."""
-    context: int = 256
+    context: int = 128
     """Bytes that the model sees at once."""
     tie_embeddings: bool = True
     """Whether the output layer is the embedding of the input."""

@@ -20,8 +20,8 @@ VALUES_PER_PARAMETER = 7
 class OptimizerConfig:
     """AdamW with decay on matrices alone, clipping, warm-up and a cosine over the whole run."""
 
-    learning_rate: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
+    learning_rate: float = 6e-3
+    betas: tuple[float, float] = (0.8, 0.95)
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     warmup_steps: int = 20
@@ -44,7 +44,7 @@ class LmSettings:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch_sequences: int = 8
+    batch_sequences: int = 16
     """Sequences of one inner step of one worker."""
     precision: str = "fp32"
     """``fp32``, or ``bf16`` for autocast: weights and optimizer stay in fp32."""

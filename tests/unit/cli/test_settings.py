@@ -135,7 +135,7 @@ def test_every_known_key_is_in_the_documentation(request):
 
 def test_with_values_replaces_and_checks():
     changed = with_values(SwarmConfig(), {"run.rounds": 7})
-    assert diff(flatten(changed), SwarmConfig()) == ["run.rounds: 7 here, 500 in the swarm"]
+    assert diff(flatten(changed), SwarmConfig()) == ["run.rounds: 7 here, 2000 in the swarm"]
     with pytest.raises(ConfigError, match=r"run\.rounds = 0"):
         with_values(SwarmConfig(), {"run.rounds": 0})
 
