@@ -13,7 +13,6 @@ from torch import Tensor
 
 from decentral.codecs.flat import (
     CHUNK,
-    all_finite,
     check_finite,
     check_length,
     check_vector,
@@ -22,6 +21,7 @@ from decentral.codecs.flat import (
     spans,
 )
 from decentral.errors import FrameError
+from decentral.tensors.finite import all_finite
 
 #: Names this family can make, for help texts.
 NAMES: Final = ("fp32", "bf16", "fp16")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from decentral.errors import FrameError
+from decentral.tensors.finite import all_finite
 
 #: Values worked on at a time: 512 KiB of float32, so that a chunk and its scratch stay in a core's second-level cache
 #: while the fixed cost of a dozen small operations a chunk stays small beside them.
@@ -40,13 +41,6 @@ def check_finite(x_N: npt.NDArray[np.float32]) -> None:
     """
     if not all_finite(x_N):
         raise ValueError(_NOT_FINITE)
-
-
-def all_finite(x_N: npt.NDArray[np.float32]) -> bool:
-    """Whether no value is NaN or infinite."""
-    if x_N.size <= CHUNK:
-        return bool(np.isfinite(x_N).all())
-    return all(bool(np.isfinite(x_N[start:stop]).all()) for start, stop in spans(x_N.size))
 
 
 def largest_magnitude(x_N: Tensor) -> float:

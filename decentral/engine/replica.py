@@ -17,6 +17,7 @@ from decentral.outer.blend import blend, rebase
 from decentral.outer.rule import Mixed, OuterRule
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.state.snapshot import FragmentState, Snapshot
+from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
 from decentral.types import SyncKey
 
@@ -87,7 +88,7 @@ class Replica:
         launched = self._launched[key.fragment] = self._pending[key.fragment]
         self._pending[key.fragment] = _Pending()
         weight = float(launched.tokens)
-        if not bool(torch.isfinite(delta_N).all()):
+        if not all_finite(delta_N.numpy()):
             self.reset()
             delta_N, weight = torch.zeros_like(delta_N), 0.0
         return Contribution(delta_N, weight, state.digest, state.outer.num_steps)
@@ -129,7 +130,7 @@ class Replica:
             if self.has_state and self._pending[fragment].tokens:
                 own_N = self._layout.gather(parameters, fragment)
                 local_N = rebase(own_N, self._fragments[fragment].anchor_N, state.anchor_N)
-                if not bool(torch.isfinite(local_N).all()):
+                if not all_finite(local_N.numpy()):
                     local_N, self._pending[fragment] = state.anchor_N, _Pending()
             self._load(fragment, local_N)
         self._fragments = list(snapshot.fragments)

@@ -5,7 +5,6 @@ import contextlib
 from dataclasses import dataclass, field
 
 import msgpack
-import torch
 
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError, PeerUnreachable, TransportError
@@ -18,6 +17,7 @@ from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
+from decentral.tensors.finite import all_finite
 from decentral.types import PeerId
 
 SHARD = "shard"
@@ -155,7 +155,7 @@ class Reducer:
         if awaited and worth_waiting and age_s < self._timing.transfer_timeout_s:
             return
         mean_S = reduction.ledger.mean()
-        if mean_S is None or not bool(torch.isfinite(mean_S).all()):
+        if mean_S is None or not all_finite(mean_S.numpy()):
             self._answers.ask(shard.roll, shard.index)
         else:
             mean = Mean(reduction.ledger.contributors(), pack(self._wire.mean_codec, mean_S))

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-import torch
 
 from decentral.errors import FrameError, TransportError
 from decentral.outer.rule import OuterState
 from decentral.ports.transport import Transport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest, from_bytes, to_bytes
 from decentral.swarm.timing import Timing
+from decentral.tensors.finite import all_finite
 from decentral.types import PeerId, short_id
 
 HEAD = "state.head"
@@ -194,7 +194,7 @@ class Downloader:
             if state.digest != head.digests[i]:
                 data.clear()
                 raise FrameError("the state received does not have the promised digest")
-            if not all(bool(torch.isfinite(values_N).all()) for values_N in (anchor_N, momentum_N)):
+            if not all(all_finite(values_N.numpy()) for values_N in (anchor_N, momentum_N)):
                 data.clear()
                 raise FrameError("the state received is not finite")
             fragments.append(state)
