@@ -1,8 +1,8 @@
 """A trainer that costs next to nothing and whose best parameters are known.
 
 Legend: N = values. Worker ``i`` minimises ``|x_N - optimum_i_N|^2 / 2`` by plain gradient descent, whose ``k`` steps
-shrink the distance by ``(1 - inner_lr)^k`` and are taken at once. The optima of a problem's workers average exactly to its goal, so a swarm that mixes
-well ends at the goal, and a worker alone does not.
+shrink the distance by ``(1 - inner_lr)^k`` and are taken at once. The optima of a problem's workers average exactly to
+its goal, so a swarm that mixes well ends at the goal, and a worker alone does not.
 """
 
 import math
