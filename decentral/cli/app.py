@@ -29,8 +29,3 @@ def _root(
     if version:
         typer.echo(f"decentral {decentral.__version__}, protocol {decentral.PROTOCOL}")
         raise typer.Exit
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="decentral")

@@ -82,7 +82,7 @@ class Replay:
             meter.explain("")
             return replace(presence, state=State.TRAINING, round=event["round"])
         if name == "validated":
-            meter.validated(_number(event["val_loss"]))
+            meter.validated(event["round"], _number(event["val_loss"]))
         if name == "sat_out":
             meter.explain(event["reason"])
         if name == "stopped":

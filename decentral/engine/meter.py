@@ -25,6 +25,7 @@ class Meter:
         self._device = device
         self._step = 0
         self._loss = self._val_loss = math.nan
+        self._val_round = 0
         self._compute_s = self._waiting_s = self._transfer_s = 0.0
         self._dp_bytes = 0.0
         self._rounds_in = self._rounds_out = 0
@@ -64,10 +65,10 @@ class Meter:
         """A download of the state ended."""
         self._transfer_s += seconds
 
-    def validated(self, val_loss: float) -> None:
-        """The anchor was validated."""
+    def validated(self, round_: int, val_loss: float) -> None:
+        """The anchor at the start of a round was validated."""
         if math.isfinite(val_loss):
-            self._val_loss = val_loss
+            self._val_round, self._val_loss = round_, val_loss
 
     def explain(self, reason: str) -> None:
         """Why this worker does not contribute; empty if it does."""
@@ -81,6 +82,7 @@ class Meter:
             tokens_per_s=self._tokens_per_s,
             loss=self._loss,
             val_loss=self._val_loss,
+            val_round=self._val_round,
             compute_s=self._compute_s,
             waiting_s=self._waiting_s,
             transfer_s=self._transfer_s,

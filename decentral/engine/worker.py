@@ -324,7 +324,7 @@ class Worker:
             return
         if evaluator(mixed.members, key) == self._parts.transport.peer_id:
             val_loss = await self._clock.run(self._replica.validate)
-            self._meter.validated(val_loss)
+            self._meter.validated(key.round + 1, val_loss)
             self._journal.record(Validated(key.round + 1, val_loss))
 
     # -- state --------------------------------------------------------------------------------------------------------

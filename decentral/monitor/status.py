@@ -254,9 +254,9 @@ def _mean_loss(metrics: Iterable[Metrics]) -> float:
 
 
 def _last_val_loss(records: Iterable[Presence]) -> float:
-    """The validation loss of the record in the highest round that has one."""
-    known = [presence for presence in records if math.isfinite(presence.metrics.val_loss)]
-    return max(known, key=lambda presence: presence.round).metrics.val_loss if known else math.nan
+    """The validation loss of the newest anchor that anybody validated."""
+    known = [presence.metrics for presence in records if math.isfinite(presence.metrics.val_loss)]
+    return max(known, key=lambda metrics: metrics.val_round).val_loss if known else math.nan
 
 
 def _amount(value: float) -> float:

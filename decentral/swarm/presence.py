@@ -60,6 +60,8 @@ class Metrics:
     """Training loss of the last stretch of inner steps, nats per token."""
     val_loss: float = math.nan
     """Last validation loss of the anchor that this worker measured."""
+    val_round: int = 0
+    """The anchor that ``val_loss`` is of, by the round that began with it."""
     compute_s: float = 0.0
     """Time in inner steps."""
     waiting_s: float = 0.0

@@ -22,7 +22,7 @@ from tests.process.command import Process, WorkerProcess, founding, processes_of
 OTHER_RELEASE = (
     sys.executable,
     "-c",
-    "import decentral; decentral.PROTOCOL = 99; from decentral.cli.app import main; main()",
+    "import decentral; decentral.PROTOCOL = 99; from decentral.cli.__main__ import main; main()",
 )
 
 

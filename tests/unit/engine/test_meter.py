@@ -19,13 +19,14 @@ def test_counters() -> None:
     meter.downloaded(0.25)
     meter.trained(9, StepReport(tokens=10, loss=1.5, grad_norm=1.0), count=1, num_members=2, seconds=0.5)
     meter.synced(110.0, counted=False, waiting_s=1.0, transfer_s=0.0)
-    meter.validated(0.75)
+    meter.validated(3, 0.75)
     assert figures(meter) == Metrics(
         step=9,
         tokens=90,
         tokens_per_s=5.0,
         loss=1.5,
         val_loss=0.75,
+        val_round=3,
         compute_s=3.5,
         waiting_s=5.0,
         transfer_s=0.75,
@@ -50,8 +51,8 @@ def test_two_rounds_at_one_moment_do_not_divide_by_zero() -> None:
 
 def test_a_validation_without_result_keeps_the_last_one() -> None:
     meter = Meter(1, "", "")
-    meter.validated(2.0)
-    meter.validated(math.nan)
+    meter.validated(4, 2.0)
+    meter.validated(8, math.nan)
     assert figures(meter).val_loss == 2.0
 
 

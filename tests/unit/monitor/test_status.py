@@ -126,8 +126,8 @@ def test_absurd_numbers_from_a_peer_do_no_harm():
 
 def test_totals_add_up_over_the_workers():
     report = status(
-        record("a", tokens=100, tokens_per_s=10.0, sent_bytes=10, dp_bytes=400, val_loss=2.0),
-        record("b", tokens=50, tokens_per_s=5.0, sent_bytes=30, dp_bytes=400, val_loss=1.5, round=6),
+        record("a", tokens=100, tokens_per_s=10.0, sent_bytes=10, dp_bytes=400, val_loss=2.0, val_round=4, round=6),
+        record("b", tokens=50, tokens_per_s=5.0, sent_bytes=30, dp_bytes=400, val_loss=1.5, val_round=5),
         (record("c", tokens=1, tokens_per_s=99.0), 60.0),
     )
     totals = report.totals
