@@ -23,7 +23,7 @@ class OptimizerConfig:
     learning_rate: float = 6e-3
     betas: tuple[float, float] = (0.8, 0.95)
     weight_decay: float = 0.1
-    clip_norm: float = 1.0
+    clip_norm: float = 2.0
     warmup_steps: int = 20
     floor_fraction: float = 0.1
     """Learning rate at the end of the run as a fraction of ``learning_rate``."""
