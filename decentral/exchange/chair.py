@@ -118,11 +118,15 @@ class Chair:
         if better is not None:
             return ConveneReply(Answer.REDIRECT, source=better)
         session = self._session(key)
-        session.call.call(message.call_of(sender), now)
+        # Before the call is taken: the patience of a call that everybody has left begins anew.
         session.call.drop_silent(now - 2 * self._timing.hold_s - self._timing.grace_s)
+        session.call.call(message.call_of(sender), now)
         own = self._roster.get(me)
         patience_s = self._timing.patience_s(own.round_s if own is not None else 0.0)
         expected = self._expected(active)
+        majority = self._left_behind(key, active) if session.call.overdue(now, patience_s) else None
+        if majority is not None:
+            return ConveneReply(Answer.OUT_OF_SYNC, source=majority)
         if session.call.conclude(now, expected=expected, patience_s=patience_s, serial=self._serial):
             self._serial += 1
             session.conclude()
@@ -165,6 +169,14 @@ class Chair:
         living = [p for p in self._roster.live(now) if p.state in ACTIVE or p.state is State.DONE]
         ahead = [p.peer for p in living if p.round > key.round]
         return ahead[0] if ahead and 2 * len(ahead) >= len(living) else None
+
+    def _left_behind(self, key: SyncKey, active: Sequence[Presence]) -> PeerId | None:
+        """A member of the majority, if that is two rounds or more behind: who is at ``key`` went on without it, cut off.
+
+        One round is the difference between any two members for a moment. Half of them may be stragglers.
+        """
+        behind = [p.peer for p in active if p.round < key.round - 1]
+        return behind[0] if 2 * len(behind) > len(active) else None
 
     def _expected(self, active: Sequence[Presence]) -> list[PeerId]:
         """Members worth waiting for: alive and not known to be slow."""

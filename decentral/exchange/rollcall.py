@@ -69,6 +69,10 @@ class RollCall:
             if not self._calls:
                 self._opened_at = None
 
+    def overdue(self, now: float, patience_s: float) -> bool:
+        """Whether the wait for those who are missing has lasted for ``patience_s`` seconds and no roll is called."""
+        return self.roll is None and self._opened_at is not None and now - self._opened_at >= patience_s
+
     def conclude(self, now: float, *, expected: Collection[PeerId], patience_s: float, serial: int) -> bool:
         """Call the roll if everybody expected has called or patience is over; returns whether there is a roll.
 
@@ -83,7 +87,7 @@ class RollCall:
         if self._opened_at is None:
             return False
         missing = [peer for peer in expected if peer not in self._calls]
-        if missing and now - self._opened_at < patience_s:
+        if missing and not self.overdue(now, patience_s):
             return False
         base = self._common_base()
         members = tuple(sorted(peer for peer, (call, _) in self._calls.items() if call.base == base))

@@ -1,10 +1,10 @@
-"""The first step of a run, and the first after a pause."""
+"""The first step of a run, the first after a pause, and the first after a partition."""
 
 import pytest
 
-from decentral.monitor.events import RoundMixed, StretchDone
+from decentral.monitor.events import Repaired, RoundMixed, StretchDone
 from decentral.sim.checkers import agreement, reunion
-from decentral.sim.faults import FaultTape, Pause
+from decentral.sim.faults import FaultTape, Partition, Pause
 from decentral.sim.scenario import Scenario, simulate
 
 
@@ -34,3 +34,17 @@ def test_a_worker_that_was_stopped_does_not_take_the_others_for_dead(at_s: float
     assert [*agreement(record), *reunion(scenario, record)] == []
     mixed = [e for e in record.journals[sleeper][0].events if isinstance(e, RoundMixed)]
     assert all(len(event.members) > 1 for event in mixed), "it mixed alone"
+
+
+def test_a_worker_that_went_ahead_while_cut_off_comes_back() -> None:
+    scenario = Scenario(1, 4, rounds=40, min_workers=4, paces={3: 0.3})
+    lonely = scenario.peers[3]
+    tape = FaultTape([Partition(8.0, (lonely,), for_s=15.0)])
+    record = simulate(scenario, tape)
+    assert tape.exhausted()
+    assert [*agreement(record), *reunion(scenario, record)] == []
+    events = record.journals[lonely][0].events
+    ahead = max(e.round for e in events if isinstance(e, RoundMixed) and e.members == (lonely,))
+    repaired = next(e for e in events if isinstance(e, Repaired))
+    assert (repaired.reason, repaired.round < ahead) == ("out-of-sync", True)
+    assert [e.members for e in events if isinstance(e, RoundMixed)][-1] == scenario.peers
