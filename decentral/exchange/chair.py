@@ -171,7 +171,7 @@ class Chair:
         return ahead[0] if ahead and 2 * len(ahead) >= len(living) else None
 
     def _left_behind(self, key: SyncKey, active: Sequence[Presence]) -> PeerId | None:
-        """A member of the majority, if that is two rounds or more behind: who is at ``key`` went on without it, cut off.
+        """A member of the majority if that is two rounds or more behind: whoever calls for ``key`` went on without it.
 
         One round is the difference between any two members for a moment. Half of them may be stragglers.
         """
