@@ -7,7 +7,8 @@
                 Aborted -> nothing is lost: the work stays in the local parameters and enters the next round
                            behind or out of sync -> download the swarm's state, move the local work along
 
-One coroutine decides; everything that waits has a deadline, and everything that may fail ends in a value.
+One coroutine decides; everything that waits has a deadline, and everything that may fail ends in a value. The module is
+longer than others so that the algorithm stands in one place.
 """
 
 import asyncio
