@@ -62,11 +62,16 @@ class Int8:
         """``int8-b<block>``."""
         return f"int8-b{self.block}"
 
+    @property
+    def lossless(self) -> bool:
+        """No: see the bound."""
+        return False
+
     def nbytes(self, numel: int) -> int:
         """Payload size in bytes."""
         return 2 * self._num_blocks(numel) + numel
 
-    def encode(self, x_N: Tensor) -> bytes:
+    def encode(self, x_N: Tensor, seed: int = 0) -> bytes:
         """See ``Codec.encode``."""
         check_vector(x_N)
         return filled(self.nbytes(x_N.numel()), lambda payload: self._fill(payload, x_N.contiguous()))

@@ -1,7 +1,7 @@
 """The interface of a codec and the registry of their names.
 
-A codec is a pure function of the vector: no state, no randomness. Each family (dense numbers, integers by blocks)
-has a file of its own with ``NAMES`` and ``parse``; a new family is one more entry in ``_FAMILIES``.
+A codec is a pure function of the vector and a seed: no state, no randomness of its own. Each family (dense numbers,
+codes by blocks) has a file of its own with ``NAMES`` and ``parse``; a new family is one more entry in ``_FAMILIES``.
 
 Legend: N = values in the vector.
 """
@@ -23,11 +23,18 @@ class Codec(Protocol):
         """Says what it costs, such as ``int8-b128``; travels in the frame, ``make_codec`` understands it."""
         ...
 
-    def encode(self, x_N: Tensor) -> bytes:
+    @property
+    def lossless(self) -> bool:
+        """Whether ``decode`` gives back the very values that were encoded, so that there is no error to feed back."""
+        ...
+
+    def encode(self, x_N: Tensor, seed: int = 0) -> bytes:
         """The payload of ``x_N``, exactly ``nbytes(N)`` long.
 
         Args:
             x_N: finite float32 values on the CPU.
+            seed: from 0 to 2^64 - 1; only codecs with stochastic rounding read it. The same values and seed give the
+                same bytes; independent errors take a different seed each time.
 
         Raises:
             ValueError: a value is NaN or infinite, or the tensor is not a flat float32 vector on the CPU.

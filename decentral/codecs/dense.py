@@ -57,12 +57,13 @@ class Fp32:
     """The values as they are: 32 bits each, no error."""
 
     name: Final = "fp32"
+    lossless: Final = True
 
     def nbytes(self, numel: int) -> int:
         """Payload size in bytes."""
         return 4 * numel
 
-    def encode(self, x_N: Tensor) -> bytes:
+    def encode(self, x_N: Tensor, seed: int = 0) -> bytes:
         """See ``Codec.encode``."""
         check_vector(x_N)
         values = x_N.numpy()
@@ -86,12 +87,13 @@ class Bf16:
     """
 
     name: Final = "bf16"
+    lossless: Final = False
 
     def nbytes(self, numel: int) -> int:
         """Payload size in bytes."""
         return 2 * numel
 
-    def encode(self, x_N: Tensor) -> bytes:
+    def encode(self, x_N: Tensor, seed: int = 0) -> bytes:
         """See ``Codec.encode``."""
         check_vector(x_N)
         largest = largest_magnitude(x_N)
@@ -127,12 +129,13 @@ class Fp16:
     """
 
     name: Final = "fp16"
+    lossless: Final = False
 
     def nbytes(self, numel: int) -> int:
         """Payload size in bytes."""
         return _FP16_EXPONENT.size + 2 * numel
 
-    def encode(self, x_N: Tensor) -> bytes:
+    def encode(self, x_N: Tensor, seed: int = 0) -> bytes:
         """See ``Codec.encode``."""
         check_vector(x_N)
         largest = largest_magnitude(x_N)

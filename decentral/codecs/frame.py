@@ -22,13 +22,13 @@ _HEADER: Final = struct.Struct("<4sH22sQI")
 _NAME_BYTES: Final = 22
 
 
-def pack(codec: Codec, x_N: Tensor) -> bytes:
-    """One frame holding ``x_N``.
+def pack(codec: Codec, x_N: Tensor, seed: int = 0) -> bytes:
+    """One frame holding ``x_N``; ``seed`` is for codecs with stochastic rounding, see ``Codec.encode``.
 
     Raises:
         ValueError: ``codec`` cannot encode ``x_N``; see ``Codec.encode``.
     """
-    payload = codec.encode(x_N)
+    payload = codec.encode(x_N, seed)
     return b"".join((_header(codec.name, x_N.numel(), payload), payload))
 
 

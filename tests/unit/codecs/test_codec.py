@@ -123,6 +123,10 @@ class TestEveryCodec:
         assert float(decoded[0]) == pytest.approx(value, rel=2**-7, abs=2.0**-126)
 
 
+def test_only_fp32_is_lossless():
+    assert [name for name in ALL_CODECS if make_codec(name).lossless] == ["fp32"]
+
+
 def test_names_are_made_and_name_themselves():
     for name in (*codec_names(), *ALL_CODECS):
         assert make_codec(name).name == name
