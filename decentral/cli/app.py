@@ -3,6 +3,7 @@
 import typer
 
 import decentral
+from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
 from decentral.cli.local import local
 from decentral.cli.status import status
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command(cls=Command)(local)
 app.command(cls=Command)(worker)
 app.command(cls=Command)(status)
+app.command(cls=Command)(codecs)
 
 
 @app.callback(invoke_without_command=True)
