@@ -1,4 +1,4 @@
-"""The machine's clocks and one thread for work that blocks."""
+"""The machine's clocks and two threads for work that blocks."""
 
 import asyncio
 import time
@@ -12,11 +12,12 @@ T = TypeVar("T")
 class RealClock:
     """Implements ``ports.clock.Clock``. ``close`` it when the worker ends.
 
-    All work of one clock runs on the same thread, which some libraries (CUDA contexts, autocast state) care about.
+    All work of ``run`` is done on the same thread, which some libraries (CUDA contexts, autocast state) care about.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decentral-work")
+        self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decentral-aside")
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment; never goes back."""
@@ -34,6 +35,11 @@ class RealClock:
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
+    async def run_aside(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on the second thread; cancelled as ``run`` is."""
+        return await asyncio.get_running_loop().run_in_executor(self._aside, work)
+
     def close(self) -> None:
         """Drop what has not begun and do not wait for what has. Idempotent."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._aside):
+            thread.shutdown(wait=False, cancel_futures=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from decentral.cli.config import MethodSection
 from decentral.cli.render import amount, console
-from decentral.cli.settings import load, resolve_task
+from decentral.cli.settings import load, resolve
 from decentral.cli.status import Format
 from decentral.cli.worker import CONFIG, DEBUG, SET, data_paths
 from decentral.errors import ExitCode
@@ -35,13 +35,13 @@ def codecs(
 ) -> int:
     """Show what codecs cost, lose and take, measured on the configuration's own task and on this machine."""
     settings = load(config, assignments or (), {"worker.data": data_paths(data, None)})
-    own, method = settings.worker, settings.swarm.method
     from decentral.cli import codec_report, compose
     from decentral.codecs.codec import codec_names, make_codec
 
+    own, swarm = settings.worker, resolve(settings.swarm)
+    method = swarm.method
     shown = names or [*codec_names(), method.codec, method.mean_codec]
     made = [make_codec(name) for name in dict.fromkeys(shown)]
-    swarm = resolve_task(settings.swarm)
     trainer = compose.build_trainer(swarm, own.device, own.data, stream_seed=0)
     steps = max(_LEAST_STEPS, method.inner_steps)
     delta_N = codec_report.pseudo_gradient(trainer, steps)

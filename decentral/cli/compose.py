@@ -5,9 +5,11 @@ Whatever is heavy (torch, and what imports it) is imported where a worker starts
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,8 @@ from decentral import PROTOCOL, __version__
 from decentral.adapters.address import parse_address
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
-from decentral.cli.config import SwarmConfig, WorkerConfig, diff
-from decentral.cli.folder import CONFIG, IDENTITY, JOURNAL, MODEL, whole_file
+from decentral.cli.config import MethodSection, SwarmConfig, WorkerConfig, diff
+from decentral.cli.folder import CONFIG, IDENTITY, JOURNAL, MODEL, RESIDUAL, whole_file
 from decentral.cli.settings import import_task
 from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, ExitCode, MismatchError, UnreachableError, UsageError
@@ -25,9 +27,13 @@ from decentral.monitor.status import RunFacts, StatusReport, summarize
 from decentral.types import PeerId
 
 if TYPE_CHECKING:  # torch: see above
+    from torch import Tensor
+
+    from decentral.codecs.feedback import Feedback
     from decentral.engine.options import Outcome, RunOptions
     from decentral.engine.worker import Worker
     from decentral.monitor.journal import Journal
+    from decentral.outer.rule import OuterRule
     from decentral.ports.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -91,7 +97,8 @@ async def run_worker(
             swarm = _joined_config(hello, explicit)
             run_id = hello.run_id
         else:
-            run_id = f"{swarm.run.name}-{node.identity.peer_id[-8:]}"
+            # Not of the identity: a run founded anew under it is another one, and nobody owes it residuals.
+            run_id = f"{swarm.run.name}-{secrets.token_hex(4)}"
         return await _work(node, swarm, own, run_id, peers, announce_join, stop)
 
 
@@ -138,14 +145,15 @@ async def _work(
             identity=node.identity,
             trainer=trainer,
             journal=journal,
-            save=_saver(out, journal),
+            residuals=_residuals(out, run_id) if peers else {},
+            save=_saver(out, run_id, journal),
             device=own.device,
         )
-        worker = Worker(_options(swarm, run_id), parts)
+        worker = Worker(run_options(swarm, run_id), parts)
         await (worker.join(peers) if peers else worker.found())
         announce_join(node.addresses()[0])
         outcome = await _guarded(node, worker, stop)
-        await clock.run(lambda: _saver(out, journal)(outcome))
+        await clock.run(lambda: _saver(out, run_id, journal)(outcome))
         return ExitCode.OK
     finally:
         clock.close()
@@ -215,40 +223,82 @@ def _announced(own: WorkerConfig) -> str:
     return f"{own.announce}:{own.port}"
 
 
-def _options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
+def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
     """The engine's options from the configuration."""
     from decentral.codecs.codec import make_codec
     from decentral.engine.options import RunOptions
-    from decentral.outer.diloco import DiLoCo
     from decentral.schedule.plan import SyncPlan
     from decentral.swarm.timing import Timing
 
     method, timing = swarm.method, swarm.timing
+    codec = make_codec(method.codec)
     return RunOptions(
         run_id=run_id,
         config=swarm.to_json().encode(),
         rounds=swarm.run.rounds,
         min_workers=swarm.run.min_workers,
         plan=SyncPlan(method.inner_steps, method.fragments, method.delay_steps),
-        rule=DiLoCo(method.outer_lr, method.outer_momentum),
-        codec=make_codec(method.codec),
+        rule=_rule(method),
+        codec=codec,
         mean_codec=make_codec(method.mean_codec),
+        feedback=_feedback(method, lossless=codec.lossless),
+        keep_rest=method.feedback != "none",
+        over_senders=method.mean_over == "senders",
         mix_alpha=method.mix_alpha,
         eval_every_rounds=swarm.eval_every_rounds,
         timing=Timing(**timing.model_dump()),
     )
 
 
-def _saver(out: Path, journal: "Journal") -> Callable[["Outcome"], None]:
-    """Writes the anchors to ``out``; a full disk is reported and does not end the run."""
+def _rule(method: MethodSection) -> "OuterRule":
+    """The outer rule."""
+    from decentral.outer.diloco import DiLoCo
+    from decentral.outer.ef21 import Ef21
+    from decentral.outer.sparseloco import SparseLoCo
+
+    sparse = method.name == "sparseloco"
+    rule: OuterRule = SparseLoCo(method.outer_lr) if sparse else DiLoCo(method.outer_lr, method.outer_momentum)
+    return Ef21(rule) if method.feedback == "ef21" else rule
+
+
+def _feedback(method: MethodSection, *, lossless: bool) -> "Callable[[int], Feedback]":
+    """What remembers the codec's errors, for so many fragments."""
+    from decentral.codecs.feedback import Ef21, ErrorFeedback, Feedback
+
+    if method.feedback == "ef21":
+        return Ef21
+    if method.feedback == "none" or lossless:
+        return Feedback
+    return functools.partial(ErrorFeedback, decay=method.feedback_decay)
+
+
+def _residuals(out: Path, run_id: str) -> "Mapping[str, Tensor]":
+    """What this worker still had to send when it last took part in this run."""
+    from decentral.state.files import load_weights
+
+    path = out / RESIDUAL
+    try:
+        residuals, metadata = load_weights(path)
+    except FileNotFoundError:
+        return {}
+    except OSError as err:
+        _log.warning("cannot read %s: %s; what it still had to send is lost", path, err)
+        return {}
+    return residuals if metadata.get("run") == run_id else {}
+
+
+def _saver(out: Path, run_id: str, journal: "Journal") -> Callable[["Outcome"], None]:
+    """Writes the anchors and the residuals to ``out``; a full disk is reported and does not end the run."""
     from decentral.monitor.events import Saved
     from decentral.state.files import save_weights
 
     def save(outcome: "Outcome") -> None:
         path = out / MODEL
-        metadata = {"round": str(outcome.round), "digest": outcome.digest, "decentral": __version__}
+        metadata = {"run": run_id, "round": str(outcome.round), "digest": outcome.digest, "decentral": __version__}
         try:
             save_weights(path, outcome.anchors, metadata)
+            if outcome.residuals:
+                save_weights(out / RESIDUAL, outcome.residuals, metadata)
         except OSError as err:
             _log.error("cannot write %s: %s; the last saved weights are kept", path, err.strerror or err)
         else:

@@ -18,12 +18,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     "short": {"inner_steps": 3, "outer_lr": 1.0, "outer_momentum": 0.0},
     # DiLoCo, arXiv 2311.08105: runs of at least some tens of thousands of steps.
     "paper": {"inner_steps": 500, "outer_lr": 0.7, "outer_momentum": 0.9},
+    # SparseLoCo, arXiv 2508.15706: 146 times fewer bytes up than in fp32; see docs/algorithms/sparseloco.md.
+    "sparseloco": {
+        "name": "sparseloco",
+        "inner_steps": 30,
+        "outer_lr": 1.0,
+        "outer_momentum": 0.0,
+        "codec": "topk1.5-2bit",
+        "feedback_decay": 0.95,
+    },
 }
 _SHORT = PRESETS["short"]
 
 _NAME = "up to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
 _FACTORY = "the dotted name of a function, such as package.module:build"
-_CODEC = "the name of a codec, such as fp32, bf16, fp16 or int8-b128"
+_CODEC = "the name of a codec, such as fp32 or int8-b128; `decentral codecs` lists them"
+_MEAN_CODEC = "auto, or the name of a codec; `decentral codecs` lists them"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -53,15 +63,23 @@ class TaskSection(_Section):
 class MethodSection(_Section):
     """How workers come to agree."""
 
-    name: Literal["diloco"] = "diloco"
+    name: Literal["diloco", "sparseloco"] = "diloco"
     inner_steps: int = Field(default=_SHORT["inner_steps"], ge=1, le=1_000_000)
     outer_lr: float = Field(default=_SHORT["outer_lr"], gt=0, le=10)
     outer_momentum: float = Field(default=_SHORT["outer_momentum"], ge=0, lt=1)
     fragments: int = Field(default=1, ge=1, le=1024)
     delay_steps: int = Field(default=0, ge=0, le=1_000_000)
     mix_alpha: float = Field(default=0.0, ge=0, le=1)
-    codec: str = Field(default="int8-b128", pattern=r"^[a-z0-9-]{1,32}$", description=_CODEC)
-    mean_codec: str = Field(default="int8-b128", pattern=r"^[a-z0-9-]{1,32}$", description=_CODEC)
+    codec: str = Field(default="int8-b128", pattern=r"^[a-z0-9.-]{1,22}$", description=_CODEC)
+    """Of what a worker sends to a reducer."""
+    mean_codec: str = Field(default="auto", pattern=r"^[a-z0-9.-]{1,22}$", description=_MEAN_CODEC)
+    """Of the mean that a reducer sends back; ``auto`` goes by ``codec``."""
+    feedback: Literal["ef14", "ef21", "none"] = "ef14"
+    """What becomes of the codecs' errors."""
+    feedback_decay: float = Field(default=1.0, gt=0, le=1)
+    """What is kept of the residual from round to round."""
+    mean_over: Literal["members", "senders"] = "members"
+    """Whom a value's mean is over."""
 
     @model_validator(mode="after")
     def _fits_in_a_round(self) -> Self:
@@ -73,6 +91,22 @@ class MethodSection(_Section):
             raise ValueError(
                 f"method.delay_steps is {self.delay_steps}, which must be below method.inner_steps ({self.inner_steps})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.feedback != "ef14" and self.feedback_decay != 1:
+            raise ValueError(
+                f"method.feedback_decay is {self.feedback_decay:g}, which only method.feedback = ef14 has a use for, "
+                f"not {self.feedback}"
+            )
+        if self.name == "sparseloco" and self.outer_momentum:
+            raise ValueError(
+                f"method.outer_momentum is {self.outer_momentum:g}, which must be 0 for sparseloco: "
+                "its residual, which method.feedback_decay lets fade, stands in for momentum"
+            )
+        if self.name == "sparseloco" and self.feedback != "ef14":
+            raise ValueError(f"method.feedback is {self.feedback}, but sparseloco is made of ef14")
         return self
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MODEL = "model.safetensors"
+RESIDUAL = "residual.safetensors"
 IDENTITY = "identity.key"
 CONFIG = "config.json"
 JOURNAL = "journal.jsonl"

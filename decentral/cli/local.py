@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from decentral.cli.config import SwarmConfig
-from decentral.cli.settings import load, resolve_task, with_values
-from decentral.cli.worker import CONFIG, DATA, DEBUG, MORE_DATA, SET, data_paths, make_folder
+from decentral.cli.settings import load, resolve, with_values
+from decentral.cli.worker import CODEC, CONFIG, DATA, DEBUG, MORE_DATA, SET, data_paths, make_folder
 from decentral.errors import UsageError
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
@@ -40,6 +40,7 @@ def local(
     config: Annotated[Path | None, CONFIG] = None,
     assignments: Annotated[list[str] | None, SET] = None,
     data: Annotated[list[str] | None, DATA] = None,
+    codec: Annotated[str | None, CODEC] = None,
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
@@ -52,6 +53,7 @@ def local(
         raise UsageError("--minutes and --tokens must be above 0.")
     flags = {
         "data.paths": data_paths(data, more_data),
+        "method.codec": codec,
         "worker.device": device,
         "worker.threads": threads,
         "worker.out": out,
@@ -63,7 +65,7 @@ def local(
     own = settings.worker
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = own.model_copy(update={"threads": own.threads or max(1, cores // workers)})
-    swarm = resolve_task(settings.swarm)
+    swarm = resolve(settings.swarm)
     if own.data:  # all workers are on this machine
         swarm = with_values(swarm, {"data.paths": own.data})
     swarm = with_values(swarm, {"run.min_workers": workers})

@@ -67,6 +67,30 @@ def with_values(swarm: SwarmConfig, values: Mapping[str, Any]) -> SwarmConfig:
     return _checked(SwarmConfig, {**flatten(swarm), **values})
 
 
+def resolve(swarm: SwarmConfig) -> SwarmConfig:
+    """The configuration with nothing left open: codecs chosen, the task's settings filled in. Imports torch.
+
+    Raises:
+        ConfigError: an unknown codec; and see ``resolve_task``.
+    """
+    return resolve_task(resolve_codecs(swarm))
+
+
+def resolve_codecs(swarm: SwarmConfig) -> SwarmConfig:
+    """The configuration with names of codecs that exist in place of ``auto``.
+
+    Raises:
+        ConfigError: there is no such codec; the nearest is named.
+    """
+    from decentral.codecs.codec import make_codec
+    from decentral.codecs.defaults import default_mean_codec
+
+    method = swarm.method
+    codec = make_codec(method.codec)
+    mean_codec = default_mean_codec(codec) if method.mean_codec == "auto" else make_codec(method.mean_codec)
+    return with_values(swarm, {"method.mean_codec": mean_codec.name})
+
+
 def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
     """The configuration with every setting of the task filled in and checked by the task itself.
 

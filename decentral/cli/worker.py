@@ -12,13 +12,14 @@ from typing import Annotated
 
 import typer
 
-from decentral.cli.settings import Settings, load, resolve_task
+from decentral.cli.settings import Settings, load, resolve
 from decentral.errors import ConfigError, DecentralError, ExitCode, UsageError
 
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
 SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatable.", metavar="KEY=VALUE")
 DATA = typer.Option(help="Text to train on: files, folders or globs of this machine.", metavar="PATH...")
 MORE_DATA = typer.Argument(hidden=True, metavar="PATH")
+CODEC = typer.Option(help="How values travel; `decentral codecs` lists them.", metavar="NAME")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 
@@ -37,6 +38,7 @@ def worker(
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
     rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
+    codec: Annotated[str | None, CODEC] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Take part in a swarm: found one with --new, or join one with --join ADDR.
@@ -54,6 +56,7 @@ def worker(
         "worker.out": out,
         "worker.log_level": "debug" if debug else None,
         "run.rounds": rounds,
+        "method.codec": codec,
         # A founder's text is the run's; a joiner's stands for it on the joiner's machine.
         "data.paths" if new else "worker.data": data_paths(data, more_data),
     }
@@ -97,7 +100,7 @@ def run(settings: Settings, join: Sequence[str]) -> int:
     from decentral.cli import compose
 
     # A joiner's statements are compared with the swarm's, whose task may be another than the default.
-    swarm = None if join else resolve_task(settings.swarm)
+    swarm = None if join else resolve(settings.swarm)
     own = settings.worker.model_copy(update={"out": str(make_folder(settings.worker.out, "worker"))})
 
     async def main() -> int:

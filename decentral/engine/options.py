@@ -1,11 +1,12 @@
 """What the composition root hands to a worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from decentral.codecs.codec import Codec
+from decentral.codecs.feedback import Feedback
 from decentral.monitor.journal import Journal
 from decentral.outer.rule import OuterRule
 from decentral.ports.clock import Clock
@@ -32,6 +33,12 @@ class RunOptions:
     """For contributions."""
     mean_codec: Codec
     """For the mean that a reducer sends back."""
+    feedback: Callable[[int], Feedback] = Feedback
+    """Makes what becomes of the error of ``codec``, for so many fragments."""
+    keep_rest: bool = True
+    """Whether a reducer adds what ``mean_codec`` left out of a mean to its next one."""
+    over_senders: bool = False
+    """Whether a value's mean is over those who sent it (see ``Ledger.mean``)."""
     mix_alpha: float = 0.0
     """Share of the local parameters kept when a new anchor is applied (0: replaced)."""
     min_workers: int = 1
@@ -53,6 +60,8 @@ class Outcome:
     digest: str
     anchors: dict[str, Tensor]
     """Named parameters, float32 on CPU."""
+    residuals: dict[str, Tensor]
+    """What error feedback still has to send, named and shaped as the parameters; empty for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class Parts:
     identity: Identity
     trainer: Trainer
     journal: Journal
+    residuals: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of this worker's earlier life in the same run; a founder has none."""
     save: Callable[[Outcome], None] | None = None
     """Keeps the anchors now and then; called on the clock's thread, must not raise."""
     save_every_s: float = 60.0

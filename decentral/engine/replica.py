@@ -7,11 +7,13 @@ Legend: N = values in a fragment.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from decentral.codecs.feedback import Feedback, Sent
 from decentral.exchange.api import Contribution
 from decentral.outer.blend import blend, rebase
 from decentral.outer.rule import Mixed, OuterRule
@@ -19,7 +21,7 @@ from decentral.ports.trainer import StepReport, Trainer
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
-from decentral.types import SyncKey
+from decentral.types import PeerId, SyncKey
 
 
 @dataclass(slots=True)
@@ -37,14 +39,22 @@ class Replica:
         trainer: the user's side.
         layout: how its parameters are cut into fragments.
         rule: the outer rule.
+        feedback: what becomes of the codec's error.
         mix_alpha: share of the local parameters kept when a new anchor is applied.
+        me: this worker, whom an outer state may count.
     """
 
-    def __init__(self, trainer: Trainer, layout: Layout, rule: OuterRule, mix_alpha: float) -> None:
+    def __init__(
+        self, trainer: Trainer, layout: Layout, rule: OuterRule, feedback: Feedback, mix_alpha: float, me: PeerId
+    ) -> None:
         self._trainer = trainer
         self._layout = layout
         self._rule = rule
+        self._feedback = feedback
         self._mix_alpha = mix_alpha
+        self._me = me
+        self.rounds_diverged = 0
+        """Launches in a row at which the parameters were not finite."""
         self._fragments: list[FragmentState] = []
         self._pending = [_Pending() for _ in range(layout.num_fragments)]
         self._launched = [_Pending() for _ in range(layout.num_fragments)]
@@ -87,11 +97,25 @@ class Replica:
         delta_N = state.anchor_N - self._layout.gather(self._trainer.parameters(), key.fragment)
         launched = self._launched[key.fragment] = self._pending[key.fragment]
         self._pending[key.fragment] = _Pending()
-        weight = float(launched.tokens)
-        if not all_finite(delta_N.numpy()):
+        brought = self._feedback.bring(key.fragment, delta_N)
+        mine = Contribution(
+            brought.values_N,
+            self._feedback.weight(launched.tokens),
+            state.digest,
+            state.outer.num_steps,
+            brought.relative_N,
+            state.outer.counted,
+        )
+        if not all_finite(brought.values_N.numpy()):
             self.reset()
-            delta_N, weight = torch.zeros_like(delta_N), 0.0
-        return Contribution(delta_N, weight, state.digest, state.outer.num_steps)
+            self.rounds_diverged += 1
+            nothing_N = torch.zeros_like(delta_N)
+            excuse = "the parameters were not finite; went back to the anchor"
+            return replace(mine, delta_N=nothing_N, relative_N=None, weight=0.0, excuse=excuse)
+        self.rounds_diverged = 0
+        if self._me in state.outer.counted and not self._feedback.remembers(key.fragment):
+            return replace(mine, weight=0.0, excuse="listens once: what the others count of this worker was lost")
+        return mine
 
     def give_back(self, key: SyncKey) -> None:
         """The round did not count the contribution; the work is still in the parameters and enters the next one."""
@@ -100,10 +124,15 @@ class Replica:
         pending.steps += launched.steps
         self._launched[key.fragment] = _Pending()
 
-    def apply(self, key: SyncKey, mixed: Mixed) -> str:
+    def apply(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> str:
         """Take the outer step and blend the new anchor into the parameters; returns the new digest.
 
         Ranges that were closed without us keep our local work, moved along with the anchor.
+
+        Args:
+            key: what was mixed.
+            mixed: what came out.
+            sent_N: what of ours is in it, as the others decoded it; ``None`` for nothing.
         """
         old = self._fragments[key.fragment]
         anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
@@ -115,6 +144,8 @@ class Replica:
                 new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
         self._fragments[key.fragment] = FragmentState.of(key.round + 1, anchor_N, outer)
         self._load(key.fragment, new_local_N)
+        if sent_N is not None:
+            self._feedback.commit(key.fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
         return self._fragments[key.fragment].digest
 
     def skip(self, key: SyncKey) -> None:
@@ -134,12 +165,14 @@ class Replica:
                     local_N, self._pending[fragment] = state.anchor_N, _Pending()
             self._load(fragment, local_N)
         self._fragments = list(snapshot.fragments)
+        self._feedback.adopted()
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
         self._load_anchors()
         self._pending = [_Pending() for _ in self._fragments]
         self._launched = [_Pending() for _ in self._fragments]
+        self._feedback.forget()
 
     def validate(self) -> float:
         """Validation loss of the anchors; the local parameters are kept."""
@@ -159,6 +192,23 @@ class Replica:
         for fragment, state in enumerate(self._fragments):
             values |= self._layout.scatter(state.anchor_N, fragment)
         return values
+
+    def residuals(self) -> dict[str, Tensor]:
+        """Named parts, shaped as the parameters, of what is still to be sent; empty if nothing is."""
+        values: dict[str, Tensor] = {}
+        for fragment, residual_N in enumerate(self._feedback.residuals()):
+            if residual_N is not None:
+                values |= self._layout.scatter(residual_N, fragment)
+        return values
+
+    def restore_residuals(self, values: Mapping[str, Tensor]) -> None:
+        """Go on with the residuals of an earlier life.
+
+        Raises:
+            MismatchError: a parameter is missing or has another shape.
+        """
+        fragments = range(self._layout.num_fragments)
+        self._feedback.restore([self._layout.gather(values, fragment) for fragment in fragments])
 
     def _load(self, fragment: int, values_N: Tensor) -> None:
         self._trainer.load(self._layout.scatter(values_N, fragment))

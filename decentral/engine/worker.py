@@ -53,7 +53,7 @@ _LINGER_S = 15.0
 #: The first round waits for so long at most for the workers that the run asks for.
 _GATHER_S = 120.0
 _JOIN_ATTEMPTS = 20
-_MAX_SAT_OUT = 3
+_MAX_DIVERGED = 3
 _REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
 
 
@@ -72,10 +72,11 @@ class Worker:
         self._journal = parts.journal
         layout = Layout.of(parts.trainer.parameters(), options.plan.num_fragments)
         numels = tuple(layout.numel(fragment) for fragment in range(layout.num_fragments))
-        self._replica = Replica(parts.trainer, layout, options.rule, options.mix_alpha)
+        me, feedback = parts.transport.peer_id, options.feedback(layout.num_fragments)
+        self._replica = Replica(parts.trainer, layout, options.rule, feedback, options.mix_alpha, me)
         self._meter = Meter(layout.total_numel, __version__, parts.device)
         self.membership = Membership(
-            Presence(parts.transport.peer_id, options.run_id, 0, State.JOINING, 0, 0, ""),
+            Presence(me, options.run_id, 0, State.JOINING, 0, 0, ""),
             metrics=self._metrics,
             transport=parts.transport,
             directory=parts.directory,
@@ -84,13 +85,13 @@ class Worker:
             timing=options.timing,
             journal=parts.journal,
         )
-        wire = Wire(numels, options.codec, options.mean_codec)
+        wire = Wire(numels, options.codec, options.mean_codec, options.over_senders, options.keep_rest)
         self._exchange = AllReduce(parts.transport, parts.clock, self.membership.roster, wire, options.timing)
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)
-        self._downloader = Downloader(parts.transport, layout.signature, numels, options.timing)
+        num_buffers = options.rule.num_buffers
+        self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
         self._flights: dict[SyncKey, tuple[Contribution, asyncio.Task[Verdict]]] = {}
         self._step = 0
-        self._sat_out = 0
         self._pace_s = 0.0
         self._chunk_steps = 1
         self._saved_at = parts.clock.monotonic()
@@ -118,6 +119,8 @@ class Worker:
             download = await self._downloader.fetch(self._donors(peers))
             if isinstance(download, Download):
                 await self._adopt(download)
+                if self._parts.residuals:
+                    await self._clock.run(lambda: self._replica.restore_residuals(self._parts.residuals))
                 # Else those who know it as joining would go on without it, and the round would split in two.
                 await self.membership.announce()
                 seconds = self._clock.monotonic() - began
@@ -228,21 +231,17 @@ class Worker:
         """Take the pseudo-gradient and start its exchange."""
         await self.membership.catch_up()
         mine = await self._clock.run(lambda: self._replica.launch(key))
-        if mine.weight > 0:
-            self._sat_out = 0
-        else:
-            self._sit_out(key)
+        if mine.excuse:
+            self._sit_out(key, mine.excuse)
         self._flights[key] = (mine, asyncio.create_task(self._exchange.mix(key, mine)))
 
-    def _sit_out(self, key: SyncKey) -> None:
-        """Nothing finite to give: listen in this round; give up after several."""
-        self._sat_out += 1
-        reason = "the parameters were not finite; went back to the anchor"
+    def _sit_out(self, key: SyncKey, reason: str) -> None:
+        """Nothing to give: listen in this round; give up after several without anything finite."""
         self._journal.record(SatOut(key.round, reason))
         self._meter.explain(reason)
-        if self._sat_out >= _MAX_SAT_OUT:
+        if self._replica.rounds_diverged >= _MAX_DIVERGED:
             raise DivergedError(
-                f"the parameters were not finite in {_MAX_SAT_OUT} rounds in a row (round {key.round})",
+                f"the parameters were not finite in {_MAX_DIVERGED} rounds in a row (round {key.round})",
                 hint="Lower the learning rate or the outer learning rate, or look at this machine's data.",
             )
 
@@ -259,7 +258,7 @@ class Worker:
         me = self._parts.transport.peer_id
         counted = isinstance(outcome, Mixed) and me in outcome.members
         if isinstance(outcome, Mixed):
-            await self._commit(key, outcome, verdict, counted=counted or mine.weight == 0)
+            await self._commit(key, outcome, verdict, counted=counted, excuse=mine.excuse)
         else:
             self._replica.give_back(key)
             self._replica.skip(key)
@@ -294,12 +293,13 @@ class Worker:
             await task
         return None
 
-    async def _commit(self, key: SyncKey, mixed: Mixed, verdict: Verdict, *, counted: bool) -> None:
+    async def _commit(self, key: SyncKey, mixed: Mixed, verdict: Verdict, *, counted: bool, excuse: str) -> None:
         """Take the outer step."""
-        digest = await self._clock.run(lambda: self._replica.apply(key, mixed))
+        sent_N = verdict.sent_N if counted else None
+        digest = await self._clock.run(lambda: self._replica.apply(key, mixed, sent_N))
         if not counted:
             self._replica.give_back(key)
-        if self._sat_out == 0:
+        if not excuse:
             self._meter.explain("" if counted else "the round was closed before our part arrived")
         traffic = self._parts.transport.traffic()
         self._journal.record(
@@ -405,4 +405,5 @@ class Worker:
 
     def _outcome(self, done: bool) -> Outcome:
         snapshot = self._replica.snapshot(self._step)
-        return Outcome(done, self._round(), self._meter.tokens, snapshot.name, self._replica.anchors())
+        anchors, residuals = self._replica.anchors(), self._replica.residuals()
+        return Outcome(done, self._round(), self._meter.tokens, snapshot.name, anchors, residuals)

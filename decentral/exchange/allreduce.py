@@ -24,7 +24,7 @@ from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachab
 from decentral.exchange.answers import Answers
 from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
 from decentral.exchange.chair import CONVENE, Chair
-from decentral.exchange.cut import Part, Wire
+from decentral.exchange.cut import Part, Wire, seed_of
 from decentral.exchange.messages import (
     MAX_ROLL_BYTES,
     Answer,
@@ -60,6 +60,14 @@ class _Called:
 
     roll: Roll
     packed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Mean:
+    """The mean of a shard. Legend: S = values in the shard."""
+
+    contributors: tuple[int, ...]
+    values_S: Tensor
 
 
 class AllReduce:
@@ -104,9 +112,11 @@ class AllReduce:
             if isinstance(called, Aborted):
                 return Verdict(called, waiting_s=called_at - began)
             self.progress.rolls[key] = called.packed
-            outcome, late = await self._reduce(called, mine)
+            outcome, sent_N, late = await self._reduce(called, mine)
+            await self._reducer.settle(called.packed, mixed=isinstance(outcome, Mixed))
             return Verdict(
                 outcome,
+                sent_N,
                 absent=called.roll.absent + late,
                 waiting_s=called_at - began,
                 transfer_s=self._clock.monotonic() - called_at,
@@ -209,46 +219,79 @@ class AllReduce:
 
     async def _reduce(
         self, called: _Called, mine: Contribution
-    ) -> tuple[Mixed | Aborted, tuple[tuple[PeerId, str], ...]]:
-        """All shards, or nothing. Alone, what we bring is the mean, and no codec spoils it."""
-        if called.roll.members == (self._transport.peer_id,) and mine.weight:
-            return Mixed(mine.delta_N, called.roll.members), ()
-        parts, members = self._wire.parts(called.roll), called.roll.members
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._mean(called, part, mine)) for part in parts]
-        delta_N = torch.empty_like(mine.delta_N)
-        missed: list[tuple[int, int]] = []
-        inside: set[int] = set()
-        for part, mean in zip(parts, (task.result() for task in tasks), strict=True):
-            if isinstance(mean, Aborted):
-                return mean, ()
-            contributors, delta_N[part.start : part.stop] = mean
-            inside.update(contributors)
-            if members.index(self._transport.peer_id) not in contributors:
-                missed.append((part.start, part.stop))
-        mixed = Mixed(delta_N, tuple([members[i] for i in sorted(inside)]), missed=tuple(missed))
-        late = [(m, "in the roll, but brought nothing") for i, m in enumerate(members) if i not in inside]
-        return mixed, tuple(late)
+    ) -> tuple[Mixed | Aborted, Tensor | None, tuple[tuple[PeerId, str], ...]]:
+        """All shards, or nothing; what of ours was sent; who brought nothing.
 
-    async def _mean(self, called: _Called, part: Part, mine: Contribution) -> tuple[tuple[int, ...], Tensor] | Aborted:
-        """Contributors to one shard and their mean, from its reducer or, if that is lost, from another member."""
+        Alone, what we bring is the mean, and no codec spoils it.
+        """
+        members = called.roll.members
+        if members == (self._transport.peer_id,) and mine.weight:
+            return Mixed(mine.delta_N, members), mine.delta_N, ()
+        relative = bool(mine.counted) and members == mine.counted
+        values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
+        sent_N = torch.empty_like(values_N) if mine.weight else None
+        parts = self._wire.parts(called.roll)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._mean(called, part, values_N, mine.weight, sent_N)) for part in parts]
+        means = [task.result() for task in tasks]
+        failed = next((mean for mean in means if isinstance(mean, Aborted)), None)
+        if failed is not None:
+            return failed, None, ()
+        delta_N = torch.empty_like(values_N)
+        contributors = [set(mean.contributors) for mean in means if isinstance(mean, _Mean)]
+        for part, mean in zip(parts, means, strict=True):
+            if isinstance(mean, _Mean):
+                delta_N[part.start : part.stop] = mean.values_S
+        inside, me = set().union(*contributors), members.index(self._transport.peer_id)
+        mixed = Mixed(
+            delta_N,
+            tuple([members[i] for i in sorted(inside)]),
+            missed=tuple([(p.start, p.stop) for p, s in zip(parts, contributors, strict=True) if me not in s]),
+            whole=all(len(shard) == len(members) for shard in contributors),
+            relative=relative,
+        )
+        late = [(m, "in the roll, but brought nothing") for i, m in enumerate(members) if i not in inside]
+        return mixed, sent_N, tuple(late)
+
+    async def _mean(
+        self, called: _Called, part: Part, values_N: Tensor, weight: float, sent_N: Tensor | None
+    ) -> _Mean | Aborted:
+        """The mean of one shard, from its reducer or, if that is lost, from another member.
+
+        What of ``values_N`` was sent to be in it is written into ``sent_N``.
+        """
         limit = self._wire.mean_limit(part.numel, len(called.roll.members))
-        answer = await self._from_reducer(called, part, mine, limit) or await self._from_others(called, part, limit)
+        request = None
+        if sent_N is not None:
+            span = slice(part.start, part.stop)
+            frame, sent_N[span] = await self._encoded(called, part, values_N[span])
+            request = pack_shard(Shard(called.packed, part.index, weight, frame))
+        answer = await self._from_reducer(called, part, request, limit) or await self._from_others(called, part, limit)
         who = short_id(part.reducer)
         if answer is None:
             return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
         try:
             mean = unpack_mean(answer, limit, len(called.roll.members))
-            return mean.contributors, unpack(mean.frame, self._wire.mean_codec, part.numel)
+            unpacked = await self._clock.run_aside(lambda: unpack(mean.frame, self._wire.mean_codec, part.numel))
         except FrameError as err:
             return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
+        return _Mean(mean.contributors, unpacked)
 
-    async def _from_reducer(self, called: _Called, part: Part, mine: Contribution, limit: int) -> bytes | None:
-        """Send our part and wait for the answer; ``None`` if the reducer is lost or gave up."""
-        listening = request = pack_shard(Shard(called.packed, part.index, 0.0, b""))
-        if mine.weight:
-            frame = pack(self._wire.codec, mine.delta_N[part.start : part.stop])
-            request = pack_shard(Shard(called.packed, part.index, mine.weight, frame))
+    async def _encoded(self, called: _Called, part: Part, values_S: Tensor) -> tuple[bytes, Tensor]:
+        """The frame of our part of a shard, and the values as the others will decode it."""
+        codec, key = self._wire.codec, called.roll.key
+        seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
+
+        def work() -> tuple[bytes, Tensor]:
+            frame = pack(codec, values_S, seed)
+            return frame, values_S if codec.lossless else unpack(frame, codec, part.numel)
+
+        return await self._clock.run_aside(work)
+
+    async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
+        """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""
+        listening = pack_shard(Shard(called.packed, part.index, 0.0, b""))
+        request = ours or listening
         timeout_s = self._timing.call_timeout_s(len(request) + limit)
         began = heard_at = self._clock.monotonic()
         while (now := self._clock.monotonic()) - began < 2 * self._timing.transfer_timeout_s:

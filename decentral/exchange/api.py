@@ -15,13 +15,19 @@ class Contribution:
     """What a worker brings to a round. Legend: N = values in the fragment."""
 
     delta_N: Tensor
-    """Pseudo-gradient: anchor minus local parameters, float32 on CPU, finite."""
+    """Pseudo-gradient (anchor minus local parameters) with what feedback adds to it; float32 on CPU, finite."""
     weight: float
     """Tokens behind it; 0 to listen only: nothing is brought, the mean is received."""
     base: str
     """Digest of the anchor and outer state that ``delta_N`` was taken against."""
     num_steps: int = 0
     """Outer steps behind that anchor."""
+    relative_N: Tensor | None = None
+    """In place of ``delta_N`` if the members of the round are exactly those in ``counted``; see ``outer.ef21``."""
+    counted: tuple[PeerId, ...] = ()
+    """The members that the outer state counts."""
+    excuse: str = ""
+    """Why there is nothing to bring, for people."""
 
 
 class Reason(StrEnum):
@@ -55,6 +61,8 @@ class Verdict:
     """How a round ended for one worker: who was in, who was not, why, and what it cost."""
 
     outcome: Mixed | Aborted
+    sent_N: Tensor | None = None
+    """Our contribution as the others decoded it; ``None`` if we sent none."""
     absent: tuple[tuple[PeerId, str], ...] = ()
     """Peers that were known but not in, each with the reason."""
     waiting_s: float = 0.0

@@ -1,6 +1,7 @@
 """How the fragment of a roll is cut into shards and who reduces which: the same on every member."""
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.frame import framed_nbytes
@@ -14,6 +15,11 @@ MIN_SHARD_VALUES = 16_384
 SHARD_ALIGN = 4_096
 #: Room for the roll and the fields around a frame.
 _ENVELOPE_BYTES = 1_024
+
+
+def seed_of(purpose: str) -> int:
+    """A seed for the rounding of what is sent once, for one purpose; 64 bits."""
+    return int.from_bytes(blake2b(purpose.encode(), digest_size=8).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,10 @@ class Wire:
     """For contributions."""
     mean_codec: Codec
     """For the mean that a reducer sends back."""
+    over_senders: bool = False
+    """Whether a value's mean is over those who sent it, zeros counting as not sent; else over all contributors."""
+    keep_rest: bool = True
+    """Whether a reducer adds what its codec left out of a mean to its next one."""
 
     def parts(self, roll: Roll) -> tuple[Part, ...]:
         """The shards of a roll with their reducers."""

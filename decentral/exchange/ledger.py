@@ -52,8 +52,12 @@ class Ledger:
         """Indices in the roll of those whose values are in the mean."""
         return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
 
-    def mean(self) -> Tensor | None:
+    def mean(self, *, over_senders: bool = False) -> Tensor | None:
         r"""$\sum_i w_i x_i / \sum_i w_i$ over the entries, accumulated in float32 in the roll's order.
+
+        Args:
+            over_senders: divide each value by the weights of those entries only in which it is not 0: the mean of
+                sparse contributions by coordinate, in which one sent by a single member counts in full.
 
         Returns:
             float32 [S], or ``None`` if nobody contributed values.
@@ -66,4 +70,9 @@ class Ledger:
         mean_S = torch.zeros_like(values[0][1])
         for share, values_S in values:
             mean_S.add_(values_S, alpha=share)
+        if over_senders:
+            shares_S = torch.zeros_like(mean_S)
+            for share, values_S in values:
+                shares_S.add_(values_S != 0, alpha=share)
+            mean_S.div_(shares_S.masked_fill_(shares_S == 0, 1.0))
         return mean_S

@@ -9,16 +9,17 @@ import msgpack
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.answers import Answers
-from decentral.exchange.cut import Part, Wire
+from decentral.exchange.cut import Part, Wire, seed_of
 from decentral.exchange.ledger import Entry, Ledger
 from decentral.exchange.messages import MAX_ROLL_BYTES, Mean, Shard, pack_mean, unpack_roll, unpack_shard
+from decentral.exchange.rest import MeanRest
 from decentral.exchange.rollcall import Roll
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.tensors.finite import all_finite
-from decentral.types import PeerId
+from decentral.types import PeerId, SyncKey
 
 SHARD = "shard"
 RESULT = "result"
@@ -38,12 +39,15 @@ _TICK_S = 0.25
 class _Reduction:
     """A shard being reduced."""
 
+    part: Part
     ledger: Ledger
     opened_at: float
     asked_at: float
     """When the members still missing were last asked whether they are coming."""
     gone: set[PeerId] = field(default_factory=set)
     """Members that are not coming."""
+    closing: bool = False
+    """The mean is being taken; nothing enters any more."""
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -69,6 +73,7 @@ class Reducer:
         self._answers = answers
         self._timing = timing
         self._open: dict[tuple[bytes, int], _Reduction] = {}
+        self._rest = MeanRest(wire.numels)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -84,12 +89,17 @@ class Reducer:
         answer = self._answer(shard)
         if answer is not None:
             return answer
-        reduction = self._reduction(shard, roll)
-        reduction.ledger.enter(sender, self._entry(shard, part))
+        entry = await self._clock.run_aside(lambda: self._entry(shard, part))
+        answer = self._answer(shard)
+        if answer is not None:
+            return answer
+        reduction = self._reduction(shard, roll, part)
+        if not reduction.closing:
+            reduction.ledger.enter(sender, entry)
         until = self._clock.monotonic() + self._timing.hold_s
         while (left_s := until - self._clock.monotonic()) > 0:
             await self._ask_missing(shard, reduction)
-            self._close_if_due(shard, reduction)
+            await self._close_if_due(shard, roll, reduction)
             answer = self._answer(shard)
             if answer is not None:
                 return answer
@@ -127,14 +137,14 @@ class Reducer:
             raise ValueError("this reduction was given up")
         return self._answers.get(shard.roll, shard.index)
 
-    def _reduction(self, shard: Shard, roll: Roll) -> _Reduction:
+    def _reduction(self, shard: Shard, roll: Roll, part: Part) -> _Reduction:
         known = self._open.get((shard.roll, shard.index))
         if known is None:
             self._drop_stale()
             if len(self._open) >= _MAX_OPEN:
                 raise ValueError("too many open reductions")
             now = self._clock.monotonic()
-            known = _Reduction(Ledger(roll.members), now, now)
+            known = _Reduction(part, Ledger(roll.members), now, now)
             self._open[shard.roll, shard.index] = known
         return known
 
@@ -143,9 +153,9 @@ class Reducer:
         horizon = self._clock.monotonic() - 2 * self._timing.transfer_timeout_s
         self._open = {key: reduction for key, reduction in self._open.items() if reduction.opened_at > horizon}
 
-    def _close_if_due(self, shard: Shard, reduction: _Reduction) -> None:
+    async def _close_if_due(self, shard: Shard, roll: Roll, reduction: _Reduction) -> None:
         """Close over those that are in once nobody worth waiting for is missing."""
-        if reduction.closed.is_set():
+        if reduction.closing or reduction.closed.is_set():
             return
         now = self._clock.monotonic()
         age_s = now - reduction.opened_at
@@ -154,14 +164,39 @@ class Reducer:
         worth_waiting = age_s < self._timing.ttl_s or any(self._roster.is_live(member, now) for member in awaited)
         if awaited and worth_waiting and age_s < self._timing.transfer_timeout_s:
             return
-        mean_S = reduction.ledger.mean()
-        if mean_S is None or not all_finite(mean_S.numpy()):
+        reduction.closing = True
+        try:
+            answer = await self._clock.run_aside(lambda: self._mean(shard.roll, roll.key, reduction))
+        finally:
+            reduction.closing = False  # should this call be cancelled meanwhile, another one closes
+        if answer is None:
             self._answers.ask(shard.roll, shard.index)
         else:
-            mean = Mean(reduction.ledger.contributors(), pack(self._wire.mean_codec, mean_S))
-            self._answers.accept(shard.roll, shard.index, pack_mean(mean))
+            self._answers.accept(shard.roll, shard.index, answer)
         self._open.pop((shard.roll, shard.index), None)
         reduction.closed.set()
+
+    def _mean(self, packed_roll: bytes, key: SyncKey, reduction: _Reduction) -> bytes | None:
+        """The answer to all members; ``None`` if there is no finite mean."""
+        part, codec = reduction.part, self._wire.mean_codec
+        mean_S = reduction.ledger.mean(over_senders=self._wire.over_senders)
+        if mean_S is None:
+            return None
+        keep_rest = self._wire.keep_rest and not codec.lossless
+        if keep_rest:
+            self._rest.add_to(mean_S, key, part.start)
+        if not all_finite(mean_S.numpy()):
+            return None
+        frame = pack(codec, mean_S, seed_of(f"mean/{key.round}/{key.fragment}/{part.index}"))
+        if keep_rest:
+            left_S = mean_S.sub_(unpack(frame, codec, part.numel))
+            self._rest.hold(packed_roll, key, part.start, left_S)
+        return pack_mean(Mean(reduction.ledger.contributors(), frame))
+
+    async def settle(self, packed_roll: bytes, *, mixed: bool) -> None:
+        """The round of a roll has ended for this worker: what was left out of its means is owed, or void."""
+        # On the thread that takes means: rests are nobody else's.
+        await self._clock.run_aside(lambda: self._rest.settle(packed_roll, mixed=mixed))
 
     async def _ask_missing(self, shard: Shard, reduction: _Reduction) -> None:
         """Now and then ask those who are missing whether they are coming: some died, some went to another roll."""

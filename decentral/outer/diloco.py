@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decentral.outer.rule import Mixed, OuterState
+from decentral.outer.rule import Mixed, OuterState, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class DiLoCo:
         m <- momentum * m + d
         a <- a - lr * (d + momentum * m)
 
-    m starts at zero, so the first step is (1 + momentum) times that of plain SGD.
+    m starts at zero, so the first step is (1 + momentum) times that of plain SGD. Without momentum there is no buffer.
 
     Args:
         lr: outer learning rate, > 0. The paper's best is 0.7.
@@ -47,9 +47,14 @@ class DiLoCo:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"the outer momentum must be at least 0 and below 1, got {self.momentum}")
 
+    @property
+    def num_buffers(self) -> int:
+        """The momentum buffer, if there is momentum."""
+        return 1 if self.momentum else 0
+
     def init(self, anchor_N: Tensor) -> OuterState:
-        """An empty momentum buffer for a fragment shaped as ``anchor_N`` [N]."""
-        return OuterState(momentum_N=torch.zeros_like(anchor_N))
+        """An empty momentum buffer for a fragment shaped as ``anchor_N`` [N]; none without momentum."""
+        return OuterState(tuple(torch.zeros_like(anchor_N) for _ in range(self.num_buffers)))
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
         """Take one outer step.
@@ -63,16 +68,15 @@ class DiLoCo:
             The next anchor [N] and the next state, both in fresh memory.
 
         Raises:
-            ValueError: anchor, pseudo-gradient and momentum differ in shape.
+            ValueError: anchor, pseudo-gradient and momentum differ in shape, or the state is another rule's.
         """
-        delta_N = mixed.delta_N
-        if not anchor_N.shape == delta_N.shape == state.momentum_N.shape:
-            raise ValueError(
-                f"shapes differ: anchor {list(anchor_N.shape)}, pseudo-gradient {list(delta_N.shape)}, "
-                f"momentum {list(state.momentum_N.shape)}"
-            )
+        check_shapes(self, anchor_N, mixed, state)
+        delta_N, num_steps = mixed.delta_N, state.num_steps + 1
         # No add(..., alpha=...): it is fused on some processors and not on others (see the docstring of the class).
-        momentum_N = state.momentum_N.mul(self.momentum).add_(delta_N)
+        if not self.momentum:
+            update_N = delta_N * self.lr
+            return torch.sub(anchor_N, update_N, out=update_N), OuterState(num_steps=num_steps)
+        momentum_N = state.buffers_N[0].mul(self.momentum).add_(delta_N)
         update_N = momentum_N.mul(self.momentum).add_(delta_N).mul_(self.lr)
         next_N = torch.sub(anchor_N, update_N, out=update_N)
-        return next_N, OuterState(momentum_N=momentum_N, num_steps=state.num_steps + 1)
+        return next_N, OuterState((momentum_N,), num_steps)

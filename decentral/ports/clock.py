@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """A monotonic clock for durations, a wall clock for people, and a thread for work that blocks."""
+    """A monotonic clock for durations, a wall clock for people, and two threads for work that blocks."""
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment; never goes back. The only clock decisions may use."""
@@ -22,5 +22,12 @@ class Clock(Protocol):
 
         One piece at a time: the calls of one clock are carried out in order. In simulation the work runs inline
         and its cost is charged to virtual time.
+        """
+        ...
+
+    async def run_aside(self, work: Callable[[], T]) -> T:
+        """Run ``work`` off the event loop, beside that of ``run`` and in its own order: packing values, adding them up.
+
+        It must not touch what the work of ``run`` touches. In simulation it costs no time.
         """
         ...

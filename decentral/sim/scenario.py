@@ -1,14 +1,17 @@
 """A whole swarm in the simulator: the production engine on every machine, toy trainers, and what became of them."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from decentral.codecs.codec import make_codec
+from decentral.codecs.defaults import default_mean_codec
+from decentral.codecs.feedback import Feedback
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
+from decentral.outer.rule import OuterRule
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import FaultTape
 from decentral.sim.loop import run
@@ -39,7 +42,9 @@ class Scenario:
     paces: Mapping[int, float] = field(default_factory=dict)
     """Workers whose steps take so many times as long."""
     codec: str = "fp32"
-    outer: DiLoCo = field(default_factory=lambda: DiLoCo(lr=0.7, momentum=0.5))
+    feedback: Callable[[int], Feedback] = Feedback
+    over_senders: bool = False
+    rule: OuterRule = field(default_factory=lambda: DiLoCo(lr=0.7, momentum=0.5))
     timing: Timing = field(default_factory=Timing)
     conditions: Conditions = field(default_factory=Conditions)
     machines: Mapping[PeerId, Machine] = field(default_factory=dict)
@@ -120,9 +125,11 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         plan=scenario.plan,
         mix_alpha=scenario.mix_alpha,
         min_workers=scenario.min_workers,
-        rule=scenario.outer,
+        rule=scenario.rule,
         codec=codec,
-        mean_codec=codec,
+        mean_codec=default_mean_codec(codec),
+        feedback=scenario.feedback,
+        over_senders=scenario.over_senders,
         timing=scenario.timing,
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)

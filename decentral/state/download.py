@@ -24,7 +24,7 @@ from decentral.types import PeerId, short_id
 HEAD = "state.head"
 CHUNK = "state.chunk"
 CHUNK_BYTES = 1 << 20
-_MAX_HEAD_BYTES = 1 << 16
+_MAX_HEAD_BYTES = 1 << 20
 _MAX_REQUEST_BYTES = 1 << 10
 _MAX_UPLOADS = 16
 _KEPT_SNAPSHOTS = 3
@@ -41,6 +41,8 @@ class Head:
     num_steps: tuple[int, ...]
     """Outer steps of every fragment."""
     digests: tuple[str, ...]
+    counted: tuple[tuple[PeerId, ...], ...]
+    """Members that the outer state of every fragment counts."""
 
     @property
     def name(self) -> str:
@@ -79,7 +81,8 @@ class Donor:
         while len(self._kept) > _KEPT_SNAPSHOTS:
             self._kept.popitem(last=False)
         steps = [fragment.outer.num_steps for fragment in snapshot.fragments]
-        return bytes(msgpack.packb([self._layout, snapshot.step, snapshot.rounds, steps, snapshot.digests]))
+        counted = [fragment.outer.counted for fragment in snapshot.fragments]
+        return bytes(msgpack.packb([self._layout, snapshot.step, snapshot.rounds, steps, snapshot.digests, counted]))
 
     async def _chunk(self, sender: PeerId, request: bytes) -> bytes:
         name, fragment, part, offset = msgpack.unpackb(request)
@@ -87,8 +90,7 @@ class Donor:
         if snapshot is None:
             raise ValueError("this snapshot is gone")
         self._kept.move_to_end(name)
-        state = snapshot.fragments[fragment]
-        values_N = (state.anchor_N, state.outer.momentum_N)[part]
+        values_N = snapshot.fragments[fragment].tensors[part]
         if not isinstance(offset, int) or offset < 0:
             raise ValueError(f"offset {offset!r:.40}")
         return bytes(to_bytes(values_N)[offset : offset + CHUNK_BYTES])
@@ -112,13 +114,17 @@ class Downloader:
         transport: to the donors.
         layout: signature of the cut of this worker's model.
         numels: values in each fragment.
+        num_buffers: tensors of the outer rule's state of a fragment.
         timing: bounds for every call.
     """
 
-    def __init__(self, transport: Transport, layout: str, numels: Sequence[int], timing: Timing) -> None:
+    def __init__(
+        self, transport: Transport, layout: str, numels: Sequence[int], num_buffers: int, timing: Timing
+    ) -> None:
         self._transport = transport
         self._layout = layout
         self._numels = tuple(numels)
+        self._num_parts = 1 + num_buffers
         self._timing = timing
 
     async def fetch(self, donors: Sequence[PeerId], report: Callable[[int, int], None] | None = None) -> Download | str:
@@ -150,13 +156,20 @@ class Downloader:
         timeout_s = self._timing.call_timeout_s(_MAX_HEAD_BYTES)
         reply = await self._transport.call(donor, HEAD, b"", timeout_s=timeout_s, max_reply_bytes=_MAX_HEAD_BYTES)
         try:
-            layout, step, rounds, num_steps, digests = msgpack.unpackb(reply)
-            head = Head(str(layout), _count(step), _counts(rounds), _counts(num_steps), tuple(map(str, digests)))
+            layout, step, rounds, num_steps, digests, counted = msgpack.unpackb(reply)
+            head = Head(
+                str(layout),
+                _count(step),
+                _counts(rounds),
+                _counts(num_steps),
+                tuple(map(str, digests)),
+                tuple(tuple(PeerId(str(peer)) for peer in peers) for peers in counted),
+            )
         except (ValueError, TypeError, msgpack.UnpackException) as err:
             raise FrameError(f"malformed head: {err}") from err
         if head.layout != self._layout:
             raise FrameError(f"it trains another model (layout {head.layout[:16]}, ours is {self._layout})")
-        if not len(head.rounds) == len(head.num_steps) == len(head.digests) == len(self._numels):
+        if {len(head.rounds), len(head.num_steps), len(head.digests), len(head.counted)} != {len(self._numels)}:
             raise FrameError("head with a wrong number of fragments")
         return head
 
@@ -164,11 +177,11 @@ class Downloader:
         self, donor: PeerId, head: Head, data: bytearray, report: Callable[[int, int], None] | None
     ) -> None:
         """Append chunks to ``data`` until the state is whole; what is there already is not fetched again."""
-        total = 8 * sum(self._numels)
+        total = 4 * self._num_parts * sum(self._numels)
         timeout_s = self._timing.call_timeout_s(CHUNK_BYTES)
         position = 0
         for fragment, numel in enumerate(self._numels):
-            for part in (0, 1):
+            for part in range(self._num_parts):
                 while len(data) < position + 4 * numel:
                     offset = len(data) - position
                     expected = min(CHUNK_BYTES, 4 * numel - offset)
@@ -188,13 +201,15 @@ class Downloader:
         fragments = []
         start = 0
         for i, numel in enumerate(self._numels):
-            anchor_N, momentum_N = (from_bytes(data[at : at + 4 * numel]) for at in (start, start + 4 * numel))
-            start += 8 * numel
-            state = FragmentState.of(head.rounds[i], anchor_N, OuterState(momentum_N, head.num_steps[i]))
+            stop = start + 4 * numel * self._num_parts
+            anchor_N, *buffers_N = (from_bytes(data[at : at + 4 * numel]) for at in range(start, stop, 4 * numel))
+            start = stop
+            outer = OuterState(tuple(buffers_N), head.num_steps[i], head.counted[i])
+            state = FragmentState.of(head.rounds[i], anchor_N, outer)
             if state.digest != head.digests[i]:
                 data.clear()
                 raise FrameError("the state received does not have the promised digest")
-            if not all(all_finite(values_N.numpy()) for values_N in (anchor_N, momentum_N)):
+            if not all(all_finite(values_N.numpy()) for values_N in state.tensors):
                 data.clear()
                 raise FrameError("the state received is not finite")
             fragments.append(state)

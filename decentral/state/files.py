@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,3 +24,24 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         raise OSError(f"{part.name}: {err}") from err
     finally:
         part.unlink(missing_ok=True)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what ``save_weights`` wrote: named tensors, finite, and the metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read, is no such file, or has values that are not finite.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as err:
+        raise OSError(f"not a file of tensors: {err}") from err
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise OSError(f"{broken[0]} has values that are not finite")
+    return tensors, metadata

@@ -28,7 +28,13 @@ class FragmentState:
     def of(round: int, anchor_N: Tensor, outer: OuterState) -> "FragmentState":
         """A state with its digest, which costs a pass over the values."""
         num_steps = torch.tensor([float(outer.num_steps)])
-        return FragmentState(round, anchor_N, outer, digest(anchor_N, outer.momentum_N, num_steps))
+        counted = torch.tensor(list("/".join(outer.counted).encode()), dtype=torch.float32)
+        return FragmentState(round, anchor_N, outer, digest(anchor_N, *outer.buffers_N, num_steps, counted))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that a newcomer needs: the anchor, then the outer state's buffers."""
+        return (self.anchor_N, *self.outer.buffers_N)
 
 
 @dataclass(frozen=True, slots=True)

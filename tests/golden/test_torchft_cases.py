@@ -24,7 +24,7 @@ class Sgd:
     """The cases' outer optimizer: anchor - 2 delta."""
 
     def init(self, anchor_N: Tensor) -> OuterState:
-        return OuterState(momentum_N=torch.zeros_like(anchor_N))
+        return OuterState()
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
         return anchor_N - 2 * mixed.delta_N, state

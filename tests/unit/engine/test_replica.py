@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from decentral.codecs.feedback import Feedback
 from decentral.engine.replica import Replica
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.rule import Mixed, OuterState
@@ -46,7 +47,7 @@ class Descent:
 
 def founded(num_fragments: int = 1, mix_alpha: float = 0.0) -> tuple[Replica, Descent]:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values, num_fragments), DiLoCo(lr=0.5, momentum=0.5), mix_alpha)
+    replica = Replica(trainer, Layout.of(trainer.values, num_fragments), DiLoCo(lr=0.5, momentum=0.5), Feedback(num_fragments), mix_alpha, ME)
     assert not replica.has_state
     replica.found()
     assert replica.has_state
@@ -63,7 +64,7 @@ def anchors(replica: Replica) -> list[float]:
 
 def state(*anchor: float, momentum: float = 0.0, num_steps: int = 2, round_: int = 2) -> FragmentState:
     anchor_N = torch.tensor(anchor)
-    return FragmentState.of(round_, anchor_N, OuterState(torch.full_like(anchor_N, momentum), num_steps))
+    return FragmentState.of(round_, anchor_N, OuterState((torch.full_like(anchor_N, momentum),), num_steps))
 
 
 def test_the_founder_starts_from_its_trainer() -> None:
@@ -91,17 +92,17 @@ def test_apply_takes_the_outer_step() -> None:
     replica.train(0, 3)
     replica.launch(FIRST)
     before = replica.snapshot(3)
-    digest = replica.apply(FIRST, mixed(2.0, 4.0, -8.0))
+    digest = replica.apply(FIRST, mixed(2.0, 4.0, -8.0), None)
     # First step of Nesterov: anchor - 0.5 * (1 + 0.5) * delta.
     assert anchors(replica) == trainer.flat() == [6.5, 6.0, 10.0]
     after = replica.snapshot(3)
     assert after.rounds == (1,)
     assert after.fragments[0].outer.num_steps == 1
-    assert after.fragments[0].outer.momentum_N.tolist() == [2.0, 4.0, -8.0]
+    assert after.fragments[0].outer.buffers_N[0].tolist() == [2.0, 4.0, -8.0]
     assert digest == after.digests[0] == after.fragments[0].digest != before.digests[0]
     assert before.fragments[0].anchor_N.tolist() == [8.0, 9.0, 4.0], "snapshots never change"
     # Second step: momentum 0.5 * m + d, anchor - 0.5 * (d + 0.5 * momentum).
-    replica.apply(SyncKey(1, 0), mixed(2.0, 2.0, 2.0))
+    replica.apply(SyncKey(1, 0), mixed(2.0, 2.0, 2.0), None)
     assert anchors(replica) == [6.5 - 1.75, 6.0 - 2.0, 10.0 + 0.5 - 1.0]
 
 
@@ -110,7 +111,7 @@ def test_apply_keeps_a_share_of_the_steps_taken_meanwhile() -> None:
     replica.train(0, 2)
     replica.launch(FIRST)
     replica.train(2, 2)
-    replica.apply(FIRST, mixed(4.0, 4.0, 4.0))
+    replica.apply(FIRST, mixed(4.0, 4.0, 4.0), None)
     assert anchors(replica) == [5.0, 6.0, 1.0]
     # 0.25 of local (8 - 4, ...) and 0.75 of the anchor.
     assert trainer.flat() == [4.75, 5.75, 0.75]
@@ -121,7 +122,7 @@ def test_ranges_that_missed_our_part_move_along_with_the_anchor() -> None:
     replica, trainer = founded()
     replica.train(0, 2)
     replica.launch(FIRST)
-    replica.apply(FIRST, mixed(4.0, 4.0, 4.0, missed=((1, 3),)))
+    replica.apply(FIRST, mixed(4.0, 4.0, 4.0, missed=((1, 3),)), None)
     assert anchors(replica) == [5.0, 6.0, 1.0]
     assert trainer.flat() == [5.0, 4.0, -1.0], "two steps below the new anchor, as below the old one"
 
@@ -147,7 +148,7 @@ def test_fragments_are_apart() -> None:
     replica, trainer = founded(num_fragments=2)
     replica.train(0, 2)
     assert replica.launch(SyncKey(0, 1)).delta_N.tolist() == [2.0]
-    replica.apply(SyncKey(0, 1), mixed(4.0))
+    replica.apply(SyncKey(0, 1), mixed(4.0), None)
     assert trainer.flat() == [6.0, 7.0, 1.0]
     replica.train(2, 1)
     mine = replica.launch(SyncKey(0, 0))
@@ -194,7 +195,7 @@ def test_adopt_moves_uncounted_work_along() -> None:
 
 def test_adopt_of_a_newcomer_takes_the_anchor_as_it_is() -> None:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), 0.0)
+    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), Feedback(1), 0.0, ME)
     replica.adopt(Snapshot(40, (state(1.0, 2.0, 3.0),)))
     assert replica.has_state
     assert trainer.flat() == anchors(replica) == [1.0, 2.0, 3.0]

@@ -15,6 +15,7 @@ from decentral.state import download as module
 from decentral.state.download import CHUNK, HEAD, Donor, Download, Downloader
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.timing import Timing
+from decentral.types import PeerId
 
 LAYOUT = "layout"
 NUMELS = (700, 90)
@@ -34,7 +35,7 @@ def snapshot(seed: int = 0, step: int = 30) -> Snapshot:
         FragmentState.of(
             3 + number,
             torch.randn(numel, generator=generator),
-            OuterState(torch.randn(numel, generator=generator), 3 + number),
+            OuterState((torch.randn(numel, generator=generator),), 3 + number, (PeerId("somebody"),)),
         )
         for number, numel in enumerate(NUMELS)
     )
@@ -75,7 +76,7 @@ class Nursery:
             await peer.transport.serve(method, answer, max_request_bytes=1000)
 
     async def fetch(self, *donors: Any) -> Download | str:
-        downloader = Downloader(self.peers[JOINER].transport, LAYOUT, NUMELS, Timing())
+        downloader = Downloader(self.peers[JOINER].transport, LAYOUT, NUMELS, 1, Timing())
         return await downloader.fetch(donors, lambda *seen: self.seen.append(seen))
 
 
@@ -93,7 +94,7 @@ def check_equal(download: Download | str, state: Snapshot) -> None:
     assert download.snapshot.digests == state.digests
     for mine, theirs in zip(download.snapshot.fragments, state.fragments, strict=True):
         assert torch.equal(mine.anchor_N, theirs.anchor_N)
-        assert torch.equal(mine.outer.momentum_N, theirs.outer.momentum_N)
+        assert torch.equal(mine.outer.buffers_N[0], theirs.outer.buffers_N[0])
         assert mine.outer.num_steps == theirs.outer.num_steps
 
 
@@ -157,7 +158,7 @@ def test_a_donor_keeps_what_is_fetched_while_it_trains_on() -> None:
         served = [0]
         transport = nursery.peers[FIRST].transport
         await Donor(transport, LAYOUT, lambda: states[served[0]]).start()
-        downloader = Downloader(nursery.peers[JOINER].transport, LAYOUT, NUMELS, Timing())
+        downloader = Downloader(nursery.peers[JOINER].transport, LAYOUT, NUMELS, 1, Timing())
 
         def train_on(received: int, total: int) -> None:
             served[0] = min(3, served[0] + 1)
@@ -214,7 +215,7 @@ def test_a_donor_refuses_what_it_cannot_give(request_: Any) -> None:
 
 
 def head_with(**changes: Any) -> Callable[[str, bytes, bytes], bytes]:
-    names = ["layout", "step", "rounds", "num_steps", "digests"]
+    names = ["layout", "step", "rounds", "num_steps", "digests", "counted"]
 
     def change(method: str, request: bytes, reply: bytes) -> bytes:
         if method != HEAD:
@@ -235,6 +236,9 @@ BAD_DONORS: dict[str, tuple[Callable[[str, bytes, bytes], bytes], str]] = {
     "digests": (head_with(digests=["a", "b", "c"]), "wrong number of fragments"),
     "another name": (head_with(digests=["0" * 16, "1" * 16]), "this snapshot is gone"),
     "outer steps": (head_with(num_steps=[3, 5]), "does not have the promised digest"),
+    "counted": (head_with(counted=[["x"], ["y"]]), "does not have the promised digest"),
+    "counted fragments": (head_with(counted=[["x"]]), "wrong number of fragments"),
+    "no peers": (head_with(counted=[1, 2]), "malformed head"),
     "negative round": (head_with(rounds=[-1, 3]), "malformed head"),
     "step": (head_with(step="30"), "malformed head"),
     "no list": (head_with(rounds=5), "malformed head"),
@@ -268,7 +272,7 @@ def test_values_that_are_not_finite_are_not_taken_even_with_the_right_digest(whe
         first = good.fragments[0]
         bad_N = first.anchor_N.clone()
         bad_N[5] = float("nan")
-        outer = replace(first.outer, momentum_N=bad_N) if where == "momentum" else first.outer
+        outer = replace(first.outer, buffers_N=(bad_N,)) if where == "momentum" else first.outer
         bad = FragmentState.of(first.round, bad_N if where == "anchor" else first.anchor_N, outer)
         await nursery.donor(nursery.peers[FIRST], Snapshot(30, (bad, good.fragments[1])))
         refusal = await nursery.fetch(FIRST)

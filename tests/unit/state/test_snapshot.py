@@ -5,7 +5,7 @@ from decentral.state.snapshot import FragmentState, Snapshot, combined_digest, f
 
 
 def state(anchor: float = 1.0, momentum: float = 2.0, num_steps: int = 3, round_: int = 4) -> FragmentState:
-    return FragmentState.of(round_, torch.full((5,), anchor), OuterState(torch.full((5,), momentum), num_steps))
+    return FragmentState.of(round_, torch.full((5,), anchor), OuterState((torch.full((5,), momentum),), num_steps))
 
 
 def test_the_digest_covers_what_the_next_outer_step_depends_on() -> None:

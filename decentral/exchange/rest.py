@@ -1,0 +1,52 @@
+"""What a reducer's codec left out of the means it sent: it adds that to its later means of the same values.
+
+Reducers change from round to round, so each keeps what it left out until it reduces those values again. As with error
+feedback on contributions, the codec loses nothing: all means as they were sent and what all reducers keep add up to
+the exact means.
+
+Legend: S = values in a shard.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from decentral.types import SyncKey
+
+#: Rounds under way whose end is awaited; more than a worker has in flight. What fell out is not owed.
+_MAX_ROUNDS = 16
+
+
+class MeanRest:
+    """Rests of one reducer, held back until it is known whether the round counts.
+
+    Args:
+        numels: values in each fragment.
+    """
+
+    def __init__(self, numels: Sequence[int]) -> None:
+        self._numels = tuple(numels)
+        self._owed_N: dict[int, Tensor] = {}
+        self._held: OrderedDict[bytes, list[tuple[int, int, Tensor]]] = OrderedDict()
+
+    def add_to(self, mean_S: Tensor, key: SyncKey, start: int) -> None:
+        """Add what is owed to the mean of the values from ``start`` on, in place."""
+        owed_N = self._owed_N.get(key.fragment)
+        if owed_N is not None:
+            mean_S += owed_N[start : start + mean_S.numel()]
+
+    def hold(self, roll: bytes, key: SyncKey, start: int, left_S: Tensor) -> None:
+        """What was left out of the mean of these values; owed if the round of ``roll`` counts."""
+        self._held.setdefault(roll, []).append((key.fragment, start, left_S))
+        while len(self._held) > _MAX_ROUNDS:
+            self._held.popitem(last=False)
+
+    def settle(self, roll: bytes, *, mixed: bool) -> None:
+        """The round has ended: the means were used, or nobody uses them."""
+        for fragment, start, left_S in self._held.pop(roll, ()) if mixed else ():
+            if fragment not in self._owed_N:
+                self._owed_N[fragment] = torch.zeros(self._numels[fragment])
+            self._owed_N[fragment][start : start + left_S.numel()] = left_S
+        self._held.pop(roll, None)
