@@ -1,146 +1,176 @@
-"""Integers by blocks with one scale per block: int8.
+"""Small numbers by blocks, scaled by the largest of the block: int8, int4, e3m0; rounded to nearest or stochastically.
 
-Payload: the scales of all blocks as bfloat16, then one code per value. The scale has 8 significant bits and a code 7,
-so code x scale is exact in float32, and no decoded value is subnormal: every machine decodes to the same bits, also
-one that flushes subnormals to zero.
+Formulae and error bounds are in ``docs/algorithms/codecs.md``, the payload's layout in ``blocks.py``.
 
-Legend: N = values in the vector, B = values in a block, R = blocks at hand. Formulae and error bounds are in
-``docs/algorithms/codecs.md``.
+Legend: N = values in the vector, B = values in a block, R = blocks at hand, M = values at hand, C = bytes of their
+codes.
 """
 
 import re
-from collections.abc import Iterator
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from decentral.codecs.flat import CHUNK, check_finite, check_length, check_vector, filled, spans
+from decentral.codecs import nibbles
+from decentral.codecs.blocks import BLOCKS, BlockCodec, Scratch
+from decentral.codecs.scales import rounded_up
 from decentral.errors import FrameError
 
 #: Names this family can make, for help texts; any block size in ``BLOCKS`` will do.
-NAMES: Final = ("int8-b64", "int8-b128", "int8-b256", "int8-b1024")
-#: Values that may share a scale.
-BLOCKS: Final = range(8, 65536 + 1)
+NAMES: Final = (
+    *("int8-b64", "int8-b128", "int8-b256", "int8-b1024", "int8-b128-sr"),
+    *("int4-b128", "int4-b128-sr", "e3m0-b128", "e3m0-b128-sr"),
+)
 
-_NAME: Final = re.compile(r"int8-b([1-9][0-9]{0,4})")
+#: Where the levels 1 to 7 of e3m0 start: in scales, behind a dither; and to the nearest, in halves of a scale.
+_POWERS: Final = (1, 2, 4, 8, 16, 32, 64)
+_HALVES: Final = (1, 3, 6, 12, 24, 48, 96)
 
-_TOP: Final = 127
-#: Bits of the smallest and the largest bfloat16 in use as scale: 2^-126, the smallest normal number, and
-#: 129/128 x 2^121, the largest whose product with 127 is a finite float32.
-_LOWEST_SCALE: Final = 0x0080
-_HIGHEST_SCALE: Final = 0x7C01
+_NAME: Final = re.compile(r"(int8|int4|e3m0)-b([1-9][0-9]{0,4})(-sr)?")
 
 
-def parse(name: str) -> "Int8 | None":
+def parse(name: str) -> "Int8 | Int4 | E3m0 | None":
     """The codec called ``name``, or ``None`` if it is not of this family."""
     match = _NAME.fullmatch(name)
-    if match is None or int(match[1]) not in BLOCKS:
+    if match is None:
         return None
-    return Int8(int(match[1]))
+    kinds: dict[str, type[Int8] | type[Int4] | type[E3m0]] = {"int8": Int8, "int4": Int4, "e3m0": E3m0}
+    kind, block = kinds[match[1]], int(match[2])
+    if block not in BLOCKS or block % kind.per_byte:
+        return None
+    return kind(block, match[3] is not None)
 
 
 @dataclass(frozen=True, slots=True)
-class Int8:
+class Scaled(BlockCodec):
+    """s = max|x| / top over the block, rounded up to a bfloat16 from 2^-126; the code is x / s, rounded."""
+
+    stochastic: bool = False
+    """Whether codes are rounded up or down by chance, such that E[x'] = x."""
+
+    kind: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """``<kind>-b<block>``, and ``-sr`` for stochastic rounding."""
+        return f"{self.kind}-b{self.block}{'-sr' if self.stochastic else ''}"
+
+    @property
+    def _units(self) -> int:
+        """What ``_code`` is given one scale as."""
+        return 1
+
+    @abstractmethod
+    def _code(self, y_M: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+        """Round and pack values in ``_units`` of their scale; may overwrite them."""
+
+    def _measure(self, magnitude_RB: Tensor, out_R: Tensor) -> None:
+        torch.amax(magnitude_RB, dim=1, out=out_R)
+
+    def _scales(self, measures: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+        return rounded_up(measures, self.top)
+
+    def _write(self, x_RB: Tensor, scale_R1: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+        y_M = scratch.values_M[: x_RB.numel()]
+        torch.mul(x_RB, self._units / scale_R1, out=y_M.view(x_RB.shape))
+        self._code(y_M, codes_C, scratch)
+
+    def _to_integers(self, y_M: Tensor, scratch: Scratch) -> None:
+        if self.stochastic:
+            y_M.add_(scratch.noise.uniform(len(y_M))).floor_().clamp_(-self.top, self.top)
+        else:
+            y_M.round_()
+
+
+@dataclass(frozen=True, slots=True)
+class Int8(Scaled):
     """Symmetric 8-bit integers: 8 + 16/B bits per value.
 
-    s = max|x| / 127 over the block, rounded up to a bfloat16, at least 2^-126; q = round(x / s), ties to even;
-    x' = q s. |x' - x| <= s/2 (1 + 2^-16), that is max|x| / 252, or 2^-127 in a block with max|x| below 1.5e-36.
+    s = max|x| / 127; q = round(x / s), ties to even; x' = q s. |x' - x| <= s/2 (1 + 2^-16), that is max|x| / 252, or
+    2^-127 in a block with max|x| below 1.5e-36. Stochastic: q = floor(x / s + u), u uniform; |x' - x| < max|x| / 126.
 
     Source: absmax blocks as in 8-bit optimizers (Dettmers et al., arXiv 2110.02861, linear instead of dynamic codes);
     the bfloat16 scale and its rounding upwards are ours.
     """
 
-    block: int
-    """Values that share a scale."""
+    kind: ClassVar[str] = "int8"
+    per_byte: ClassVar[int] = 1
+    top: ClassVar[int] = 127
+
+    def _code(self, y_M: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+        self._to_integers(y_M, scratch)
+        torch.from_numpy(codes_C.view(np.int8)).copy_(y_M)
+
+    def _read(self, codes_C: npt.NDArray[np.uint8], out_M: npt.NDArray[np.float32]) -> None:
+        signed_C = codes_C.view(np.int8)
+        if signed_C.min() < -self.top:
+            raise FrameError(f"{self.name} code: {signed_C.min()}, allowed {-self.top} to {self.top}")
+        out_M[:] = signed_C
+
+
+@dataclass(frozen=True, slots=True)
+class Int4(Scaled):
+    """Symmetric 4-bit integers, two to the byte: 4 + 16/B bits per value.
+
+    s = max|x| / 7; q = round(x / s), ties to even; x' = q s. |x' - x| <= s/2 (1 + 2^-16), that is max|x| / 13.8, or
+    2^-127 in a block with max|x| below 8.2e-38. Stochastic: q = floor(x / s + u), u uniform; |x' - x| < max|x| / 6.9.
+
+    Source: as ``Int8``.
+    """
+
+    kind: ClassVar[str] = "int4"
+    per_byte: ClassVar[int] = 2
+    top: ClassVar[int] = 7
+
+    def _code(self, y_M: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+        self._to_integers(y_M, scratch)
+        nibbles.pack(y_M, nibbles.integer_pairs(), scratch.codes_M, codes_C)
+
+    def _read(self, codes_C: npt.NDArray[np.uint8], out_M: npt.NDArray[np.float32]) -> None:
+        nibbles.unpack(self.name, codes_C, nibbles.integer_values(), out_M)
+
+
+@dataclass(frozen=True, slots=True)
+class E3m0(Scaled):
+    """A sign and 3 bits of exponent, two values to the byte: 4 + 16/B bits per value.
+
+    s = max|x| / 64; x' = s l, where l is of 0, +-1, +-2, +-4, ..., +-64 the nearest to x / s, ties away from zero.
+    |x' - x| <= |x| / 3 or s/2 if that is more; s/2 is at most max|x| / 127, or 2^-127. Stochastic: one of the two l
+    around x / s, by chance; |x' - x| < max(|x|, s).
+
+    Source: Streaming DiLoCo (Douillard et al., arXiv 2501.18512) sends E3M0 but tells neither scale nor rounding; both
+    are ours.
+    """
+
+    kind: ClassVar[str] = "e3m0"
+    per_byte: ClassVar[int] = 2
+    top: ClassVar[int] = 64
 
     @property
-    def name(self) -> str:
-        """``int8-b<block>``."""
-        return f"int8-b{self.block}"
+    def _units(self) -> int:
+        return 1 if self.stochastic else 2
 
-    @property
-    def lossless(self) -> bool:
-        """No: see the bound."""
-        return False
+    def _code(self, y_M: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+        if self.stochastic:
+            _dither(y_M, scratch)
+        y_M.clamp_(-127, 127)
+        nibbles.pack(y_M, nibbles.power_pairs(_POWERS if self.stochastic else _HALVES), scratch.codes_M, codes_C)
 
-    def nbytes(self, numel: int) -> int:
-        """Payload size in bytes."""
-        return 2 * self._num_blocks(numel) + numel
-
-    def encode(self, x_N: Tensor, seed: int = 0) -> bytes:
-        """See ``Codec.encode``."""
-        check_vector(x_N)
-        return filled(self.nbytes(x_N.numel()), lambda payload: self._fill(payload, x_N.contiguous()))
-
-    def decode(self, payload: bytes | memoryview, numel: int) -> Tensor:
-        """See ``Codec.decode``."""
-        check_length(self.name, payload, self.nbytes(numel))
-        scales, codes = self._split(payload, numel)
-        x_N = torch.empty(numel)
-        for first, start, stop, width in self._pieces(numel):
-            bits_R = scales[first : first + (stop - start) // width]
-            _check_payload(self.name, bits_R, codes[start:stop])
-            out_N = x_N[start:stop]
-            out_N.numpy()[:] = codes[start:stop]
-            out_N.view(-1, width).mul_(torch.from_numpy(_widen(bits_R))[:, None])
-        return x_N
-
-    def _fill(self, payload: memoryview, x_N: Tensor) -> None:
-        numel = x_N.numel()
-        scales, codes = self._split(payload, numel)
-        codes_N, scratch = torch.from_numpy(codes), torch.empty(min(numel, CHUNK))
-        for first, start, stop, width in self._pieces(numel):
-            x_RB, scaled_RB = x_N[start:stop].view(-1, width), scratch[: stop - start].view(-1, width)
-            bits_R = _scale_bits(torch.abs(x_RB, out=scaled_RB).amax(dim=1).numpy())
-            scales[first : first + len(bits_R)] = bits_R
-            inverse_R = torch.from_numpy(np.float32(1) / _widen(bits_R))
-            torch.mul(x_RB, inverse_R[:, None], out=scaled_RB).round_()
-            codes_N[start:stop].view(-1, width).copy_(scaled_RB)
-
-    def _num_blocks(self, numel: int) -> int:
-        return -(-numel // self.block)
-
-    def _split(self, payload: bytes | memoryview, numel: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int8]]:
-        """Views of a payload: the scales' bits, one per block, and the codes, one per value."""
-        num_blocks = self._num_blocks(numel)
-        return np.frombuffer(payload, "<u2", num_blocks), np.frombuffer(payload, np.int8, numel, 2 * num_blocks)
-
-    def _pieces(self, numel: int) -> Iterator[tuple[int, int, int, int]]:
-        """Whole blocks by the chunk, then the short last block: (first block, start, stop, values in a block)."""
-        whole = numel - numel % self.block
-        for start, stop in spans(whole, CHUNK // self.block * self.block):
-            yield start // self.block, start, stop, self.block
-        if whole < numel:
-            yield whole // self.block, whole, numel, numel - whole
+    def _read(self, codes_C: npt.NDArray[np.uint8], out_M: npt.NDArray[np.float32]) -> None:
+        nibbles.unpack(self.name, codes_C, nibbles.power_values(), out_M)
 
 
-def _scale_bits(absmax_R: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
-    """max|x| / 127 rounded up to bfloat16, as bits, within the range of scales."""
-    check_finite(absmax_R)
-    bits_R: npt.NDArray[np.uint32] = (absmax_R / np.float32(_TOP)).view(np.uint32)
-    bits_R += 0xFFFF
-    bits_R >>= 16
-    np.maximum(bits_R, _LOWEST_SCALE, out=bits_R)
-    np.minimum(bits_R, _HIGHEST_SCALE, out=bits_R)
-    return bits_R
+def _dither(y_M: Tensor, scratch: Scratch) -> None:
+    """Move each value away from zero by less than the gap between the levels around it.
 
-
-def _widen(bits_R: npt.NDArray[np.uint16] | npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-    """Bits of bfloat16 numbers to float32."""
-    wide_R: npt.NDArray[np.uint32] = np.left_shift(bits_R, 16, dtype=np.uint32)
-    return wide_R.view(np.float32)
-
-
-def _check_payload(name: str, bits_R: npt.NDArray[np.uint16], codes: npt.NDArray[np.int8]) -> None:
-    """Refuse what ``encode`` cannot have produced; what passes decodes to finite values."""
-    lowest, highest = int(bits_R.min()), int(bits_R.max())
-    if lowest < _LOWEST_SCALE or highest > _HIGHEST_SCALE:
-        bits = highest if highest > _HIGHEST_SCALE else lowest
-        allowed = f"{_LOWEST_SCALE:#06x} to {_HIGHEST_SCALE:#06x}"
-        raise FrameError(f"{name} scale: bfloat16 bits {bits:#06x}, allowed {allowed}")
-    if codes.min() < -_TOP:
-        raise FrameError(f"{name} code: {codes.min()}, allowed {-_TOP} to {_TOP}")
+    The gap below 1 is 1, else the largest power of two in the value: its exponent bits. The value then passes its upper
+    level exactly as often as it should be rounded to that, and never the one after.
+    """
+    gap_M = scratch.spare_M[: len(y_M)]
+    torch.bitwise_and(y_M.view(torch.int32), 0x7F80_0000, out=gap_M.view(torch.int32))
+    y_M.add_(gap_M.clamp_min_(1).mul_(scratch.noise.uniform(len(y_M))).copysign_(y_M))

@@ -11,7 +11,8 @@ from typing import Final, Protocol
 
 from torch import Tensor
 
-from decentral.codecs import blockwise, dense
+from decentral.codecs import blockwise, dense, sign
+from decentral.codecs.blocks import BLOCKS
 from decentral.errors import ConfigError
 
 
@@ -56,7 +57,7 @@ class Codec(Protocol):
         ...
 
 
-_FAMILIES: Final = (dense, blockwise)
+_FAMILIES: Final = (dense, blockwise, sign)
 
 
 def make_codec(name: str) -> Codec:
@@ -71,7 +72,7 @@ def make_codec(name: str) -> Codec:
             return codec
     known = codec_names()
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    blocks = f"blocks of {blockwise.BLOCKS[0]} to {blockwise.BLOCKS[-1]} values"
+    blocks = f"blocks of {BLOCKS[0]} to {BLOCKS[-1]} values: even for int4 and e3m0, a multiple of 8 for sign"
     raise ConfigError(f"unknown codec {name!r}", hint=f"did you mean {nearest}? Known: {', '.join(known)} ({blocks})")
 
 

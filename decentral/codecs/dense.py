@@ -13,6 +13,7 @@ from torch import Tensor
 
 from decentral.codecs.flat import (
     CHUNK,
+    blank,
     check_finite,
     check_length,
     check_vector,
@@ -108,7 +109,7 @@ class Bf16:
     def decode(self, payload: bytes | memoryview, numel: int) -> Tensor:
         """See ``Codec.decode``."""
         check_length(self.name, payload, self.nbytes(numel))
-        x_N = torch.empty(numel)
+        x_N = torch.from_numpy(blank(numel))
         codes, bits = np.frombuffer(payload, "<u2"), x_N.numpy().view(np.uint32)
         for start, stop in spans(numel):
             part = codes[start:stop]
@@ -159,7 +160,7 @@ class Fp16:
         if not _FP16_LOWEST <= exponent <= _FP16_HIGHEST:
             raise FrameError(f"fp16 scale: exponent {exponent}, allowed {_FP16_LOWEST} to {_FP16_HIGHEST}")
         factor = math.ldexp(1.0, -exponent)
-        x_N = torch.empty(numel)
+        x_N = torch.from_numpy(blank(numel))
         codes = np.frombuffer(payload, "<u2", offset=_FP16_EXPONENT.size)
         for start, stop in spans(numel):
             part = codes[start:stop]
