@@ -4,14 +4,18 @@ from typing import Final
 
 from decentral.codecs.codec import Codec, make_codec
 
+#: Signs alone would be too coarse for the mean, of which there is one and not one of each member.
+_MEAN_OF_SIGNS: Final = "int4-b128"
 #: A mean has the values of all members' choices: four times as many, finer.
 _MEAN_OF_TOPK: Final = {"0.4": "topk1.5-8bit", "0.8": "topk3-8bit"}
 _MEAN_OF_DENSEST_TOPK: Final = "topk6-8bit"
 
 
 def default_mean_codec(codec: Codec) -> Codec:
-    """For the mean of contributions in ``codec``: the same, or a larger choice of values if these were sparse."""
+    """For the mean of contributions in ``codec``: the same, but finer for signs, and more values if these are few."""
     family, _, _ = codec.name.partition("-")
+    if family == "sign":
+        return make_codec(_MEAN_OF_SIGNS)
     if family.startswith("topk"):
         return make_codec(_MEAN_OF_TOPK.get(family.removeprefix("topk"), _MEAN_OF_DENSEST_TOPK))
     return codec

@@ -1,8 +1,14 @@
 """Whole swarms under drawn faults. A failure names its seed; ``faulty(seed)`` plays it again."""
 
+from typing import Any
+
 import pytest
 
+from decentral.codecs.feedback import Ef21 as Ef21Feedback
+from decentral.codecs.feedback import ErrorFeedback
 from decentral.monitor.events import Repaired, RoundMixed
+from decentral.outer.diloco import DiLoCo
+from decentral.outer.ef21 import Ef21
 from decentral.sim.checkers import check
 from decentral.sim.faults import FaultTape, Plan, Start, draw
 from decentral.sim.network import Conditions
@@ -16,6 +22,14 @@ TOLERANCE = 0.4
 """RMS distance from the goal; the swarm starts at about 1."""
 
 
+#: How values travel; seeds take turns.
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"codec": "int4-b8", "feedback": ErrorFeedback},
+    {"codec": "int8-b8-sr", "feedback": Ef21Feedback, "rule": Ef21(DiLoCo(lr=0.7, momentum=0.5))},
+)
+
+
 def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
     """Five to eight workers, 5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
     scenario = Scenario(
@@ -25,6 +39,7 @@ def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
         conditions=Conditions(jitter=0.3),
         machines={peer_id(1): Machine(skew_s=600.0), peer_id(2): Machine(skew_s=-600.0)},
         latest=1,
+        **VARIANTS[seed % len(VARIANTS)],
     )
     begin_s, end_s = FAULTS_S
     plan = Plan(begin_s, end_s, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)

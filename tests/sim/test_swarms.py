@@ -53,7 +53,7 @@ def test_a_slow_worker_holds_nobody_for_long(pace: float) -> None:
     assert any(scenario.peers[3] in event.members for event in mixed), "its work never counted"
 
 
-@pytest.mark.parametrize("codec", ["fp32", "int8-b128"])
+@pytest.mark.parametrize("codec", ["fp32", "int8-b128", "int4-b128", "sign-b1024"])
 def test_bytes_are_what_the_codec_says(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contributions and means of full rounds are within 2 % of the framed payloads."""
     num_workers, rounds, num_values = 3, 3, 8 * MIN_SHARD_VALUES

@@ -3,8 +3,10 @@
 import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome, Parts, RunOptions
@@ -49,6 +51,10 @@ class Plan:
     machines: Mapping[PeerId, Machine] = field(default_factory=dict)
     latencies: Mapping[tuple[PeerId, PeerId], float] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of ``RunOptions``, in place of the ordinary ones."""
+    residuals: Callable[[PeerId], Mapping[str, Tensor]] = lambda peer: {}
+    """What a worker is given of its earlier life."""
 
 
 @dataclass
@@ -60,6 +66,8 @@ class Seen:
     errors: dict[PeerId, Exception] = field(default_factory=dict)
     weights: dict[tuple[SyncKey, PeerId], float] = field(default_factory=dict)
     """What each member brought to each round, by the messages that reached a reducer."""
+    frames: dict[tuple[SyncKey, PeerId], bytes] = field(default_factory=dict)
+    """The values in them."""
     messages: list[tuple[float, str, str, str]] = field(default_factory=list)
     """Time, sender, receiver and method or ``reply`` of every message on the network."""
     unfired: tuple[Fault, ...] = ()
@@ -93,7 +101,8 @@ class Tap:
             if method == SHARD:
                 shard = unpack_shard(request, len(request))
                 if shard.frame:
-                    self._seen.weights[unpack_roll(shard.roll).key, sender] = shard.weight
+                    key = unpack_roll(shard.roll).key
+                    self._seen.weights[key, sender], self._seen.frames[key, sender] = shard.weight, shard.frame
             return await handler(sender, request)
 
         await self._inner.serve(method, tapped, **limits)
@@ -156,10 +165,13 @@ def _worker(plan: Plan, peer: SimPeer, seen: Seen) -> Worker:
         mean_codec=fp32,
         timing=plan.timing,
     )
+    options = replace(options, **plan.options)
     journal = seen.journals[peer.peer_id] = MemoryJournal()
     make = plan.trainers.get(peer.peer_id, lambda peer: ordinary(peer, plan.step_s.get(peer.peer_id, STEP_S)))
     transport = Tap(peer.transport, seen)
-    return Worker(options, Parts(transport, peer.directory, peer.clock, peer.identity, make(peer), journal))
+    residuals = plan.residuals(peer.peer_id)
+    parts = Parts(transport, peer.directory, peer.clock, peer.identity, make(peer), journal, residuals)
+    return Worker(options, parts)
 
 
 def ordinary(peer: SimPeer, step_s: float = STEP_S, *, nan_at_step: int | None = None) -> Trainer:

@@ -47,7 +47,14 @@ class Descent:
 
 def founded(num_fragments: int = 1, mix_alpha: float = 0.0) -> tuple[Replica, Descent]:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values, num_fragments), DiLoCo(lr=0.5, momentum=0.5), Feedback(num_fragments), mix_alpha, ME)
+    replica = Replica(
+        trainer,
+        Layout.of(trainer.values, num_fragments),
+        DiLoCo(lr=0.5, momentum=0.5),
+        Feedback(num_fragments),
+        mix_alpha,
+        ME,
+    )
     assert not replica.has_state
     replica.found()
     assert replica.has_state

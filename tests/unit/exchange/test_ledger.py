@@ -58,6 +58,18 @@ def test_weighted_mean_in_any_order(seed: int, numel: int, weights: list[float],
     np.testing.assert_allclose(mean_S.numpy(), exact, rtol=1e-5, atol=1e-5)
 
 
+def test_over_senders_each_value_is_the_mean_of_those_who_sent_it() -> None:
+    ledger = Ledger(MEMBERS)
+    ledger.enter(A, Entry(1.0, torch.tensor([4.0, 4.0, 0.0, 0.0])))
+    ledger.enter(B, Entry(3.0, torch.tensor([8.0, 0.0, 2.0, 0.0])))
+    ledger.enter(C, Entry(0.0, None))
+    over_all, over_senders = ledger.mean(), ledger.mean(over_senders=True)
+    assert over_all is not None
+    assert over_senders is not None
+    assert over_all.tolist() == [7.0, 1.0, 1.5, 0.0]
+    assert over_senders.tolist() == [7.0, 4.0, 2.0, 0.0]
+
+
 def test_nobody_contributed() -> None:
     ledger = Ledger(MEMBERS)
     assert ledger.mean() is None

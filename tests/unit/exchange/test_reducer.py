@@ -180,3 +180,45 @@ def test_a_bad_question_is_refused_and_harms_nobody(sender: PeerId, question: An
         assert len(set(replies)) == 1
 
     play(scenario)
+
+
+COARSE = make_codec("sign-b8")
+
+
+def means_of(
+    num_rounds: int, *, keep_rest: bool, every_second_aborted: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the means that members used over some rounds of one reducer, and the sum of the exact ones."""
+    used_S, exact_S = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+
+    async def main() -> None:
+        a_round = Round()
+        host = a_round.peers[HOST]
+        for member in MEMBERS:
+            a_round.roster.observe(Presence(member, "run", 1, State.SYNCING, 0, 0, ""), 0.0)
+        wire = Wire((4,), FP32, COARSE, keep_rest=keep_rest)
+        reducer = Reducer(host.transport, host.clock, a_round.roster, wire, a_round.answers, TIMING)
+        await reducer.start()
+        for serial in range(num_rounds):
+            roll = pack_roll(Roll(KEY, MEMBERS[0], serial, "base", MEMBERS))
+            values = {member: torch.randn(4, generator=generator) for member in MEMBERS}
+            shards = {m: pack_shard(Shard(roll, 0, 1.0, pack(FP32, value_S))) for m, value_S in values.items()}
+            replies = await asyncio.gather(*(a_round.send(member, shard) for member, shard in shards.items()))
+            mixed = not (every_second_aborted and serial % 2)
+            await reducer.settle(roll, mixed=mixed)
+            if mixed:
+                used_S.add_(unpack(unpack_mean(replies[0], 10_000, 3).frame, COARSE, 4))
+                exact_S.add_(torch.stack(list(values.values())).mean(0))
+
+    run(main(), until_s=200.0)
+    return used_S, exact_S
+
+
+@pytest.mark.parametrize("every_second_aborted", [False, True])
+def test_rests_of_means_are_brought_again(every_second_aborted: bool) -> None:
+    """What is missing from the sum of all means stays what one mean leaves out; without rests it adds up."""
+    used_S, exact_S = means_of(200, keep_rest=True, every_second_aborted=every_second_aborted)
+    dropped_S, _ = means_of(200, keep_rest=False, every_second_aborted=every_second_aborted)
+    assert float((used_S - exact_S).abs().max()) < 3.0
+    assert float((dropped_S - exact_S).abs().max()) > float((used_S - exact_S).abs().max())

@@ -6,7 +6,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from decentral.state import files
-from decentral.state.files import save_weights
+from decentral.state.files import load_weights, save_weights
 
 
 def test_values_and_metadata_come_back(tmp_path: Path) -> None:
@@ -63,3 +63,23 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_rubbish(
 def test_a_folder_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         save_weights(tmp_path / "gone" / "model.safetensors", {"a": torch.ones(1)}, {})
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "residual.safetensors"
+    save_weights(path, {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.5)}, {"run": "demo-1"})
+    tensors, metadata = load_weights(path)
+    assert {name: value.tolist() for name, value in tensors.items()} == {"a": [[0, 1, 2], [3, 4, 5]], "b": 1.5}
+    assert metadata == {"run": "demo-1"}
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "residual.safetensors"
+    with pytest.raises(FileNotFoundError):
+        load_weights(path)
+    save_weights(path, {"a": torch.tensor([1.0, float("nan")])}, {})
+    with pytest.raises(OSError, match="a has values that are not finite"):
+        load_weights(path)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(OSError, match="not a file of tensors"):
+        load_weights(path)

@@ -1,0 +1,127 @@
+"""What the composition root makes of a configuration."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from decentral.cli.compose import _residuals, run_options
+from decentral.cli.folder import RESIDUAL
+from decentral.cli.settings import load, resolve_codecs
+from decentral.codecs.feedback import Ef21 as Ef21Feedback
+from decentral.codecs.feedback import ErrorFeedback, Feedback
+from decentral.engine.options import RunOptions
+from decentral.errors import ConfigError
+from decentral.outer.diloco import DiLoCo
+from decentral.outer.ef21 import Ef21
+from decentral.outer.sparseloco import SparseLoCo
+from decentral.state.files import save_weights
+
+
+def options(*assignments: str) -> RunOptions:
+    return run_options(resolve_codecs(load(None, assignments).swarm), "run")
+
+
+def test_the_default_is_diloco_with_error_feedback() -> None:
+    made = options()
+    assert (made.rule, made.codec.name, made.mean_codec.name) == (DiLoCo(1.0, 0.0), "int8-b128", "int8-b128")
+    assert type(made.feedback(1)) is ErrorFeedback
+    assert (made.keep_rest, made.over_senders) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "kind"),
+    [
+        (["method.codec=fp32"], Feedback),
+        (["method.codec=bf16"], ErrorFeedback),
+        (["method.codec=int4-b128", "method.feedback=none"], Feedback),
+        (["method.codec=int4-b128", "method.feedback=ef21"], Ef21Feedback),
+    ],
+)
+def test_feedback_goes_by_the_codec_and_by_what_is_said(assignments: list[str], kind: type[Feedback]) -> None:
+    assert type(options(*assignments).feedback(1)) is kind
+
+
+def test_without_feedback_reducers_keep_nothing_either() -> None:
+    assert not options("method.feedback=none").keep_rest
+
+
+def test_ef21_stands_in_front_of_the_rule() -> None:
+    assert options("method.feedback=ef21", "method.preset=paper").rule == Ef21(DiLoCo(0.7, 0.9))
+
+
+def test_the_preset_of_sparseloco() -> None:
+    made = options("method.preset=sparseloco", "method.mean_over=senders")
+    assert (made.rule, made.codec.name, made.plan.inner_steps) == (SparseLoCo(1.0), "topk1.5-2bit", 30)
+    feedback = made.feedback(1)
+    feedback.bring(0, torch.ones(2))
+    assert isinstance(feedback, ErrorFeedback)
+    assert feedback._decay == 0.95
+    assert made.over_senders
+
+
+@pytest.mark.parametrize(
+    ("codec", "mean_codec"),
+    [
+        ("fp32", "fp32"),
+        ("int8-b256", "int8-b256"),
+        ("int4-b128", "int4-b128"),
+        ("e3m0-b128-sr", "e3m0-b128-sr"),
+        ("sign-b1024", "int4-b128"),
+        ("topk0.4-2bit", "topk1.5-8bit"),
+        ("topk1.5-2bit", "topk6-8bit"),
+        ("topk6-4bit", "topk6-8bit"),
+    ],
+)
+def test_the_mean_travels_in_a_codec_that_suits(codec: str, mean_codec: str) -> None:
+    assert options(f"method.codec={codec}").mean_codec.name == mean_codec
+    assert options(f"method.codec={codec}", "method.mean_codec=bf16").mean_codec.name == "bf16"
+
+
+@pytest.mark.parametrize("key", ["codec", "mean_codec"])
+def test_an_unknown_codec_is_named_with_its_nearest(key: str) -> None:
+    with pytest.raises(ConfigError, match="unknown codec 'int4-128'") as caught:
+        options(f"method.{key}=int4-128")
+    assert "int4-b128" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("assignments", "match"),
+    [
+        (["method.feedback=ef21", "method.feedback_decay=0.9"], "feedback_decay is 0.9, which only"),
+        (["method.preset=sparseloco", "method.outer_momentum=0.5"], "outer_momentum is 0.5, which must be 0"),
+        (["method.name=sparseloco", "method.feedback=none"], "sparseloco is made of ef14"),
+        (["method.feedback_decay=0"], "feedback_decay = 0"),
+        (["method.feedback=ef22"], "must be one of ef14, ef21, none"),
+        (["method.codec=INT4"], "must be the name of a codec"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(assignments: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        load(None, assignments)
+
+
+def saved(folder: Path, **metadata: Any) -> None:
+    save_weights(folder / RESIDUAL, {"a": torch.ones(2)}, metadata)
+
+
+def test_residuals_of_this_run_are_taken_up(tmp_path: Path) -> None:
+    saved(tmp_path, run="demo-1")
+    assert _residuals(tmp_path, "demo-1")["a"].tolist() == [1.0, 1.0]
+
+
+def test_nobody_owes_another_run_anything(tmp_path: Path) -> None:
+    assert _residuals(tmp_path, "demo-1") == {}
+    saved(tmp_path, run="demo-2")
+    assert _residuals(tmp_path, "demo-1") == {}
+    saved(tmp_path)
+    assert _residuals(tmp_path, "demo-1") == {}
+
+
+def test_residuals_that_cannot_be_read_are_reported_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / RESIDUAL).write_bytes(b"noise")
+    with caplog.at_level(logging.WARNING):
+        assert _residuals(tmp_path, "demo-1") == {}
+    assert "what it still had to send is lost" in caplog.text
