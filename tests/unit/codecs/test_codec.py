@@ -2,15 +2,19 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decentral.codecs.codec import codec_names, make_codec
 from decentral.codecs.flat import CHUNK
 from decentral.errors import ConfigError, FrameError
-from tests.unit.codecs.vectors import ALL_CODECS, FLOAT_MAX, TINY, bits, normal, vectors
+from tests.unit.codecs.vectors import ALL_CODECS, FLOAT_MAX, ROUNDED, TINY, bits, normal, vectors
 
 LENGTHS = (0, 1, 7, 8, 9, 127, 128, 129, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77)
+#: Examples for each codec; there are many.
+NUM_EXAMPLES = 40
+#: Norm of the error over norm of the vector, at most, by the first part of the name.
+ROUGHNESS = {"int4": 0.25, "e3m0": 0.6, "sign": 1.0}
 
 
 @pytest.mark.parametrize("name", ALL_CODECS)
@@ -24,23 +28,26 @@ class TestEveryCodec:
         decoded = codec.decode(payload, numel)
         assert decoded.shape == (numel,)
         assert decoded.dtype == torch.float32
-        assert float((decoded - x).norm()) <= 0.02 * float(x.norm())
+        assert float((decoded - x).norm()) <= ROUGHNESS.get(name[:4], 0.02) * float(x.norm())
 
+    @settings(max_examples=NUM_EXAMPLES)
     @given(x=vectors())
     def test_leaves_its_input_alone_and_decodes_to_finite_values(self, name, x):
         codec, before = make_codec(name), x.clone()
         decoded = codec.decode(codec.encode(x), x.numel())
         assert bits(x) == bits(before)
         assert torch.isfinite(decoded).all()
-        if not name.startswith("int8"):  # whose scale follows the largest value, which may have moved
-            assert bits(codec.decode(codec.encode(decoded), x.numel())) == bits(decoded)
+        if name in ROUNDED and not name.startswith("int8"):  # whose scale follows the largest value, which may move
+            assert (codec.decode(codec.encode(decoded), x.numel()) == decoded).all()
 
+    @settings(max_examples=NUM_EXAMPLES)
     @given(x=vectors())
     def test_signs_are_kept(self, name, x):
         codec = make_codec(name)
         decoded = codec.decode(codec.encode(x), x.numel())
         assert (decoded * x.sign() >= 0).all()
-        assert (decoded[x == 0] == 0).all()
+        if not name.startswith("sign"):
+            assert (decoded[x == 0] == 0).all()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
     @pytest.mark.parametrize("position", [0, 5, 130, CHUNK + 3])
@@ -70,6 +77,7 @@ class TestEveryCodec:
         with pytest.raises(FrameError, match="payload length"):
             make_codec(name).decode(b"1234", 2**60)
 
+    @settings(max_examples=NUM_EXAMPLES)
     @given(data=st.data())
     def test_any_bytes_decode_to_finite_values_or_are_refused(self, name, data):
         codec, numel = make_codec(name), data.draw(st.integers(1, 40))
@@ -91,17 +99,17 @@ class TestEveryCodec:
         assert bits(decoded) == bits(before)
         decoded.add_(1.0)
 
-    def test_same_bits_on_one_thread_and_on_two(self, name):
+    def test_same_bits_on_any_number_of_threads(self, name):
         codec, x = make_codec(name), normal(3 * CHUNK + 41)
         threads, results = torch.get_num_threads(), []
         try:
-            for num_threads in (1, 2):
+            for num_threads in (1, 2, 3):
                 torch.set_num_threads(num_threads)
                 payload = codec.encode(x)
                 results.append((payload, codec.decode(payload, x.numel()).numpy().tobytes()))
         finally:
             torch.set_num_threads(threads)
-        assert results[0] == results[1]
+        assert results[0] == results[1] == results[2]
 
     def test_decodes_to_the_same_bits_where_subnormals_are_flushed(self, name):
         codec = make_codec(name)
@@ -115,12 +123,14 @@ class TestEveryCodec:
             torch.set_flush_denormal(False)
         assert flushed == usual
 
-    @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, FLOAT_MAX, -FLOAT_MAX, TINY, -(2.0**-149), 1e-20, 1e20])
-    def test_constant_vectors(self, name, value):
-        codec = make_codec(name)
-        decoded = codec.decode(codec.encode(torch.full((300,), value)), 300)
-        assert len(set(bits(decoded))) == 1
-        assert float(decoded[0]) == pytest.approx(value, rel=2**-7, abs=2.0**-126)
+
+@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, FLOAT_MAX, -FLOAT_MAX, TINY, -(2.0**-149), 1e-20, 1e20])
+def test_constant_vectors_stay_constant(name, value):
+    codec = make_codec(name)
+    decoded = codec.decode(codec.encode(torch.full((300,), value)), 300)
+    assert len(set(bits(decoded))) == 1
+    assert float(decoded[0]) == pytest.approx(value, rel=2**-7, abs=2.0**-126)
 
 
 def test_only_fp32_is_lossless():
@@ -143,6 +153,12 @@ def test_names_are_made_and_name_themselves():
         ("int8-b7", "int8-b"),
         ("int8-b0128", "int8-b128"),
         ("int8-b65537", "int8-b"),
+        ("int4-b9", "int4-b"),
+        ("int4-b129", "int4-b128"),
+        ("e3m0", "e3m0-b128"),
+        ("int4-b128-rs", "int4-b128-sr"),
+        ("sign-b1020", "sign-b1024"),
+        ("sign-b1024-sr", "sign-b1024"),
         ("", ""),
         ("fp32\n", "fp32"),
     ],
@@ -152,4 +168,4 @@ def test_an_unknown_name_is_an_error_that_names_the_nearest(wrong, nearest):
         make_codec(wrong)
     assert repr(wrong) in caught.value.message
     assert caught.value.hint.startswith(f"did you mean {nearest}")
-    assert "8 to 65536" in caught.value.hint
+    assert "8 to 65536 values: even for int4 and e3m0, a multiple of 8 for sign" in caught.value.hint

@@ -4,7 +4,7 @@ import zlib
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decentral.codecs.codec import make_codec
@@ -17,6 +17,7 @@ NUMEL = 19
 
 
 @pytest.mark.parametrize("name", ALL_CODECS)
+@settings(max_examples=40)
 @given(x=vectors())
 def test_round_trip_and_exact_size(name, x):
     codec = make_codec(name)

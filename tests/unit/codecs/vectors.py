@@ -5,7 +5,22 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-ALL_CODECS = ("fp32", "bf16", "fp16", "int8-b8", "int8-b100", "int8-b128", "int8-b65536")
+ALL_CODECS = (
+    *("fp32", "bf16", "fp16", "int8-b8", "int8-b100", "int8-b128", "int8-b65536", "int8-b101-sr"),
+    *(
+        "int4-b8",
+        "int4-b128",
+        "int4-b128-sr",
+        "e3m0-b8",
+        "e3m0-b128",
+        "e3m0-b128-sr",
+        "e3m0-b65536",
+        "sign-b8",
+        "sign-b1024",
+    ),
+)
+#: Those that round every value alike; the others by chance.
+ROUNDED = tuple(name for name in ALL_CODECS if not name.endswith("-sr"))
 FLOAT_MAX = torch.finfo(torch.float32).max
 TINY = torch.finfo(torch.float32).smallest_normal
 
