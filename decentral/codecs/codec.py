@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from torch import Tensor
 
-from decentral.codecs import blockwise, dense, sign
+from decentral.codecs import blockwise, dense, sign, topk
 from decentral.codecs.blocks import BLOCKS
 from decentral.errors import ConfigError
 
@@ -57,7 +57,7 @@ class Codec(Protocol):
         ...
 
 
-_FAMILIES: Final = (dense, blockwise, sign)
+_FAMILIES: Final = (dense, blockwise, sign, topk)
 
 
 def make_codec(name: str) -> Codec:

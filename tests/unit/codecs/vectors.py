@@ -18,9 +18,10 @@ ALL_CODECS = (
         "sign-b8",
         "sign-b1024",
     ),
+    *("topk0.4-8bit", "topk1.5-2bit", "topk6-4bit"),
 )
-#: Those that round every value alike; the others by chance.
-ROUNDED = tuple(name for name in ALL_CODECS if not name.endswith("-sr"))
+#: Those that round every value alike; the others by chance, or send only some.
+ROUNDED = tuple(name for name in ALL_CODECS if not name.endswith("-sr") and not name.startswith("topk"))
 FLOAT_MAX = torch.finfo(torch.float32).max
 TINY = torch.finfo(torch.float32).smallest_normal
 
