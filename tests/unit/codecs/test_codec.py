@@ -12,7 +12,7 @@ from tests.unit.codecs.vectors import ALL_CODECS, FLOAT_MAX, ROUNDED, TINY, bits
 
 LENGTHS = (0, 1, 7, 8, 9, 127, 128, 129, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77)
 #: Examples for each codec; there are many.
-NUM_EXAMPLES = 40
+NUM_EXAMPLES = 25
 #: Norm of the error over norm of the vector, at most, by the first part of the name.
 ROUGHNESS = {"int4": 0.25, "e3m0": 0.6, "sign": 1.0, "topk": 1.0}
 

@@ -17,7 +17,7 @@ NUMEL = 19
 
 
 @pytest.mark.parametrize("name", ALL_CODECS)
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(x=vectors())
 def test_round_trip_and_exact_size(name, x):
     codec = make_codec(name)
