@@ -98,7 +98,7 @@ def test_zeros_take_one_level_and_the_rest_serve_the_others():
     [
         (CodeBook(2), [0x3F80, 0x3F00], 0, "x levels: they do not ascend"),
         (CodeBook(2), [0x3F80, 0x0000], 0, "x levels: they do not ascend"),
-        (CodeBook(2), [0x0001, 0x3F80], 0, "x scale: subnormal"),
+        (CodeBook(2), [0x0001, 0x3F80], 0, "x scale: bfloat16 bits 0x0001"),
         (CodeBook(2), [0x3F80, 0x7F80], 0, "x scale: bfloat16 bits 0x7f80"),
         (CodeBook(2), [0x3F80, 0xBF80], 0, "x scale: bfloat16 bits 0xbf80"),
         (CodeBook(4), [0] * 7 + [0xFFFF], 0, "x scale: bfloat16 bits 0xffff"),

@@ -200,7 +200,7 @@ def test_wire_bytes(name, table, codes):
     ("offset", "broken", "message"),
     [
         (0, "c040 0040", "levels: they do not ascend"),
-        (0, "0100", "scale: subnormal"),
+        (0, "0100", "scale: bfloat16 bits 0x0001"),
         (2, "807f", "scale: bfloat16 bits 0x7f80"),
         (2, "c0c0", "scale: bfloat16 bits 0xc0c0"),
         (4, "05 50", "positions: they do not ascend within a chunk"),
