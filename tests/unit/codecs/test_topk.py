@@ -130,7 +130,7 @@ def test_error_is_within_the_norm_by_at_least_what_the_mean_of_the_kept_explains
         explained += kept.sum() ** 2 / len(kept) if len(kept) else 0.0
     norm, error = np.sum(values**2), np.sum((decoded - values) ** 2)
     assert error <= norm * (1 + 1e-12)
-    if not ((0 < np.abs(values)) & (np.abs(values) < TINY)).any():
+    if not ((np.abs(values) > 0) & (np.abs(values) < TINY)).any():
         assert error <= norm * (1 - 2**-17)
     if "8bit" not in name:
         assert error <= norm - (1 - 2**-16) * explained + norm * 1e-12
