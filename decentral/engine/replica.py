@@ -32,6 +32,18 @@ class _Pending:
     steps: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A round that has become part of the replica."""
+
+    digest: str
+    """Of the new anchor and outer state."""
+    delta_norm: float
+    """L2 norm of the mean as it came."""
+    residual_norm: float
+    """L2 norm of what this worker still has to send."""
+
+
 class Replica:
     """The local model between two anchors.
 
@@ -124,8 +136,8 @@ class Replica:
         pending.steps += launched.steps
         self._launched[key.fragment] = _Pending()
 
-    def apply(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> str:
-        """Take the outer step and blend the new anchor into the parameters; returns the new digest.
+    def apply(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> Applied:
+        """Take the outer step and blend the new anchor into the parameters.
 
         Ranges that were closed without us keep our local work, moved along with the anchor.
 
@@ -146,7 +158,9 @@ class Replica:
         self._load(key.fragment, new_local_N)
         if sent_N is not None:
             self._feedback.commit(key.fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
-        return self._fragments[key.fragment].digest
+        residual_N = self._feedback.residuals()[key.fragment]
+        residual_norm = float(residual_N.norm()) if residual_N is not None else 0.0
+        return Applied(self._fragments[key.fragment].digest, float(mixed.delta_N.norm()), residual_norm)
 
     def skip(self, key: SyncKey) -> None:
         """The round ended without a result: the same anchor, the next round."""

@@ -296,7 +296,7 @@ class Worker:
     async def _commit(self, key: SyncKey, mixed: Mixed, verdict: Verdict, *, counted: bool, excuse: str) -> None:
         """Take the outer step."""
         sent_N = verdict.sent_N if counted else None
-        digest = await self._clock.run(lambda: self._replica.apply(key, mixed, sent_N))
+        applied = await self._clock.run(lambda: self._replica.apply(key, mixed, sent_N))
         if not counted:
             self._replica.give_back(key)
         if not excuse:
@@ -308,12 +308,13 @@ class Worker:
                 fragment=key.fragment,
                 members=mixed.members,
                 absent=verdict.absent,
-                delta_norm=float(mixed.delta_N.norm()),
+                delta_norm=applied.delta_norm,
+                residual_norm=applied.residual_norm,
                 sent_bytes=traffic.sent_bytes,
                 received_bytes=traffic.received_bytes,
                 waiting_s=verdict.waiting_s,
                 transfer_s=verdict.transfer_s,
-                digest=digest,
+                digest=applied.digest,
             )
         )
 

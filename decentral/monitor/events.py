@@ -55,7 +55,9 @@ class RoundMixed:
     members: tuple[PeerId, ...]
     absent: Absent
     delta_norm: float
-    """L2 norm of the mixed pseudo-gradient."""
+    """L2 norm of the mean that came; with EF21 the mean of changes."""
+    residual_norm: float
+    """L2 norm of what this worker's codec has left out and it still has to send."""
     sent_bytes: int
     """By this worker since it started, as is ``received_bytes``."""
     received_bytes: int

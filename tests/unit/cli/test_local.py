@@ -58,7 +58,7 @@ class TestReplay:
             STARTED,
             Joined(B, 1, 50, 0.5),
             StretchDone(1, 25, 250, 3.0, 1.5),
-            RoundMixed(1, 0, (A, B), (), 1.0, 400, 300, 0.25, 0.125, "digest"),
+            RoundMixed(1, 0, (A, B), (), 1.0, 0.5, 400, 300, 0.25, 0.125, "digest"),
             Validated(2, 2.5),
         )
         replay = replayed(journal)
@@ -76,7 +76,7 @@ class TestReplay:
         aborted = RoundAborted(0, 0, "deadline", "too late", (), 5.0)
         presence = replayed(write(tmp_path / "j", STARTED, aborted)).presence
         assert presence.metrics.reason == "deadline: too late"
-        mixed = RoundMixed(0, 0, (B,), (), 1.0, 1, 1, 0.0, 0.0, "d")
+        mixed = RoundMixed(0, 0, (B,), (), 1.0, 0.5, 1, 1, 0.0, 0.0, "d")
         presence = replayed(write(tmp_path / "k", STARTED, mixed)).presence
         assert "before its part arrived" in presence.metrics.reason
         assert presence.metrics.rounds_out == 1
@@ -183,7 +183,10 @@ class TestOutcome:
         model = outcome.newest_model([tmp_path])
         outcome.load_model(trainer, model.path)
         journal = write(
-            tmp_path / "j", STARTED, StretchDone(0, 25, 250, 3.0, 1.0), RoundMixed(0, 0, (A, B), (), 1, 50, 0, 0, 0, "")
+            tmp_path / "j",
+            STARTED,
+            StretchDone(0, 25, 250, 3.0, 1.0),
+            RoundMixed(0, 0, (A, B), (), 1, 0.5, 50, 0, 0, 0, ""),
         )
         presence = replayed(journal).presence
         facts = children_facts()

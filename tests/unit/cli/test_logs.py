@@ -22,7 +22,7 @@ def test_a_round_is_told_in_one_line_with_who_was_not_in_it(capsys):
     journal = install("info", "text")
     journal.record(Started("run", ME, "0.1", "cpu", "c0"))
     journal.record(StretchDone(3, 75, 1000, 2.5, 1.0))
-    journal.record(RoundMixed(3, 0, (ME,), ((OTHER, "no answer"),), 1.0, 4_200_000, 0, 0.8, 0.1, "d"))
+    journal.record(RoundMixed(3, 0, (ME,), ((OTHER, "no answer"),), 1.0, 0.5, 4_200_000, 0, 0.8, 0.1, "d"))
     out, err = capsys.readouterr()
     assert out == ""
     line = err.splitlines()[-1]

@@ -1,5 +1,6 @@
 """Nothing is lost: what was sent and what is kept add up to what there was to send."""
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -31,7 +32,7 @@ def rounds(draw: st.DrawFn) -> list[tuple[str, list[int], list[Span]]]:
     for _ in range(draw(st.integers(1, 6))):
         cuts = sorted(draw(st.lists(st.integers(1, NUMEL - 1), max_size=3, unique=True)))
         bounds = [0, *cuts, NUMEL]
-        spans = list(zip(bounds, bounds[1:], strict=False))
+        spans = list(itertools.pairwise(bounds))
         missed = draw(st.lists(st.sampled_from(spans), max_size=len(spans) - 1, unique=True))
         found.append((draw(st.sampled_from(["counted", "counted", "aborted"])), cuts, missed))
     return found

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from decentral.codecs.feedback import Feedback
+from decentral.codecs.feedback import ErrorFeedback, Feedback
 from decentral.engine.replica import Replica
+from decentral.errors import MismatchError
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.rule import Mixed, OuterState
 from decentral.ports.trainer import StepReport
@@ -99,14 +100,15 @@ def test_apply_takes_the_outer_step() -> None:
     replica.train(0, 3)
     replica.launch(FIRST)
     before = replica.snapshot(3)
-    digest = replica.apply(FIRST, mixed(2.0, 4.0, -8.0), None)
+    applied = replica.apply(FIRST, mixed(2.0, 4.0, -8.0), None)
     # First step of Nesterov: anchor - 0.5 * (1 + 0.5) * delta.
     assert anchors(replica) == trainer.flat() == [6.5, 6.0, 10.0]
     after = replica.snapshot(3)
     assert after.rounds == (1,)
     assert after.fragments[0].outer.num_steps == 1
     assert after.fragments[0].outer.buffers_N[0].tolist() == [2.0, 4.0, -8.0]
-    assert digest == after.digests[0] == after.fragments[0].digest != before.digests[0]
+    assert (applied.delta_norm, applied.residual_norm) == (pytest.approx(84**0.5), 0.0)
+    assert applied.digest == after.digests[0] == after.fragments[0].digest != before.digests[0]
     assert before.fragments[0].anchor_N.tolist() == [8.0, 9.0, 4.0], "snapshots never change"
     # Second step: momentum 0.5 * m + d, anchor - 0.5 * (d + 0.5 * momentum).
     replica.apply(SyncKey(1, 0), mixed(2.0, 2.0, 2.0), None)
@@ -246,3 +248,45 @@ def test_a_validation_that_fails_keeps_the_local_parameters(monkeypatch: pytest.
     assert trainer.flat() == [5.0, 6.0, 1.0]
     monkeypatch.setattr(trainer, "validate", lambda: math.inf)
     assert math.isnan(replica.validate())
+
+
+def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
+    trainer = Descent()
+    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(lr=1.0, momentum=0.0), ErrorFeedback(1), 0.0, ME)
+    replica.found()
+    replica.train(0, 2)
+    assert replica.launch(FIRST).delta_N.tolist() == [2.0, 2.0, 2.0]
+    assert replica.residuals() == {}
+    applied = replica.apply(FIRST, mixed(2.0, 1.0, 2.0), torch.tensor([2.0, 1.0, 2.0]))
+    assert (anchors(replica), applied.residual_norm) == ([6.0, 8.0, 2.0], 1.0)
+    assert {name: value.tolist() for name, value in replica.residuals().items()} == {
+        "layers.0": [0.0, 1.0],
+        "layers.1": [[0.0]],
+    }
+    replica.train(2, 1)
+    assert replica.launch(SyncKey(1, 0)).delta_N.tolist() == [1.0, 2.0, 1.0]
+    replica.give_back(SyncKey(1, 0))
+    replica.skip(SyncKey(1, 0))
+    replica.train(3, 1)
+    mine = replica.launch(SyncKey(2, 0))
+    assert (mine.delta_N.tolist(), mine.weight) == ([2.0, 3.0, 2.0], 20.0), "the work of both, the residual once"
+
+
+def test_values_that_are_not_finite_take_the_residual_along() -> None:
+    trainer = Descent()
+    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), ErrorFeedback(1), 0.0, ME)
+    replica.found()
+    replica.restore_residuals({name: torch.full_like(value, math.inf) for name, value in trainer.values.items()})
+    replica.train(0, 1)
+    mine = replica.launch(FIRST)
+    assert (mine.weight, mine.delta_N.tolist(), replica.rounds_diverged) == (0.0, [0.0] * 3, 1)
+    assert replica.residuals() == {}
+    replica.train(1, 1)
+    assert replica.launch(FIRST).delta_N.tolist() == [1.0] * 3
+    assert replica.rounds_diverged == 0
+
+
+def test_residuals_of_another_model_are_refused() -> None:
+    replica, _ = founded()
+    with pytest.raises(MismatchError, match=r"'layers\.1' is missing"):
+        replica.restore_residuals({"layers.0": torch.zeros(2)})

@@ -39,7 +39,7 @@ class FullDisk:
 def test_each_event_is_one_json_line_with_time_and_name(tmp_path):
     journal = JsonLinesJournal(tmp_path / "deep" / "journal.jsonl", lambda: 1234.5678)
     a, b = PeerId("peer-a"), PeerId("peer-b")
-    journal.record(RoundMixed(3, 0, (a,), ((b, "no reply"),), 1.5, 10, 20, 0.1, 0.2, "d1"))
+    journal.record(RoundMixed(3, 0, (a,), ((b, "no reply"),), 1.5, 0.5, 10, 20, 0.1, 0.2, "d1"))
     journal.record(PeerLost(b, "gone"))
     mixed, lost = lines(tmp_path / "deep" / "journal.jsonl")
     assert mixed["time"] == 1234.568
