@@ -33,6 +33,11 @@ NAMES: Final = tuple(f"topk{percent}-{bits}bit" for percent in KEPT for bits in 
 
 _NAME: Final = re.compile(r"topk([0-9.]+)-([0-9])bit")
 
+#: By bits of a code: the codes in each of the 256 bytes.
+_CODES: Final = {
+    bits: (np.arange(256)[:, None] >> np.arange(0, 8, bits) & (1 << bits) - 1).astype(np.uint8) for bits in (2, 4, 8)
+}
+
 _CHUNK: Final = 4096
 _CHUNKS: Final = 16
 
@@ -173,12 +178,12 @@ def _pack_positions(positions_K: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
 
 def _unpack_positions(name: str, raw: npt.NDArray[np.uint8], num_kept: int) -> npt.NDArray[np.uint16]:
     """The inverse of ``_pack_positions``."""
-    num_pairs = -(-num_kept // 2)
-    triples = np.zeros((num_pairs, 3), np.uint16)
+    triples = np.zeros((-(-num_kept // 2), 3), np.uint8)
     triples.reshape(-1)[: len(raw)] = raw
-    pairs = np.empty((num_pairs, 2), np.uint16)
-    pairs[:, 0] = triples[:, 0] | (triples[:, 1] & 0xF) << 8
-    pairs[:, 1] = triples[:, 1] >> 4 | triples[:, 2] << 4
+    low, middle, high = (triples[:, place].astype(np.uint16) for place in range(3))
+    pairs = np.empty((len(triples), 2), np.uint16)
+    pairs[:, 0] = low | (middle & 0xF) << 8
+    pairs[:, 1] = middle >> 4 | high << 4
     positions = pairs.reshape(-1)
     _check_padding(name, "positions", positions[num_kept:])
     return positions[:num_kept]
@@ -206,12 +211,9 @@ def _pack_codes(codes_K: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uin
 
 def _unpack_codes(name: str, raw: npt.NDArray[np.uint8], bits: int, num_kept: int) -> npt.NDArray[np.uint8]:
     """The inverse of ``_pack_codes``."""
-    per_byte = 8 // bits
-    codes = np.empty((len(raw), per_byte), np.uint8)
-    for place in range(per_byte):
-        codes[:, place] = raw >> place * bits & ((1 << bits) - 1)
-    _check_padding(name, "codes", codes.reshape(-1)[num_kept:])
-    return codes.reshape(-1)[:num_kept]
+    codes = _CODES[bits].take(raw, axis=0).reshape(-1)
+    _check_padding(name, "codes", codes[num_kept:])
+    return codes[:num_kept]
 
 
 def _check_padding(name: str, what: str, padding: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> None:
