@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from decentral.codecs.flat import CHUNK, blank, check_length, check_vector, filled, spans
+from decentral.codecs.flat import CHUNK, blank, check_length, check_vector, filled
 from decentral.codecs.noise import Noise
 from decentral.codecs.scales import check_scales, widen
 from decentral.errors import FrameError
@@ -31,9 +31,16 @@ class Scratch:
 
     def __init__(self, size: int, seed: int) -> None:
         self.values_M, self.spare_M = torch.empty(size), torch.empty(size)
+        self._shaped_RB = self.values_M
         #: One more for the pair of the last value of an odd number.
         self.codes_M = np.empty(size + 1, np.int8)
         self.noise = Noise(size, seed)
+
+    def like(self, x_RB: Tensor) -> Tensor:
+        """``values_M`` in the shape of ``x_RB``."""
+        if self._shaped_RB.shape != x_RB.shape:
+            self._shaped_RB = self.values_M[: x_RB.numel()].view(x_RB.shape)
+        return self._shaped_RB
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class BlockCodec(ABC):
         """See ``Codec.name``."""
 
     @abstractmethod
-    def _measure(self, magnitude_RB: Tensor, out_R: Tensor) -> None:
+    def _measure(self, magnitude_RB: Tensor, out_R1: Tensor) -> None:
         """What the scale of each block is made from: not finite if a value is not."""
 
     @abstractmethod
@@ -65,8 +72,15 @@ class BlockCodec(ABC):
         """Measures of all blocks to scales, as the bits of bfloat16 numbers; refuse what is not finite."""
 
     @abstractmethod
-    def _write(self, x_RB: Tensor, scale_R1: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
-        """Encode whole blocks, or one short one, into ``codes_C``."""
+    def _write(self, x_RB: Tensor, factor_R1: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+        """Encode whole blocks, or one short one.
+
+        Args:
+            x_RB: what to encode.
+            factor_R1: for each block ``_units`` over its scale.
+            codes_C: where the codes go.
+            scratch: to be used freely.
+        """
 
     @abstractmethod
     def _read(self, codes_C: npt.NDArray[np.uint8], out_M: npt.NDArray[np.float32]) -> None:
@@ -76,6 +90,11 @@ class BlockCodec(ABC):
             codes_C: what was received.
             out_M: as many values as ``codes_C`` has room for.
         """
+
+    @property
+    def _units(self) -> int:
+        """How many of the units that ``_write`` counts in make a scale."""
+        return 1
 
     def nbytes(self, numel: int) -> int:
         """Payload size in bytes."""
@@ -95,34 +114,25 @@ class BlockCodec(ABC):
         scales = torch.from_numpy(widen(bits))
         padded = blank(len(codes) * self.per_byte)
         values_N = torch.from_numpy(padded[:numel])
-        for first, last, start, stop, width in self._pieces(numel):
-            codes_C = codes[self._bytes(start, stop)]
-            self._read(codes_C, padded[start : start + len(codes_C) * self.per_byte])
-            values_N[start:stop].view(-1, width).mul_(scales[first:last, None])
+        for out_RB, scale_R1, place in self._pieces(values_N, scales):
+            self._read(codes[place], padded[place.start * self.per_byte : place.stop * self.per_byte])
+            out_RB.mul_(scale_R1)
         return values_N
 
     def _fill(self, payload: memoryview, x_N: Tensor, seed: int) -> None:
-        numel = x_N.numel()
-        bits, codes = self._split(payload, numel)
-        scratch = Scratch(min(numel, CHUNK), seed)
+        bits, codes = self._split(payload, x_N.numel())
+        scratch = Scratch(min(x_N.numel(), CHUNK), seed)
         # First all scales, then all codes: a dozen small operations on scales for the vector, not for every chunk.
         measures = torch.empty(len(bits))
-        for first, last, start, stop, width in self._pieces(numel):
-            x_RB = x_N[start:stop].view(-1, width)
-            magnitude_RB = torch.abs(x_RB, out=scratch.values_M[: stop - start].view(-1, width))
-            self._measure(magnitude_RB, measures[first:last])
+        for x_RB, out_R1, _ in self._pieces(x_N, measures):
+            self._measure(torch.abs(x_RB, out=scratch.like(x_RB)), out_R1)
         bits[:] = self._scales(measures.numpy())
-        scales = torch.from_numpy(widen(bits))
-        for first, last, start, stop, width in self._pieces(numel):
-            codes_C = codes[self._bytes(start, stop)]
-            self._write(x_N[start:stop].view(-1, width), scales[first:last, None], codes_C, scratch)
+        factors = self._units / torch.from_numpy(widen(bits))
+        for x_RB, factor_R1, place in self._pieces(x_N, factors):
+            self._write(x_RB, factor_R1, codes[place], scratch)
 
     def _num_blocks(self, numel: int) -> int:
         return -(-numel // self.block)
-
-    def _bytes(self, start: int, stop: int) -> slice:
-        """Where the codes of a piece are; ``start`` is at the start of a block and so of a byte."""
-        return slice(start // self.per_byte, -(-stop // self.per_byte))
 
     def _split(self, payload: bytes | memoryview, numel: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
         """Views of a payload: the scales' bits, one per block, and the bytes of the codes."""
@@ -136,10 +146,22 @@ class BlockCodec(ABC):
         if used and codes[-1] >> used:
             raise FrameError(f"{self.name} padding: last byte {codes[-1]:#04x}, only its lowest {used} bits are codes")
 
-    def _pieces(self, numel: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """Whole blocks by the chunk, then the short last one: (first block, behind the last, start, stop, width)."""
-        whole = numel - numel % self.block
-        for start, stop in spans(whole, CHUNK // self.block * self.block):
-            yield start // self.block, stop // self.block, start, stop, self.block
-        if whole < numel:
-            yield whole // self.block, whole // self.block + 1, whole, numel, numel - whole
+    def _pieces(self, values_N: Tensor, per_block: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        """Whole blocks by the chunk, then the short last one.
+
+        Args:
+            values_N: one for each value.
+            per_block: one for each block.
+
+        Yields:
+            (R, B) of the first, (R, 1) of the second, and where their codes are.
+        """
+        whole = values_N.numel() // self.block * self.block
+        # Cut all at once: a chunk's own views would cost as much as a pass over it.
+        parts = [*torch.split(values_N[:whole].view(-1, self.block), CHUNK // self.block), values_N[whole:].view(1, -1)]
+        parts = [part for part in parts if part.numel()]
+        start = 0
+        for part_RB, part_R1 in zip(parts, torch.split(per_block[:, None], [*map(len, parts)]), strict=True):
+            stop = start + -(-part_RB.numel() // self.per_byte)
+            yield part_RB, part_R1, slice(start, stop)
+            start = stop

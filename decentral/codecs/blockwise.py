@@ -60,25 +60,19 @@ class Scaled(BlockCodec):
         """``<kind>-b<block>``, and ``-sr`` for stochastic rounding."""
         return f"{self.kind}-b{self.block}{'-sr' if self.stochastic else ''}"
 
-    @property
-    def _units(self) -> int:
-        """What ``_code`` is given one scale as."""
-        return 1
-
     @abstractmethod
     def _code(self, y_M: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
         """Round and pack values in ``_units`` of their scale; may overwrite them."""
 
-    def _measure(self, magnitude_RB: Tensor, out_R: Tensor) -> None:
-        torch.amax(magnitude_RB, dim=1, out=out_R)
+    def _measure(self, magnitude_RB: Tensor, out_R1: Tensor) -> None:
+        torch.amax(magnitude_RB, dim=1, keepdim=True, out=out_R1)
 
     def _scales(self, measures: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
         return rounded_up(measures, self.top)
 
-    def _write(self, x_RB: Tensor, scale_R1: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
-        y_M = scratch.values_M[: x_RB.numel()]
-        torch.mul(x_RB, self._units / scale_R1, out=y_M.view(x_RB.shape))
-        self._code(y_M, codes_C, scratch)
+    def _write(self, x_RB: Tensor, factor_R1: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+        y_RB = torch.mul(x_RB, factor_R1, out=scratch.like(x_RB))
+        self._code(y_RB.view(-1), codes_C, scratch)
 
     def _to_integers(self, y_M: Tensor, scratch: Scratch) -> None:
         if self.stochastic:

@@ -56,14 +56,14 @@ class Sign(BlockCodec):
         """``sign-b<block>``."""
         return f"sign-b{self.block}"
 
-    def _measure(self, magnitude_RB: Tensor, out_R: Tensor) -> None:
+    def _measure(self, magnitude_RB: Tensor, out_R1: Tensor) -> None:
         # In float64 no sum overflows, and torch would add in another order on another number of threads.
-        out_R.numpy()[:] = magnitude_RB.numpy().mean(axis=1, dtype=np.float64)
+        out_R1.numpy()[:] = magnitude_RB.numpy().mean(axis=1, keepdims=True, dtype=np.float64)
 
     def _scales(self, measures: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
         return nearest(measures)
 
-    def _write(self, x_RB: Tensor, scale_R1: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
+    def _write(self, x_RB: Tensor, factor_R1: Tensor, codes_C: npt.NDArray[np.uint8], scratch: Scratch) -> None:
         negative_M = np.less(x_RB.numpy().reshape(-1), 0, out=scratch.codes_M[: x_RB.numel()].view(np.bool_))
         codes_C[:] = np.packbits(negative_M, bitorder="little")
 
