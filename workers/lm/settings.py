@@ -12,8 +12,9 @@ from workers import settings as reader
 from workers.lm.model import NUM_BYTES, ModelConfig
 
 PRECISIONS = ("fp32", "bf16")
-#: fp32 values kept for each parameter: weight, gradient, two moments of AdamW; anchor, momentum, delta of the swarm.
-VALUES_PER_PARAMETER = 7
+#: fp32 values kept for each parameter: weight, gradient, two moments of AdamW; anchor, momentum, delta, residual and
+#: what a reducer left out of means, of the swarm.
+VALUES_PER_PARAMETER = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,5 +164,5 @@ def test_a_machine_that_cannot_run_it_says_so(monkeypatch) -> None:
 def test_memory_is_estimated_by_parameters_and_batch() -> None:
     small, wide = read_settings({}), read_settings({"batch_sequences": 128})
     assert lm_settings.available_bytes("cpu") > 2**20
-    assert small.required_bytes > 28 * small.model.num_parameters
+    assert small.required_bytes > 36 * small.model.num_parameters
     assert wide.required_bytes > 4 * small.required_bytes
