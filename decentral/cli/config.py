@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "outer_momentum": 0.0,
         "codec": "topk1.5-2bit",
         "feedback_decay": 0.95,
+        "mean_over": "senders",
     },
 }
 _SHORT = PRESETS["short"]

@@ -53,7 +53,7 @@ def test_ef21_stands_in_front_of_the_rule() -> None:
 
 
 def test_the_preset_of_sparseloco() -> None:
-    made = options("method.preset=sparseloco", "method.mean_over=senders")
+    made = options("method.preset=sparseloco")
     assert (made.rule, made.codec.name, made.plan.inner_steps) == (SparseLoCo(1.0), "topk1.5-2bit", 30)
     feedback = made.feedback(1)
     feedback.bring(0, torch.ones(2))
