@@ -215,14 +215,17 @@ class Replica:
                 values |= self._layout.scatter(residual_N, fragment)
         return values
 
-    def restore_residuals(self, values: Mapping[str, Tensor]) -> None:
-        """Go on with the residuals of an earlier life.
+    def restore_residuals(self, values: Mapping[str, Tensor]) -> float:
+        """Go on with the residuals of an earlier life, if there are any; returns their L2 norm.
 
         Raises:
             MismatchError: a parameter is missing or has another shape.
         """
-        fragments = range(self._layout.num_fragments)
-        self._feedback.restore([self._layout.gather(values, fragment) for fragment in fragments])
+        if not values:
+            return 0.0
+        residuals = [self._layout.gather(values, fragment) for fragment in range(self._layout.num_fragments)]
+        self._feedback.restore(residuals)
+        return math.hypot(*(float(residual_N.norm()) for residual_N in residuals))
 
     def _load(self, fragment: int, values_N: Tensor) -> None:
         self._trainer.load(self._layout.scatter(values_N, fragment))

@@ -119,13 +119,12 @@ class Worker:
             download = await self._downloader.fetch(self._donors(peers))
             if isinstance(download, Download):
                 await self._adopt(download)
-                if self._parts.residuals:
-                    await self._clock.run(lambda: self._replica.restore_residuals(self._parts.residuals))
+                owed = await self._clock.run(lambda: self._replica.restore_residuals(self._parts.residuals))
                 # Else those who know it as joining would go on without it, and the round would split in two.
                 await self.membership.announce()
                 seconds = self._clock.monotonic() - began
                 round_ = min(download.head.rounds)
-                self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds))
+                self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds, owed))
                 return
             problem = download
             await asyncio.sleep(self._options.timing.beat_s)

@@ -31,6 +31,8 @@ class Joined:
     round: int
     downloaded_bytes: int
     seconds: float
+    residual_norm: float
+    """L2 norm of what it still had to send when it left this run before; 0 for a newcomer."""
 
 
 @dataclass(frozen=True, slots=True)

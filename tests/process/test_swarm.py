@@ -74,6 +74,16 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess
     assert leaver.model()["digest"] in {event["digest"] for w in swarm for event in w.events("round_mixed")}
     assert not processes_of(tmp_path / "3")
 
+    # Back with the same folder it goes on with what it still had to send.
+    owed = leaver.events("round_mixed")[-1]["residual_norm"]
+    back = start(tmp_path / "3", "--join", founder.address)
+    wait_for(lambda: len(back.events("joined")) == 2, "the worker that left being back")
+    assert back.peer == leaver.peer
+    assert [event["residual_norm"] for event in back.events("joined")] == [0, pytest.approx(owed)]
+    assert owed > 0
+    back.signal(signal.SIGINT)
+    assert back.code() == 0
+
     typed.popen.kill()
     wait_for(lambda: not processes_of(tmp_path / "2"), "no process of the killed worker")
     survivors = [founder, pasted]

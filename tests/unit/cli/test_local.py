@@ -56,7 +56,7 @@ class TestReplay:
         journal = write(
             tmp_path / "j",
             STARTED,
-            Joined(B, 1, 50, 0.5),
+            Joined(B, 1, 50, 0.5, 0.0),
             StretchDone(1, 25, 250, 3.0, 1.5),
             RoundMixed(1, 0, (A, B), (), 1.0, 0.5, 400, 300, 0.25, 0.125, "digest"),
             Validated(2, 2.5),
