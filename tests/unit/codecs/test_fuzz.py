@@ -19,7 +19,7 @@ from tests.support.mutants import Tally, fuzz
 from tests.unit.codecs.vectors import ALL_CODECS, normal
 
 RULES = ("length", "magic", "version", "codec", "numel", "payload length", "checksum")
-MANY = (1 << 22) + 17
+MANY = (1 << 20) + 17
 #: What a decoder may take beside the answer: some memory whatever its length, and the scales of all blocks as float32,
 #: an eighth of the answer where blocks have 8 values.
 EXTRA_BYTES = (1 << 20) + 4 * MANY // 8
@@ -98,7 +98,7 @@ def decode_within(codec, extra_bytes: int) -> None:
     broken = bytearray(frame)
     broken[-1] ^= 0xFF
     struct.pack_into("<I", broken, 36, zlib.crc32(memoryview(broken)[40:]))
-    unpack(pack(codec, normal(1 << 19)), codec, 1 << 19)  # starts the threads that decoding may use
+    unpack(pack(codec, normal(1 << 18)), codec, 1 << 18)  # starts the threads that decoding may use
     with at_most_more(4 * MANY + extra_bytes):
         assert unpack(frame, codec, MANY).shape == (MANY,)
         with suppress(FrameError):
