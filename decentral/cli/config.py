@@ -101,6 +101,11 @@ class MethodSection(_Section):
                 f"method.feedback_decay is {self.feedback_decay:g}, which only method.feedback = ef14 has a use for, "
                 f"not {self.feedback}"
             )
+        if self.feedback == "ef21" and self.mean_over == "senders":
+            raise ValueError(
+                "method.mean_over is senders, which method.feedback = ef21 has no use for: "
+                "its common reference is the mean over all members"
+            )
         if self.name == "sparseloco" and self.outer_momentum:
             raise ValueError(
                 f"method.outer_momentum is {self.outer_momentum:g}, which must be 0 for sparseloco: "

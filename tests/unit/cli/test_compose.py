@@ -93,6 +93,7 @@ def test_an_unknown_codec_is_named_with_its_nearest(key: str) -> None:
         (["method.feedback=ef21", "method.feedback_decay=0.9"], "feedback_decay is 0.9, which only"),
         (["method.preset=sparseloco", "method.outer_momentum=0.5"], "outer_momentum is 0.5, which must be 0"),
         (["method.name=sparseloco", "method.feedback=none"], "sparseloco is made of ef14"),
+        (["method.feedback=ef21", "method.mean_over=senders"], "mean over all members"),
         (["method.feedback_decay=0"], "feedback_decay = 0"),
         (["method.feedback=ef22"], "must be one of ef14, ef21, none"),
         (["method.codec=INT4"], "must be the name of a codec"),
