@@ -24,6 +24,8 @@ from decentral.errors import ConfigError
 _FREE = "task.settings"
 _PRESET = "method.preset"
 _WORKER = "worker"
+#: Left to us, and chosen when a run is founded.
+_AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Settings:
     swarm: SwarmConfig
     worker: WorkerConfig
     explicit: Mapping[str, Any]
-    """Dotted keys of ``swarm`` that the user stated, with their checked values."""
+    """Dotted keys of ``swarm`` that the user stated, with their checked values; ``auto`` states nothing."""
 
 
 def load(file: Path | None = None, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Settings:
@@ -59,7 +61,8 @@ def load(file: Path | None = None, assignments: Sequence[str] = (), flags: Mappi
     shared = {key: value for key, value in stated.items() if not key.startswith(f"{_WORKER}.")}
     swarm = _checked(SwarmConfig, shared)
     values = flatten(swarm)
-    return Settings(swarm, _checked(WorkerConfig, mine, f"{_WORKER}."), {key: values[key] for key in shared})
+    explicit = {key: values[key] for key in shared if values[key] != _AUTO}
+    return Settings(swarm, _checked(WorkerConfig, mine, f"{_WORKER}."), explicit)
 
 
 def with_values(swarm: SwarmConfig, values: Mapping[str, Any]) -> SwarmConfig:
@@ -77,7 +80,7 @@ def resolve(swarm: SwarmConfig) -> SwarmConfig:
 
 
 def resolve_codecs(swarm: SwarmConfig) -> SwarmConfig:
-    """The configuration with names of codecs that exist in place of ``auto``.
+    """The configuration with codecs that exist, chosen where it says ``auto``.
 
     Raises:
         ConfigError: there is no such codec; the nearest is named.
@@ -87,7 +90,7 @@ def resolve_codecs(swarm: SwarmConfig) -> SwarmConfig:
 
     method = swarm.method
     codec = make_codec(method.codec)
-    mean_codec = default_mean_codec(codec) if method.mean_codec == "auto" else make_codec(method.mean_codec)
+    mean_codec = default_mean_codec(codec) if method.mean_codec == _AUTO else make_codec(method.mean_codec)
     return with_values(swarm, {"method.mean_codec": mean_codec.name})
 
 

@@ -89,6 +89,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         attempt("malformed", "--join", "/ip4/127.0.0.1/udp/31337")
         attempt("empty", "--join", "")
         attempt("unknown key", "--new", "--set", "method.iner_steps=5")
+        attempt("unknown codec", "--new", "--codec", "int4-128", "--set", "task.factory=workers.toy:build")
         attempt("own port", "--new", "--port", str(silent))
         attempt("no data", "--new", "--data", str(folder / "missing"))
         attempt("empty data", "--new", "--data", str(folder / "nothing"))
@@ -116,6 +117,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         ("malformed", ExitCode.USAGE, ('"/ip4/127.0.0.1/udp/31337" is not an address', "/tcp/PORT belongs")),
         ("empty", ExitCode.USAGE, ("--join is empty.", "--new")),
         ("unknown key", ExitCode.CONFIG, ("unknown key 'method.iner_steps'", "Did you mean 'method.inner_steps'?")),
+        ("unknown codec", ExitCode.CONFIG, ("unknown codec 'int4-128'", "did you mean int4-b128?")),
         ("own port", ExitCode.PORT_TAKEN, ("is taken by pid", "--port 0")),
         ("no data", ExitCode.DATA, ("missing' does not exist", "local to each machine")),
         ("empty data", ExitCode.DATA, ("holds 0 bytes of text", "give at least")),

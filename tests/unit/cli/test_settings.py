@@ -165,3 +165,9 @@ def test_a_task_that_is_not_there_is_named(task):
     with pytest.raises(ConfigError, match="a_task has no function biuld") as caught:
         resolve_task(load(None, ["task.factory=a_task:biuld"]).swarm)
     assert caught.value.hint == "Did you mean 'build'?"
+
+
+def test_auto_states_nothing() -> None:
+    settings = load(None, ["method.mean_codec=auto", "method.codec=fp32"])
+    assert settings.explicit == {"method.codec": "fp32"}
+    assert settings.swarm.method.mean_codec == "auto"
