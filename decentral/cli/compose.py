@@ -243,6 +243,7 @@ def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
         mean_codec=make_codec(method.mean_codec),
         feedback=_feedback(method, lossless=codec.lossless),
         keep_rest=method.feedback != "none",
+        sends_changes=method.feedback == "ef21",
         over_senders=method.mean_over == "senders",
         mix_alpha=method.mix_alpha,
         eval_every_rounds=swarm.eval_every_rounds,
@@ -299,6 +300,8 @@ def _saver(out: Path, run_id: str, journal: "Journal") -> Callable[["Outcome"], 
             save_weights(path, outcome.anchors, metadata)
             if outcome.residuals:
                 save_weights(out / RESIDUAL, outcome.residuals, metadata)
+            else:
+                (out / RESIDUAL).unlink(missing_ok=True)
         except OSError as err:
             _log.error("cannot write %s: %s; the last saved weights are kept", path, err.strerror or err)
         else:

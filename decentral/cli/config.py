@@ -106,6 +106,11 @@ class MethodSection(_Section):
                 "method.mean_over is senders, which method.feedback = ef21 has no use for: "
                 "its common reference is the mean over all members"
             )
+        if self.mean_over == "senders" and not self.codec.startswith(("topk", "fp32")):
+            raise ValueError(
+                f"method.mean_over is senders, which is for codecs that leave values out (topk...), not {self.codec}: "
+                "a value that it rounds to 0 would count as not sent"
+            )
         if self.name == "sparseloco" and self.outer_momentum:
             raise ValueError(
                 f"method.outer_momentum is {self.outer_momentum:g}, which must be 0 for sparseloco: "

@@ -24,8 +24,9 @@ from decentral.errors import ConfigError
 _FREE = "task.settings"
 _PRESET = "method.preset"
 _WORKER = "worker"
-#: Left to us, and chosen when a run is founded.
+#: Left to us in these keys, and chosen when a run is founded.
 _AUTO = "auto"
+_CHOSEN = frozenset({"method.mean_codec"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def load(file: Path | None = None, assignments: Sequence[str] = (), flags: Mappi
     shared = {key: value for key, value in stated.items() if not key.startswith(f"{_WORKER}.")}
     swarm = _checked(SwarmConfig, shared)
     values = flatten(swarm)
-    explicit = {key: values[key] for key in shared if values[key] != _AUTO}
+    explicit = {key: values[key] for key in shared if not (key in _CHOSEN and values[key] == _AUTO)}
     return Settings(swarm, _checked(WorkerConfig, mine, f"{_WORKER}."), explicit)
 
 

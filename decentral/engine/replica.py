@@ -118,7 +118,8 @@ class Replica:
             brought.relative_N,
             state.outer.counted,
         )
-        if not all_finite(brought.values_N.numpy()):
+        tensors = [values_N for values_N in (brought.values_N, brought.relative_N) if values_N is not None]
+        if not all(all_finite(values_N.numpy()) for values_N in tensors):
             self.reset()
             self.rounds_diverged += 1
             nothing_N = torch.zeros_like(delta_N)
@@ -163,9 +164,14 @@ class Replica:
         return Applied(self._fragments[key.fragment].digest, float(mixed.delta_N.norm()), residual_norm)
 
     def skip(self, key: SyncKey) -> None:
-        """The round ended without a result: the same anchor, the next round."""
-        state = self._fragments[key.fragment]
-        self._fragments[key.fragment] = replace(state, round=key.round + 1)
+        """The round ended without a result: the same anchor, the next round.
+
+        Nobody is counted on any more, else a swarm in which all have lost their references would listen for ever.
+        """
+        state = replace(self._fragments[key.fragment], round=key.round + 1)
+        if state.outer.counted:
+            state = FragmentState.of(state.round, state.anchor_N, replace(state.outer, counted=()))
+        self._fragments[key.fragment] = state
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Replace the anchors by downloaded ones; local work not counted yet moves along with them."""
@@ -223,9 +229,12 @@ class Replica:
         """
         if not values:
             return 0.0
-        residuals = [self._layout.gather(values, fragment) for fragment in range(self._layout.num_fragments)]
+        residuals = [
+            self._layout.gather(values, fragment) if any(slot.name in values for slot in slots) else None
+            for fragment, slots in enumerate(self._layout.fragments)
+        ]
         self._feedback.restore(residuals)
-        return math.hypot(*(float(residual_N.norm()) for residual_N in residuals))
+        return math.hypot(*(float(residual_N.norm()) for residual_N in residuals if residual_N is not None))
 
     def _load(self, fragment: int, values_N: Tensor) -> None:
         self._trainer.load(self._layout.scatter(values_N, fragment))

@@ -85,7 +85,14 @@ class Worker:
             timing=options.timing,
             journal=parts.journal,
         )
-        wire = Wire(numels, options.codec, options.mean_codec, options.over_senders, options.keep_rest)
+        wire = Wire(
+            numels,
+            options.codec,
+            options.mean_codec,
+            over_senders=options.over_senders,
+            keep_rest=options.keep_rest,
+            sends_changes=options.sends_changes,
+        )
         self._exchange = AllReduce(parts.transport, parts.clock, self.membership.roster, wire, options.timing)
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)
         num_buffers = options.rule.num_buffers

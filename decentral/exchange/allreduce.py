@@ -229,6 +229,8 @@ class AllReduce:
             return Mixed(mine.delta_N, members), mine.delta_N, ()
         relative = bool(mine.counted) and members == mine.counted
         values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
+        if self._wire.sends_changes and not relative:
+            await self._reducer.start_afresh(called.roll.key)
         sent_N = torch.empty_like(values_N) if mine.weight else None
         parts = self._wire.parts(called.roll)
         async with asyncio.TaskGroup() as group:

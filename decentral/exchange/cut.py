@@ -51,6 +51,8 @@ class Wire:
     """Whether a value's mean is over those who sent it, zeros counting as not sent; else over all contributors."""
     keep_rest: bool = True
     """Whether a reducer adds what its codec left out of a mean to its next one."""
+    sends_changes: bool = False
+    """Whether members send changes while they are the same (see ``outer.ef21``); rests of others are then void."""
 
     def parts(self, roll: Roll) -> tuple[Part, ...]:
         """The shards of a roll with their reducers."""

@@ -14,13 +14,13 @@ import msgpack
 
 from decentral.errors import FrameError
 from decentral.exchange.rollcall import Call, Roll
+from decentral.swarm import checked
 from decentral.types import PeerId, SyncKey
 
 MAX_MEMBERS = 4096
 #: A roll of so many members with their absent peers, and whatever surrounds it.
 MAX_ROLL_BYTES = 256 * MAX_MEMBERS
 MAX_CONVENE_BYTES = 64 * MAX_MEMBERS
-_MAX_TEXT = 200
 
 
 class Answer(IntEnum):
@@ -97,31 +97,9 @@ def _reading(what: str, read: Callable[[], Any]) -> Any:
         raise FrameError(f"malformed {what}: {err}") from err
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > _MAX_TEXT:
-        raise ValueError(f"text expected, got {value!r:.40}")
-    return value
-
-
-def _peer(value: object) -> PeerId:
-    return PeerId(_text(value))
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
-        raise ValueError(f"count expected, got {value!r:.40}")
-    return value
-
-
-def _blob(value: object) -> bytes:
-    if not isinstance(value, bytes):
-        raise ValueError(f"bytes expected, got {value!r:.40}")
-    return value
-
-
 def _key(value: Any) -> SyncKey:
     round_, fragment = value
-    return SyncKey(_count(round_), _count(fragment))
+    return SyncKey(checked.count(round_), checked.count(fragment))
 
 
 def pack_roll(roll: Roll) -> bytes:
@@ -139,11 +117,11 @@ def unpack_roll(data: bytes) -> Roll:
         key, chair, serial, base, members, absent = fields
         roll = Roll(
             _key(key),
-            _peer(chair),
-            _count(serial),
-            _text(base),
-            tuple(_peer(member) for member in members),
-            tuple((_peer(peer), _text(why)) for peer, why in absent),
+            checked.peer(chair),
+            checked.count(serial),
+            checked.text(base),
+            checked.all_of(checked.peer, members),
+            tuple((checked.peer(peer), checked.text(why)) for peer, why in absent),
         )
         if not 0 < len(roll.members) <= MAX_MEMBERS or list(roll.members) != sorted(set(roll.members)):
             raise ValueError("members are not in order")
@@ -165,7 +143,9 @@ def unpack_convene(data: bytes) -> Convene:
 
     def read() -> Convene:
         key, base, num_steps, unreachable = fields
-        return Convene(_key(key), _text(base), _count(num_steps), tuple(_peer(peer) for peer in unreachable))
+        return Convene(
+            _key(key), checked.text(base), checked.count(num_steps), checked.all_of(checked.peer, unreachable)
+        )
 
     message: Convene = _reading("call to the roll", read)
     return message
@@ -182,7 +162,9 @@ def unpack_convene_reply(data: bytes) -> ConveneReply:
 
     def read() -> ConveneReply:
         kind, roll, source = fields
-        return ConveneReply(Answer(kind), _blob(roll), None if source is None else _peer(source))
+        return ConveneReply(
+            Answer(checked.count(kind)), checked.blob(roll), None if source is None else checked.peer(source)
+        )
 
     reply: ConveneReply = _reading("answer of the chair", read)
     return reply
@@ -200,8 +182,8 @@ def unpack_shard(data: bytes, limit: int) -> Shard:
     def read() -> Shard:
         roll, index, weight, frame = fields
         if not isinstance(weight, float):
-            raise ValueError(f"weight expected, got {weight!r:.40}")
-        return Shard(_blob(roll), _count(index), weight, _blob(frame))
+            raise ValueError(f"weight expected, got {checked.shown(weight)}")
+        return Shard(checked.blob(roll), checked.count(index), weight, checked.blob(frame))
 
     shard: Shard = _reading("contribution", read)
     return shard
@@ -227,10 +209,10 @@ def unpack_mean(data: bytes, limit: int, num_members: int) -> Mean:
 
     def read() -> Mean:
         bits, frame = fields
-        contributors = _indices(_blob(bits)) if len(bits) <= num_members // 8 + 1 else None
+        contributors = _indices(checked.blob(bits)) if len(bits) <= num_members // 8 + 1 else None
         if not contributors or contributors[-1] >= num_members:
             raise ValueError("contributors are not members")
-        return Mean(contributors, _blob(frame))
+        return Mean(contributors, checked.blob(frame))
 
     mean: Mean = _reading("mean", read)
     return mean

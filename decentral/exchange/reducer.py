@@ -89,13 +89,8 @@ class Reducer:
         answer = self._answer(shard)
         if answer is not None:
             return answer
-        entry = await self._clock.run_aside(lambda: self._entry(shard, part))
-        answer = self._answer(shard)
-        if answer is not None:
-            return answer
         reduction = self._reduction(shard, roll, part)
-        if not reduction.closing:
-            reduction.ledger.enter(sender, entry)
+        await self._enter(sender, shard, reduction)
         until = self._clock.monotonic() + self._timing.hold_s
         while (left_s := until - self._clock.monotonic()) > 0:
             await self._ask_missing(shard, reduction)
@@ -122,6 +117,14 @@ class Reducer:
         if roll.key.fragment >= len(self._wire.numels):
             raise FrameError(f"there is no fragment {roll.key.fragment}")
         return self._wire.parts(roll)
+
+    async def _enter(self, sender: PeerId, shard: Shard, reduction: _Reduction) -> None:
+        """Enter a contribution; one that is repeated, or too late, is not even decoded."""
+        if sender not in reduction.ledger.awaited() or reduction.closing:
+            return
+        entry = await self._clock.run_aside(lambda: self._entry(shard, reduction.part))
+        if not reduction.closing:
+            reduction.ledger.enter(sender, entry)
 
     def _entry(self, shard: Shard, part: Part) -> Entry:
         """The contribution, checked."""
@@ -197,6 +200,10 @@ class Reducer:
         """The round of a roll has ended for this worker: what was left out of its means is owed, or void."""
         # On the thread that takes means: rests are nobody else's.
         await self._clock.run_aside(lambda: self._rest.settle(packed_roll, mixed=mixed))
+
+    async def start_afresh(self, key: SyncKey) -> None:
+        """What was left out of earlier means of this fragment is not to be added any more."""
+        await self._clock.run_aside(lambda: self._rest.void(key))
 
     async def _ask_missing(self, shard: Shard, reduction: _Reduction) -> None:
         """Now and then ask those who are missing whether they are coming: some died, some went to another roll."""

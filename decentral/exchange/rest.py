@@ -15,8 +15,8 @@ from torch import Tensor
 
 from decentral.types import SyncKey
 
-#: Rounds under way whose end is awaited; more than a worker has in flight. What fell out is not owed.
-_MAX_ROUNDS = 16
+#: Rounds whose end is awaited, beside one for each fragment: rolls that end in nothing. What falls out is lost.
+_SPARE_ROUNDS = 2
 
 
 class MeanRest:
@@ -29,7 +29,7 @@ class MeanRest:
     def __init__(self, numels: Sequence[int]) -> None:
         self._numels = tuple(numels)
         self._owed_N: dict[int, Tensor] = {}
-        self._held: OrderedDict[bytes, list[tuple[int, int, Tensor]]] = OrderedDict()
+        self._held: OrderedDict[bytes, dict[tuple[int, int], Tensor]] = OrderedDict()
 
     def add_to(self, mean_S: Tensor, key: SyncKey, start: int) -> None:
         """Add what is owed to the mean of the values from ``start`` on, in place."""
@@ -39,14 +39,18 @@ class MeanRest:
 
     def hold(self, roll: bytes, key: SyncKey, start: int, left_S: Tensor) -> None:
         """What was left out of the mean of these values; owed if the round of ``roll`` counts."""
-        self._held.setdefault(roll, []).append((key.fragment, start, left_S))
-        while len(self._held) > _MAX_ROUNDS:
+        self._held.setdefault(roll, {})[key.fragment, start] = left_S
+        while len(self._held) > len(self._numels) + _SPARE_ROUNDS:
             self._held.popitem(last=False)
 
     def settle(self, roll: bytes, *, mixed: bool) -> None:
         """The round has ended: the means were used, or nobody uses them."""
-        for fragment, start, left_S in self._held.pop(roll, ()) if mixed else ():
+        held = self._held.pop(roll, {})
+        for (fragment, start), left_S in held.items() if mixed else ():
             if fragment not in self._owed_N:
                 self._owed_N[fragment] = torch.zeros(self._numels[fragment])
             self._owed_N[fragment][start : start + left_S.numel()] = left_S
-        self._held.pop(roll, None)
+
+    def void(self, key: SyncKey) -> None:
+        """Nothing is owed to the mean of this fragment any more."""
+        self._owed_N.pop(key.fragment, None)

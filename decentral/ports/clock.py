@@ -28,6 +28,6 @@ class Clock(Protocol):
     async def run_aside(self, work: Callable[[], T]) -> T:
         """Run ``work`` off the event loop, beside that of ``run`` and in its own order: packing values, adding them up.
 
-        It must not touch what the work of ``run`` touches. In simulation it costs no time.
+        It must not touch what the work of ``run`` touches. In simulation it takes the time that the machine is given.
         """
         ...

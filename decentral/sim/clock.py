@@ -17,10 +17,13 @@ class SimClock:
 
     Args:
         skew_s: by how much its wall clock is wrong; may be changed at any moment.
+        aside_s: virtual seconds that each piece of work aside takes.
     """
 
-    def __init__(self, *, skew_s: float = 0.0) -> None:
+    def __init__(self, *, skew_s: float = 0.0, aside_s: float = 0.0) -> None:
         self.skew_s = skew_s
+        self._aside_s = aside_s
+        self._aside_turn = asyncio.Lock()
         self._loop = virtual_loop()
         self._turn = asyncio.Lock()
         self._charged_s = 0.0
@@ -51,5 +54,12 @@ class SimClock:
                     await asyncio.sleep(self._charged_s)
 
     async def run_aside(self, work: Callable[[], T]) -> T:
-        """Run ``work`` now, in no time."""
-        return work()
+        """Run ``work`` in the middle of the time that it takes."""
+        if not self._aside_s:
+            return work()
+        async with self._aside_turn:
+            await asyncio.sleep(self._aside_s / 2)
+            try:
+                return work()
+            finally:
+                await asyncio.sleep(self._aside_s / 2)

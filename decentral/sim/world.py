@@ -36,6 +36,8 @@ class Machine:
     line: Line = field(default_factory=Line)
     skew_s: float = 0.0
     """By how much its wall clock is wrong."""
+    aside_s: float = 0.0
+    """What each piece of work aside takes (see ``SimClock``)."""
 
 
 #: What runs on a machine from its start to its end.
@@ -89,7 +91,13 @@ class World:
         machine = self._machines.get(peer_id, Machine())
         transport = MemoryTransport(self.network, peer_id, machine.line)
         directory = self.directory.seen_by(transport)
-        peer = SimPeer(peer_id, transport, directory, SimClock(skew_s=machine.skew_s), SimIdentity(peer_id))
+        peer = SimPeer(
+            peer_id,
+            transport,
+            directory,
+            SimClock(skew_s=machine.skew_s, aside_s=machine.aside_s),
+            SimIdentity(peer_id),
+        )
         self.peers[peer_id] = peer
         return peer
 

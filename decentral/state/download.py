@@ -9,7 +9,6 @@ Legend: N = values in a fragment.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgpack
 
@@ -17,6 +16,7 @@ from decentral.errors import FrameError, TransportError
 from decentral.outer.rule import OuterState
 from decentral.ports.transport import Transport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest, from_bytes, to_bytes
+from decentral.swarm import checked
 from decentral.swarm.timing import Timing
 from decentral.tensors.finite import all_finite
 from decentral.types import PeerId, short_id
@@ -92,7 +92,7 @@ class Donor:
         self._kept.move_to_end(name)
         values_N = snapshot.fragments[fragment].tensors[part]
         if not isinstance(offset, int) or offset < 0:
-            raise ValueError(f"offset {offset!r:.40}")
+            raise ValueError(f"offset {checked.shown(offset)}")
         return bytes(to_bytes(values_N)[offset : offset + CHUNK_BYTES])
 
 
@@ -158,12 +158,12 @@ class Downloader:
         try:
             layout, step, rounds, num_steps, digests, counted = msgpack.unpackb(reply)
             head = Head(
-                str(layout),
-                _count(step),
-                _counts(rounds),
-                _counts(num_steps),
-                tuple(map(str, digests)),
-                tuple(tuple(PeerId(str(peer)) for peer in peers) for peers in counted),
+                checked.text(layout),
+                checked.count(step),
+                checked.all_of(checked.count, rounds),
+                checked.all_of(checked.count, num_steps),
+                checked.all_of(checked.text, digests),
+                checked.all_of(lambda peers: checked.all_of(checked.peer, peers), counted),
             )
         except (ValueError, TypeError, msgpack.UnpackException) as err:
             raise FrameError(f"malformed head: {err}") from err
@@ -214,13 +214,3 @@ class Downloader:
                 raise FrameError("the state received is not finite")
             fragments.append(state)
         return Snapshot(head.step, tuple(fragments))
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
-        raise ValueError(f"count expected, got {value!r:.40}")
-    return value
-
-
-def _counts(values: Any) -> tuple[int, ...]:
-    return tuple(_count(value) for value in values)

@@ -3,6 +3,7 @@
 Legend: N = values in a fragment.
 """
 
+import json
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -28,7 +29,7 @@ class FragmentState:
     def of(round: int, anchor_N: Tensor, outer: OuterState) -> "FragmentState":
         """A state with its digest, which costs a pass over the values."""
         num_steps = torch.tensor([float(outer.num_steps)])
-        counted = torch.tensor(list("/".join(outer.counted).encode()), dtype=torch.float32)
+        counted = torch.tensor(list(json.dumps(outer.counted).encode()), dtype=torch.float32)
         return FragmentState(round, anchor_N, outer, digest(anchor_N, *outer.buffers_N, num_steps, counted))
 
     @property

@@ -15,6 +15,7 @@ import msgpack
 
 from decentral.errors import FrameError
 from decentral.ports.identity import Identity
+from decentral.swarm import checked
 from decentral.types import PeerId
 
 #: An encoded record is about 700 bytes with its RSA signature; what is longer is not read.
@@ -138,7 +139,7 @@ def decode(data: bytes, verify: Verify) -> Presence:
         values = {
             name: _as(kind, value, name) for (name, kind), value in zip(_METRIC_KINDS.items(), metrics, strict=True)
         }
-        return Presence(peer=PeerId(peer), state=State(state), metrics=Metrics(**values), **checked)
+        return Presence(peer=PeerId(peer), state=State(_as(str, state, "state")), metrics=Metrics(**values), **checked)
     except FrameError:
         raise
     except (ValueError, TypeError, msgpack.UnpackException) as err:
@@ -153,7 +154,7 @@ def _as(kind: type, value: object, name: str) -> Any:
         return value
     if kind is str and isinstance(value, str) and len(value) <= _MAX_TEXT:
         return value
-    raise FrameError(f"presence record: {name} is {value!r:.40}")
+    raise FrameError(f"presence record: {name} is {checked.shown(value)}")
 
 
 _PRESENCE_KINDS: dict[str, type] = {

@@ -32,12 +32,14 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
     """Five to eight workers, 5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
+    num_workers = 5 + seed % 4
+    skews = {1: 600.0, 2: -600.0}
     scenario = Scenario(
         seed,
-        num_workers=5 + seed % 4,
+        num_workers,
         rounds=ROUNDS,
         conditions=Conditions(jitter=0.3),
-        machines={peer_id(1): Machine(skew_s=600.0), peer_id(2): Machine(skew_s=-600.0)},
+        machines={peer_id(i): Machine(skew_s=skews.get(i, 0.0), aside_s=0.03 * (seed % 2)) for i in range(num_workers)},
         latest=1,
         **VARIANTS[seed % len(VARIANTS)],
     )

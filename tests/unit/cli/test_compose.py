@@ -94,6 +94,7 @@ def test_an_unknown_codec_is_named_with_its_nearest(key: str) -> None:
         (["method.preset=sparseloco", "method.outer_momentum=0.5"], "outer_momentum is 0.5, which must be 0"),
         (["method.name=sparseloco", "method.feedback=none"], "sparseloco is made of ef14"),
         (["method.feedback=ef21", "method.mean_over=senders"], "mean over all members"),
+        (["method.preset=sparseloco", "method.codec=int4-b128"], "is for codecs that leave values out"),
         (["method.feedback_decay=0"], "feedback_decay = 0"),
         (["method.feedback=ef22"], "must be one of ef14, ef21, none"),
         (["method.codec=INT4"], "must be the name of a codec"),

@@ -168,6 +168,6 @@ def test_a_task_that_is_not_there_is_named(task):
 
 
 def test_auto_states_nothing() -> None:
-    settings = load(None, ["method.mean_codec=auto", "method.codec=fp32"])
-    assert settings.explicit == {"method.codec": "fp32"}
+    settings = load(None, ["method.mean_codec=auto", "method.codec=fp32", "run.name=auto"])
+    assert settings.explicit == {"method.codec": "fp32", "run.name": "auto"}
     assert settings.swarm.method.mean_codec == "auto"

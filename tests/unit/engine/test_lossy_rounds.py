@@ -202,3 +202,38 @@ def test_ef21_a_worker_that_lost_its_reference_listens_once() -> None:
     assert (SyncKey(excused[0].round + 1, 0), THIRD) in seen.frames
     assert len({outcome.digest for outcome in seen.outcomes.values()}) == 1
     assert distance(seen) < 0.2
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Crash(4.03, SECOND), Start(4.04, SECOND), Crash(4.6, FOUNDER)],
+        [Crash(4.03, SECOND), Start(4.04, SECOND), Crash(4.6, FOUNDER), Start(4.62, FOUNDER)],
+    ],
+    ids=["the other one dies", "the other one is restarted too"],
+)
+def test_ef21_goes_on_when_all_have_lost_their_references(faults: list[Any]) -> None:
+    starts = {FOUNDER: 0.0, SECOND: 0.3}
+    seen = simulate(Plan(rounds=16, starts=starts, faults=faults, options=EF21))
+    assert not seen.unfired
+    assert not seen.errors
+    listened = [event for event in seen.of(SatOut, SECOND) if "listens once" in event.reason]
+    assert 1 <= len(listened) <= 2
+    last = seen.of(RoundMixed, SECOND)[-1]
+    assert last.round == 15
+    assert SECOND in last.members
+    assert distance(seen, SECOND) < 0.6
+
+
+def test_ef21_with_coarse_means_has_the_exact_mean_again_after_members_changed() -> None:
+    """What reducers left out before is void with the references that it belongs to."""
+    coarse = {**EF21, "codec": make_codec("int4-b8"), "mean_codec": COARSE, "sends_changes": True}
+    seen = simulate(Plan(rounds=60, stops={THIRD: 4.5}, options=coarse))
+    assert not seen.errors
+    members = [m.members for m in seen.of(RoundMixed, FOUNDER)]
+    assert members[0] == PEERS
+    assert members[-1] == (FOUNDER, SECOND)
+    # Two optima only: the mean of theirs is where the rest of the swarm has to end.
+    goal_N = torch.stack([torch.from_numpy(PROBLEM.trainer(i)._optimum_N) for i in (0, 1)]).mean(0)
+    anchor_N = torch.cat([value.flatten() for value in seen.outcomes[FOUNDER].anchors.values()])
+    assert float((anchor_N - goal_N).square().mean().sqrt()) < 0.01

@@ -188,3 +188,23 @@ def test_contributors_must_be_members() -> None:
 def test_who_sent_a_call_is_who_calls() -> None:
     convene = Convene(SyncKey(1, 0), "base", 3, ())
     assert convene.call_of(PeerId("a")) == Call(PeerId("a"), "base", 3)
+
+
+NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
+
+
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        unpack_roll,
+        unpack_convene,
+        unpack_convene_reply,
+        lambda data: unpack_shard(data, 10_000),
+        lambda data: unpack_mean(data, 10_000, 3),
+    ],
+)
+@pytest.mark.parametrize("num_fields", range(2, 7))
+def test_fields_nested_without_end_are_refused(unpack: Callable[[bytes], object], num_fields: int) -> None:
+    """Python gives up on the text of such a list with a RecursionError, which nobody expects of a message."""
+    with pytest.raises(FrameError):
+        unpack(bytes(msgpack.packb([NESTED] * num_fields)))

@@ -1,6 +1,6 @@
 import torch
 
-from decentral.exchange.rest import _MAX_ROUNDS, MeanRest
+from decentral.exchange.rest import _SPARE_ROUNDS, MeanRest
 from decentral.types import SyncKey
 
 FIRST, SECOND = SyncKey(0, 0), SyncKey(1, 0)
@@ -51,9 +51,27 @@ def test_fragments_are_apart() -> None:
 
 def test_rounds_that_never_end_are_forgotten() -> None:
     rest = MeanRest((1,))
-    for number in range(_MAX_ROUNDS + 1):
+    for number in range(1 + _SPARE_ROUNDS + 1):
         rest.hold(bytes([number]), FIRST, 0, torch.tensor([float(number + 1)]))
     rest.settle(bytes([0]), mixed=True)
     assert owed(rest, SECOND, 0, 1) == [0.0]
     rest.settle(bytes([1]), mixed=True)
     assert owed(rest, SECOND, 0, 1) == [2.0]
+
+
+def test_a_mean_that_is_taken_twice_is_owed_once() -> None:
+    rest = MeanRest((2,))
+    for left in ([1.0, 1.0], [2.0, 2.0]):
+        rest.hold(b"roll", FIRST, 0, torch.tensor(left))
+    rest.settle(b"roll", mixed=True)
+    assert owed(rest, SECOND, 0, 2) == [2.0, 2.0]
+
+
+def test_what_is_void_is_not_owed() -> None:
+    rest = MeanRest((2, 2))
+    for fragment in (0, 1):
+        rest.hold(b"roll", SyncKey(0, fragment), 0, torch.tensor([1.0, 1.0]))
+    rest.settle(b"roll", mixed=True)
+    rest.void(SyncKey(1, 0))
+    assert owed(rest, SyncKey(1, 0), 0, 2) == [0.0, 0.0]
+    assert owed(rest, SyncKey(1, 1), 0, 2) == [1.0, 1.0]

@@ -1,5 +1,6 @@
 """Downloads over the memory network, with donors that fail in every way that a donor can."""
 
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -238,6 +239,11 @@ BAD_DONORS: dict[str, tuple[Callable[[str, bytes, bytes], bytes], str]] = {
     "outer steps": (head_with(num_steps=[3, 5]), "does not have the promised digest"),
     "counted": (head_with(counted=[["x"], ["y"]]), "does not have the promised digest"),
     "counted fragments": (head_with(counted=[["x"]]), "wrong number of fragments"),
+    "text for peers": (head_with(counted=["ab", "cd"]), "malformed head: list expected"),
+    "nested without end": (
+        head_with(layout=functools.reduce(lambda inner, _: [inner], range(900), 0)),
+        "malformed head",
+    ),
     "no peers": (head_with(counted=[1, 2]), "malformed head"),
     "negative round": (head_with(rounds=[-1, 3]), "malformed head"),
     "step": (head_with(step="30"), "malformed head"),
