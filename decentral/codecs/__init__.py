@@ -1,1 +1,1 @@
-"""Flat float32 vectors to bytes and back: what a worker's values cost on the wire. Pure; knows no peer and no round."""
+"""Flat float32 vectors to bytes and back, and what becomes of what gets lost there. Knows no peer and no message."""
