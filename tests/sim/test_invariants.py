@@ -73,7 +73,7 @@ def test_survives_two_hundred_seeds(first: int) -> None:
 
 def test_faults_make_work_for_the_repair() -> None:
     """Else the checkers would pass on swarms that nothing ever happened to."""
-    _, _, record = faulty(3)
+    _, _, record = faulty(2)
     events = [event for lives in record.journals.values() for journal in lives for event in journal.events]
     assert any(isinstance(event, Repaired) for event in events)
     assert any(isinstance(event, RoundMixed) and event.absent for event in events)
