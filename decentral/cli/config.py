@@ -109,7 +109,7 @@ class MethodSection(_Section):
         if self.mean_over == "senders" and not self.codec.startswith(("topk", "fp32")):
             raise ValueError(
                 f"method.mean_over is senders, which is for codecs that leave values out (topk...), not {self.codec}: "
-                "a value that it rounds to 0 would count as not sent"
+                "a value that it rounds to 0 would count as not sent; set method.mean_over=members"
             )
         if self.name == "sparseloco" and self.outer_momentum:
             raise ValueError(

@@ -70,10 +70,11 @@ def make_codec(name: str) -> Codec:
         codec: Codec | None = family.parse(name)
         if codec is not None:
             return codec
-    known = codec_names()
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    nearest = difflib.get_close_matches(name, codec_names(), n=1, cutoff=0.0)[0]
     blocks = f"blocks of {BLOCKS[0]} to {BLOCKS[-1]} values: even for int4 and e3m0, a multiple of 8 for sign"
-    raise ConfigError(f"unknown codec {name!r}", hint=f"did you mean {nearest}? Known: {', '.join(known)} ({blocks})")
+    raise ConfigError(
+        f"unknown codec {name!r}", hint=f"did you mean {nearest}? `decentral codecs` lists them ({blocks})"
+    )
 
 
 def codec_names() -> tuple[str, ...]:
