@@ -243,7 +243,6 @@ def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
         mean_codec=make_codec(method.mean_codec),
         feedback=_feedback(method, lossless=codec.lossless),
         keep_rest=method.feedback != "none",
-        sends_changes=method.feedback == "ef21",
         over_senders=method.mean_over == "senders",
         mix_alpha=method.mix_alpha,
         eval_every_rounds=swarm.eval_every_rounds,

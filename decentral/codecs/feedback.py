@@ -8,6 +8,7 @@ Legend: N = values in the fragment. All tensors are float32 on the CPU; none tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ class Feedback:
     Args:
         num_fragments: P.
     """
+
+    sends_changes: ClassVar[bool] = False
+    """Whether members that stay the same send how their pseudo-gradients changed."""
 
     def __init__(self, num_fragments: int) -> None:
         self._kept_N: list[Tensor | None] = [None] * num_fragments
@@ -141,6 +145,8 @@ class Ef21(Feedback):
     The mean over members is plain: weights that change from round to round would make it another mean than that of
     the references. References are no residuals and not saved: after a pause the members have gone on without them.
     """
+
+    sends_changes: ClassVar[bool] = True
 
     def weight(self, tokens: int) -> float:
         """The same for everybody who has trained."""

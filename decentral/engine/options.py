@@ -37,8 +37,6 @@ class RunOptions:
     """Makes what becomes of the error of ``codec``, for so many fragments."""
     keep_rest: bool = True
     """Whether a reducer adds what ``mean_codec`` left out of a mean to its next one."""
-    sends_changes: bool = False
-    """Whether ``feedback`` and ``rule`` are those of EF21."""
     over_senders: bool = False
     """Whether a value's mean is over those who sent it (see ``Ledger.mean``)."""
     mix_alpha: float = 0.0

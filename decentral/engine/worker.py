@@ -91,7 +91,7 @@ class Worker:
             options.mean_codec,
             over_senders=options.over_senders,
             keep_rest=options.keep_rest,
-            sends_changes=options.sends_changes,
+            sends_changes=feedback.sends_changes,
         )
         self._exchange = AllReduce(parts.transport, parts.clock, self.membership.roster, wire, options.timing)
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)

@@ -63,11 +63,17 @@ class _Called:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mean:
-    """The mean of a shard. Legend: S = values in the shard."""
+class _Values:
+    """Where a member's values of one round come from and go to; shards are read and written by the clock's thread."""
 
-    contributors: tuple[int, ...]
-    values_S: Tensor
+    ours_N: Tensor
+    """What to encode."""
+    weight: float
+    """0 to listen only."""
+    sent_N: Tensor
+    """Takes what the others decode of ours."""
+    mean_N: Tensor
+    """Takes the mean."""
 
 
 class AllReduce:
@@ -231,64 +237,54 @@ class AllReduce:
         values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
         if self._wire.sends_changes and not relative:
             await self._reducer.start_afresh(called.roll.key)
-        sent_N = torch.empty_like(values_N) if mine.weight else None
+        values = _Values(values_N, mine.weight, torch.empty_like(values_N), torch.empty_like(values_N))
         parts = self._wire.parts(called.roll)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._mean(called, part, values_N, mine.weight, sent_N)) for part in parts]
-        means = [task.result() for task in tasks]
-        failed = next((mean for mean in means if isinstance(mean, Aborted)), None)
-        if failed is not None:
-            return failed, None, ()
-        delta_N = torch.empty_like(values_N)
-        contributors = [set(mean.contributors) for mean in means if isinstance(mean, _Mean)]
-        for part, mean in zip(parts, means, strict=True):
-            if isinstance(mean, _Mean):
-                delta_N[part.start : part.stop] = mean.values_S
+            tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
+        contributors: list[tuple[int, ...]] = []
+        for outcome in (task.result() for task in tasks):
+            if isinstance(outcome, Aborted):
+                return outcome, None, ()
+            contributors.append(outcome)
         inside, me = set().union(*contributors), members.index(self._transport.peer_id)
         mixed = Mixed(
-            delta_N,
+            values.mean_N,
             tuple([members[i] for i in sorted(inside)]),
             missed=tuple([(p.start, p.stop) for p, s in zip(parts, contributors, strict=True) if me not in s]),
             whole=all(len(shard) == len(members) for shard in contributors),
             relative=relative,
         )
         late = [(m, "in the roll, but brought nothing") for i, m in enumerate(members) if i not in inside]
-        return mixed, sent_N, tuple(late)
+        return mixed, values.sent_N if mine.weight else None, tuple(late)
 
-    async def _mean(
-        self, called: _Called, part: Part, values_N: Tensor, weight: float, sent_N: Tensor | None
-    ) -> _Mean | Aborted:
-        """The mean of one shard, from its reducer or, if that is lost, from another member.
-
-        What of ``values_N`` was sent to be in it is written into ``sent_N``.
-        """
+    async def _mean(self, called: _Called, part: Part, values: _Values) -> tuple[int, ...] | Aborted:
+        """Contributors to one shard; its mean comes from its reducer or, if that is lost, from another member."""
         limit = self._wire.mean_limit(part.numel, len(called.roll.members))
         request = None
-        if sent_N is not None:
-            span = slice(part.start, part.stop)
-            frame, sent_N[span] = await self._encoded(called, part, values_N[span])
-            request = pack_shard(Shard(called.packed, part.index, weight, frame))
+        if values.weight:
+            request = await self._clock.run_aside(lambda: self._request(called, part, values))
         answer = await self._from_reducer(called, part, request, limit) or await self._from_others(called, part, limit)
         who = short_id(part.reducer)
         if answer is None:
             return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
         try:
             mean = unpack_mean(answer, limit, len(called.roll.members))
-            unpacked = await self._clock.run_aside(lambda: unpack(mean.frame, self._wire.mean_codec, part.numel))
+            await self._clock.run_aside(lambda: self._take(mean.frame, part, values))
         except FrameError as err:
             return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
-        return _Mean(mean.contributors, unpacked)
+        return mean.contributors
 
-    async def _encoded(self, called: _Called, part: Part, values_S: Tensor) -> tuple[bytes, Tensor]:
-        """The frame of our part of a shard, and the values as the others will decode it."""
-        codec, key = self._wire.codec, called.roll.key
+    def _request(self, called: _Called, part: Part, values: _Values) -> bytes:
+        """The message that brings our part of a shard; notes what the others will decode of it."""
+        codec, key, span = self._wire.codec, called.roll.key, slice(part.start, part.stop)
         seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
+        frame = pack(codec, values.ours_N[span], seed)
+        values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
+        return pack_shard(Shard(called.packed, part.index, values.weight, frame))
 
-        def work() -> tuple[bytes, Tensor]:
-            frame = pack(codec, values_S, seed)
-            return frame, values_S if codec.lossless else unpack(frame, codec, part.numel)
-
-        return await self._clock.run_aside(work)
+    def _take(self, frame: bytes, part: Part, values: _Values) -> None:
+        """Unpack the mean of a shard to its place."""
+        values.mean_N[part.start : part.stop] = unpack(frame, self._wire.mean_codec, part.numel)
 
     async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
         """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""

@@ -16,6 +16,7 @@ from decentral.exchange.rest import MeanRest
 from decentral.exchange.rollcall import Roll
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
+from decentral.swarm import checked
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.tensors.finite import all_finite
@@ -39,6 +40,7 @@ _TICK_S = 0.25
 class _Reduction:
     """A shard being reduced."""
 
+    roll: Roll
     part: Part
     ledger: Ledger
     opened_at: float
@@ -94,7 +96,7 @@ class Reducer:
         until = self._clock.monotonic() + self._timing.hold_s
         while (left_s := until - self._clock.monotonic()) > 0:
             await self._ask_missing(shard, reduction)
-            await self._close_if_due(shard, roll, reduction)
+            await self._close_if_due(shard, reduction)
             answer = self._answer(shard)
             if answer is not None:
                 return answer
@@ -147,7 +149,7 @@ class Reducer:
             if len(self._open) >= _MAX_OPEN:
                 raise ValueError("too many open reductions")
             now = self._clock.monotonic()
-            known = _Reduction(part, Ledger(roll.members), now, now)
+            known = _Reduction(roll, part, Ledger(roll.members), now, now)
             self._open[shard.roll, shard.index] = known
         return known
 
@@ -156,7 +158,7 @@ class Reducer:
         horizon = self._clock.monotonic() - 2 * self._timing.transfer_timeout_s
         self._open = {key: reduction for key, reduction in self._open.items() if reduction.opened_at > horizon}
 
-    async def _close_if_due(self, shard: Shard, roll: Roll, reduction: _Reduction) -> None:
+    async def _close_if_due(self, shard: Shard, reduction: _Reduction) -> None:
         """Close over those that are in once nobody worth waiting for is missing."""
         if reduction.closing or reduction.closed.is_set():
             return
@@ -169,7 +171,7 @@ class Reducer:
             return
         reduction.closing = True
         try:
-            answer = await self._clock.run_aside(lambda: self._mean(shard.roll, roll.key, reduction))
+            answer = await self._clock.run_aside(lambda: self._mean(shard.roll, reduction))
         finally:
             reduction.closing = False  # should this call be cancelled meanwhile, another one closes
         if answer is None:
@@ -179,9 +181,9 @@ class Reducer:
         self._open.pop((shard.roll, shard.index), None)
         reduction.closed.set()
 
-    def _mean(self, packed_roll: bytes, key: SyncKey, reduction: _Reduction) -> bytes | None:
+    def _mean(self, packed_roll: bytes, reduction: _Reduction) -> bytes | None:
         """The answer to all members; ``None`` if there is no finite mean."""
-        part, codec = reduction.part, self._wire.mean_codec
+        key, part, codec = reduction.roll.key, reduction.part, self._wire.mean_codec
         mean_S = reduction.ledger.mean(over_senders=self._wire.over_senders)
         if mean_S is None:
             return None
@@ -235,11 +237,11 @@ class Reducer:
         """Another member asks for an answer it could not get from the reducer."""
         try:
             roll, index = msgpack.unpackb(request)
-            parts = self._parts(unpack_roll(roll), sender)
+            parts, index = self._parts(unpack_roll(roll), sender), checked.count(index)
         except (ValueError, TypeError, msgpack.UnpackException) as err:
             raise FrameError(f"malformed question: {err}") from err
-        if not isinstance(index, int) or not 0 <= index < len(parts):
-            raise FrameError(f"there is no shard {index!r:.40}")
+        if index >= len(parts):
+            raise FrameError(f"there is no shard {index}")
         answer = self._answers.ask(roll, index)
         reduction = self._open.pop((roll, index), None)
         if reduction is not None:

@@ -227,7 +227,7 @@ def test_ef21_goes_on_when_all_have_lost_their_references(faults: list[Any]) -> 
 
 def test_ef21_with_coarse_means_has_the_exact_mean_again_after_members_changed() -> None:
     """What reducers left out before is void with the references that it belongs to."""
-    coarse = {**EF21, "codec": make_codec("int4-b8"), "mean_codec": COARSE, "sends_changes": True}
+    coarse = {**EF21, "codec": make_codec("int4-b8"), "mean_codec": COARSE}
     seen = simulate(Plan(rounds=60, stops={THIRD: 4.5}, options=coarse))
     assert not seen.errors
     members = [m.members for m in seen.of(RoundMixed, FOUNDER)]
