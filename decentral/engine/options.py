@@ -7,6 +7,7 @@ from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.feedback import Feedback
+from decentral.exchange.pairing import Pairing
 from decentral.monitor.journal import Journal
 from decentral.outer.rule import OuterRule
 from decentral.ports.clock import Clock
@@ -39,6 +40,8 @@ class RunOptions:
     """Whether a reducer adds what ``mean_codec`` left out of a mean to its next one."""
     over_senders: bool = False
     """Whether a value's mean is over those who sent it (see ``Ledger.mean``)."""
+    pairing: Pairing | None = None
+    """Gossip in small groups; ``None`` for the all-reduce."""
     mix_alpha: float = 0.0
     """Share of the local parameters kept when a new anchor is applied (0: replaced)."""
     min_workers: int = 1
