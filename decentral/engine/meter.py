@@ -1,12 +1,16 @@
 """What this worker has done so far, for its presence record."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 from decentral.ports.trainer import StepReport
 from decentral.swarm.presence import Metrics
+from decentral.types import PeerId, short_id
 
 _BYTES_PER_VALUE = 4
 _MAX_REASON = 160
+#: Peers named in one text of a record: 139 of its 200 characters.
+_MAX_NAMED = 20
 
 
 class Meter:
@@ -30,6 +34,9 @@ class Meter:
         self._dp_bytes = 0.0
         self._rounds_in = self._rounds_out = 0
         self._tokens_per_s = 0.0
+        self._partners = self._avoids = ""
+        self._spread = math.nan
+        self._rounds_alone = self._one_sided = 0
         self._reason = ""
         self._lap = (0.0, 0)
         """When the last round ended and the tokens then."""
@@ -61,6 +68,25 @@ class Meter:
         self._rounds_in += counted
         self._rounds_out += not counted
 
+    def swapped(self, partners: Sequence[PeerId], spread: float) -> None:
+        """Gossip: anchors were swapped with these; a ``spread`` of NaN keeps the last one."""
+        self._partners = _names(partners)
+        if math.isfinite(spread):
+            self._spread = spread
+
+    def stepped_alone(self) -> None:
+        """Gossip in rounds: a round ended without a partner."""
+        self._partners = ""
+        self._rounds_alone += 1
+
+    def unconfirmed(self, count: int) -> None:
+        """Gossip: so many more swaps were not confirmed by the other side."""
+        self._one_sided += count
+
+    def avoiding(self, peers: Iterable[PeerId]) -> None:
+        """Gossip: the peers that are avoided from now on; those named before are no longer, unless named again."""
+        self._avoids = _names(sorted(peers))
+
     def downloaded(self, seconds: float) -> None:
         """A download of the state ended."""
         self._transfer_s += seconds
@@ -91,7 +117,17 @@ class Meter:
             dp_bytes=int(self._dp_bytes),
             rounds_in=self._rounds_in,
             rounds_out=self._rounds_out,
+            partners=self._partners,
+            spread=self._spread,
+            rounds_alone=self._rounds_alone,
+            one_sided=self._one_sided,
+            avoids=self._avoids,
             reason=self._reason,
             version=self._version,
             device=self._device,
         )
+
+
+def _names(peers: Sequence[PeerId]) -> str:
+    """Short ids with commas; of many peers the first."""
+    return ",".join(short_id(peer) for peer in peers[:_MAX_NAMED])

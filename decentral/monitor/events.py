@@ -4,6 +4,7 @@ An event carries what happened, never when: the journal adds the time. Floats ma
 measured); bytes and seconds say so in their names.
 """
 
+import math
 from dataclasses import dataclass
 
 from decentral.types import PeerId
@@ -66,7 +67,12 @@ class RoundMixed:
     waiting_s: float
     transfer_s: float
     digest: str
-    """Of the new anchor and outer state: equal on all members."""
+    """Of the new anchor and outer state: equal on all members, except in gossip."""
+    spread: float = math.nan
+    """Gossip: RMS of the difference between this worker's anchor and a partner's over the RMS of the anchor, before
+    the pull; NaN without a partner."""
+    deadline_s: float = math.nan
+    """Gossip in rounds: the longest wait for partners that this worker had set itself; else NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,35 @@ class RoundAborted:
     detail: str
     absent: Absent
     waiting_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Gossip at random moments: this worker and ``partner`` moved their anchors towards each other in ``round``."""
+
+    round: int
+    fragment: int
+    partner: PeerId
+    spread: float
+    """As in ``RoundMixed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneSided:
+    """Gossip: this worker applied its half of a swap, and ``peer`` did not confirm that it applied the other."""
+
+    round: int
+    fragment: int
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Avoided:
+    """Gossip: ``peer`` failed this worker, which will not choose it as a partner for ``seconds``."""
+
+    peer: PeerId
+    reason: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +182,9 @@ Event = (
     | StretchDone
     | RoundMixed
     | RoundAborted
+    | Pulled
+    | OneSided
+    | Avoided
     | Repaired
     | Validated
     | SatOut

@@ -79,6 +79,16 @@ class Metrics:
     """Rounds whose mean included this worker."""
     rounds_out: int = 0
     """Rounds that ended without it."""
+    partners: str = ""
+    """Gossip: short ids of the other members of its last group, with commas; empty if it was alone."""
+    spread: float = math.nan
+    """Gossip: RMS of the difference of two replicas' anchors over the RMS of the anchor, at the last swap."""
+    rounds_alone: int = 0
+    """Gossip: rounds in which no partner came in time."""
+    one_sided: int = 0
+    """Gossip: swaps of which it does not know whether the other side has them too."""
+    avoids: str = ""
+    """Gossip: short ids of the peers that it avoids for a while, with commas."""
     reason: str = ""
     """Why it does not contribute; empty if it does."""
     version: str = ""
