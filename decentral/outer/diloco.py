@@ -1,4 +1,4 @@
-"""DiLoCo: averaged pseudo-gradients through Nesterov momentum.
+"""DiLoCo: averaged pseudo-gradients through Nesterov momentum, or through a heavy ball.
 
 Legend: N = values in the fragment.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decentral.outer.rule import Mixed, OuterState, check_shapes
+from decentral.outer.rule import Mixed, OuterState, check_settings, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
 class DiLoCo:
-    """SGD with Nesterov momentum on the mean pseudo-gradient.
+    """SGD with momentum on the mean pseudo-gradient.
 
     With anchor a, mean pseudo-gradient d (anchor minus local parameters, weighted by tokens), momentum buffer m,
     learning rate ``lr`` and momentum ``momentum``::
@@ -21,17 +21,26 @@ class DiLoCo:
         m <- momentum * m + d
         a <- a - lr * (d + momentum * m)
 
-    m starts at zero, so the first step is (1 + momentum) times that of plain SGD. Without momentum there is no buffer.
+    m starts at zero, so the first step is (1 + momentum) times that of plain SGD. Without ``nesterov`` it is a heavy
+    ball, whose first step is that of plain SGD, with the learning rate inside the buffer::
+
+        m <- momentum * m - lr * d
+        a <- a + m
+
+    Without momentum both are plain SGD, and there is no buffer.
 
     Args:
         lr: outer learning rate, > 0. The paper's best is 0.7.
         momentum: in [0, 1). The paper's best is 0.9; 0 is plain SGD, and with ``lr=1`` plain averaging.
+        nesterov: the first form; else the heavy ball.
 
     Raises:
         ValueError: an argument out of range.
 
     Source: DiLoCo (arXiv 2311.08105), algorithm 1 with the outer optimizer Nesterov. The paper does not print the
-    recursion; this is the one of ``torch.optim.SGD(nesterov=True)``, which public implementations use.
+    recursion; this is the one of ``torch.optim.SGD(nesterov=True)``, which public implementations use. The
+    heavy ball is the baseline of NoLoCo's code (gensyn-ai/noloco), and for a constant ``lr`` the anchors are those of
+    ``torch.optim.SGD(nesterov=False)``.
 
     Differences: the mean is weighted by tokens where the paper takes the plain mean over equal workers; the outer
     rule runs on the CPU, one fragment at a time. Every multiplication and addition rounds on its own: a fused
@@ -40,12 +49,10 @@ class DiLoCo:
 
     lr: float = 0.7
     momentum: float = 0.9
+    nesterov: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"the outer learning rate must be finite and above 0, got {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"the outer momentum must be at least 0 and below 1, got {self.momentum}")
+        check_settings(self.lr, self.momentum)
 
     @property
     def num_buffers(self) -> int:
@@ -76,6 +83,9 @@ class DiLoCo:
         if not self.momentum:
             update_N = delta_N * self.lr
             return torch.sub(anchor_N, update_N, out=update_N), OuterState(num_steps=num_steps)
+        if not self.nesterov:
+            momentum_N = state.buffers_N[0].mul(self.momentum).sub_(delta_N * self.lr)
+            return anchor_N + momentum_N, OuterState((momentum_N,), num_steps)
         momentum_N = state.buffers_N[0].mul(self.momentum).add_(delta_N)
         update_N = momentum_N.mul(self.momentum).add_(delta_N).mul_(self.lr)
         next_N = torch.sub(anchor_N, update_N, out=update_N)

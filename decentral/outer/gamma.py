@@ -4,7 +4,7 @@ import math
 
 
 def gamma_range(momentum: float, group_size: int) -> tuple[float, float]:
-    """The open range of NoLoCo's pull in which the spread between replicas stays bounded.
+    """The open range of gamma in which the spread between NoLoCo's replicas stays bounded.
 
     ``sqrt(n / (2 (n - 1))) * alpha < gamma < sqrt(n (2 + alpha^2) / (2 (n - 1)))``
 
@@ -16,12 +16,11 @@ def gamma_range(momentum: float, group_size: int) -> tuple[float, float]:
         Lower and upper end, both excluded.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: a group of fewer than two.
 
-    Source: NoLoCo (arXiv 2506.10911), equation 74.
+    Source: NoLoCo (arXiv 2506.10911), equation 74: sufficient for the variance between replicas to stay bounded, for
+    a quadratic loss and independent noise.
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"the outer momentum must be at least 0 and below 1, got {momentum}")
     if group_size < 2:
         raise ValueError(f"a group has at least 2 members, got {group_size}")
     share = group_size / (2 * (group_size - 1))

@@ -59,16 +59,29 @@ class OuterRule(Protocol):
         ...
 
 
+def check_settings(lr: float, momentum: float = 0.0) -> None:
+    """Refuse settings with which no rule descends.
+
+    Raises:
+        ValueError: ``lr`` is not a finite number above 0, or ``momentum`` is not in [0, 1).
+    """
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"the outer learning rate must be finite and above 0, got {lr}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"the outer momentum must be at least 0 and below 1, got {momentum}")
+
+
 def check_shapes(rule: OuterRule, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> None:
     """Refuse tensors that do not belong together.
 
     Raises:
         ValueError: shapes differ, or the state has not the buffers of ``rule``.
     """
-    tensors = (anchor_N, mixed.delta_N, *state.buffers_N)
+    mean_anchors = () if mixed.anchor_N is None else (mixed.anchor_N,)
+    tensors = (anchor_N, mixed.delta_N, *mean_anchors, *state.buffers_N)
     if len(state.buffers_N) != rule.num_buffers or len({tensor.shape for tensor in tensors}) > 1:
-        shapes = ", ".join(str(list(buffer_N.shape)) for buffer_N in state.buffers_N)
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (*mean_anchors, *state.buffers_N))
         raise ValueError(
-            f"anchor {list(anchor_N.shape)}, pseudo-gradient {list(mixed.delta_N.shape)} and buffers ({shapes}) do not "
-            f"belong together: equal shapes and {rule.num_buffers} buffers are needed"
+            f"anchor {list(anchor_N.shape)}, pseudo-gradient {list(mixed.delta_N.shape)} and the rest ({shapes}) do "
+            f"not belong together: equal shapes and {rule.num_buffers} buffers are needed"
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decentral.outer.rule import Mixed, OuterState, check_shapes
+from decentral.outer.rule import Mixed, OuterState, check_settings, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,7 @@ class SparseLoCo:
     lr: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"the outer learning rate must be finite and above 0, got {self.lr}")
+        check_settings(self.lr)
 
     @property
     def num_buffers(self) -> int:

@@ -1,0 +1,142 @@
+"""NoLoCo: every worker has an anchor of its own, steps along its group's mean and is pulled towards its group.
+
+Legend: N = values in the fragment.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decentral.outer.rule import Mixed, OuterState, check_settings, check_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class NoLoCo:
+    """Heavy ball on the mean pseudo-gradient of a small group, with a pull towards the mean anchor of the group.
+
+    With this worker's anchor a, the group's mean pseudo-gradient d (each member's taken against its own anchor), the
+    group's mean anchor b and this worker's momentum buffer m, which starts at zero::
+
+        m <- momentum * m - lr * d - gamma * (a - b)
+        a <- a + m
+
+    Without the mean anchor (``mixed.anchor_N`` is ``None``, as for a worker that has found no partner) there is no
+    pull, and the step is that of ``DiLoCo(nesterov=False)`` to the bit. Summed over the group the pulls vanish: they
+    bring anchors together and leave their mean where it is.
+
+    Args:
+        lr: beta of the paper, the outer learning rate, > 0.
+        momentum: alpha of the paper, in [0, 1). Without momentum there is no buffer.
+        gamma: strength of the pull, inside ``gamma_range(momentum, group_size)``.
+        group_size: n, members of a group as it is planned, at least 2.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Source: NoLoCo (arXiv 2506.10911), equations 1 to 3 and 74, and the authors' code (gensyn-ai/noloco). The paper
+    takes local parameters minus anchor as the pseudo-gradient, and with that its equation 2 has the wrong sign before
+    beta: as printed it climbs. Its own analysis (equation 32) and the code descend, as here. The paper does not say
+    which gamma it used; in the code gamma is beta, 0.7.
+
+    Differences: anchor and momentum are float32 where the code keeps the model's type, bfloat16 in the runs; the mean
+    pseudo-gradient is weighted by tokens; a group may turn out smaller than planned. Every multiplication and addition
+    rounds on its own, so that a run can be computed again to the bit on other processors.
+    """
+
+    lr: float = 0.7
+    momentum: float = 0.5
+    gamma: float = 0.7
+    group_size: int = 2
+
+    def __post_init__(self) -> None:
+        check_settings(self.lr, self.momentum)
+        low, high = gamma_range(self.momentum, self.group_size)
+        if not low < self.gamma < high:
+            raise ValueError(
+                f"gamma must be above {low:.4g} and below {high:.4g} for groups of n = {self.group_size} and "
+                f"momentum alpha = {self.momentum:g}, got {self.gamma:g}"
+            )
+
+    @property
+    def num_buffers(self) -> int:
+        """The momentum buffer, if there is momentum."""
+        return 1 if self.momentum else 0
+
+    def init(self, anchor_N: Tensor) -> OuterState:
+        """An empty momentum buffer for a fragment shaped as ``anchor_N`` [N]; none without momentum."""
+        return OuterState(tuple(torch.zeros_like(anchor_N) for _ in range(self.num_buffers)))
+
+    def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
+        """Take one outer step.
+
+        Args:
+            anchor_N: this worker's anchor [N], float32 on the CPU.
+            mixed: what the exchange returned: the group's mean pseudo-gradient, and its mean anchor or ``None``.
+            state: the state that belongs to ``anchor_N``.
+
+        Returns:
+            The next anchor [N] and the next state, both in fresh memory.
+
+        Raises:
+            ValueError: tensors differ in shape, or the state is another rule's.
+        """
+        check_shapes(self, anchor_N, mixed, state)
+        # No sub(..., alpha=...): it is fused on some processors and not on others.
+        move_N = mixed.delta_N * -self.lr
+        if self.momentum:
+            move_N = state.buffers_N[0].mul(self.momentum).add_(move_N)
+        if mixed.anchor_N is not None:
+            move_N.sub_((anchor_N - mixed.anchor_N).mul_(self.gamma))
+        return anchor_N + move_N, OuterState((move_N,) if self.momentum else (), state.num_steps + 1)
+
+
+def gamma_range(momentum: float, group_size: int) -> tuple[float, float]:
+    """The open range of gamma for which replicas neither drift apart nor oscillate with growing swing.
+
+    ``sqrt(n / (2 (n - 1))) alpha < gamma < sqrt(n (2 + alpha^2) / (2 (n - 1)))``
+
+    Args:
+        momentum: alpha, in [0, 1).
+        group_size: n, at least 2.
+
+    Returns:
+        Both borders, which are outside.
+
+    Raises:
+        ValueError: a group of fewer than two.
+
+    Source: NoLoCo (arXiv 2506.10911), equation 74: sufficient for the variance between replicas to stay bounded, for
+    a quadratic loss and independent noise.
+    """
+    if group_size < 2:
+        raise ValueError(f"a group has at least 2 members, got {group_size}")
+    root = math.sqrt(group_size / (2 * (group_size - 1)))
+    return root * momentum, root * math.sqrt(2 + momentum**2)
+
+
+def pull(anchor_N: Tensor, mean_N: Tensor, gamma: float) -> Tensor:
+    """Move an anchor towards the mean of a group at once, outside of any outer step.
+
+    ``a + gamma * (b - a)``
+
+    Args:
+        anchor_N: this worker's anchor [N].
+        mean_N: the group's mean anchor [N].
+        gamma: in (0, 1]; 1 goes all the way.
+
+    Returns:
+        The new anchor [N]. The momentum buffer stays as it is.
+
+    Raises:
+        ValueError: ``gamma`` out of range, or the shapes differ.
+
+    Source: an averaging event of asynchronous gossip as in DADAO (arXiv 2208.00779), where such events and gradient
+    steps come at independent random times. Difference: DADAO's accelerated dual variables are left out.
+    """
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma of an event must be above 0 and at most 1, got {gamma:g}")
+    if anchor_N.shape != mean_N.shape:
+        raise ValueError(f"anchor {list(anchor_N.shape)} and mean anchor {list(mean_N.shape)} differ in shape")
+    return (mean_N - anchor_N).mul_(gamma).add_(anchor_N)
