@@ -3,12 +3,12 @@
 Legend: N = values in the fragment.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from decentral.outer.gamma import gamma_range
 from decentral.outer.rule import Mixed, OuterState, check_settings, check_shapes
 
 
@@ -90,30 +90,6 @@ class NoLoCo:
         if mixed.anchor_N is not None:
             move_N.sub_((anchor_N - mixed.anchor_N).mul_(self.gamma))
         return anchor_N + move_N, OuterState((move_N,) if self.momentum else (), state.num_steps + 1)
-
-
-def gamma_range(momentum: float, group_size: int) -> tuple[float, float]:
-    """The open range of gamma for which replicas neither drift apart nor oscillate with growing swing.
-
-    ``sqrt(n / (2 (n - 1))) alpha < gamma < sqrt(n (2 + alpha^2) / (2 (n - 1)))``
-
-    Args:
-        momentum: alpha, in [0, 1).
-        group_size: n, at least 2.
-
-    Returns:
-        Both borders, which are outside.
-
-    Raises:
-        ValueError: a group of fewer than two.
-
-    Source: NoLoCo (arXiv 2506.10911), equation 74: sufficient for the variance between replicas to stay bounded, for
-    a quadratic loss and independent noise.
-    """
-    if group_size < 2:
-        raise ValueError(f"a group has at least 2 members, got {group_size}")
-    root = math.sqrt(group_size / (2 * (group_size - 1)))
-    return root * momentum, root * math.sqrt(2 + momentum**2)
 
 
 def pull(anchor_N: Tensor, mean_N: Tensor, gamma: float) -> Tensor:

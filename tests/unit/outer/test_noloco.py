@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from decentral.outer.diloco import DiLoCo
-from decentral.outer.noloco import NoLoCo, gamma_range, pull
+from decentral.outer.gamma import gamma_range
+from decentral.outer.noloco import NoLoCo, pull
 from decentral.outer.rule import Mixed, OuterRule, OuterState
 from decentral.types import PeerId
 
