@@ -68,7 +68,10 @@ class LocalRun:
         for worker in self._folders:
             worker.mkdir(parents=True, exist_ok=True)
         total_numel = sum(value.numel() for value in trainer.parameters().values())
-        self._replays = [Replay(total_numel, tokens_per_step, num_workers, swarm.run.rounds) for _ in self._folders]
+        gossip = swarm.method.name == "noloco"
+        self._replays = [
+            Replay(total_numel, tokens_per_step, num_workers, swarm.run.rounds, gossip=gossip) for _ in self._folders
+        ]
         self._readers = [JournalReader(worker / JOURNAL) for worker in self._folders]
         self._children: list[Child] = []
         self._screen = console(sys.stderr)
@@ -80,6 +83,7 @@ class LocalRun:
             protocol=decentral.PROTOCOL,
             version=decentral.__version__,
             config_digest=swarm.digest(),
+            gossip=gossip,
         )
 
     async def run(self) -> int:

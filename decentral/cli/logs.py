@@ -7,7 +7,7 @@ import sys
 import time
 from functools import singledispatchmethod
 
-from decentral.cli.render import amount, loss, size
+from decentral.cli.render import amount, loss, percent, size
 from decentral.monitor import events
 from decentral.monitor.events import Absent, Event
 from decentral.types import PeerId, short_id
@@ -71,6 +71,7 @@ class LogJournal:
 
     def __init__(self, formatter: _TextFormatter) -> None:
         self._formatter = formatter
+        self._me = PeerId("")
         self._loss = math.nan
 
     def record(self, event: Event) -> None:
@@ -84,6 +85,7 @@ class LogJournal:
 
     @_tell.register
     def _(self, event: events.Started) -> None:
+        self._me = event.peer
         self._formatter.peer = short_id(event.peer)
         logger.info("run %s, decentral %s on %s, peer %s", event.run, event.version, event.device, event.peer)
 
@@ -106,15 +108,37 @@ class LogJournal:
     @_tell.register
     def _(self, event: events.RoundMixed) -> None:
         logger.info(
-            "mixed %d of %d workers, loss %s, sent %s, waited %.1f s, moved for %.1f s%s",
-            len(event.members),
-            len(event.members) + len(event.absent),
+            "%s, loss %s, sent %s, waited %.1f s, moved for %.1f s%s",
+            self._mixing(event),
             loss(self._loss),
             size(event.sent_bytes),
             event.waiting_s,
             event.transfer_s,
             _without(event.absent),
         )
+
+    def _mixing(self, event: events.RoundMixed) -> str:
+        """With whom a round was mixed."""
+        others = [short_id(peer) for peer in event.members if peer != self._me]
+        if others and not math.isnan(event.spread):
+            return f"swapped with {' and '.join(others)}, spread {percent(event.spread)}"
+        if not others and not math.isnan(event.deadline_s):
+            return f"stepped alone, for no partner came within {event.deadline_s:.1f} s"
+        if not others and not event.absent:
+            return "stepped alone"
+        return f"mixed {len(event.members)} of {len(event.members) + len(event.absent)} workers"
+
+    @_tell.register
+    def _(self, event: events.Pulled) -> None:
+        logger.info("swapped anchors with %s, spread %s", short_id(event.partner), percent(event.spread))
+
+    @_tell.register
+    def _(self, event: events.OneSided) -> None:
+        logger.warning("%s did not confirm the swap: it may not have its half of it", short_id(event.peer))
+
+    @_tell.register
+    def _(self, event: events.Avoided) -> None:
+        logger.warning("avoids %s for %.0f s: %s", short_id(event.peer), event.seconds, event.reason)
 
     @_tell.register
     def _(self, event: events.RoundAborted) -> None:

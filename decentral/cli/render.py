@@ -4,6 +4,7 @@ Texts in a report come from strangers: nothing that is not printable reaches the
 """
 
 import math
+from collections.abc import Sequence
 from typing import IO
 
 from rich.console import Console, Group
@@ -14,6 +15,10 @@ from decentral.monitor.status import Health, StatusReport, WorkerRow
 
 #: From this width on, the reason has a column of its own; below it follows the table.
 _WIDE = 110
+#: Of an id in a report, which may be longer than ours are.
+_ID_WIDTH = 6
+#: A worker without a partner in more than this share of its rounds is shown as such; a few happen to everybody.
+_ALONE_SHARE = 0.1
 #: Of a table in a pipe: wide enough that nothing is cut.
 _PIPE_WIDTH = 400
 
@@ -26,12 +31,14 @@ def console(file: IO[str]) -> Console:
 
 
 def view(report: StatusReport, width: int) -> Group:
-    """The line of the run, a row for each worker, and why some do not contribute."""
+    """The line of the run, a row for each worker, why some do not contribute, and what went wrong with partners."""
     parts: list[Text | Table] = [run_line(report)]
     if report.workers:
         parts.append(_table(report, wide=width >= _WIDE))
     if width < _WIDE:
         parts += [_text(f"{row.id}: {row.reason}", _colour(row)) for row in report.workers if not row.healthy]
+    if report.run.gossip:
+        parts += [_text(f"{row.id}: {trouble}", "default") for row in report.workers if (trouble := _lone(row))]
     return Group(*parts)
 
 
@@ -44,6 +51,7 @@ def run_line(report: StatusReport) -> Text:
         f"{amount(totals.tokens)} tokens",
         f"loss {loss(totals.loss)}" + (f" (val {loss(totals.val_loss)})" if math.isfinite(totals.val_loss) else ""),
         f"{amount(totals.tokens_per_s)} tokens/s",
+        *([f"spread {percent(totals.spread)}"] if run.gossip else []),
         traffic(totals.sent_bytes, totals.dp_bytes),
     ]
     line = Text(f"{report.health.value}  ", style=_COLOURS[report.health])
@@ -63,27 +71,46 @@ def _table(report: StatusReport, *, wide: bool) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for name in ("worker", "state"):
         table.add_column(name, no_wrap=True)
-    for name in ("round", "loss", "tok/s", "work/wait/move", "in", "out", "seen"):
+    figures = [_figures(row, gossip=report.run.gossip, wide=wide) for row in report.workers]
+    for name in figures[0]:
         table.add_column(name, no_wrap=True, justify="right")
     if wide:
         table.add_column("why not contributing")
-    for row in report.workers:
-        shares = (row.compute_share, row.waiting_share, row.transfer_share)
-        cells: list[str | Text] = [
-            _text(row.id, "default"),
-            _text(row.state, _colour(row)),
-            str(row.round),
-            loss(row.loss),
-            amount(row.tokens_per_s),
-            "/".join(f"{share:.0%}" for share in shares),
-            size(row.received_bytes),
-            size(row.sent_bytes),
-            f"{min(row.age_s, 99_999):.0f}s",
-        ]
-        if wide:
-            cells.append(_text(row.reason, _colour(row)))
-        table.add_row(*cells)
+    for row, cells in zip(report.workers, figures, strict=True):
+        why = [_text(row.reason, _colour(row))] if wide else []
+        table.add_row(_text(row.id, "default"), _text(row.state, _colour(row)), *cells.values(), *why)
     return table
+
+
+def _figures(row: WorkerRow, *, gossip: bool, wide: bool) -> dict[str, str | Text]:
+    """The figures of a worker by the name of their column. Those of gossip leave no room for bytes in 80 columns."""
+    shares = (row.compute_share, row.waiting_share, row.transfer_share)
+    cells: dict[str, str | Text] = {"round": str(row.round), "loss": loss(row.loss), "tok/s": amount(row.tokens_per_s)}
+    if gossip:
+        cells |= {"partner": _text(_partner(row.partners), "default"), "spread": percent(row.spread)}
+    cells["work/wait/move"] = "/".join(f"{share:.0%}" for share in shares)
+    if wide or not gossip:
+        cells |= {"in": size(row.received_bytes), "out": size(row.sent_bytes)}
+    return cells | {"seen": f"{min(row.age_s, 99_999):.0f}s"}
+
+
+def _partner(partners: Sequence[str]) -> str:
+    """The first partner, and how many more there were."""
+    if not partners:
+        return "-"
+    return partners[0][:_ID_WIDTH] + (f"+{len(partners) - 1}" if len(partners) > 1 else "")
+
+
+def _lone(row: WorkerRow) -> str:
+    """What did not work between a worker and its partners; empty if all did."""
+    rounds = row.rounds_in + row.rounds_out
+    often = row.rounds_alone > _ALONE_SHARE * rounds
+    parts = [f"alone in {amount(row.rounds_alone)} of {amount(rounds)} rounds"] if often else []
+    if row.one_sided:
+        parts.append(f"swaps not confirmed: {amount(row.one_sided)}")
+    if row.avoids:
+        parts.append(f"avoids {', '.join(row.avoids)}")
+    return "; ".join(parts)
 
 
 def _colour(row: WorkerRow) -> str:
@@ -97,6 +124,11 @@ def _text(text: str, style: str) -> Text:
 def loss(value: float) -> str:
     """A loss with three decimals, or a dash if it is not known."""
     return f"{value:.3f}" if abs(value) < 1000 else "-" if math.isnan(value) else f"{value:.0e}"
+
+
+def percent(value: float) -> str:
+    """A share in per cent, or a dash if it is not known."""
+    return f"{value:.1%}" if value < 9.9995 else "-" if math.isnan(value) else ">999%"
 
 
 def amount(value: float) -> str:

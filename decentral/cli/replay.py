@@ -4,7 +4,7 @@ Counters are kept by the engine's own ``Meter``, so that they mean what they mea
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,18 @@ class Replay:
     Args:
         total_numel: values of the model.
         tokens_per_step: of one inner step.
-        num_workers: of the swarm, until a round tells how many took part.
+        num_workers: of the swarm, until a round tells how many took part; that of a gossip does not.
         rounds: of the whole run.
+        gossip: each worker has an anchor of its own.
     """
 
-    def __init__(self, total_numel: int, tokens_per_step: int, num_workers: int, rounds: int) -> None:
+    def __init__(
+        self, total_numel: int, tokens_per_step: int, num_workers: int, rounds: int, *, gossip: bool = False
+    ) -> None:
         self._rounds = rounds
+        self._gossip = gossip
+        self._avoided: dict[PeerId, float] = {}
+        """Until when, in Unix seconds."""
         self._total_numel = total_numel
         self._tokens_per_step = max(1, tokens_per_step)
         self._num_members = max(1, num_workers)
@@ -53,9 +59,11 @@ class Replay:
         if name == "started":
             self._meter = Meter(self._total_numel, event["version"], event["device"])
             self._meter.start(time)
+            self._avoided.clear()
             self._presence = Presence(PeerId(event["peer"]), event["run"], 0, State.JOINING, 0, 0, "")
         elif self._presence is not None:
             self._presence = self._after(self._presence, name, time, event)
+            self._meter.avoiding(peer for peer, until in self._avoided.items() if until > time)
 
     def _after(self, presence: Presence, name: str, time: float, event: Mapping[str, Any]) -> Presence:
         """The record after an event; the meter is brought up to date on the way."""
@@ -69,10 +77,20 @@ class Replay:
         if name == "round_mixed":
             counted = presence.peer in event["members"]
             meter.explain("" if counted else "the round was closed before its part arrived")
-            self._num_members = len(event["members"])
+            if self._gossip:
+                self._swapped([peer for peer in event["members"] if peer != presence.peer], event)
+            else:
+                self._num_members = len(event["members"])
             self._traffic = Traffic(event["sent_bytes"], event["received_bytes"])
             self._synced(time, event, counted, event["transfer_s"])
-            return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest=event["digest"])
+            digest = "" if self._gossip else event["digest"]
+            return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest=digest)
+        if name == "pulled":
+            meter.swapped([event["partner"]], _number(event["spread"]))
+        if name == "one_sided":
+            meter.unconfirmed(1)
+        if name == "avoided":
+            self._avoided[event["peer"]] = time + (event["seconds"] or 0.0)
         if name == "round_aborted":
             meter.explain(f"{event['reason']}: {event['detail']}")
             self._synced(time, event, False, 0.0)
@@ -89,6 +107,13 @@ class Replay:
             done = event["round"] >= self._rounds
             return replace(presence, round=event["round"], state=State.DONE if done else State.LEAVING)
         return presence
+
+    def _swapped(self, partners: Sequence[PeerId], event: Mapping[str, Any]) -> None:
+        """A round of a gossip ended; one without a deadline had no partner to wait for."""
+        if partners:
+            self._meter.swapped(partners, _number(event["spread"]))
+        elif event["deadline_s"] is not None:
+            self._meter.stepped_alone()
 
     def _trained(self, event: Mapping[str, Any]) -> None:
         self._meter.trained(

@@ -6,6 +6,7 @@ absent, and no record can make the summary fail.
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -45,6 +46,8 @@ class RunFacts:
     version: str
     """Release of decentral that answered."""
     config_digest: str
+    gossip: bool = False
+    """Whether each worker has an anchor of its own, mixed with few others' at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ class Totals:
     """``dp_bytes / sent_bytes``; NaN before anything was sent."""
     contributing: int
     """Workers that take part in rounds."""
+    spread: float
+    """Gossip: median over the active workers of each one's ``spread``; NaN if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,17 @@ class WorkerRow:
     rounds_in: int
     """Rounds whose mean included this worker."""
     rounds_out: int
+    partners: tuple[str, ...]
+    """Gossip: short ids of the other members of its last group."""
+    spread: float
+    """Gossip: RMS of the difference of two replicas' anchors over the RMS of the anchor, at its last swap; NaN if
+    unknown."""
+    rounds_alone: int
+    """Gossip: rounds in which no partner came in time."""
+    one_sided: int
+    """Gossip: swaps of which it does not know whether the other side has them too."""
+    avoids: tuple[str, ...]
+    """Gossip: short ids of the peers that it avoids for a while."""
     age_s: float
     """Since it was last seen."""
     device: str
@@ -139,8 +155,10 @@ def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: f
     active = [presence for presence in present if presence.state in ACTIVE]
     front = max((presence.round for presence in active or present or [p for p, _ in records]), default=0)
     strays = _out_of_sync(active)
+    # In gossip every worker has rounds of its own, and nobody waits for one that has fewer.
+    earliest = 0 if run.gossip else front - _MAX_ROUNDS_BEHIND
     workers = tuple(
-        _row(presence, age_s, _trouble(presence, age_s, ttl_s, front, presence.peer in strays))
+        _row(presence, age_s, _trouble(presence, age_s, ttl_s, front, earliest, presence.peer in strays))
         for presence, age_s in records
     )
     troubled = any(not row.healthy for row in workers)
@@ -164,7 +182,7 @@ def _out_of_sync(active: Iterable[Presence]) -> set[PeerId]:
     return strays
 
 
-def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, stray: bool) -> str:
+def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, earliest: int, stray: bool) -> str:
     """Why this worker does not contribute though it should; empty if all is well."""
     if presence.state in (State.LEAVING, State.DONE):
         return ""
@@ -176,7 +194,7 @@ def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, stray: 
         return "repairing: its weights differ from the swarm's"
     if stray:
         return f"out of sync: its weights differ from other workers' in round {presence.round}"
-    if presence.state in ACTIVE and front - presence.round > _MAX_ROUNDS_BEHIND:
+    if presence.state in ACTIVE and presence.round < earliest:
         return f"behind: in round {presence.round}, the swarm is in {front}"
     return ""
 
@@ -217,6 +235,11 @@ def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
         received_bytes=metrics.received_bytes,
         rounds_in=metrics.rounds_in,
         rounds_out=metrics.rounds_out,
+        partners=_ids(metrics.partners),
+        spread=_share(metrics.spread),
+        rounds_alone=metrics.rounds_alone,
+        one_sided=metrics.one_sided,
+        avoids=_ids(metrics.avoids),
         age_s=round(age_s, 3),
         device=metrics.device,
         version=metrics.version,
@@ -239,6 +262,7 @@ def _totals(
         dp_bytes=dp_bytes,
         dp_ratio=dp_bytes / sent_bytes if sent_bytes else math.nan,
         contributing=sum(row.contributes for row in workers),
+        spread=_median([_share(presence.metrics.spread) for presence in active]),
     )
 
 
@@ -262,3 +286,19 @@ def _last_val_loss(records: Iterable[Presence]) -> float:
 def _amount(value: float) -> float:
     """``value`` if it is a plausible amount, else 0."""
     return value if math.isfinite(value) and value > 0 else 0.0
+
+
+def _share(value: float) -> float:
+    """``value`` if it may be a share of something, else NaN."""
+    return value if math.isfinite(value) and value >= 0 else math.nan
+
+
+def _median(values: Iterable[float]) -> float:
+    """Median of the numbers that are known; NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
+
+
+def _ids(text: str) -> tuple[str, ...]:
+    """The ids of a list with commas."""
+    return tuple(id for id in text.split(",") if id)

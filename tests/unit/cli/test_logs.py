@@ -1,10 +1,22 @@
 import json
 import logging
+import math
 
 import pytest
 
 from decentral.cli.logs import install
-from decentral.monitor.events import PeerLost, RoundAborted, RoundMixed, Started, Stopped, StretchDone, Validated
+from decentral.monitor.events import (
+    Avoided,
+    OneSided,
+    PeerLost,
+    Pulled,
+    RoundAborted,
+    RoundMixed,
+    Started,
+    Stopped,
+    StretchDone,
+    Validated,
+)
 from decentral.types import PeerId
 
 ME, OTHER = PeerId("QmMe-aaaaaa"), PeerId("QmIt-bbbbbb")
@@ -33,6 +45,35 @@ def test_a_round_is_told_in_one_line_with_who_was_not_in_it(capsys):
 def test_an_aborted_round_is_a_warning_that_says_what_becomes_of_the_work(capsys):
     install("warning", "text").record(RoundAborted(4, 0, "deadline", "2 of 3 shards", (), 5.0))
     assert "WARNING -      r4 not mixed (deadline): 2 of 3 shards; the work stays" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("members", "gossip", "text"),
+    [
+        ((ME, OTHER), (0.0123, 4.0), "swapped with bbbbbb, spread 1.2%, loss -, sent 10B"),
+        ((ME,), (math.nan, 4.0), "stepped alone, for no partner came within 4.0 s, loss -"),
+        ((ME,), (), "stepped alone, loss -"),
+        ((ME, OTHER), (), "mixed 2 of 2 workers, loss -"),
+    ],
+)
+def test_a_round_of_a_gossip_names_the_partner_or_says_that_there_was_none(capsys, members, gossip, text):
+    journal = install("info", "text")
+    journal.record(Started("run", ME, "0.1", "cpu", "c0"))
+    journal.record(RoundMixed(3, 0, members, (), 1.0, 0.5, 10, 0, 0.8, 0.1, "", *gossip))
+    assert f"r3 {text}" in capsys.readouterr().err
+
+
+def test_swaps_and_what_went_wrong_with_them_are_told(capsys):
+    journal = install("info", "text")
+    journal.record(Pulled(5, 0, OTHER, 0.025))
+    journal.record(OneSided(6, 0, OTHER))
+    journal.record(Avoided(OTHER, "no answer", 30.0))
+    lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "INFO    -      r5 swapped anchors with bbbbbb, spread 2.5%",
+        "WARNING -      r6 bbbbbb did not confirm the swap: it may not have its half of it",
+        "WARNING -      r6 avoids bbbbbb for 30 s: no answer",
+    ]
 
 
 def test_levels_are_obeyed(capsys):

@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from decentral.cli.render import amount, console, loss, size, view
+from decentral.cli.render import amount, console, loss, percent, size, view
 from decentral.monitor.status import RunFacts, StatusReport, summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
@@ -63,6 +63,67 @@ def test_a_pipe_gets_one_line_a_worker_without_colour():
     assert lines[2].rstrip().endswith(REASON)
 
 
+def gossip(*metrics: Metrics, width: int) -> list[str]:
+    facts = RunFacts("demo", "noloco", "int8-b128", 40, 3, "0.1.0", "c0ffee", gossip=True)
+    records = [
+        (Presence(PeerId(f"Qm-{index:06}"), "demo", 1, State.TRAINING, 9999, 0, "", metrics=m), 99_999.0)
+        for index, m in enumerate(metrics)
+    ]
+    file = io.StringIO()
+    screen = Console(file=file, width=width, highlight=False)
+    screen.print(view(summarize(facts, records, ttl_s=math.inf), width))
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def busy(**metrics: object) -> Metrics:
+    return Metrics(loss=2.5, tokens_per_s=98_765.4, compute_s=34, waiting_s=33, transfer_s=33, **metrics)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_gossip_run_has_partners_and_spread_and_nothing_is_cut(width):
+    traffic = {"sent_bytes": 123_456_789, "received_bytes": 234_567_890}
+    one = busy(partners="000001,000002,000003", spread=0.1234, **traffic)
+    lines = gossip(one, busy(partners="000000", spread=0.01, **traffic), busy(), width=width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text
+    assert "spread 6.7%" in " ".join(lines[:2])
+    rows = [line.split() for line in lines if line.startswith("00000")]
+    assert [cells[5:7] for cells in rows] == [["000001+2", "12.3%"], ["000000", "1.0%"], ["-", "-"]]
+    assert ("123MB" in rows[0]) is ("235MB" in rows[0]) is (width > 100)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_what_went_wrong_with_partners_is_below_the_table(width):
+    well = busy(rounds_alone=4, rounds_in=40)
+    alone = busy(rounds_alone=5, rounds_in=40)
+    broken = busy(one_sided=3, avoids="000000,000001")
+    assert gossip(well, alone, broken, width=width)[-2:] == [
+        "000001: alone in 5 of 40 rounds",
+        "000002: swaps not confirmed: 3; avoids 000000, 000001",
+    ]
+
+
+def test_a_run_without_gossip_shows_nothing_of_partners():
+    facts = RunFacts("demo", "diloco", "fp32", 40, 3, "0", "c")
+    metrics = busy(partners="000001", spread=0.1, rounds_alone=9, one_sided=3, avoids="000001")
+    file = io.StringIO()
+    screen = console(file)
+    record = Presence(PeerId("QmWell"), "demo", 1, State.TRAINING, 1, 0, "d", metrics=metrics)
+    screen.print(view(summarize(facts, [(record, 0.4)], ttl_s=6.0), screen.width))
+    shown = file.getvalue()
+    assert len(shown.splitlines()) == 3
+    assert [word for word in ("partner", "spread", "10.0%", "000001", "alone", "confirmed") if word in shown] == []
+
+
+def test_partners_of_a_stranger_neither_steer_the_terminal_nor_widen_the_table():
+    evil = "\x1b[2J\nwith no comma and of many characters"
+    lines = gossip(busy(partners=evil, avoids=evil, one_sided=1), width=120)
+    assert "\x1b" not in "".join(lines)
+    assert "?[2J?w" in lines[-2].split()
+    assert lines[-1] == "000000: swaps not confirmed: 1; avoids ?[2J?with no comma and of many characters"
+
+
 def test_what_a_stranger_writes_cannot_steer_the_terminal():
     facts = RunFacts("demo", "diloco", "fp32", 1, 1, "0", "c")
     metrics = Metrics(reason="\x1b[2J\x07[red]gone[/red]\nerror: fake")
@@ -80,6 +141,14 @@ def test_what_a_stranger_writes_cannot_steer_the_terminal():
 )
 def test_amounts(value, text):
     assert amount(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0%"), (0.0123, "1.2%"), (9.999, "999.9%"), (1e300, ">999%"), (math.nan, "-")],
+)
+def test_shares(value, text):
+    assert percent(value) == text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@ import math
 from decentral.engine.meter import Meter
 from decentral.ports.trainer import StepReport
 from decentral.swarm.presence import Metrics
+from decentral.types import PeerId
+
+A, B, C = PeerId("QmA-aaaaaa"), PeerId("QmB-bbbbbb"), PeerId("QmC-cccccc")
 
 
 def figures(meter: Meter) -> Metrics:
@@ -62,3 +65,45 @@ def test_reasons_are_short_enough_for_a_record() -> None:
     assert 0 < len(figures(meter).reason) <= 200
     meter.explain("")
     assert figures(meter).reason == ""
+
+
+def test_before_the_first_swap_nothing_is_known_of_partners() -> None:
+    seen = figures(Meter(1, "", ""))
+    assert (seen.partners, seen.rounds_alone, seen.one_sided, seen.avoids) == ("", 0, 0, "")
+    assert math.isnan(seen.spread)
+
+
+def test_a_swap_tells_partners_and_spread_and_one_without_a_spread_keeps_the_last() -> None:
+    meter = Meter(1, "", "")
+    meter.swapped([A, B], 0.25)
+    assert (figures(meter).partners, figures(meter).spread) == ("aaaaaa,bbbbbb", 0.25)
+    meter.swapped([C], math.nan)
+    assert (figures(meter).partners, figures(meter).spread) == ("cccccc", 0.25)
+
+
+def test_a_step_alone_has_no_partner_and_leaves_the_spread() -> None:
+    meter = Meter(1, "", "")
+    meter.swapped([A], 0.25)
+    meter.stepped_alone()
+    meter.stepped_alone()
+    assert (figures(meter).partners, figures(meter).spread, figures(meter).rounds_alone) == ("", 0.25, 2)
+
+
+def test_unconfirmed_swaps_add_up_and_avoided_peers_are_those_of_now() -> None:
+    meter = Meter(1, "", "")
+    meter.unconfirmed(2)
+    meter.unconfirmed(1)
+    meter.avoiding({B, A})
+    assert (figures(meter).one_sided, figures(meter).avoids) == (3, "aaaaaa,bbbbbb")
+    meter.avoiding([])
+    assert figures(meter).avoids == ""
+
+
+def test_any_number_of_peers_fits_into_a_record() -> None:
+    many = [PeerId(f"Qm-{index:06}") for index in range(1000)]
+    meter = Meter(1, "", "")
+    meter.swapped(many, 0.1)
+    meter.avoiding(many)
+    for text in (figures(meter).partners, figures(meter).avoids):
+        assert 100 < len(text) <= 200
+        assert set(text.split(",")) <= {peer[-6:] for peer in many}

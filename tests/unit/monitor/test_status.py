@@ -9,6 +9,7 @@ from decentral.monitor.status import Health, RunFacts, StatusReport, WorkerRow, 
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 
+GOSSIP = RunFacts("run-1", "noloco", "int8-b128", 40, 1, "0.1.0", "c0ffee", gossip=True)
 RUN = RunFacts("run-1", "diloco", "int8-b128", 40, 1, "0.1.0", "c0ffee")
 
 
@@ -17,8 +18,8 @@ def record(name: str, *, run: str = "run-1", seq: int = 1, state: State = State.
     return Presence(PeerId(name), run, seq, state, round, 0, digest, metrics=Metrics(**metrics))
 
 
-def status(*rows: Presence | tuple[Presence, float]) -> StatusReport:
-    return summarize(RUN, [row if isinstance(row, tuple) else (row, 0.5) for row in rows], ttl_s=6.0)
+def status(*rows: Presence | tuple[Presence, float], run: RunFacts = RUN) -> StatusReport:
+    return summarize(run, [row if isinstance(row, tuple) else (row, 0.5) for row in rows], ttl_s=6.0)
 
 
 def row(report: StatusReport, name: str) -> WorkerRow:
@@ -139,6 +140,52 @@ def test_totals_add_up_over_the_workers():
 def test_shares_add_up_to_one():
     worker = row(status(record("a", compute_s=6.0, waiting_s=3.0, transfer_s=1.0)), "a")
     assert (worker.compute_share, worker.waiting_share, worker.transfer_share) == pytest.approx((0.6, 0.3, 0.1))
+
+
+def test_in_gossip_anchors_differ_and_rounds_too_and_nobody_is_in_trouble_for_it():
+    workers = [record("a", digest="", round=9), record("b", digest="", round=9), record("c", digest="", round=2)]
+    report = status(*workers, run=GOSSIP)
+    assert report.health is Health.HEALTHY
+    assert (report.totals.contributing, report.totals.round) == (3, 9)
+    assert row(status(*workers), "c").reason == "behind: in round 2, the swarm is in 9"
+
+
+def test_in_gossip_other_trouble_is_still_told():
+    report = status((record("a", digest=""), 12.4), record("b", digest="", reason="not finite"), run=GOSSIP)
+    assert [worker.reason for worker in report.workers] == ["not seen for 12 s", "not finite"]
+
+
+def test_a_row_says_whom_a_worker_swapped_with_and_whom_it_avoids():
+    workers = record("a", partners="bbbbbb,cccccc", spread=0.013, rounds_alone=2, one_sided=1, avoids="dddddd")
+    worker = row(status(workers, record("b"), run=GOSSIP), "a")
+    assert (worker.partners, worker.avoids) == (("bbbbbb", "cccccc"), ("dddddd",))
+    assert (worker.spread, worker.rounds_alone, worker.one_sided) == (0.013, 2, 1)
+    lone = row(status(workers, record("b"), run=GOSSIP), "b")
+    assert (lone.partners, lone.avoids) == ((), ())
+    assert math.isnan(lone.spread)
+
+
+def test_the_spread_of_a_swarm_is_the_median_of_the_active_workers_that_know_theirs():
+    report = status(
+        record("a", spread=0.01),
+        record("b", spread=0.02),
+        record("c", spread=9.0),
+        record("d"),
+        record("e", spread=math.inf),
+        record("f", spread=-1.0),
+        record("g", spread=8.0, state=State.DONE),
+        (record("h", spread=8.0), 60.0),
+        run=GOSSIP,
+    )
+    assert report.totals.spread == 0.02
+    assert math.isnan(row(report, "e").spread)
+    assert math.isnan(row(report, "f").spread)
+    assert math.isnan(status(record("a"), run=GOSSIP).totals.spread)
+
+
+def test_replicas_each_validate_their_own_anchor_and_the_newest_counts():
+    report = status(record("a", val_loss=2.0, val_round=8), record("b", val_loss=3.0, val_round=4), run=GOSSIP)
+    assert report.totals.val_loss == 2.0
 
 
 def test_the_json_is_versioned_strict_and_fully_documented(request):
