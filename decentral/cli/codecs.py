@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from decentral.cli.config import MethodSection
+from decentral.cli.method import MethodSection
 from decentral.cli.render import amount, console
 from decentral.cli.settings import load, resolve
 from decentral.cli.status import Format
@@ -40,7 +40,7 @@ def codecs(
 
     own, swarm = settings.worker, resolve(settings.swarm)
     method = swarm.method
-    shown = names or [*codec_names(), method.codec, method.mean_codec]
+    shown = names or [*codec_names(), *_chosen(method).values()]
     made = [make_codec(name) for name in dict.fromkeys(shown)]
     trainer = compose.build_trainer(swarm, own.device, own.data, stream_seed=0)
     steps = max(_LEAST_STEPS, method.inner_steps)
@@ -74,5 +74,11 @@ def _table(rows: Sequence["CodecRow"], method: MethodSection, *, with_speed: boo
 
 def _used_by(name: str, method: MethodSection) -> list[str]:
     """The keys of the configuration whose codec this is."""
-    keys = {"method.codec": method.codec, "method.mean_codec": method.mean_codec}
-    return [key for key, value in keys.items() if value == name]
+    return [key for key, value in _chosen(method).items() if value == name]
+
+
+def _chosen(method: MethodSection) -> dict[str, str]:
+    """The codecs of a resolved configuration by their keys; what stayed ``auto`` has no effect."""
+    keys = ("codec", "mean_codec", "anchor_codec", "pull_codec")
+    names = {f"method.{key}": getattr(method, key) for key in keys}
+    return {key: name for key, name in names.items() if name != "auto"}

@@ -18,8 +18,9 @@ from decentral import PROTOCOL, __version__
 from decentral.adapters.address import parse_address
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
-from decentral.cli.config import MethodSection, SwarmConfig, WorkerConfig, diff
+from decentral.cli.config import SwarmConfig, WorkerConfig, diff
 from decentral.cli.folder import CONFIG, IDENTITY, JOURNAL, MODEL, RESIDUAL, whole_file
+from decentral.cli.method import MethodSection
 from decentral.cli.settings import import_task
 from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, ExitCode, MismatchError, UnreachableError, UsageError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # torch: see above
     from decentral.codecs.feedback import Feedback
     from decentral.engine.options import Outcome, RunOptions
     from decentral.engine.worker import Worker
+    from decentral.exchange.pairing import Pairing
     from decentral.monitor.journal import Journal
     from decentral.outer.rule import OuterRule
     from decentral.ports.trainer import Trainer
@@ -244,6 +246,7 @@ def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
         feedback=_feedback(method, lossless=codec.lossless),
         keep_rest=method.feedback != "none",
         over_senders=method.mean_over == "senders",
+        pairing=_pairing(method),
         mix_alpha=method.mix_alpha,
         eval_every_rounds=swarm.eval_every_rounds,
         timing=Timing(**timing.model_dump()),
@@ -254,11 +257,30 @@ def _rule(method: MethodSection) -> "OuterRule":
     """The outer rule."""
     from decentral.outer.diloco import DiLoCo
     from decentral.outer.ef21 import Ef21
+    from decentral.outer.noloco import NoLoCo
     from decentral.outer.sparseloco import SparseLoCo
 
-    sparse = method.name == "sparseloco"
-    rule: OuterRule = SparseLoCo(method.outer_lr) if sparse else DiLoCo(method.outer_lr, method.outer_momentum)
+    if method.name == "noloco":
+        return NoLoCo(method.outer_lr, method.outer_momentum, method.gamma, method.group_size)
+    if method.name == "sparseloco":
+        return SparseLoCo(method.outer_lr)
+    rule = DiLoCo(method.outer_lr, method.outer_momentum, method.nesterov)
     return Ef21(rule) if method.feedback == "ef21" else rule
+
+
+def _pairing(method: MethodSection) -> "Pairing | None":
+    """How workers gossip, if they do."""
+    from decentral.codecs.codec import make_codec
+    from decentral.exchange.pairing import Pairing
+
+    if method.name != "noloco":
+        return None
+    return Pairing(
+        anchor_codec=make_codec(method.anchor_codec),
+        pull_codec=make_codec(method.pull_codec),
+        group_size=method.group_size,
+        events_per_round=method.events_per_round if method.schedule == "poisson" else None,
+    )
 
 
 def _feedback(method: MethodSection, *, lossless: bool) -> "Callable[[int], Feedback]":

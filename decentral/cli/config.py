@@ -1,6 +1,7 @@
 """What can be configured. ``SwarmConfig`` is the same for all workers of a run; ``WorkerConfig`` is this machine's own.
 
-Here are names, types, ranges and defaults; reading them from files and flags is ``cli.settings``.
+Here are names, types, ranges and defaults, those of the method in ``cli.method``; reading them from files and flags is
+``cli.settings``.
 """
 
 import hashlib
@@ -8,43 +9,19 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
+from decentral.cli.method import MethodSection
+from decentral.cli.section import Section
 from decentral.errors import ConfigError
-
-#: Values of ``method`` that belong together; chosen by ``method.preset``, each overridden by its own key.
-PRESETS: dict[str, dict[str, Any]] = {
-    # Runs of minutes: plain averaging, often. Chosen by measurement, see docs/benchmarks/quality.md.
-    "short": {"inner_steps": 3, "outer_lr": 1.0, "outer_momentum": 0.0},
-    # DiLoCo, arXiv 2311.08105: runs of at least some tens of thousands of steps.
-    "paper": {"inner_steps": 500, "outer_lr": 0.7, "outer_momentum": 0.9},
-    # SparseLoCo, arXiv 2508.15706: 146 times fewer bytes up than in fp32; see docs/algorithms/sparseloco.md.
-    "sparseloco": {
-        "name": "sparseloco",
-        "inner_steps": 30,
-        "outer_lr": 1.0,
-        "outer_momentum": 0.0,
-        "codec": "topk1.5-2bit",
-        "feedback_decay": 0.95,
-        "mean_over": "senders",
-    },
-}
-_SHORT = PRESETS["short"]
 
 _NAME = "up to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
 _FACTORY = "the dotted name of a function, such as package.module:build"
-_CODEC = "the name of a codec, such as fp32 or int8-b128; `decentral codecs` lists them"
-_MEAN_CODEC = "auto, or the name of a codec; `decentral codecs` lists them"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class _Section(BaseModel):
-    # strict: neither "3" nor true is a number.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class RunSection(_Section):
+class RunSection(Section):
     """What the run is called and how long it is."""
 
     name: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description=_NAME)
@@ -54,80 +31,20 @@ class RunSection(_Section):
     """The first step waits for so many workers, for two minutes at most."""
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """What is trained: ``factory`` is the dotted name of ``build(settings, seat) -> Trainer``."""
 
     factory: str = Field(default="workers.lm:build", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description=_FACTORY)
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class MethodSection(_Section):
-    """How workers come to agree."""
-
-    name: Literal["diloco", "sparseloco"] = "diloco"
-    inner_steps: int = Field(default=_SHORT["inner_steps"], ge=1, le=1_000_000)
-    outer_lr: float = Field(default=_SHORT["outer_lr"], gt=0, le=10)
-    outer_momentum: float = Field(default=_SHORT["outer_momentum"], ge=0, lt=1)
-    fragments: int = Field(default=1, ge=1, le=1024)
-    delay_steps: int = Field(default=0, ge=0, le=1_000_000)
-    mix_alpha: float = Field(default=0.0, ge=0, le=1)
-    codec: str = Field(default="int8-b128", pattern=r"^[a-z0-9.-]{1,22}$", description=_CODEC)
-    """Of what a worker sends to a reducer."""
-    mean_codec: str = Field(default="auto", pattern=r"^[a-z0-9.-]{1,22}$", description=_MEAN_CODEC)
-    """Of the mean that a reducer sends back; ``auto`` goes by ``codec``."""
-    feedback: Literal["ef14", "ef21", "none"] = "ef14"
-    """What becomes of the codecs' errors."""
-    feedback_decay: float = Field(default=1.0, gt=0, le=1)
-    """What is kept of the residual from round to round."""
-    mean_over: Literal["members", "senders"] = "members"
-    """Whom a value's mean is over."""
-
-    @model_validator(mode="after")
-    def _fits_in_a_round(self) -> Self:
-        if self.fragments > self.inner_steps:
-            raise ValueError(
-                f"method.fragments is {self.fragments}, which must be at most method.inner_steps ({self.inner_steps})"
-            )
-        if self.delay_steps >= self.inner_steps:
-            raise ValueError(
-                f"method.delay_steps is {self.delay_steps}, which must be below method.inner_steps ({self.inner_steps})"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if self.feedback != "ef14" and self.feedback_decay != 1:
-            raise ValueError(
-                f"method.feedback_decay is {self.feedback_decay:g}, which only method.feedback = ef14 has a use for, "
-                f"not {self.feedback}"
-            )
-        if self.feedback == "ef21" and self.mean_over == "senders":
-            raise ValueError(
-                "method.mean_over is senders, which method.feedback = ef21 has no use for: "
-                "its common reference is the mean over all members"
-            )
-        if self.mean_over == "senders" and not self.codec.startswith(("topk", "fp32")):
-            raise ValueError(
-                f"method.mean_over is senders, which is for codecs that leave values out (topk...), not {self.codec}: "
-                "a value that it rounds to 0 would count as not sent; set method.mean_over=members"
-            )
-        if self.name == "sparseloco" and self.outer_momentum:
-            raise ValueError(
-                f"method.outer_momentum is {self.outer_momentum:g}, which must be 0 for sparseloco: "
-                "its residual, which method.feedback_decay lets fade, stands in for momentum"
-            )
-        if self.name == "sparseloco" and self.feedback != "ef14":
-            raise ValueError(f"method.feedback is {self.feedback}, but sparseloco is made of ef14")
-        return self
-
-
-class DataSection(_Section):
+class DataSection(Section):
     """What is read. Paths are local to each machine; none stands for the task's default corpus."""
 
     paths: tuple[str, ...] = ()
 
 
-class TimingSection(_Section):
+class TimingSection(Section):
     """How long workers wait for each other. The waits within a round adapt to its measured length."""
 
     beat_s: Seconds = 1.5
@@ -152,7 +69,7 @@ class TimingSection(_Section):
         return self
 
 
-class SwarmConfig(_Section):
+class SwarmConfig(Section):
     """The same for every worker of a run; a joiner fetches it from the swarm."""
 
     run: RunSection = RunSection()
@@ -187,7 +104,7 @@ class SwarmConfig(_Section):
             ) from err
 
 
-class WorkerConfig(_Section):
+class WorkerConfig(Section):
     """This machine's own; nobody else needs to know."""
 
     port: int = Field(default=0, ge=0, le=65_535)

@@ -17,16 +17,18 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from decentral.cli.config import PRESETS, SwarmConfig, WorkerConfig, flatten, leaves, show
+from decentral.cli.config import SwarmConfig, WorkerConfig, flatten, leaves, show
+from decentral.cli.method import METHODS, PRESETS
 from decentral.errors import ConfigError
 
 #: Below this everything is free: the task itself checks its settings.
 _FREE = "task.settings"
 _PRESET = "method.preset"
+_METHOD = "method.name"
 _WORKER = "worker"
 #: Left to us in these keys, and chosen when a run is founded.
 _AUTO = "auto"
-_CHOSEN = frozenset({"method.mean_codec"})
+_CHOSEN = frozenset({"method.mean_codec", "method.anchor_codec", "method.pull_codec"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +83,22 @@ def resolve(swarm: SwarmConfig) -> SwarmConfig:
 
 
 def resolve_codecs(swarm: SwarmConfig) -> SwarmConfig:
-    """The configuration with codecs that exist, chosen where it says ``auto``.
+    """The configuration with codecs that exist, chosen where it says ``auto``; those without effect stay ``auto``.
 
     Raises:
         ConfigError: there is no such codec; the nearest is named.
     """
     from decentral.codecs.codec import make_codec
-    from decentral.codecs.defaults import default_mean_codec
+    from decentral.codecs.defaults import default_anchor_codec, default_mean_codec, default_pull_codec
 
     method = swarm.method
-    codec = make_codec(method.codec)
-    mean_codec = default_mean_codec(codec) if method.mean_codec == _AUTO else make_codec(method.mean_codec)
-    return with_values(swarm, {"method.mean_codec": mean_codec.name})
+    codecs = {"mean_codec": default_mean_codec(make_codec(method.codec))}
+    if method.name == "noloco":
+        codecs |= {"anchor_codec": default_anchor_codec(), "pull_codec": default_pull_codec()}
+    for key in codecs:
+        if (name := getattr(method, key)) != _AUTO:
+            codecs[key] = make_codec(name)
+    return with_values(swarm, {f"method.{key}": codec.name for key, codec in codecs.items()})
 
 
 def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
@@ -207,13 +213,26 @@ def _did_you_mean(key: str, known: Iterable[str]) -> str:
 
 
 def _expand_preset(stated: dict[str, Any]) -> dict[str, Any]:
-    """Replace ``method.preset`` by what it stands for, below what was stated by its own key."""
-    if _PRESET not in stated:
-        return stated
-    name = stated[_PRESET]
-    if name not in PRESETS:
-        raise ConfigError(f"{_PRESET} = {show(name)}: must be one of {', '.join(PRESETS)}.")
+    """Replace ``method.preset`` by what it stands for, below what was stated by its own key.
+
+    The name of a method alone stands for the preset of that name.
+    """
+    method = stated.get(_METHOD)
+    name = stated.get(_PRESET)
+    if name is None:
+        if method not in METHODS:  # of a wrong one the check of all values tells
+            return stated
+        name = method
+    if str(name) not in PRESETS:
+        raise ConfigError(
+            f"{_PRESET} = {show(name)}: must be one of {', '.join(PRESETS)}.", hint=_did_you_mean(str(name), PRESETS)
+        )
     preset = {f"method.{key}": value for key, value in PRESETS[name].items()}
+    if method not in (None, preset[_METHOD]):
+        raise ConfigError(
+            f"{_PRESET} is {name}, which stands for {_METHOD} = {preset[_METHOD]}, but {_METHOD} is {show(method)}.",
+            hint=f"State one of them: either {_PRESET} (or --method), or {_METHOD}.",
+        )
     return preset | {key: value for key, value in stated.items() if key != _PRESET}
 
 

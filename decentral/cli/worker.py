@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from decentral.cli.method import PRESETS
 from decentral.cli.settings import Settings, load, resolve
 from decentral.errors import ConfigError, DecentralError, ExitCode, UsageError
 
@@ -20,6 +21,7 @@ SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatabl
 DATA = typer.Option(help="Text to train on: files, folders or globs of this machine.", metavar="PATH...")
 MORE_DATA = typer.Argument(hidden=True, metavar="PATH")
 CODEC = typer.Option(help="How values travel; `decentral codecs` lists them.", metavar="NAME")
+METHOD = typer.Option(help=f"How workers come to agree: {', '.join(PRESETS)}.", metavar="NAME")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 
@@ -38,6 +40,7 @@ def worker(
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
     rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
+    method: Annotated[str | None, METHOD] = None,
     codec: Annotated[str | None, CODEC] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
@@ -56,6 +59,7 @@ def worker(
         "worker.out": out,
         "worker.log_level": "debug" if debug else None,
         "run.rounds": rounds,
+        "method.preset": method,
         "method.codec": codec,
         # A founder's text is the run's; a joiner's stands for it on the joiner's machine.
         "data.paths" if new else "worker.data": data_paths(data, more_data),

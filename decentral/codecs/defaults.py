@@ -10,6 +10,11 @@ _MEAN_OF_SIGNS: Final = "int4-b128"
 _MEAN_OF_TOPK: Final = {"0.4": "topk1.5-8bit", "0.8": "topk3-8bit"}
 _MEAN_OF_DENSEST_TOPK: Final = "topk6-8bit"
 
+#: Anchors are parameters, not changes of them: what is lost of one is lost against its whole size.
+_ANCHOR: Final = "int8-b128"
+#: A difference, and what is lost of it leaves the mean of both sides where it was.
+_PULL: Final = "int4-b128"
+
 
 def default_mean_codec(codec: Codec) -> Codec:
     """For the mean of contributions in ``codec``: the same, but finer for signs, and more values if these are few."""
@@ -19,3 +24,13 @@ def default_mean_codec(codec: Codec) -> Codec:
     if family.startswith("topk"):
         return make_codec(_MEAN_OF_TOPK.get(family.removeprefix("topk"), _MEAN_OF_DENSEST_TOPK))
     return codec
+
+
+def default_anchor_codec() -> Codec:
+    """For the anchor that a guest sends its host."""
+    return make_codec(_ANCHOR)
+
+
+def default_pull_codec() -> Codec:
+    """For the difference between the group's mean anchor and the guest's, which the host sends back."""
+    return make_codec(_PULL)

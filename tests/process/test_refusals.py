@@ -90,6 +90,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         attempt("empty", "--join", "")
         attempt("unknown key", "--new", "--set", "method.iner_steps=5")
         attempt("unknown codec", "--new", "--codec", "int4-128", "--set", "task.factory=workers.toy:build")
+        attempt("unknown method", "--new", "--method", "nolco")
         attempt("own port", "--new", "--port", str(silent))
         attempt("no data", "--new", "--data", str(folder / "missing"))
         attempt("empty data", "--new", "--data", str(folder / "nothing"))
@@ -118,6 +119,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         ("empty", ExitCode.USAGE, ("--join is empty.", "--new")),
         ("unknown key", ExitCode.CONFIG, ("unknown key 'method.iner_steps'", "Did you mean 'method.inner_steps'?")),
         ("unknown codec", ExitCode.CONFIG, ("unknown codec 'int4-128'", "did you mean int4-b128?")),
+        ("unknown method", ExitCode.CONFIG, ('"nolco": must be one of short, diloco', "Did you mean 'noloco'?")),
         ("own port", ExitCode.PORT_TAKEN, ("is taken by pid", "--port 0")),
         ("no data", ExitCode.DATA, ("missing' does not exist", "local to each machine")),
         ("empty data", ExitCode.DATA, ("holds 0 bytes of text", "give at least")),

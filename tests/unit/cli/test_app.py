@@ -98,6 +98,14 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["worker", "--new", "--config", "none.toml"], "Cannot read the configuration none.toml", "", 3),
         (["worker", "--new", "--set", "task.factory=nope:build"], "nope cannot be imported", "", 3),
         (["worker", "--new", *TOY, "--set", "task.settings.numl=3"], "numl", "numel", 3),
+        (["worker", "--new", "--method", "nolco"], '"nolco": must be one of short, diloco', "'noloco'", 3),
+        (["local", "--method", "paper"], '"paper": must be one of short, diloco, sparseloco, noloco', "mean", 3),
+        (
+            ["local", "--method", "noloco", "--set", "method.gamma=2"],
+            "above 0.5 and below 1.5 for groups of n = 2",
+            "",
+            3,
+        ),
         (["status", ""], "The address is empty.", "variable", 2),
         (["local", "--minutes", "1", "--tokens", "1"], "--minutes and --tokens exclude each other.", "", 2),
         (["local", "--minutes", "0"], "--minutes and --tokens must be above 0.", "", 2),
@@ -181,6 +189,14 @@ def test_a_joiner_states_only_what_the_user_did(compose, tmp_path):
     assert join == ["a:1", "b:2"]
     assert worker.data == ("x", "y")
     assert explicit == {"run.seed": 3}
+
+
+def test_the_method_of_a_founder_and_of_a_joiner(compose, tmp_path):
+    run("worker", "--new", *TOY, "--out", str(tmp_path), "--method", "noloco")
+    run("worker", "--join", "a:1", "--out", str(tmp_path), "--method", "noloco")
+    (swarm, *_), (*_, explicit) = compose.calls
+    assert (swarm.method.name, swarm.method.inner_steps) == ("noloco", 50)
+    assert (explicit["method.name"], explicit["method.inner_steps"]) == ("noloco", 50)
 
 
 def test_the_data_of_a_founder_is_the_data_of_the_run(compose, tmp_path):

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from decentral.cli import codec_report
 from decentral.cli.app import app
 from decentral.codecs.codec import codec_names, make_codec
+from decentral.codecs.defaults import default_pull_codec
 from decentral.errors import ConfigError, DivergedError, ExitCode
 from decentral.ports.trainer import Seat
 from workers import toy
@@ -78,6 +79,12 @@ def test_the_codecs_of_the_configuration_are_marked_and_always_there():
     assert set(rows) == {*codec_names(), "int8-b99"}
     used = {name: row["used_by"] for name, row in rows.items() if row["used_by"]}
     assert used == {"int8-b99": ["method.codec"], "bf16": ["method.mean_codec"]}
+
+
+def test_the_codecs_of_gossip_are_marked_where_they_have_an_effect():
+    rows = by_name("--set", "method.name=noloco", "--set", "method.anchor_codec=bf16", "--set", "method.inner_steps=3")
+    assert rows["bf16"]["used_by"] == ["method.anchor_codec"]
+    assert [name for name, row in rows.items() if "method.pull_codec" in row["used_by"]] == [default_pull_codec().name]
 
 
 def test_named_codecs_alone_are_shown_once_each():

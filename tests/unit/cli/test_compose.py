@@ -10,12 +10,14 @@ import torch
 from decentral.cli.compose import _residuals, run_options
 from decentral.cli.folder import RESIDUAL
 from decentral.cli.settings import load, resolve_codecs
+from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback, Feedback
 from decentral.engine.options import RunOptions
 from decentral.errors import ConfigError
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.ef21 import Ef21
+from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
 from decentral.state.files import save_weights
 
@@ -49,7 +51,7 @@ def test_without_feedback_reducers_keep_nothing_either() -> None:
 
 
 def test_ef21_stands_in_front_of_the_rule() -> None:
-    assert options("method.feedback=ef21", "method.preset=paper").rule == Ef21(DiLoCo(0.7, 0.9))
+    assert options("method.feedback=ef21", "method.preset=diloco").rule == Ef21(DiLoCo(0.7, 0.9))
 
 
 def test_the_preset_of_sparseloco() -> None:
@@ -60,6 +62,41 @@ def test_the_preset_of_sparseloco() -> None:
     assert isinstance(feedback, ErrorFeedback)
     assert feedback._decay == 0.95
     assert made.over_senders
+
+
+def test_diloco_may_be_a_heavy_ball() -> None:
+    assert options("method.preset=diloco", "method.nesterov=false").rule == DiLoCo(0.7, 0.9, nesterov=False)
+
+
+def gossip(made: RunOptions) -> tuple[str, str, int, float | None]:
+    """What workers agree on about gossip."""
+    assert made.pairing is not None
+    pairing = made.pairing
+    return pairing.anchor_codec.name, pairing.pull_codec.name, pairing.group_size, pairing.events_per_round
+
+
+def test_the_preset_of_noloco() -> None:
+    made = options("method.preset=noloco")
+    assert (made.rule, made.plan.inner_steps) == (NoLoCo(0.7, 0.5, gamma=0.7, group_size=2), 50)
+    assert gossip(made) == (default_anchor_codec().name, default_pull_codec().name, 2, None)
+    assert type(made.feedback(1)) is ErrorFeedback
+
+
+def test_every_setting_of_gossip_arrives() -> None:
+    own = ("method.gamma=0.6", "method.group_size=4", "method.anchor_codec=fp32", "method.pull_codec=bf16")
+    made = options("method.name=noloco", *own)
+    assert made.rule == NoLoCo(0.7, 0.5, gamma=0.6, group_size=4)
+    assert gossip(made) == ("fp32", "bf16", 4, None)
+
+
+def test_events_at_random_moments_have_a_rate() -> None:
+    made = options("method.name=noloco", "method.schedule=poisson", "method.events_per_round=0.5")
+    assert gossip(made)[2:] == (2, 0.5)
+
+
+@pytest.mark.parametrize("preset", ["short", "diloco", "sparseloco"])
+def test_without_gossip_there_is_no_pairing(preset: str) -> None:
+    assert options(f"method.preset={preset}").pairing is None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from types import ModuleType
 
 import pytest
 
-from decentral.cli.config import PRESETS, SwarmConfig, diff, flatten
+from decentral.cli.config import SwarmConfig, diff, flatten
+from decentral.cli.method import PRESETS
 from decentral.cli.settings import known_keys, load, resolve_task, with_values
 from decentral.errors import ConfigError
 
@@ -32,11 +33,11 @@ def test_hyphens_and_text_without_quotes_are_accepted():
 
 
 def test_a_preset_gives_defaults_and_leaves_no_trace():
-    settings = load(None, ["method.outer_lr=0.5", "method.preset=paper"])
+    settings = load(None, ["method.outer_lr=0.5", "method.preset=diloco"])
     method = settings.swarm.method
     assert method.outer_lr == 0.5
-    assert (method.inner_steps, method.outer_momentum) == (500, PRESETS["paper"]["outer_momentum"])
-    assert set(settings.explicit) == {"method.inner_steps", "method.outer_momentum", "method.outer_lr"}
+    assert (method.inner_steps, method.outer_momentum) == (500, PRESETS["diloco"]["outer_momentum"])
+    assert set(settings.explicit) == {f"method.{key}" for key in PRESETS["diloco"]}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +55,8 @@ def test_a_preset_gives_defaults_and_leaves_no_trace():
         ("run.rounds=true", "run.rounds = true: must be a whole number", ""),
         ("run.rounds=2.5", "run.rounds = 2.5: must be a whole number", ""),
         ("timing.beat_s=nan", "timing.beat_s = nan: must be a number", ""),
-        ("method.name=ddp", 'method.name = "ddp": must be one of diloco', ""),
-        ("method.preset=long", 'method.preset = "long": must be one of short, paper', ""),
+        ("method.name=ddp", 'method.name = "ddp": must be one of diloco, sparseloco, noloco', ""),
+        ("method.preset=long", 'method.preset = "long": must be one of short, diloco', ""),
         ("data.paths=3", "data.paths = 3: must be a list of texts", ""),
         ("worker.port=70000", "worker.port = 70000: must be a whole number, at least 0 and at most 65535", ""),
         ("worker.device=tpu", 'worker.device = "tpu": must be cpu, mps, cuda or cuda:N', ""),
