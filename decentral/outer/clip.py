@@ -1,0 +1,96 @@
+"""Clipped gossip: nobody moves another by more than a radius, which sets itself by the distances that are usual.
+
+Knows two vectors and what was measured before, not what they are or who sent them.
+
+Legend: N = values in the fragment, C = values of a chunk of it. All tensors are float32 on the CPU.
+"""
+
+import math
+import statistics
+from collections import deque
+
+import torch
+from torch import Tensor
+
+#: The limit is so many times the usual distance.
+FACTOR = 3.0
+#: The usual distance is the median of so many.
+REMEMBERED = 16
+#: With fewer there is no usual one yet.
+ENOUGH = 4
+#: Values looked at together: their copies in double precision stay in a core's cache.
+_CHUNK = 1 << 16
+
+
+def clip(own_N: Tensor, other_N: Tensor, radius: float) -> tuple[Tensor, float]:
+    """Bring another's vector to within a radius of one's own, on the straight line between them.
+
+    ``own + (other - own) * min(1, radius / |other - own|)``, with the Euclidean norm
+
+    Args:
+        own_N: one's own vector [N].
+        other_N: the other's [N], finite. However absurd it is, the result is finite and within the radius.
+        radius: >= 0.
+
+    Returns:
+        The clipped vector [N], which is ``other_N`` itself if that is within the radius, and the distance of the two
+        before, ``|other - own|``.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: ClippedGossip (He, Karimireddy and Jaggi, arXiv 2202.01545), the clipping of one neighbour. Differences:
+    there a worker adds up what it clipped of all its neighbours, weighted by the mixing matrix, and its radius comes
+    from the variance among honest neighbours, which nobody can know; see ``Radius`` for ours.
+    """
+    if own_N.shape != other_N.shape:
+        raise ValueError(f"own vector {list(own_N.shape)} and the other's {list(other_N.shape)} differ in shape")
+    # In float32 the difference of finite values may overflow, and squares do from 2e19 on.
+    pairs = list(zip(torch.split(own_N, _CHUNK), torch.split(other_N, _CHUNK), strict=True))
+    square = 0.0
+    for own_C, other_C in pairs:
+        gap_C = other_C.double().sub_(own_C)
+        square += float(gap_C.dot(gap_C))
+    distance = math.sqrt(square)
+    if distance <= radius:
+        return other_N, distance
+    share = radius / distance
+    clipped_N = torch.empty_like(own_N)
+    for (own_C, other_C), clipped_C in zip(pairs, torch.split(clipped_N, _CHUNK), strict=True):
+        clipped_C.copy_(other_C.double().sub_(own_C).mul_(share).add_(own_C))
+    return clipped_N, distance
+
+
+class Radius:
+    """How far from one's own vector another's may be: ``FACTOR`` times the median of the last ``REMEMBERED`` distances.
+
+    For each vector: ask for the limit, clip, report the distance. It counts with the limit at most. Hence:
+
+    * Distances of which none is more than ``FACTOR`` times another are never clipped.
+    * As long as fewer than half of the remembered distances are liars', the limit is at least ``FACTOR`` times the
+      least honest one, and at most ``FACTOR`` times the greatest or the scale: liars can neither have themselves let
+      through nor honest ones clipped.
+    * If all distances grow, the limit follows: by ``FACTOR`` for every nine of them.
+    """
+
+    def __init__(self) -> None:
+        self._distances: deque[float] = deque(maxlen=REMEMBERED)
+        self._limit = 0.0
+
+    def limit(self, scale: float) -> float:
+        """The radius for the next vector.
+
+        Args:
+            scale: a distance that is certainly harmless, above 0, such as the norm of one's own pseudo-gradient. The
+                limit is never below it, and ``FACTOR`` times the scale while fewer than ``ENOUGH`` distances are known.
+        """
+        if len(self._distances) < ENOUGH:
+            self._limit = FACTOR * scale
+        else:
+            # The lower one: of an even number of distances half may be liars' and too long.
+            self._limit = max(scale, FACTOR * statistics.median_low(self._distances))
+        return self._limit
+
+    def observe(self, distance: float) -> None:
+        """The vector that the last limit was for was so far away before it was clipped."""
+        self._distances.append(min(distance, self._limit))
