@@ -1,11 +1,13 @@
+import math
+import random
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decentral.swarm.matching import chairs, evaluator, reducers, rendezvous, shards, stragglers
+from decentral.swarm.matching import chairs, evaluator, groups, middle_round, reducers, rendezvous, shards, stragglers
 from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId, SyncKey
 
@@ -14,8 +16,8 @@ peer_lists = st.lists(st.text("abcdef0123456789", min_size=1, max_size=6).map(Pe
 KEY = SyncKey(3, 0)
 
 
-def member(peer: str, *, since: int = 0, round_s: float = 0.0) -> Presence:
-    return Presence(PeerId(peer), "run", 1, State.TRAINING, 0, since, "", round_s)
+def member(peer: str, *, round_: int = 0, since: int = 0, round_s: float = 0.0) -> Presence:
+    return Presence(PeerId(peer), "run", 1, State.TRAINING, round_, since, "", round_s)
 
 
 @given(peers=peer_lists, key=keys, data=st.data())
@@ -137,3 +139,87 @@ def test_of_two_the_slower_is_measured_by_the_faster() -> None:
 def test_at_least_half_are_waited_for(paces: list[float], factor: float) -> None:
     members = [member(f"p{number}", round_s=pace) for number, pace in enumerate(paces)]
     assert 2 * len(stragglers(members, factor)) <= len(members)
+
+
+@given(peers=peer_lists, key=keys, size=st.integers(2, 5), data=st.data())
+def test_groups_are_full_but_for_one_and_whoever_hosts_has_the_lowest_score(
+    peers: list[PeerId], key: SyncKey, size: int, data: st.DataObject
+) -> None:
+    formed = groups(tuple(peers), key, size)
+    assert groups(tuple(data.draw(st.permutations(peers))), key, size) == formed
+    assert sorted(peer for group in formed for peer in group) == sorted(peers)
+    rest = len(peers) % size
+    assert [len(group) for group in formed] == [size] * (len(peers) // size) + [rest] * (rest > 0)
+    ranks = {peer: rank for rank, peer in enumerate(rendezvous("group", key, tuple(peers)))}
+    assert all(list(group) == sorted(group, key=ranks.__getitem__) for group in formed)
+
+
+def test_the_groups_are_pinned() -> None:
+    """Releases that group differently would not find each other: a change of it is a change of the protocol."""
+    peers = tuple(PeerId(name) for name in ("ann", "bob", "cid", "dot", "eve"))
+    # Scores begin with 32, ab, ad, c0, d5: two pairs in the upper half, one peer in the lower.
+    assert rendezvous("group", KEY, peers) == ("cid", "bob", "eve", "dot", "ann")
+    assert groups(peers, KEY, 2) == (("bob", "eve"), ("dot", "ann"), ("cid",))
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+@pytest.mark.parametrize("num_peers", [2, 9, 64, 500])
+def test_a_peer_that_only_some_see_changes_few_groups(num_peers: int, size: int) -> None:
+    chance = random.Random(num_peers)
+    peers = tuple(PeerId(f"{chance.getrandbits(64):x}") for _ in range(num_peers))
+    changed = []
+    for round_ in range(40):
+        seen, unseen = set(groups(peers, SyncKey(round_, 0), size)), chance.choice(peers)
+        without = set(groups(tuple(peer for peer in peers if peer != unseen), SyncKey(round_, 0), size))
+        changed.append(max(len(seen - without), len(without - seen)))
+        assert any(unseen in group for group in seen - without)
+    assert max(changed) <= math.log2(num_peers) + 1
+    assert sum(changed) / len(changed) <= math.log2(num_peers) / 2 + 1
+
+
+@given(
+    num_peers=st.integers(30, 300), num_unseen=st.integers(1, 10), size=st.integers(2, 4), seed=st.integers(0, 2**31)
+)
+def test_views_that_differ_in_some_peers_agree_on_most_groups(
+    num_peers: int, num_unseen: int, size: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    peers = [PeerId(f"{chance.getrandbits(64):x}") for _ in range(num_peers)]
+    views = [tuple(chance.sample(peers, num_peers - num_unseen)) for _ in range(2)]
+    num_different = len(set(views[0]) ^ set(views[1]))
+    one, other = (set(groups(view, KEY, size)) for view in views)
+    assert len(one - other) <= num_different * (math.log2(num_peers) + 1)
+
+
+@pytest.mark.parametrize(("num_peers", "size"), [(6, 2), (5, 2), (6, 3), (7, 3)])
+def test_over_rounds_all_meet_and_host_equally_often(num_peers: int, size: int) -> None:
+    peers = tuple(PeerId(f"peer-{number}") for number in range(num_peers))
+    num_rounds = 1500
+    met: Counter[tuple[PeerId, ...]] = Counter()
+    hosts: Counter[PeerId] = Counter()
+    for round_ in range(num_rounds):
+        formed = groups(peers, SyncKey(round_, 0), size)
+        met.update(pair for group in formed for pair in combinations(sorted(group), 2))
+        hosts.update(group[0] for group in formed)
+    for counts, possible in ((met, math.comb(num_peers, 2)), (hosts, num_peers)):
+        share = counts.total() / num_rounds / possible
+        # Four standard deviations of a binomial draw.
+        margin = 4 * math.sqrt(num_rounds * share * (1 - share))
+        assert len(counts) == possible
+        assert all(abs(count - num_rounds * share) < margin for count in counts.values())
+
+
+def test_middle_round_by_hand() -> None:
+    for rounds, middle in (([4], 4), ([3, 7], 7), ([9, 1, 4], 4), ([2, 8, 5, 3], 5)):
+        assert middle_round([member(f"p{number}", round_=r) for number, r in enumerate(rounds)]) == middle
+
+
+@given(
+    honest=st.lists(st.integers(0, 1 << 61), min_size=1, max_size=9), lies=st.lists(st.integers(0, 1 << 61), max_size=8)
+)
+def test_fewer_liars_than_honest_ones_do_not_move_the_middle_beyond_honest_rounds(
+    honest: list[int], lies: list[int]
+) -> None:
+    rounds = honest + lies[: len(honest) - 1]
+    middle = middle_round([member(f"p{number}", round_=round_) for number, round_ in enumerate(rounds)])
+    assert min(honest) <= middle <= max(honest)
