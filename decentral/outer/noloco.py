@@ -29,7 +29,8 @@ class NoLoCo:
     Args:
         lr: beta of the paper, the outer learning rate, > 0.
         momentum: alpha of the paper, in [0, 1). Without momentum there is no buffer.
-        gamma: strength of the pull, inside ``gamma_range(momentum, group_size)``.
+        gamma: strength of the pull, inside ``gamma_range(momentum, group_size)``. That range is too wide for a large
+            momentum: pairs come together only below ``2 (1 - momentum^2)``, see docs/algorithms/noloco.md.
         group_size: n, members of a group as it is planned, at least 2.
 
     Raises:

@@ -11,7 +11,8 @@ from decentral.outer.diloco import DiLoCo
 from decentral.outer.gamma import gamma_range
 from decentral.outer.noloco import NoLoCo, pull
 from decentral.outer.rule import Mixed, OuterRule, OuterState
-from decentral.types import PeerId
+from decentral.swarm.matching import groups
+from decentral.types import PeerId, SyncKey
 
 
 def randn(seed: int, *shape: int) -> Tensor:
@@ -147,6 +148,39 @@ def test_gamma_range(group_size: int, low: float, high: float) -> None:
     for outside in (*borders, 0.0, -0.7, 2.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="gamma must be above"):
             NoLoCo(gamma=outside, group_size=group_size)
+
+
+def spread_factor(momentum: float, gamma: float, group_size: int) -> float:
+    """By what factor the pull alone changes the spread of 64 replicas in a round, from the 10th round to the 40th."""
+    rule = NoLoCo(momentum=momentum, gamma=gamma, group_size=group_size)
+    peers = tuple(PeerId(f"peer-{number}") for number in range(64))
+    anchors = dict(zip(peers, randn(0, len(peers), 50), strict=True))
+    states = {peer: rule.init(anchor_N) for peer, anchor_N in anchors.items()}
+    still_N = torch.zeros(50)
+    spreads = []
+    for round_ in range(40):
+        for group in groups(peers, SyncKey(round_, 0), group_size):
+            found = Mixed(still_N, group, anchor_N=torch.stack([anchors[peer] for peer in group]).mean(0))
+            for peer in group:
+                anchors[peer], states[peer] = rule.step(anchors[peer], found, states[peer])
+        spreads.append(float(torch.stack(list(anchors.values())).std(0).norm()))
+    return float((spreads[-1] / spreads[9]) ** (1 / 30))
+
+
+@pytest.mark.parametrize(
+    ("momentum", "gamma", "group_size", "factor"),
+    [(0.0, 1.0, 2, 0.707), (0.5, 0.7, 2, 0.837), (0.5, 1.4, 2, 0.976), (0.5, 0.7, 4, 0.771)],
+)
+def test_replicas_come_together_as_fast_as_computed(
+    momentum: float, gamma: float, group_size: int, factor: float
+) -> None:
+    """Factors from the recursion of the second moments for independent groups; docs/algorithms/noloco.md."""
+    assert spread_factor(momentum, gamma, group_size) == pytest.approx(factor, abs=0.025)
+
+
+def test_equation_74_allows_pairs_that_drift_apart() -> None:
+    """Not what anybody wants, but known: with momentum 0.9 only gamma below 0.38 would bring pairs together."""
+    assert spread_factor(0.9, 1.0, 2) > 1.05
 
 
 def test_gamma_out_of_range_says_which_range_and_of_what() -> None:
