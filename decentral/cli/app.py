@@ -5,6 +5,7 @@ import typer
 import decentral
 from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
+from decentral.cli.export import export
 from decentral.cli.local import local
 from decentral.cli.status import status
 from decentral.cli.worker import worker
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command(cls=Command)(local)
 app.command(cls=Command)(worker)
 app.command(cls=Command)(status)
+app.command(cls=Command)(export)
 app.command(cls=Command)(codecs)
 
 

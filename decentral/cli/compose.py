@@ -48,16 +48,32 @@ async def ask_status(addresses: Sequence[str], *, timeout_s: float) -> StatusRep
     Raises:
         DecentralError: nobody can be asked; the error of the last address.
     """
+    async with asking(addresses, option="ADDR", timeout_s=timeout_s) as (_, hello):
+        pass
+    swarm = SwarmConfig.from_json(hello.config)
+    return summarize(_facts(hello, swarm), hello.workers, ttl_s=swarm.timing.ttl_s)
+
+
+@contextlib.asynccontextmanager
+async def asking(addresses: Sequence[str], *, option: str, timeout_s: float) -> AsyncIterator[tuple[Node, Hello]]:
+    """A node that only asks, and what the first worker of ``addresses`` that answers says of its swarm.
+
+    Args:
+        addresses: tried in order.
+        option: what they were given to, for the messages.
+        timeout_s: until the answer is there.
+
+    Raises:
+        DecentralError: nobody can be asked; the error of the last address.
+    """
     until = asyncio.get_running_loop().time() + timeout_s
 
     def left_s() -> float:
         return max(0.2, until - asyncio.get_running_loop().time())
 
-    address, peer = await _find(addresses, option="ADDR", timeout_s=min(3.5, left_s()))
+    address, peer = await _find(addresses, option=option, timeout_s=left_s())
     async with _node(NodeOptions(initial_peers=(address,), asker=True)) as node:
-        hello = await ask_hello(node.transport, peer, node.identity.verify, timeout_s=left_s())
-    swarm = SwarmConfig.from_json(hello.config)
-    return summarize(_facts(hello, swarm), hello.workers, ttl_s=swarm.timing.ttl_s)
+        yield node, await ask_hello(node.transport, peer, node.identity.verify, timeout_s=left_s())
 
 
 async def run_worker(

@@ -11,6 +11,9 @@ RESIDUAL = "residual.safetensors"
 IDENTITY = "identity.key"
 CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
+#: In the folder of a local run.
+RUN_CONFIG = "config.toml"
+WORKERS = "workers"
 
 
 @contextlib.contextmanager

@@ -23,6 +23,11 @@ from decentral.errors import UsageError
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
     from decentral.ports.trainer import Trainer
 
+RESULT = typer.Option(
+    help="What becomes of the workers' weights; the average with noloco, else the newest.",
+    metavar="average|best|newest|INDEX",
+)
+
 DEFAULT_MINUTES = 2.0
 #: Of a round beyond its inner steps, on loopback.
 _ROUND_OVERHEAD_S = 0.5
@@ -45,6 +50,7 @@ def local(
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
+    result: Annotated[str | None, RESULT] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
@@ -52,6 +58,9 @@ def local(
         raise UsageError("--minutes and --tokens exclude each other.", hint="Give the one that should end the run.")
     if (minutes is not None and not 0 < minutes <= 100_000) or (tokens is not None and tokens < 1):
         raise UsageError("--minutes and --tokens must be above 0.")
+    if result is not None and result not in ("average", "best", "newest", *map(str, range(workers))):
+        hint = f"Take average, best, newest, or a worker from 0 to {workers - 1}."
+        raise UsageError(f"--result {result} is not known.", hint=hint)
     flags = {
         "data.paths": data_paths(data, more_data),
         "method.preset": method,
@@ -88,7 +97,7 @@ def local(
     folder = make_folder(own.out, swarm.run.name)
     from decentral.cli.local_run import LocalRun
 
-    return asyncio.run(LocalRun(swarm, own, workers, folder, trainer, pace.tokens_per_step).run())
+    return asyncio.run(LocalRun(swarm, own, workers, folder, trainer, pace.tokens_per_step, result).run())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,17 +19,19 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import decentral
-from decentral.cli import outcome
+from decentral.cli import outcome, result
 from decentral.cli.children import Child, ending, start, stop
 from decentral.cli.config import SwarmConfig, WorkerConfig, to_toml
-from decentral.cli.folder import JOURNAL, whole_file
+from decentral.cli.folder import JOURNAL, MODEL, RUN_CONFIG, WORKERS, whole_file
 from decentral.cli.render import console, run_line, view
 from decentral.cli.replay import Replay
+from decentral.cli.sources import from_paths
 from decentral.cli.worker import stopping
 from decentral.errors import DecentralError, ExitCode
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.status import RunFacts, StatusReport, summarize
 from decentral.ports.trainer import Trainer
+from decentral.state.average import NEWEST, Chosen, choose, survey
 
 #: Importing torch and opening a node on a busy machine.
 _START_S = 120.0
@@ -52,6 +54,7 @@ class LocalRun:
         folder: of the run; exists.
         trainer: the task in this process; validates and samples at the end.
         tokens_per_step: of one inner step of one worker.
+        take: what becomes the model of the run (see ``average.choose``); ``None`` for the method's default.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class LocalRun:
         folder: Path,
         trainer: Trainer,
         tokens_per_step: int,
+        take: str | None = None,
     ) -> None:
+        self._take = take
         self._swarm, self._own, self._folder, self._trainer = swarm, own, folder, trainer
-        self._folders = [folder / "workers" / str(index) for index in range(num_workers)]
+        self._folders = [folder / WORKERS / str(index) for index in range(num_workers)]
         for worker in self._folders:
             worker.mkdir(parents=True, exist_ok=True)
         total_numel = sum(value.numel() for value in trainer.parameters().values())
@@ -92,7 +97,7 @@ class LocalRun:
         Raises:
             DecentralError: all workers failed; with the error of the first.
         """
-        with whole_file(self._folder / "config.toml") as file:
+        with whole_file(self._folder / RUN_CONFIG) as file:
             file.write(to_toml(self._swarm))
         self._say(f"{len(self._folders)} workers, {self._swarm.run.rounds} rounds, in {self._folder}")
         began = time.monotonic()
@@ -121,7 +126,7 @@ class LocalRun:
             *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
         ]
         env = {"OMP_NUM_THREADS": str(own.threads)}
-        founding = ["worker", "--new", "--config", str(self._folder / "config.toml"), *common]
+        founding = ["worker", "--new", "--config", str(self._folder / RUN_CONFIG), *common]
         founder = await start(0, founding, self._folders[0], env)
         self._children.append(founder)
         line = await founder.first_line(_START_S)
@@ -187,11 +192,29 @@ class LocalRun:
         journals = [worker / JOURNAL for worker in self._folders]
         events = outcome.merge_journals(journals, self._folder / JOURNAL)
         outcome.draw_losses(events, self._swarm.method.inner_steps, self._folder / "loss.png")
-        model = outcome.newest_model(self._folders)
-        if model is not None:
-            outcome.load_model(self._trainer, outcome.keep_model(model, self._folder))
+        chosen, what = self._keep_model()
         totals = self._report().totals
-        print(outcome.summary(self._folder, model, self._trainer, totals, len(self._folders), seconds))
+        print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))
+
+    def _keep_model(self) -> tuple[Chosen | None, str]:
+        """Make one model of the workers' replicas; the trainer has it afterwards. With it, what was chosen in words."""
+        replicas, broken = from_paths([str(self._folder)])
+        for text in broken:
+            self._say(f"left out: {text}")
+        if not replicas:
+            return None, ""
+        take = self._take or result.default_take(self._swarm)
+        if take == NEWEST:  # the others need not even be read
+            replicas = [max(replicas, key=lambda replica: replica.round)]
+        found = survey(replicas, result.measure_with(self._trainer))
+        chosen = choose(found, take)
+        result.write(self._folder / MODEL, chosen)
+        self._trainer.load(chosen.weights)
+        if len(replicas) == 1:
+            return chosen, ""
+        if found.differ:
+            console(sys.stdout).print(result.table(found, chosen))
+        return chosen, result.words(found, chosen)
 
     def _say(self, text: str) -> None:
         self._screen.print(text, markup=False, soft_wrap=True)

@@ -1,27 +1,16 @@
-"""What a local run leaves behind: one journal, the newest weights, a loss curve, and a summary for people."""
+"""What a local run leaves behind beside its weights: one journal, a loss curve, and a summary for people."""
 
 import json
-import math
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decentral.cli.folder import MODEL, whole_file
+from decentral.cli.folder import whole_file
 from decentral.cli.render import amount, loss, traffic
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.status import Totals
 from decentral.ports.trainer import Trainer
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Weights that a worker wrote at its end."""
-
-    path: Path
-    round: int
-    digest: str
+from decentral.state.average import Chosen
 
 
 def merge_journals(journals: Sequence[Path], target: Path) -> list[dict[str, Any]]:
@@ -31,35 +20,6 @@ def merge_journals(journals: Sequence[Path], target: Path) -> list[dict[str, Any
     with whole_file(target) as file:
         file.writelines(json.dumps(event) + "\n" for event in merged)
     return merged
-
-
-def newest_model(folders: Sequence[Path]) -> Model | None:
-    """The weights of the highest round among the workers' folders; ``None`` if nobody wrote any that can be read."""
-    from safetensors import SafetensorError, safe_open
-
-    found = []
-    for folder in folders:
-        try:
-            with safe_open(folder / MODEL, framework="pt") as file:
-                metadata = file.metadata() or {}
-            found.append(Model(folder / MODEL, int(metadata["round"]), metadata.get("digest", "")))
-        except (OSError, SafetensorError, KeyError, ValueError):  # not written, or cut off
-            continue
-    return max(found, key=lambda model: model.round, default=None)
-
-
-def keep_model(model: Model, folder: Path) -> Path:
-    """Copy the weights into ``folder``."""
-    with model.path.open("rb") as source, whole_file(folder / MODEL, "wb") as target:
-        shutil.copyfileobj(source, target)
-    return folder / MODEL
-
-
-def load_model(trainer: Trainer, path: Path) -> None:
-    """Put saved weights into a trainer."""
-    from safetensors.torch import load_file
-
-    trainer.load(load_file(path))
 
 
 def draw_losses(events: Sequence[dict[str, Any]], inner_steps: int, target: Path) -> bool:
@@ -98,24 +58,30 @@ def draw_losses(events: Sequence[dict[str, Any]], inner_steps: int, target: Path
 
 
 def summary(
-    folder: Path, model: Model | None, trainer: Trainer, totals: Totals, num_workers: int, seconds: float
+    folder: Path, chosen: Chosen | None, what: str, trainer: Trainer, totals: Totals, num_workers: int, seconds: float
 ) -> str:
-    """The end of a run in a few lines, with a sample if the task can give one."""
+    """The end of a run in a few lines, with a sample if the task can give one.
+
+    Args:
+        folder: of the run.
+        chosen: the weights that were kept; ``None`` if there are none.
+        what: they are, if there was a choice.
+        trainer: has these weights.
+        totals: of all workers.
+        num_workers: that there were.
+        seconds: that the run took.
+    """
     rows = [
         ("tokens", f"{amount(totals.tokens)} by {num_workers} workers in {seconds:.0f} s"),
         ("bytes", traffic(totals.sent_bytes, totals.dp_bytes)),
         ("run folder", str(folder)),
     ]
     sample = ""
-    if model is None:
+    if chosen is None:
         rows.insert(0, ("weights", "none were saved"))
     else:
-        rows.insert(0, ("validation loss", f"{loss(_validated(trainer))} nats per token, after round {model.round}"))
+        of = f"{what} " if what else ""
+        rows.insert(0, ("validation loss", f"{loss(chosen.loss)} nats per token, {of}after round {chosen.round}"))
         draw: Callable[[], str] | None = getattr(trainer, "sample", None)
         sample = f"\nsample:\n{draw().strip()}" if draw is not None else ""
     return "\n".join(f"{name:17}{value}" for name, value in rows) + sample
-
-
-def _validated(trainer: Trainer) -> float:
-    value = trainer.validate()
-    return value if math.isfinite(value) else math.nan

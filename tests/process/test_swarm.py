@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
-from tests.process.command import WorkerProcess, founding, processes_of, status_of, wait_for
+from tests.process.command import Process, WorkerProcess, founding, processes_of, status_of, wait_for
 
 #: At the visible pace these take far longer than the test; then the run is told to hurry.
 ROUNDS = 80
@@ -67,6 +68,14 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess
         return code == 0
 
     wait_for(is_healthy, "a healthy status")
+
+    out = tmp_path / "exported.safetensors"
+    exported = Process(tmp_path / "export", "export", leaver.host_port, "--out", str(out))
+    assert exported.code() == 0, exported.stderr
+    assert "from one of 4 workers" in exported.stderr
+    assert f"wrote {out}: replica " in exported.stdout
+    with safe_open(out, framework="pt") as file:
+        assert file.metadata()["digest"] in {event["digest"] for w in swarm for event in w.events("round_mixed")}
 
     leaver.signal(signal.SIGINT)
     assert leaver.code() == 0

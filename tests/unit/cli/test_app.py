@@ -107,6 +107,13 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
             3,
         ),
         (["status", ""], "The address is empty.", "variable", 2),
+        (
+            ["local", "--result", "4"],
+            "--result 4 is not known.",
+            "Take average, best, newest, or a worker from 0 to 3.",
+            2,
+        ),
+        (["export", "", "--out", "x"], "A source is empty.", "variable", 2),
         (["local", "--minutes", "1", "--tokens", "1"], "--minutes and --tokens exclude each other.", "", 2),
         (["local", "--minutes", "0"], "--minutes and --tokens must be above 0.", "", 2),
         (["local", "--tokens", "0"], "--minutes and --tokens must be above 0.", "", 2),

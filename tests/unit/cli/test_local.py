@@ -9,19 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from decentral.cli import children, outcome
 from decentral.cli.config import SwarmConfig, to_toml
 from decentral.cli.folder import MODEL
 from decentral.cli.local import measure, rounds_for
+from decentral.cli.local_run import LocalRun
 from decentral.cli.replay import Replay
-from decentral.cli.settings import load
+from decentral.cli.settings import load, resolve
 from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.events import Joined, RoundAborted, RoundMixed, Started, Stopped, StretchDone, Validated
 from decentral.monitor.journal import JournalReader, JsonLinesJournal
 from decentral.monitor.status import summarize
 from decentral.ports.trainer import Seat, StepReport
+from decentral.state.average import Chosen, Replica
 from decentral.swarm.presence import State
 from decentral.types import PeerId
 from workers import toy
@@ -138,23 +140,6 @@ class TestOutcome:
         assert [(event["worker"], event["round"]) for event in merged] == [(0, 1), (1, 3), (0, 2)]
         assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == merged
 
-    def test_the_newest_whole_model_is_kept(self, tmp_path):
-        folders = [tmp_path / str(index) for index in range(4)]
-        for index, round_ in enumerate([3, 7, 9]):
-            folders[index].mkdir()
-            metadata = {"round": str(round_), "digest": f"d{round_}"}
-            save_file({"x": torch.full((4,), float(round_))}, folders[index] / MODEL, metadata)
-        torn = folders[2] / MODEL
-        torn.write_bytes(torn.read_bytes()[:-3])
-        model = outcome.newest_model(folders)
-        assert (model.round, model.digest) == (7, "d7")
-        kept = outcome.keep_model(model, tmp_path)
-        assert kept.read_bytes() == (folders[1] / MODEL).read_bytes()
-        assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [MODEL]
-
-    def test_no_model_is_none(self, tmp_path):
-        assert outcome.newest_model([tmp_path]) is None
-
     def test_a_file_that_fails_half_way_does_not_appear(self, tmp_path):
         (tmp_path / "x").write_text("old")
 
@@ -175,24 +160,18 @@ class TestOutcome:
         assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_the_summary_validates_the_saved_weights(self, tmp_path):
-        trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
-        best = toy.build({"numel": 4, "num_layers": 1, "noise": 0.0}, Seat(0, 1, 10))
-        best.train_steps(0, 500)
-        save_file(dict(best.parameters()), tmp_path / MODEL, {"round": "40"})
-        model = outcome.newest_model([tmp_path])
-        outcome.load_model(trainer, model.path)
+    def test_the_summary_tells_what_was_kept_and_what_it_cost(self, tmp_path):
         journal = write(
             tmp_path / "j",
             STARTED,
             StretchDone(0, 25, 250, 3.0, 1.0),
             RoundMixed(0, 0, (A, B), (), 1, 0.5, 50, 0, 0, 0, ""),
         )
-        presence = replayed(journal).presence
-        facts = children_facts()
-        totals = summarize(facts, [(presence, 0.0)], ttl_s=6.0).totals
-        text = outcome.summary(tmp_path, model, trainer, totals, 4, 61.0)
-        assert "validation loss  0.000 nats per token, after round 40" in text
+        totals = summarize(children_facts(), [(replayed(journal).presence, 0.0)], ttl_s=6.0).totals
+        chosen = Chosen({}, (Replica("0", "demo-1", 40, dict),), 0.25)
+        trainer = toy.build({}, Seat(0, 1, 10))
+        text = outcome.summary(tmp_path, chosen, "", trainer, totals, 4, 61.0)
+        assert "validation loss  0.250 nats per token, after round 40" in text
         assert "tokens           250 by 4 workers in 61 s" in text
         assert "sent 50B (data-parallel 100kB, 2000x)" in text
         assert str(tmp_path) in text
@@ -200,8 +179,68 @@ class TestOutcome:
 
     def test_without_weights_the_summary_says_so(self, tmp_path):
         totals = summarize(children_facts(), [], ttl_s=6.0).totals
-        text = outcome.summary(tmp_path, None, toy.build({}, Seat(0, 1, 1)), totals, 4, 1.0)
+        text = outcome.summary(tmp_path, None, "", toy.build({}, Seat(0, 1, 1)), totals, 4, 1.0)
         assert "weights          none were saved" in text
+
+
+class TestResult:
+    """What ``local`` makes of its workers' weights: numbers apart from the toy's hidden vector, zero."""
+
+    def end(self, tmp_path: Path, method: str, weights: dict[int, float], take: str | None = None) -> LocalRun:
+        """The end of a run whose worker ``round % 10`` has the weights of ``round``."""
+        settings = [f"method.name={method}", "task.factory=workers.toy:build", "task.settings.numel=4"]
+        loaded = load(None, [*settings, "worker.threads=1"])
+        swarm = resolve(loaded.swarm)
+        trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
+        hidden = torch.randn(4, generator=torch.Generator().manual_seed(0))
+        run = LocalRun(swarm, loaded.worker, 3, tmp_path, trainer, 8, take)
+        for round_, value in weights.items():
+            file = tmp_path / "workers" / str(round_ % 10) / MODEL
+            save_file({"layers.0.weight": hidden + value}, file, {"run": "demo-1", "round": str(round_), "digest": "d"})
+        run._finish(61.0)
+        return run
+
+    def kept(self, tmp_path: Path) -> float:
+        hidden = torch.randn(4, generator=torch.Generator().manual_seed(0))
+        return round(float((load_file(tmp_path / MODEL)["layers.0.weight"] - hidden).mean()), 4)
+
+    def test_of_a_gossip_the_average_with_the_loss_of_each(self, tmp_path, capsys):
+        self.end(tmp_path, "noloco", {40: 1.0, 41: -1.0, 42: 3.0})
+        printed = capsys.readouterr().out
+        assert [line.split()[:3] for line in printed.splitlines()[1:5]] == [
+            ["0", "40", "0.500"],
+            ["1", "41", "0.500"],
+            ["2", "42", "4.500"],
+            ["average", "42", "0.500"],
+        ]
+        assert "validation loss  0.500 nats per token, average of 3 replicas after round 42" in printed
+        assert self.kept(tmp_path) == 1.0
+
+    @pytest.mark.parametrize(("take", "value", "name"), [("best", 0.5, "1"), ("0", 1.0, "0"), ("newest", 3.0, "")])
+    def test_or_the_one_that_was_asked_for(self, tmp_path, capsys, take, value, name):
+        self.end(tmp_path, "noloco", {40: 1.0, 41: 0.5, 42: 3.0}, take)
+        told = f"{value**2 / 2:.3f} nats per token, {f'replica {name} ' if name else ''}after round"
+        assert told in capsys.readouterr().out
+        assert self.kept(tmp_path) == value
+
+    def test_of_an_all_reduce_the_newest_and_nothing_is_said_of_the_others(self, tmp_path, capsys):
+        self.end(tmp_path, "diloco", {40: 1.0, 41: 2.0, 32: 3.0})
+        printed = capsys.readouterr().out
+        assert printed.startswith("validation loss  2.000 nats per token, after round 41\ntokens")
+        assert self.kept(tmp_path) == 2.0
+
+    def test_a_file_that_is_cut_off_is_left_out(self, tmp_path, capsys):
+        torn = tmp_path / "workers" / "0" / MODEL
+        torn.parent.mkdir(parents=True)
+        torn.write_bytes(b"half")
+        self.end(tmp_path, "noloco", {41: 2.0})
+        assert str(torn) in capsys.readouterr().err
+        assert self.kept(tmp_path) == 2.0
+
+    def test_the_trainer_samples_from_what_was_kept(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(toy.ToyTrainer, "sample", lambda self: f"loss {self.validate():.3f}", raising=False)
+        self.end(tmp_path, "noloco", {40: 1.0, 41: 0.5, 42: 3.0}, "best")
+        assert capsys.readouterr().out.endswith("sample:\nloss 0.125\n")
 
 
 def children_facts():

@@ -1,0 +1,90 @@
+"""``decentral export``: one model out of a run, whether it is over or not."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from decentral.cli.render import console, loss
+from decentral.cli.settings import load
+from decentral.cli.worker import DEBUG, data_paths
+from decentral.errors import ConfigError, ExitCode, UsageError
+
+_SOURCE = typer.Argument(
+    metavar="SOURCE",
+    help="Folder of a run or a worker, .safetensors file, or address of a worker. Several are combined.",
+)
+_TAKE = typer.Option(
+    metavar="average|best|newest|ID",
+    help="The mean of the replicas, the one with the lowest loss, the one of the highest round, or one by its name. "
+    "Without it the average where workers gossip, else the newest.",
+)
+_DATA = typer.Option(help="Text to measure the loss on, in place of the run's. Repeatable.", metavar="PATH")
+
+
+def export(
+    sources: Annotated[list[str], _SOURCE],
+    out: Annotated[Path, typer.Option(help="What to write, as safetensors.", metavar="FILE")],
+    take: Annotated[str | None, _TAKE] = None,
+    data: Annotated[list[str] | None, _DATA] = None,
+    device: Annotated[str | None, typer.Option(help="Where to measure the loss: cpu, mps, cuda or cuda:N.")] = None,
+    no_loss: Annotated[bool, typer.Option("--no-loss", help="Do not measure losses.")] = False,
+    debug: Annotated[bool, DEBUG] = False,
+) -> int:
+    """Write one replica of a run, or the average of all, with the loss of each."""
+    if not all(text.strip() for text in sources):
+        raise UsageError("A source is empty.", hint="Is the variable set?")
+    own = load(None, (), {"worker.device": device, "worker.data": data_paths(data, None)}).worker
+    _check_target(out)
+    from decentral.cli import fetch, result
+    from decentral.cli.compose import build_trainer
+    from decentral.cli.sources import config_at, ensure_any, from_paths, paths_and_addresses
+    from decentral.state.average import BEST, choose, survey
+
+    if no_loss and take == BEST:
+        raise UsageError(
+            f"--take {BEST} goes by the losses, which --no-loss leaves out.", hint="Leave one of them out."
+        )
+    paths, addresses = paths_and_addresses(sources)
+    replicas, broken = from_paths(paths)
+    for text in broken:
+        _say(f"left out: {text}")
+    swarm = next((config for text in paths if (config := config_at(Path(text))) is not None), None)
+    trainer = None
+    if addresses:
+        fetched = asyncio.run(fetch.fetch(addresses, own.device, own.data, _say))
+        replicas, swarm, trainer = [*replicas, *fetched.replicas], fetched.swarm, fetched.trainer
+    ensure_any(replicas, sources, broken)
+    if swarm is None and not no_loss:
+        raise ConfigError(
+            f"There is no configuration beside {paths[0]}, so the task that measures the loss is not known.",
+            hint="Copy config.json or config.toml of the run beside it, or give --no-loss.",
+        )
+    if trainer is None and swarm is not None and not no_loss:
+        trainer = build_trainer(swarm, own.device, own.data, stream_seed=0)
+    found = survey(replicas, None if no_loss or trainer is None else result.measure_with(trainer))
+    chosen = choose(found, take or result.default_take(swarm))
+    result.write(out, chosen)
+    console(sys.stdout).print(result.table(found, chosen))
+    print(f"wrote {out}: {result.words(found, chosen)}, round {chosen.round}, loss {loss(chosen.loss)}", flush=True)
+    return ExitCode.OK
+
+
+def _check_target(out: Path) -> None:
+    """Refuse a target that cannot be written, before anything is downloaded or measured.
+
+    Raises:
+        ConfigError: its folder does not exist, or it is a folder itself.
+    """
+    if out.is_dir():
+        raise ConfigError(
+            f"--out {out} is a folder, not a file.", hint=f"Give a name: --out {out / 'model.safetensors'}."
+        )
+    if not out.parent.is_dir():
+        raise ConfigError(f"The folder {out.parent} of --out does not exist.", hint=f"Make it: mkdir -p {out.parent}.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
