@@ -5,7 +5,6 @@ a lost or spoilt directory stops nobody.
 """
 
 import asyncio
-import heapq
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.transport import Transport
-from decentral.swarm.presence import MAX_RECORD_BYTES, Metrics, Presence, State, decode, encode
+from decentral.swarm.presence import MAX_RECORD_BYTES, Metrics, Presence, State, encode, read
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
@@ -171,13 +170,10 @@ class Membership:
 
     def message(self, num_forwarded: int = _NUM_FORWARDED) -> bytes:
         """The own record and some others' with their ages, for a peer."""
-        now = self._clock.monotonic()
-        others = [(p.peer, age) for p, age in self.roster.with_ages(now) if p.peer in self._encoded]
-        others = [(peer, age) for peer, age in others if peer != self._own.peer and age < self._timing.ttl_s]
-        # The latest news first: old news has had its chance to spread.
-        chosen = heapq.nsmallest(num_forwarded, others, key=lambda entry: entry[1])
-        own, own_age_s = self._signed()
-        entries = [(own, own_age_s), *((self._encoded[peer], age_s) for peer, age_s in chosen)]
+        latest = self.roster.latest(self._clock.monotonic(), num_forwarded + 1)
+        # The latest news first: old news has had its chance to spread. One of them may be the own record.
+        others = [(self._encoded[peer], age_s) for peer, age_s in latest if peer != self._own.peer]
+        entries = [self._signed(), *others[:num_forwarded]]
         return bytes(msgpack.packb([(record, int(1000 * age_s)) for record, age_s in entries]))
 
     def records(self) -> list[tuple[bytes, float]]:
@@ -218,9 +214,10 @@ class Membership:
 
     def _take(self, data: bytes, age_s: float) -> None:
         try:
-            presence = decode(data, self._identity.verify)
+            signed = read(data, self._identity.verify)
         except FrameError:
             return
+        presence = signed.presence
         if presence.run != self._own.run:
             return
         if presence.peer == self._own.peer:
@@ -231,7 +228,7 @@ class Membership:
                 self.update()
             return
         if self.roster.observe(presence, self._clock.monotonic(), age_s=age_s):
-            self._encoded[presence.peer] = data
+            self._encoded[presence.peer] = signed.data
 
     def _note_changes(self) -> None:
         """Tell the journal who came and who went since the last beat."""
@@ -244,5 +241,6 @@ class Membership:
             presence = self.roster.get(peer)
             farewell = None if presence is None else _FAREWELLS.get(presence.state)
             self._journal.record(PeerLost(peer, farewell or "silent or unreachable"))
-        self._encoded = {peer: data for peer, data in self._encoded.items() if self.roster.get(peer) is not None}
+        if len(self._encoded) > len(self.roster):
+            self._encoded = {peer: data for peer, data in self._encoded.items() if self.roster.get(peer) is not None}
         self._live = live

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from decentral.errors import TransportError
 from decentral.exchange.messages import (
@@ -15,12 +14,11 @@ from decentral.exchange.messages import (
     pack_roll,
     unpack_convene,
 )
+from decentral.exchange.outlook import Outlook
 from decentral.exchange.progress import Progress
 from decentral.exchange.rollcall import Roll, RollCall
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.swarm.matching import chairs, stragglers
-from decentral.swarm.presence import ACTIVE, Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
@@ -39,11 +37,14 @@ class _Session:
     def __init__(self, key: SyncKey, chair: PeerId) -> None:
         self.call = RollCall(key, chair)
         self.packed = b""
+        self.members: frozenset[PeerId] = frozenset()
         self._called = asyncio.Event()
 
     def conclude(self) -> None:
         """The roll is there: wake everybody."""
-        self.packed = pack_roll(self.call.roll) if self.call.roll is not None else b""
+        roll = self.call.roll
+        assert roll is not None
+        self.packed, self.members = pack_roll(roll), frozenset(roll.members)
         self._called.set()
 
     async def until_called(self, timeout_s: float) -> None:
@@ -75,6 +76,7 @@ class Chair:
         self._timing = timing
         self._sessions: OrderedDict[SyncKey, _Session] = OrderedDict()
         self._serial = 0
+        self._outlook = Outlook((), timing)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -110,11 +112,11 @@ class Chair:
             return settled
         now = self._clock.monotonic()
         self._roster.vouch((sender,), now)
-        ahead = self._ahead(key, now)
-        if ahead is not None:
-            return ConveneReply(Answer.BEHIND, source=ahead)
-        active = self._roster.active(now)
-        better = await self._better_chair(key, active, message.unreachable)
+        outlook = self._look(now)
+        prospect = outlook.of(key)
+        if prospect.ahead is not None:
+            return ConveneReply(Answer.BEHIND, source=prospect.ahead)
+        better = await self._better_chair(prospect.candidates, message.unreachable)
         if better is not None:
             return ConveneReply(Answer.REDIRECT, source=better)
         session = self._session(key)
@@ -123,11 +125,9 @@ class Chair:
         session.call.call(message.call_of(sender), now)
         own = self._roster.get(me)
         patience_s = self._timing.patience_s(own.round_s if own is not None else 0.0)
-        expected = self._expected(active)
-        majority = self._left_behind(key, active) if session.call.overdue(now, patience_s) else None
-        if majority is not None:
-            return ConveneReply(Answer.OUT_OF_SYNC, source=majority)
-        if session.call.conclude(now, expected=expected, patience_s=patience_s, serial=self._serial):
+        if prospect.left_behind is not None and session.call.overdue(now, patience_s):
+            return ConveneReply(Answer.OUT_OF_SYNC, source=prospect.left_behind)
+        if session.call.conclude(now, expected=outlook.expected, patience_s=patience_s, serial=self._serial):
             self._serial += 1
             session.conclude()
         return self._settled(sender, message) or ConveneReply(Answer.WAIT)
@@ -137,7 +137,7 @@ class Chair:
         me, key = self._transport.peer_id, message.key
         session = self._sessions.get(key)
         roll = session.call.roll if session is not None else None
-        if session is not None and roll is not None and sender in roll.members:
+        if session is not None and roll is not None and sender in session.members:
             return ConveneReply(Answer.ROLL, roll=session.packed)
         if self._progress.next_round(key.fragment) > key.round:
             return ConveneReply(Answer.BEHIND, source=me)
@@ -161,36 +161,19 @@ class Chair:
         del self._sessions[roll.key]
         return None
 
-    def _ahead(self, key: SyncKey, now: float) -> PeerId | None:
-        """A member, perhaps one that is done, that is past this round, if half of them are: then the round is over.
+    def _look(self, now: float) -> Outlook:
+        """The outlook as of now; the last one if nothing has changed since."""
+        living = self._roster.live(now)
+        if living is not self._outlook.living:
+            self._outlook = Outlook(living, self._timing)
+        return self._outlook
 
-        Half, and not one, so that nobody can send all others to itself by claiming to be far ahead.
-        """
-        living = [p for p in self._roster.live(now) if p.state in ACTIVE or p.state is State.DONE]
-        ahead = [p.peer for p in living if p.round > key.round]
-        return ahead[0] if ahead and 2 * len(ahead) >= len(living) else None
-
-    def _left_behind(self, key: SyncKey, active: Sequence[Presence]) -> PeerId | None:
-        """A member of the majority if that is two rounds or more behind: whoever calls for ``key`` went on without it.
-
-        One round is the difference between any two members for a moment. Half of them may be stragglers.
-        """
-        behind = [p.peer for p in active if p.round < key.round - 1]
-        return behind[0] if 2 * len(behind) > len(active) else None
-
-    def _expected(self, active: Sequence[Presence]) -> list[PeerId]:
-        """Members worth waiting for: alive and not known to be slow."""
-        slow = stragglers(active, self._timing.patience_factor, self._timing.min_patience_s)
-        return [p.peer for p in active if p.peer not in slow]
-
-    async def _better_chair(
-        self, key: SyncKey, active: Sequence[Presence], unreachable: tuple[PeerId, ...]
-    ) -> PeerId | None:
+    async def _better_chair(self, candidates: tuple[PeerId, ...], unreachable: tuple[PeerId, ...]) -> PeerId | None:
         """The candidate that comes before this peer, if one is alive.
 
         A candidate that the caller could not reach is tried from here: if it is silent here as well, it is buried.
         """
-        for candidate in chairs(active, key):
+        for candidate in candidates:
             if candidate == self._transport.peer_id:
                 return None
             if candidate not in unreachable or await self._responds(candidate):

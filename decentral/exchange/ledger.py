@@ -3,7 +3,7 @@
 Legend: S = values in the shard.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ class Ledger:
 
     def __init__(self, members: Sequence[PeerId]) -> None:
         self._members = tuple(members)
+        self._awaited = dict.fromkeys(self._members)
         self._entries: dict[PeerId, Entry] = {}
 
     def enter(self, member: PeerId, entry: Entry) -> None:
@@ -38,15 +39,16 @@ class Ledger:
             KeyError: not a member.
             ValueError: the weight is negative, not finite, or does not fit the values.
         """
-        if member not in self._members:
+        if member not in self._awaited and member not in self._entries:
             raise KeyError(member)
         if not 0 <= entry.weight < float("inf") or (entry.weight > 0) != (entry.values_S is not None):
             raise ValueError(f"weight {entry.weight} with{'out' if entry.values_S is None else ''} values")
         self._entries.setdefault(member, entry)
+        self._awaited.pop(member, None)
 
-    def awaited(self) -> tuple[PeerId, ...]:
-        """Members not entered yet."""
-        return tuple(member for member in self._members if member not in self._entries)
+    def awaited(self) -> Collection[PeerId]:
+        """Members not entered yet, in the roll's order; a view, not to be kept across an await."""
+        return self._awaited.keys()
 
     def contributors(self) -> tuple[int, ...]:
         """Indices in the roll of those whose values are in the mean."""

@@ -160,14 +160,7 @@ class Reducer:
 
     async def _close_if_due(self, shard: Shard, reduction: _Reduction) -> None:
         """Close over those that are in once nobody worth waiting for is missing."""
-        if reduction.closing or reduction.closed.is_set():
-            return
-        now = self._clock.monotonic()
-        age_s = now - reduction.opened_at
-        awaited = [member for member in reduction.ledger.awaited() if member not in reduction.gone]
-        # All members were alive when the roll was called: silence counts only after a full time to live.
-        worth_waiting = age_s < self._timing.ttl_s or any(self._roster.is_live(member, now) for member in awaited)
-        if awaited and worth_waiting and age_s < self._timing.transfer_timeout_s:
+        if reduction.closing or reduction.closed.is_set() or not self._is_due(reduction):
             return
         reduction.closing = True
         try:
@@ -180,6 +173,18 @@ class Reducer:
             self._answers.accept(shard.roll, shard.index, answer)
         self._open.pop((shard.roll, shard.index), None)
         reduction.closed.set()
+
+    def _is_due(self, reduction: _Reduction) -> bool:
+        """Whether nobody worth waiting for is missing. Asked for every member: looks no further than the first such."""
+        now = self._clock.monotonic()
+        age_s = now - reduction.opened_at
+        missing = (member for member in reduction.ledger.awaited() if member not in reduction.gone)
+        if age_s >= self._timing.transfer_timeout_s:
+            return True
+        if age_s < self._timing.ttl_s:
+            # All members were alive when the roll was called: silence counts only after a full time to live.
+            return next(missing, None) is None
+        return not any(self._roster.is_live(member, now) for member in missing)
 
     def _mean(self, packed_roll: bytes, reduction: _Reduction) -> bytes | None:
         """The answer to all members; ``None`` if there is no finite mean."""

@@ -5,7 +5,7 @@ the same roll. The roll is the only statement of who is in the round, so that me
 the place where members with different anchors are told apart: the anchor most callers hold goes on, the others repair.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -51,7 +51,8 @@ class RollCall:
         self.key = key
         self.roll: Roll | None = None
         self._chair = chair
-        self._calls: dict[PeerId, tuple[Call, float]] = {}
+        self._calls: OrderedDict[PeerId, tuple[Call, float]] = OrderedDict()
+        """In the order of the latest calls."""
         self._opened_at: float | None = None
 
     def call(self, call: Call, now: float) -> None:
@@ -61,13 +62,16 @@ class RollCall:
         if self._opened_at is None:
             self._opened_at = now
         self._calls[call.peer] = (call, now)
+        self._calls.move_to_end(call.peer)
 
     def drop_silent(self, since: float) -> None:
         """Forget callers that have not called again since the time ``since``: they went elsewhere or died."""
-        if self.roll is None:
-            self._calls = {peer: entry for peer, entry in self._calls.items() if entry[1] >= since}
-            if not self._calls:
-                self._opened_at = None
+        if self.roll is not None:
+            return
+        while self._calls and next(iter(self._calls.values()))[1] < since:
+            self._calls.popitem(last=False)
+        if not self._calls:
+            self._opened_at = None
 
     def overdue(self, now: float, patience_s: float) -> bool:
         """Whether the wait for those who are missing has lasted for ``patience_s`` seconds and no roll is called."""
@@ -78,7 +82,7 @@ class RollCall:
 
         Args:
             now: monotonic seconds.
-            expected: peers worth waiting for.
+            expected: peers worth waiting for, each once.
             patience_s: seconds after the first call at which the wait ends.
             serial: number for a new roll.
         """
@@ -86,13 +90,17 @@ class RollCall:
             return True
         if self._opened_at is None:
             return False
+        overdue = self.overdue(now, patience_s)
+        # Every call is a question whether it was the last one: the answer must not look at everybody each time.
+        if len(self._calls) < len(expected) and not overdue:
+            return False
         missing = [peer for peer in expected if peer not in self._calls]
-        if missing and not self.overdue(now, patience_s):
+        if missing and not overdue:
             return False
         base = self._common_base()
         members = tuple(sorted(peer for peer, (call, _) in self._calls.items() if call.base == base))
         absent = [(peer, f"did not call within {now - self._opened_at:.1f} s") for peer in missing]
-        absent += [(peer, "holds another anchor") for peer in sorted(self._calls) if peer not in members]
+        absent += [(peer, "holds another anchor") for peer, (call, _) in self._calls.items() if call.base != base]
         self.roll = Roll(self.key, self._chair, serial, base, members, tuple(sorted(absent)))
         return True
 

@@ -125,9 +125,24 @@ def encode(presence: Presence, identity: Identity) -> bytes:
     return bytes(msgpack.packb([body, identity.sign(body)]))
 
 
-@functools.lru_cache(maxsize=4096)
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A verified record and the bytes that its peer signed, to be passed on."""
+
+    presence: Presence
+    data: bytes
+
+
 def decode(data: bytes, verify: Verify) -> Presence:
-    """Unpack and verify a record from anywhere. Cached: the same bytes arrive by many ways.
+    """The record in ``data``; see ``read``."""
+    return read(data, verify).presence
+
+
+@functools.lru_cache(maxsize=4096)
+def read(data: bytes, verify: Verify) -> Signed:
+    """Unpack and verify a record from anywhere.
+
+    Cached: the same bytes arrive by many ways, and those that arrived first stand for all.
 
     Args:
         data: the record.
@@ -149,7 +164,8 @@ def decode(data: bytes, verify: Verify) -> Presence:
         values = {
             name: _as(kind, value, name) for (name, kind), value in zip(_METRIC_KINDS.items(), metrics, strict=True)
         }
-        return Presence(peer=PeerId(peer), state=State(_as(str, state, "state")), metrics=Metrics(**values), **checked)
+        state = State(_as(str, state, "state"))
+        return Signed(Presence(peer=PeerId(peer), state=state, metrics=Metrics(**values), **checked), data)
     except FrameError:
         raise
     except (ValueError, TypeError, msgpack.UnpackException) as err:

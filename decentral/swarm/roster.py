@@ -4,13 +4,16 @@ Evidence of life is a ``seq`` never seen before, or the peer itself in a round. 
 buried: it counts as dead until it is heard of again, so a wrong burial heals with the peer's next beat.
 """
 
-from collections.abc import Iterable
+import bisect
+import itertools
+import math
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from decentral.swarm.presence import ACTIVE, Presence
 from decentral.types import PeerId
 
-#: Peers remembered; beyond it the one heard of longest ago is forgotten.
+#: Peers remembered; beyond it the one without news for longest is forgotten.
 MAX_PEERS = 4096
 #: A silent peer stays visible in ``status`` for this many times its time to live.
 _REMEMBER_TTLS = 20.0
@@ -33,21 +36,35 @@ class Roster:
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
         self._entries: dict[PeerId, _Entry] = {}
+        """In the order in which the last news of each came in."""
+        self._by_peer: list[_Entry] = []
+        """In order of peer id, so that nobody who reads has to sort."""
+        self._live: tuple[Presence, ...] = ()
+        self._active: tuple[Presence, ...] = ()
+        self._stale_at: float = -math.inf
+        """When the first of the living dies if nothing is heard of it: so long ``live`` and ``active`` are as they were
+        when they were last asked for, unless there is news."""
+
+    def __len__(self) -> int:
+        """Peers remembered."""
+        return len(self._entries)
 
     def observe(self, presence: Presence, now: float, *, age_s: float = 0.0) -> bool:
         """Take in a verified record whose ``seq`` was new ``age_s`` seconds ago; returns whether it was news here."""
         entry = self._entries.get(presence.peer)
         heard_at = now - max(0.0, age_s)
         if entry is None:
-            self._entries[presence.peer] = _Entry(presence, heard_at)
-            self.forget(now)
-            # Kept in order of peer id, so that nobody who reads has to sort.
-            self._entries = dict(sorted(self._entries.items()))
-            return True
-        if presence.seq <= entry.presence.seq:
+            entry = self._entries[presence.peer] = _Entry(presence, heard_at)
+            bisect.insort(self._by_peer, entry, key=lambda entry: entry.presence.peer)
+            if len(self._entries) > MAX_PEERS:
+                self._drop({next(iter(self._entries))})
+        elif presence.seq <= entry.presence.seq:
             return False
-        # The age is hearsay: it must not take back what was heard at first hand.
-        entry.presence, entry.heard_at, entry.buried = presence, max(heard_at, entry.heard_at), False
+        else:
+            # The age is hearsay: it must not take back what was heard at first hand.
+            entry.presence, entry.heard_at, entry.buried = presence, max(heard_at, entry.heard_at), False
+            self._entries[presence.peer] = self._entries.pop(presence.peer)
+        self._stale_at = -math.inf
         return True
 
     def vouch(self, peers: Iterable[PeerId], now: float) -> None:
@@ -55,46 +72,65 @@ class Roster:
         for peer in peers:
             entry = self._entries.get(peer)
             if entry is not None:
+                if entry.buried or not self._is_fresh(entry, now):
+                    self._stale_at = -math.inf
                 entry.heard_at, entry.buried = now, False
 
     def bury(self, peer: PeerId) -> None:
         """The peer could not be reached: dead until heard of anew."""
         if peer in self._entries:
             self._entries[peer].buried = True
+            self._stale_at = -math.inf
 
     def is_live(self, peer: PeerId, now: float) -> bool:
         """Whether the peer was heard of within its time to live and not buried since."""
         entry = self._entries.get(peer)
-        return entry is not None and not entry.buried and now - entry.heard_at < self._ttl_s
+        return entry is not None and not entry.buried and self._is_fresh(entry, now)
 
     def get(self, peer: PeerId) -> Presence | None:
         """The peer's last record, dead or alive."""
         entry = self._entries.get(peer)
         return None if entry is None else entry.presence
 
-    def live(self, now: float) -> list[Presence]:
-        """Records of the living, in order of peer id."""
-        horizon = now - self._ttl_s
-        return [entry.presence for entry in self._entries.values() if entry.heard_at > horizon and not entry.buried]
+    def live(self, now: float) -> tuple[Presence, ...]:
+        """Records of the living, in order of peer id; the same object as before while nothing has changed."""
+        self._refresh(now)
+        return self._live
 
-    def active(self, now: float) -> list[Presence]:
-        """Records of living members (training or syncing), in order of peer id."""
-        horizon = now - self._ttl_s
-        return [
-            entry.presence
-            for entry in self._entries.values()
-            if entry.heard_at > horizon and not entry.buried and entry.presence.state in ACTIVE
-        ]
+    def active(self, now: float) -> tuple[Presence, ...]:
+        """Records of living members (training or syncing), in order of peer id; as with ``live``, one object."""
+        self._refresh(now)
+        return self._active
+
+    def _refresh(self, now: float) -> None:
+        """Work out anew who lives, if that may have changed."""
+        if now < self._stale_at:
+            return
+        living = [entry for entry in self._by_peer if not entry.buried and self._is_fresh(entry, now)]
+        self._live = tuple([entry.presence for entry in living])
+        self._active = tuple([presence for presence in self._live if presence.state in ACTIVE])
+        self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + self._ttl_s
+
+    def _is_fresh(self, entry: _Entry, now: float) -> bool:
+        return now < entry.heard_at + self._ttl_s
 
     def with_ages(self, now: float) -> list[tuple[Presence, float]]:
         """Every remembered record with the seconds since it was news, in order of peer id."""
-        return [(entry.presence, max(0.0, now - entry.heard_at)) for entry in self._entries.values()]
+        return [(entry.presence, max(0.0, now - entry.heard_at)) for entry in self._by_peer]
+
+    def latest(self, now: float, count: int) -> list[tuple[PeerId, float]]:
+        """At most ``count`` peers heard of within their time to live, whose news came in last, with its age."""
+        latest = reversed(self._entries.items())
+        fresh = ((peer, now - entry.heard_at) for peer, entry in latest if self._is_fresh(entry, now))
+        return list(itertools.islice(fresh, count))
 
     def forget(self, now: float) -> None:
-        """Drop the long silent, and the most silent one when there are too many."""
+        """Drop the long silent."""
         horizon = now - _REMEMBER_TTLS * self._ttl_s
-        gone: Iterable[PeerId] = [peer for peer, entry in self._entries.items() if entry.heard_at < horizon]
-        if len(self._entries) > MAX_PEERS:
-            gone = [min(self._entries, key=lambda peer: self._entries[peer].heard_at), *gone]
-        for peer in set(gone):
-            del self._entries[peer]
+        self._drop({peer for peer, entry in self._entries.items() if entry.heard_at < horizon})
+
+    def _drop(self, peers: Set[PeerId]) -> None:
+        if peers:
+            self._entries = {peer: entry for peer, entry in self._entries.items() if peer not in peers}
+            self._by_peer = [entry for entry in self._by_peer if entry.presence.peer not in peers]
+            self._stale_at = -math.inf

@@ -82,7 +82,7 @@ def test_after_a_pause_the_others_are_asked_before_they_count_as_dead() -> None:
             await sleeper.tell(other.own.peer)
         await asyncio.sleep(2 * TIMING.ttl_s)
         now = world.peers[peer_id(0)].clock.monotonic
-        assert sleeper.roster.active(now()) == []
+        assert sleeper.roster.active(now()) == ()
         for other in others:
             other.update()
         await sleeper.catch_up()

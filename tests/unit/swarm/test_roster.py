@@ -32,7 +32,7 @@ def test_who_was_never_heard_of_is_not_alive() -> None:
     assert roster.get(A) is None
     roster.vouch((A,), 0.0)
     roster.bury(A)
-    assert roster.live(0.0) == []
+    assert roster.live(0.0) == ()
 
 
 @pytest.mark.parametrize("seq", [1, 0])
@@ -76,7 +76,7 @@ def test_a_buried_peer_is_dead_until_heard_of_anew() -> None:
         roster.bury(peer)
         assert not roster.is_live(peer, 0.0)
         assert not roster.observe(presence(peer), 0.5)
-    assert roster.live(0.0) == roster.active(0.0) == []
+    assert roster.live(0.0) == roster.active(0.0) == ()
     roster.observe(presence(A, seq=2), 1.0)
     roster.vouch((B,), 1.0)
     assert roster.is_live(A, 1.0)
@@ -100,7 +100,7 @@ def test_lists_are_in_order_of_peer_id_and_hold_whom_they_say() -> None:
     assert [p.peer for p in roster.active(1.0)] == ["a", "c"]
     roster.observe(replace(presence(C, seq=2), state=State.DONE), 7.0)
     assert [p.peer for p in roster.live(7.0)] == ["c"]
-    assert roster.active(7.0) == []
+    assert roster.active(7.0) == ()
     assert [p.peer for p, _ in roster.with_ages(7.0)] == ["a", "b", "c", "d"]
 
 
@@ -108,10 +108,34 @@ def test_the_long_silent_are_forgotten() -> None:
     roster = Roster(TTL_S)
     roster.observe(presence(A), 0.0)
     roster.observe(presence(B), 20 * TTL_S)
+    roster.forget(20 * TTL_S)
     assert roster.get(A) is not None
-    roster.observe(presence(C), 20 * TTL_S + 0.1)
+    roster.forget(20 * TTL_S + 0.1)
     assert roster.get(A) is None
-    assert [p.peer for p, _ in roster.with_ages(130.0)] == ["b", "c"]
+    assert [p.peer for p, _ in roster.with_ages(130.0)] == ["b"]
+
+
+def test_the_latest_news_to_come_in_is_told_first_while_it_is_fresh() -> None:
+    roster = Roster(TTL_S)
+    for peer, at, age_s in ((A, 0.0, 0.0), (B, 5.0, 2.0), (C, 5.0, 1.0), (PeerId("d"), 5.0, TTL_S)):
+        roster.observe(presence(peer), at, age_s=age_s)
+    assert roster.latest(5.5, 4) == [(C, 1.5), (B, 2.5), (A, 5.5)]
+    roster.observe(presence(B, seq=2), 6.0)
+    assert roster.latest(6.0, 4) == [(B, 0.0), (C, 2.0)]
+    assert roster.latest(6.0, 1) == [(B, 0.0)]
+
+
+def test_lists_are_made_anew_only_when_they_may_have_changed() -> None:
+    roster = Roster(TTL_S)
+    roster.observe(presence(A), 0.0)
+    roster.observe(presence(B), 1.0)
+    before = roster.live(1.0)
+    assert not roster.observe(presence(A), 2.0)
+    roster.vouch((A,), 2.0)
+    assert roster.live(5.9) is before
+    assert roster.live(7.0) == (presence(A),)
+    roster.vouch((B,), 7.5)
+    assert roster.live(7.5) == (presence(A), presence(B))
 
 
 def test_no_more_peers_than_the_bound_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
