@@ -1,8 +1,10 @@
 """A whole swarm in the simulator: the production engine on every machine, toy trainers, and what became of them."""
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
@@ -27,7 +29,7 @@ _FOUNDING_S = 1.0
 _NUM_ADDRESSES = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scenario:
     """What is simulated. The same scenario gives the same run."""
 
@@ -49,15 +51,17 @@ class Scenario:
     conditions: Conditions = field(default_factory=Conditions)
     machines: Mapping[PeerId, Machine] = field(default_factory=dict)
     num_values: int = 24
+    together: bool = False
+    """All found the swarm at once, from the same parameters, instead of joining the first worker one by one."""
     latest: int = 0
     """Workers (the last ones) that are not started with the others; a fault may start them."""
 
-    @property
+    @cached_property
     def problem(self) -> ToyProblem:
         """What the swarm learns."""
         return ToyProblem(self.seed, self.num_workers, num_values=self.num_values)
 
-    @property
+    @cached_property
     def peers(self) -> tuple[PeerId, ...]:
         """All machines."""
         return tuple(peer_id(i) for i in range(self.num_workers))
@@ -89,23 +93,25 @@ def simulate(scenario: Scenario, tape: FaultTape | None = None, *, until_s: floa
 async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
     world = World(scenario.seed, scenario.conditions, machines=scenario.machines)
     record = Record(world)
-    founded = asyncio.Event()
+    started = scenario.peers[: scenario.num_workers - scenario.latest]
+    founders = set(started if scenario.together else started[:1])
 
     async def main(peer: SimPeer) -> None:
         journal = MemoryJournal()
         record.journals.setdefault(peer.peer_id, []).append(journal)
         worker = _worker(scenario, peer, journal)
-        if founded.is_set():
-            alive = [other for other in scenario.peers if other != peer.peer_id and world.is_running(other)]
-            await worker.join(alive[:_NUM_ADDRESSES])
-        else:
-            founded.set()
+        if peer.peer_id in founders:
+            founders.remove(peer.peer_id)
             await worker.found()
+        else:
+            alive = (other for other in scenario.peers if other != peer.peer_id and world.is_running(other))
+            await worker.join(list(itertools.islice(alive, _NUM_ADDRESSES)))
         record.outcomes[peer.peer_id] = await worker.run(asyncio.Event())
 
-    world.start(scenario.peers[0], main)
-    await asyncio.sleep(_FOUNDING_S)
-    for peer in scenario.peers[1 : scenario.num_workers - scenario.latest]:
+    world.start(started[0], main)
+    if not scenario.together:
+        await asyncio.sleep(_FOUNDING_S)
+    for peer in started[1:]:
         world.start(peer, main)
     if tape is not None:
         await tape.play(world, main)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from decentral.monitor.events import Repaired, RoundMixed, StretchDone
+from decentral.monitor.events import Joined, Repaired, RoundMixed, StretchDone
 from decentral.sim.checkers import agreement, reunion
-from decentral.sim.faults import FaultTape, Partition, Pause
+from decentral.sim.faults import Crash, FaultTape, Partition, Pause, Start
 from decentral.sim.scenario import Scenario, simulate
 
 
@@ -48,3 +48,16 @@ def test_a_worker_that_went_ahead_while_cut_off_comes_back() -> None:
     repaired = next(e for e in events if isinstance(e, Repaired))
     assert (repaired.reason, repaired.round < ahead) == ("out-of-sync", True)
     assert [e.members for e in events if isinstance(e, RoundMixed)][-1] == scenario.peers
+
+
+def test_workers_that_begin_together_need_nobody_to_hand_over_the_state() -> None:
+    """The first round already has all of them, the second life of one joins as anybody does."""
+    scenario = Scenario(1, 32, rounds=12, min_workers=32, together=True)
+    tape = FaultTape([Crash(8.0, scenario.peers[5]), Start(10.0, scenario.peers[5])])
+    record = simulate(scenario, tape)
+    assert tape.exhausted()
+    events = {peer: [e for life in lives for e in life.events] for peer, lives in record.journals.items()}
+    assert {e.members for seen in events.values() for e in seen if isinstance(e, RoundMixed) and e.round == 0} == {
+        scenario.peers
+    }
+    assert [peer for peer, seen in events.items() if any(isinstance(e, Joined) for e in seen)] == [scenario.peers[5]]
