@@ -276,6 +276,8 @@ def _rule(method: MethodSection) -> "OuterRule":
     from decentral.outer.noloco import NoLoCo
     from decentral.outer.sparseloco import SparseLoCo
 
+    if method.name == "noloco" and method.schedule == "poisson":  # the pull is no part of a step
+        return DiLoCo(method.outer_lr, method.outer_momentum, nesterov=False)
     if method.name == "noloco":
         return NoLoCo(method.outer_lr, method.outer_momentum, method.gamma, method.group_size)
     if method.name == "sparseloco":
@@ -296,6 +298,7 @@ def _pairing(method: MethodSection) -> "Pairing | None":
         pull_codec=make_codec(method.pull_codec),
         group_size=method.group_size,
         events_per_round=method.events_per_round if method.schedule == "poisson" else None,
+        gamma=method.gamma,
     )
 
 
@@ -401,4 +404,5 @@ def _facts(hello: Hello, swarm: SwarmConfig) -> RunFacts:
         protocol=PROTOCOL,
         version=hello.version,
         config_digest=swarm.digest(),
+        gossip=swarm.method.name == "noloco",
     )

@@ -1,12 +1,13 @@
 """This worker's copy of the model: the user's trainer, the anchors, and the arithmetic between them.
 
-Everything here blocks and runs on the clock's thread; nothing here knows a peer. Anchors and outer states are never
-changed in place, so a snapshot is a handful of references.
+Everything here blocks and runs on the clock's thread, except ``move``, which may come at any time; nothing here knows a
+peer. Anchors and outer states are never changed in place, so a snapshot is a handful of references.
 
 Legend: N = values in a fragment.
 """
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -68,6 +69,9 @@ class Replica:
         self.rounds_diverged = 0
         """Launches in a row at which the parameters were not finite."""
         self._fragments: list[FragmentState] = []
+        self._bases_N: list[Tensor] = []
+        """What the local parameters were last set to: the anchors, unless these were moved since."""
+        self._changing = threading.Lock()
         self._pending = [_Pending() for _ in range(layout.num_fragments)]
         self._launched = [_Pending() for _ in range(layout.num_fragments)]
 
@@ -75,6 +79,10 @@ class Replica:
     def has_state(self) -> bool:
         """Whether there is an anchor yet."""
         return bool(self._fragments)
+
+    def anchor(self, fragment: int) -> tuple[str, Tensor] | None:
+        """A fragment's anchor [N] with the digest of its state; ``None`` as long as there is none."""
+        return (self._fragments[fragment].digest, self._fragments[fragment].anchor_N) if self._fragments else None
 
     @property
     def pending_steps(self) -> int:
@@ -87,6 +95,7 @@ class Replica:
         for fragment in range(self._layout.num_fragments):
             anchor_N = self._layout.gather(parameters, fragment)
             self._fragments.append(FragmentState.of(0, anchor_N, self._rule.init(anchor_N)))
+            self._bases_N.append(anchor_N)
 
     def snapshot(self, step: int) -> Snapshot:
         """The anchors as they stand, for newcomers and for files."""
@@ -106,7 +115,7 @@ class Replica:
         A replica whose parameters are not finite goes back to the anchor: its steps are lost, the swarm's are not.
         """
         state = self._fragments[key.fragment]
-        delta_N = state.anchor_N - self._layout.gather(self._trainer.parameters(), key.fragment)
+        delta_N = self._bases_N[key.fragment] - self._layout.gather(self._trainer.parameters(), key.fragment)
         launched = self._launched[key.fragment] = self._pending[key.fragment]
         self._pending[key.fragment] = _Pending()
         brought = self._feedback.bring(key.fragment, delta_N)
@@ -117,6 +126,7 @@ class Replica:
             state.outer.num_steps,
             brought.relative_N,
             state.outer.counted,
+            anchor_N=state.anchor_N,
         )
         tensors = [values_N for values_N in (brought.values_N, brought.relative_N) if values_N is not None]
         if not all(all_finite(values_N.numpy()) for values_N in tensors):
@@ -147,16 +157,18 @@ class Replica:
             mixed: what came out.
             sent_N: what of ours is in it, as the others decoded it; ``None`` for nothing.
         """
-        old = self._fragments[key.fragment]
-        anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
-        new_local_N = anchor_N
+        with self._changing:
+            old = self._fragments[key.fragment]
+            anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
+            self._fragments[key.fragment] = FragmentState.of(key.round + 1, anchor_N, outer)
+        new_local_N, base_N = anchor_N, self._bases_N[key.fragment]
         if self._mix_alpha or mixed.missed:
             local_N = self._layout.gather(self._trainer.parameters(), key.fragment)
             new_local_N = blend(local_N, anchor_N, self._mix_alpha)
             for span in (slice(*bounds) for bounds in mixed.missed):
-                new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
-        self._fragments[key.fragment] = FragmentState.of(key.round + 1, anchor_N, outer)
+                new_local_N[span] = rebase(local_N[span], base_N[span], anchor_N[span])
         self._load(key.fragment, new_local_N)
+        self._bases_N[key.fragment] = anchor_N
         if sent_N is not None:
             self._feedback.commit(key.fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
         residual_N = self._feedback.residuals()[key.fragment]
@@ -168,10 +180,25 @@ class Replica:
 
         Nobody is counted on any more, else a swarm in which all have lost their references would listen for ever.
         """
-        state = replace(self._fragments[key.fragment], round=key.round + 1)
-        if state.outer.counted:
-            state = FragmentState.of(state.round, state.anchor_N, replace(state.outer, counted=()))
-        self._fragments[key.fragment] = state
+        with self._changing:
+            state = replace(self._fragments[key.fragment], round=key.round + 1)
+            if state.outer.counted:
+                state = FragmentState.of(state.round, state.anchor_N, replace(state.outer, counted=()))
+            self._fragments[key.fragment] = state
+
+    def jump(self, round: int) -> None:
+        """Go on in another round, with the same anchors and the same work."""
+        with self._changing:
+            self._fragments = [replace(state, round=round) for state in self._fragments]
+
+    def move(self, fragment: int, shift_N: Tensor) -> None:
+        """Move an anchor outside of any round. On any thread: inner steps may be under way.
+
+        The local parameters follow with the next outer step; the work since the last one is what it was.
+        """
+        with self._changing:
+            state = self._fragments[fragment]
+            self._fragments[fragment] = FragmentState.of(state.round, state.anchor_N + shift_N, state.outer)
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Replace the anchors by downloaded ones; local work not counted yet moves along with them."""
@@ -180,16 +207,19 @@ class Replica:
             local_N = state.anchor_N
             if self.has_state and self._pending[fragment].tokens:
                 own_N = self._layout.gather(parameters, fragment)
-                local_N = rebase(own_N, self._fragments[fragment].anchor_N, state.anchor_N)
+                local_N = rebase(own_N, self._bases_N[fragment], state.anchor_N)
                 if not all_finite(local_N.numpy()):
                     local_N, self._pending[fragment] = state.anchor_N, _Pending()
             self._load(fragment, local_N)
-        self._fragments = list(snapshot.fragments)
+        with self._changing:
+            self._fragments = list(snapshot.fragments)
+        self._bases_N = [state.anchor_N for state in snapshot.fragments]
         self._feedback.adopted()
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
         self._load_anchors()
+        self._bases_N = [state.anchor_N for state in self._fragments]
         self._pending = [_Pending() for _ in self._fragments]
         self._launched = [_Pending() for _ in self._fragments]
         self._feedback.forget()

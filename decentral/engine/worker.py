@@ -15,31 +15,24 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from decentral import __version__
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
+from decentral.engine.mixing import make_exchange
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.replica import Replica
+from decentral.engine.report import Report
 from decentral.errors import DivergedError, UnreachableError
-from decentral.exchange.allreduce import AllReduce
 from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
-from decentral.exchange.cut import Wire
-from decentral.monitor.events import (
-    Joined,
-    Repaired,
-    RoundAborted,
-    RoundMixed,
-    SatOut,
-    Stopped,
-    StretchDone,
-    Validated,
-)
+from decentral.monitor.events import Joined, Repaired, SatOut, Stopped, StretchDone, Validated
 from decentral.outer.rule import Mixed
 from decentral.schedule.plan import Launch
 from decentral.state.download import Donor, Download, Downloader
 from decentral.state.snapshot import Snapshot
-from decentral.swarm.matching import evaluator
+from decentral.swarm.matching import evaluator, middle_round
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
@@ -85,21 +78,24 @@ class Worker:
             timing=options.timing,
             journal=parts.journal,
         )
-        wire = Wire(
+        self._report = Report(parts.journal, self._meter, parts.transport, parts.clock)
+        self._exchange = make_exchange(
+            options,
+            parts,
+            self.membership.roster,
             numels,
-            options.codec,
-            options.mean_codec,
-            over_senders=options.over_senders,
-            keep_rest=options.keep_rest,
             sends_changes=feedback.sends_changes,
+            until_launch_s=self._until_launch_s,
+            anchor=self._replica.anchor,
+            move=self._move,
         )
-        self._exchange = AllReduce(parts.transport, parts.clock, self.membership.roster, wire, options.timing)
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)
         num_buffers = options.rule.num_buffers
         self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
         self._flights: dict[SyncKey, tuple[Contribution, asyncio.Task[Verdict]]] = {}
         self._step = 0
-        self._pace_s = 0.0
+        self._pace_s = self._step_s = 0.0
+        self._stepped_at = parts.clock.monotonic()
         self._chunk_steps = 1
         self._saved_at = parts.clock.monotonic()
 
@@ -147,14 +143,15 @@ class Worker:
             DivergedError: the parameters were not finite again and again.
             IdentityError: another live worker has the same identity.
         """
-        heart = asyncio.create_task(self.membership.run())
+        beside = [asyncio.create_task(self.membership.run()), asyncio.create_task(self._exchange.run())]
         reason = "failed"
         try:
             await self._gather(stop)
             self._meter.start(self._clock.monotonic())
             while not (done := self._round() >= self._options.rounds) and not stop.is_set():
-                if heart.done():
-                    heart.result()
+                for work in beside:
+                    if work.done():
+                        work.result()
                 self.membership.check_single()
                 await self._train_to(self._options.plan.next_event_after(self._step), stop)
                 if not stop.is_set():
@@ -168,10 +165,10 @@ class Worker:
                 await self.membership.announce()
             return self._outcome(done)
         finally:
-            heart.cancel()
-            for _, task in self._flights.values():
+            tasks = [*beside, *(flight for _, flight in self._flights.values())]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(heart, *(task for _, task in self._flights.values()), return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._journal.record(Stopped(reason, self._round(), self._meter.tokens))
 
     async def _serve(self) -> None:
@@ -209,9 +206,11 @@ class Worker:
             count = min(self._chunk_steps, step - self._step)
             start, chunk_began = self._step, self._clock.monotonic()
             report = await self._clock.run(lambda start=start, count=count: self._replica.train(start, count))  # type: ignore[misc]
-            seconds = self._clock.monotonic() - chunk_began
+            self._stepped_at = self._clock.monotonic()
+            seconds = self._stepped_at - chunk_began
             self._step += count
             if seconds > 0:
+                self._step_s = seconds / count
                 self._chunk_steps = max(1, int(_CHUNK_S * count / seconds))
             tokens += report.tokens
             weighted_loss += report.loss * report.tokens
@@ -261,23 +260,13 @@ class Worker:
             self._replica.give_back(key)
             return
         outcome = verdict.outcome
-        me = self._parts.transport.peer_id
-        counted = isinstance(outcome, Mixed) and me in outcome.members
         if isinstance(outcome, Mixed):
-            await self._commit(key, outcome, verdict, counted=counted, excuse=mine.excuse)
+            await self._commit(key, outcome, verdict, excuse=mine.excuse)
         else:
             self._replica.give_back(key)
             self._replica.skip(key)
-            self._journal.record(
-                RoundAborted(key.round, key.fragment, outcome.reason, outcome.detail, verdict.absent, verdict.waiting_s)
-            )
-            self._meter.explain(f"{outcome.reason}: {outcome.detail}")
-        self._meter.synced(
-            self._clock.monotonic(),
-            counted=counted,
-            waiting_s=verdict.waiting_s,
-            transfer_s=verdict.transfer_s,
-        )
+            self._report.aborted(key, outcome, verdict)
+        self._keep_up()
         self._tell(State.TRAINING)
         if isinstance(outcome, Aborted) and outcome.reason in _REPAIR:
             await self._repair(outcome)
@@ -299,30 +288,46 @@ class Worker:
             await task
         return None
 
-    async def _commit(self, key: SyncKey, mixed: Mixed, verdict: Verdict, *, counted: bool, excuse: str) -> None:
+    async def _commit(self, key: SyncKey, mixed: Mixed, verdict: Verdict, *, excuse: str) -> None:
         """Take the outer step."""
+        counted = self._parts.transport.peer_id in mixed.members
         sent_N = verdict.sent_N if counted else None
         applied = await self._clock.run(lambda: self._replica.apply(key, mixed, sent_N))
         if not counted:
             self._replica.give_back(key)
-        if not excuse:
-            self._meter.explain("" if counted else "the round was closed before our part arrived")
-        traffic = self._parts.transport.traffic()
-        self._journal.record(
-            RoundMixed(
-                round=key.round,
-                fragment=key.fragment,
-                members=mixed.members,
-                absent=verdict.absent,
-                delta_norm=applied.delta_norm,
-                residual_norm=applied.residual_norm,
-                sent_bytes=traffic.sent_bytes,
-                received_bytes=traffic.received_bytes,
-                waiting_s=verdict.waiting_s,
-                transfer_s=verdict.transfer_s,
-                digest=applied.digest,
-            )
-        )
+        self._report.mixed(key, mixed, verdict, applied, excuse=excuse)
+        self._show_anchor(key.fragment)
+
+    def _show_anchor(self, fragment: int) -> None:
+        """Tell the exchange of a new anchor."""
+        held = self._replica.anchor(fragment)
+        if held is not None:
+            self._exchange.adopted(fragment, *held)
+
+    async def _move(self, fragment: int, shift_N: Tensor, partner: PeerId, spread: float) -> None:
+        """Move an anchor as a swap outside of any round demands."""
+        await self._clock.run_aside(lambda: self._replica.move(fragment, shift_N))
+        self._report.pulled(SyncKey(self._round(), fragment), partner, spread)
+
+    def _keep_up(self) -> None:
+        """In gossip nobody waits for a slow worker; it goes on where the others are by now.
+
+        So its learning rate is theirs, and the run ends for it as well. A round behind is nothing: records travel.
+        """
+        rounds = set(self._exchange.progress.rounds())
+        if self._options.pairing is None or self._flights or len(rounds) > 1:
+            return
+        middle = middle_round(self.membership.roster.runners(self._clock.monotonic()))
+        if middle > min(rounds) + 1:
+            self._exchange.progress.resume([middle] * self._options.plan.num_fragments)
+            self._replica.jump(middle)
+            self._step = self._options.plan.step_of_round(middle)
+
+    def _until_launch_s(self, fragment: int) -> float:
+        """Seconds of inner steps before the next sync of a fragment, as the last steps tell."""
+        key = SyncKey(self._exchange.progress.next_round(fragment), fragment)
+        steps = self._options.plan.launch_step(key) - self._step
+        return max(0.0, steps * self._step_s - (self._clock.monotonic() - self._stepped_at))
 
     async def _validate(self, key: SyncKey, mixed: Mixed) -> None:
         """One member validates the anchor now and then."""
@@ -330,7 +335,10 @@ class Worker:
         last_fragment = key.fragment == self._options.plan.num_fragments - 1
         if not every or not last_fragment or (key.round + 1) % every:
             return
-        if evaluator(mixed.members, key) == self._parts.transport.peer_id:
+        # Groups of a gossip are many, and each would pay.
+        active = self.membership.roster.active(self._clock.monotonic())
+        members = mixed.members if self._options.pairing is None else tuple([p.peer for p in active])
+        if members and evaluator(members, key) == self._parts.transport.peer_id:
             val_loss = await self._clock.run(self._replica.validate)
             self._meter.validated(key.round + 1, val_loss)
             self._journal.record(Validated(key.round + 1, val_loss))
@@ -368,6 +376,8 @@ class Worker:
         snapshot = download.snapshot
         await self._clock.run(lambda: self._replica.adopt(snapshot))
         self._exchange.progress.resume(snapshot.rounds)
+        for fragment in range(self._options.plan.num_fragments):
+            self._show_anchor(fragment)
         plan = self._options.plan
         next_launch = min(plan.launch_step(SyncKey(round_, f)) for f, round_ in enumerate(snapshot.rounds))
         # At least one step before the next launch; work that fills a round already is not kept waiting for another.
@@ -403,7 +413,8 @@ class Worker:
     def _tell(self, state: State) -> None:
         """Bring the own record up to date."""
         snapshot = self._snapshot()
-        digest = snapshot.name if snapshot is not None else ""
+        # In gossip there is nothing to agree on.
+        digest = snapshot.name if snapshot is not None and self._options.pairing is None else ""
         self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s)
 
     def _metrics(self) -> Metrics:

@@ -22,7 +22,7 @@ from torch import Tensor
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.answers import Answers
-from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Reason, Verdict
 from decentral.exchange.chair import CONVENE, Chair
 from decentral.exchange.cut import Part, Wire, seed_of
 from decentral.exchange.messages import (
@@ -37,7 +37,6 @@ from decentral.exchange.messages import (
     unpack_mean,
     unpack_roll,
 )
-from decentral.exchange.progress import Progress
 from decentral.exchange.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.rollcall import Roll
 from decentral.outer.rule import Mixed
@@ -76,8 +75,8 @@ class _Values:
     """Takes the mean."""
 
 
-class AllReduce:
-    """Implements ``Exchange``; both a member's and, through its parts, a chair's and a reducer's side.
+class AllReduce(Exchange):
+    """Both a member's and, through its parts, a chair's and a reducer's side.
 
     Args:
         transport: to the peers.
@@ -88,7 +87,7 @@ class AllReduce:
     """
 
     def __init__(self, transport: Transport, clock: Clock, roster: Roster, wire: Wire, timing: Timing) -> None:
-        self.progress = Progress(len(wire.numels))
+        super().__init__(len(wire.numels))
         self._transport = transport
         self._clock = clock
         self._roster = roster

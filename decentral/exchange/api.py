@@ -1,11 +1,14 @@
 """What goes into an exchange and what comes out. Expected failure is a value: ``Aborted``, never an exception."""
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from torch import Tensor
 
+from decentral.exchange.offences import Avoidance
+from decentral.exchange.progress import Progress
 from decentral.outer.rule import Mixed
 from decentral.types import PeerId, SyncKey
 
@@ -26,6 +29,8 @@ class Contribution:
     """In place of ``delta_N`` if the members of the round are exactly those in ``counted``; see ``outer.ef21``."""
     counted: tuple[PeerId, ...] = ()
     """The members that the outer state counts."""
+    anchor_N: Tensor | None = None
+    """The anchor that ``delta_N`` was taken against, for gossip; float32 on CPU."""
     excuse: str = ""
     """Why there is nothing to bring, for people."""
 
@@ -57,6 +62,22 @@ class Aborted:
 
 
 @dataclass(frozen=True, slots=True)
+class Met:
+    """Whom a worker met in a round of gossip."""
+
+    partners: tuple[PeerId, ...] = ()
+    """The others of its group; empty if it took the step alone."""
+    spread: float = math.nan
+    """RMS of the difference of two replicas' anchors over the RMS of the anchor, as this swap shows it."""
+    deadline_s: float = math.nan
+    """The longest that it would have waited, as it had set itself; NaN if it waits for nobody."""
+    unconfirmed: tuple[PeerId, ...] = ()
+    """Peers that may have counted a swap with this worker which this one did not, or the other way round."""
+    avoided: tuple[Avoidance, ...] = ()
+    """Peers that broke the rules too often and are kept away from as of now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """How a round ended for one worker: who was in, who was not, why, and what it cost."""
 
@@ -66,14 +87,33 @@ class Verdict:
     absent: tuple[tuple[PeerId, str], ...] = ()
     """Peers that were known but not in, each with the reason."""
     waiting_s: float = 0.0
-    """Time spent waiting for the roll to be called."""
+    """Time spent waiting for other members."""
     transfer_s: float = 0.0
     """Time spent moving and reducing values."""
+    met: Met | None = None
+    """In gossip."""
 
 
-class Exchange(Protocol):
-    """One way of mixing (all-reduce, gossip, alone)."""
+class Exchange(ABC):
+    """One way of mixing.
 
+    Args:
+        num_fragments: P.
+    """
+
+    def __init__(self, num_fragments: int) -> None:
+        self.progress = Progress(num_fragments)
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Begin to serve other members."""
+
+    @abstractmethod
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Mix ``mine`` with the other members' contributions; ends within the exchange's own deadline."""
-        ...
+
+    def adopted(self, fragment: int, base: str, anchor_N: Tensor) -> None:  # noqa: B027
+        """The fragment has a new anchor: what of it can travel before the next round may set out now."""
+
+    async def run(self) -> None:  # noqa: B027
+        """What goes on beside the rounds, if anything does, until cancelled."""

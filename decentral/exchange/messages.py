@@ -5,14 +5,12 @@ themselves; this module checks everything around them.
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import msgpack
 
-from decentral.errors import FrameError
+from decentral.exchange.packed import key_of, reading, unpacked
 from decentral.exchange.rollcall import Call, Roll
 from decentral.swarm import checked
 from decentral.types import PeerId, SyncKey
@@ -79,29 +77,6 @@ class Mean:
     frame: bytes
 
 
-def _unpacked(data: bytes, limit: int, what: str) -> Any:
-    """``data`` unpacked, or a FrameError."""
-    if len(data) > limit:
-        raise FrameError(f"{what} of {len(data)} bytes, allowed are {limit}")
-    try:
-        return msgpack.unpackb(data)
-    except (ValueError, msgpack.UnpackException) as err:
-        raise FrameError(f"{what} is not msgpack: {err}") from err
-
-
-def _reading(what: str, read: Callable[[], Any]) -> Any:
-    """The result of ``read``, any surprise in the structure turned into a FrameError."""
-    try:
-        return read()
-    except (ValueError, TypeError, IndexError, KeyError) as err:
-        raise FrameError(f"malformed {what}: {err}") from err
-
-
-def _key(value: Any) -> SyncKey:
-    round_, fragment = value
-    return SyncKey(checked.count(round_), checked.count(fragment))
-
-
 def pack_roll(roll: Roll) -> bytes:
     """A roll as the bytes that every member gets and that name it in later messages."""
     key = (roll.key.round, roll.key.fragment)
@@ -111,12 +86,12 @@ def pack_roll(roll: Roll) -> bytes:
 @functools.lru_cache(maxsize=256)
 def unpack_roll(data: bytes) -> Roll:
     """The roll in ``data``; cached, because a reducer reads the same roll in every member's message."""
-    fields = _unpacked(data, MAX_ROLL_BYTES, "roll")
+    fields = unpacked(data, MAX_ROLL_BYTES, "roll")
 
     def read() -> Roll:
         key, chair, serial, base, members, absent = fields
         roll = Roll(
-            _key(key),
+            key_of(key),
             checked.peer(chair),
             checked.count(serial),
             checked.text(base),
@@ -127,8 +102,7 @@ def unpack_roll(data: bytes) -> Roll:
             raise ValueError("members are not in order")
         return roll
 
-    roll: Roll = _reading("roll", read)
-    return roll
+    return reading("roll", read)
 
 
 def pack_convene(message: Convene) -> bytes:
@@ -139,16 +113,15 @@ def pack_convene(message: Convene) -> bytes:
 
 def unpack_convene(data: bytes) -> Convene:
     """The inverse of ``pack_convene``; raises FrameError."""
-    fields = _unpacked(data, MAX_CONVENE_BYTES, "call to the roll")
+    fields = unpacked(data, MAX_CONVENE_BYTES, "call to the roll")
 
     def read() -> Convene:
         key, base, num_steps, unreachable = fields
         return Convene(
-            _key(key), checked.text(base), checked.count(num_steps), checked.all_of(checked.peer, unreachable)
+            key_of(key), checked.text(base), checked.count(num_steps), checked.all_of(checked.peer, unreachable)
         )
 
-    message: Convene = _reading("call to the roll", read)
-    return message
+    return reading("call to the roll", read)
 
 
 def pack_convene_reply(reply: ConveneReply) -> bytes:
@@ -158,7 +131,7 @@ def pack_convene_reply(reply: ConveneReply) -> bytes:
 
 def unpack_convene_reply(data: bytes) -> ConveneReply:
     """The inverse of ``pack_convene_reply``; raises FrameError."""
-    fields = _unpacked(data, MAX_ROLL_BYTES, "answer of the chair")
+    fields = unpacked(data, MAX_ROLL_BYTES, "answer of the chair")
 
     def read() -> ConveneReply:
         kind, roll, source = fields
@@ -166,8 +139,7 @@ def unpack_convene_reply(data: bytes) -> ConveneReply:
             Answer(checked.count(kind)), checked.blob(roll), None if source is None else checked.peer(source)
         )
 
-    reply: ConveneReply = _reading("answer of the chair", read)
-    return reply
+    return reading("answer of the chair", read)
 
 
 def pack_shard(shard: Shard) -> bytes:
@@ -177,7 +149,7 @@ def pack_shard(shard: Shard) -> bytes:
 
 def unpack_shard(data: bytes, limit: int) -> Shard:
     """The inverse of ``pack_shard``; raises FrameError."""
-    fields = _unpacked(data, limit, "contribution")
+    fields = unpacked(data, limit, "contribution")
 
     def read() -> Shard:
         roll, index, weight, frame = fields
@@ -185,8 +157,7 @@ def unpack_shard(data: bytes, limit: int) -> Shard:
             raise ValueError(f"weight expected, got {checked.shown(weight)}")
         return Shard(checked.blob(roll), checked.count(index), weight, checked.blob(frame))
 
-    shard: Shard = _reading("contribution", read)
-    return shard
+    return reading("contribution", read)
 
 
 @functools.lru_cache(maxsize=256)
@@ -205,7 +176,7 @@ def pack_mean(mean: Mean) -> bytes:
 
 def unpack_mean(data: bytes, limit: int, num_members: int) -> Mean:
     """The inverse of ``pack_mean``; raises FrameError."""
-    fields = _unpacked(data, limit, "mean")
+    fields = unpacked(data, limit, "mean")
 
     def read() -> Mean:
         bits, frame = fields
@@ -214,5 +185,4 @@ def unpack_mean(data: bytes, limit: int, num_members: int) -> Mean:
             raise ValueError("contributors are not members")
         return Mean(contributors, checked.blob(frame))
 
-    mean: Mean = _reading("mean", read)
-    return mean
+    return reading("mean", read)

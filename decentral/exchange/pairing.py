@@ -17,3 +17,5 @@ class Pairing:
     """n: members of a group as it is planned; there may be fewer, and one more."""
     events_per_round: float | None = None
     """Swaps of anchors that a worker starts in the time of a round, at random moments; ``None`` to swap in rounds."""
+    gamma: float = 0.7
+    """By how much of the way to the mean such a swap moves an anchor; in rounds the outer rule decides."""

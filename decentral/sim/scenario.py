@@ -11,6 +11,7 @@ from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
+from decentral.exchange.pairing import Pairing
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.rule import OuterRule
@@ -46,6 +47,7 @@ class Scenario:
     codec: str = "fp32"
     feedback: Callable[[int], Feedback] = Feedback
     over_senders: bool = False
+    pairing: Pairing | None = None
     rule: OuterRule = field(default_factory=lambda: DiLoCo(lr=0.7, momentum=0.5))
     timing: Timing = field(default_factory=Timing)
     conditions: Conditions = field(default_factory=Conditions)
@@ -136,6 +138,7 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         mean_codec=default_mean_codec(codec),
         feedback=scenario.feedback,
         over_senders=scenario.over_senders,
+        pairing=scenario.pairing,
         timing=scenario.timing,
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)

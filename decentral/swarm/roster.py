@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
-from decentral.swarm.presence import ACTIVE, Presence
+from decentral.swarm.presence import ACTIVE, Presence, State
 from decentral.types import PeerId
 
 #: Peers remembered; beyond it the one without news for longest is forgotten.
@@ -101,6 +101,11 @@ class Roster:
         """Records of living members (training or syncing), in order of peer id; as with ``live``, one object."""
         self._refresh(now)
         return self._active
+
+    def runners(self, now: float) -> tuple[Presence, ...]:
+        """Records of living members, and of all who are remembered to have finished the run."""
+        done = [entry.presence for entry in self._by_peer if entry.presence.state is State.DONE]
+        return (*self.active(now), *done)
 
     def _refresh(self, now: float) -> None:
         """Work out anew who lives, if that may have changed."""

@@ -1,0 +1,92 @@
+"""What a worker tells of its rounds: events for the journal, figures for its presence record."""
+
+import math
+
+from decentral.engine.meter import Meter
+from decentral.engine.replica import Applied
+from decentral.exchange.api import Aborted, Met, Verdict
+from decentral.monitor.events import Avoided, OneSided, Pulled, RoundAborted, RoundMixed
+from decentral.monitor.journal import Journal
+from decentral.outer.rule import Mixed
+from decentral.ports.clock import Clock
+from decentral.ports.transport import Transport
+from decentral.types import PeerId, SyncKey
+
+
+class Report:
+    """Passes on what comes of rounds.
+
+    Args:
+        journal: hears of every event.
+        meter: keeps the figures.
+        transport: counts bytes.
+        clock: for the time.
+    """
+
+    def __init__(self, journal: Journal, meter: Meter, transport: Transport, clock: Clock) -> None:
+        self._journal = journal
+        self._meter = meter
+        self._transport = transport
+        self._clock = clock
+        self._avoided: frozenset[PeerId] = frozenset()
+
+    def mixed(self, key: SyncKey, mixed: Mixed, verdict: Verdict, applied: Applied, *, excuse: str) -> None:
+        """A round has ended with a result, which has been applied."""
+        counted = self._transport.peer_id in mixed.members
+        if not excuse:
+            self._meter.explain("" if counted else "the round was closed before our part arrived")
+        traffic = self._transport.traffic()
+        met = verdict.met or Met()
+        self._journal.record(
+            RoundMixed(
+                round=key.round,
+                fragment=key.fragment,
+                members=mixed.members,
+                absent=verdict.absent,
+                delta_norm=applied.delta_norm,
+                residual_norm=applied.residual_norm,
+                sent_bytes=traffic.sent_bytes,
+                received_bytes=traffic.received_bytes,
+                waiting_s=verdict.waiting_s,
+                transfer_s=verdict.transfer_s,
+                digest=applied.digest,
+                spread=met.spread,
+                deadline_s=met.deadline_s,
+            )
+        )
+        self._ended(key, verdict, counted=counted)
+
+    def aborted(self, key: SyncKey, aborted: Aborted, verdict: Verdict) -> None:
+        """A round has ended without a result."""
+        self._journal.record(
+            RoundAborted(key.round, key.fragment, aborted.reason, aborted.detail, verdict.absent, verdict.waiting_s)
+        )
+        self._meter.explain(f"{aborted.reason}: {aborted.detail}")
+        self._ended(key, verdict, counted=False)
+
+    def pulled(self, key: SyncKey, partner: PeerId, spread: float) -> None:
+        """Anchors were swapped outside of any round."""
+        self._journal.record(Pulled(key.round, key.fragment, partner, spread))
+        self._meter.swapped((partner,), spread)
+
+    def _ended(self, key: SyncKey, verdict: Verdict, *, counted: bool) -> None:
+        self._meter.synced(
+            self._clock.monotonic(), counted=counted, waiting_s=verdict.waiting_s, transfer_s=verdict.transfer_s
+        )
+        if verdict.met is not None:
+            self._met(key, verdict.met)
+
+    def _met(self, key: SyncKey, met: Met) -> None:
+        """Whom a round of gossip brought together, or did not."""
+        if met.partners:
+            self._meter.swapped(met.partners, met.spread)
+        elif not math.isnan(met.deadline_s):
+            self._meter.stepped_alone()
+        for peer in met.unconfirmed:
+            self._journal.record(OneSided(key.round, key.fragment, peer))
+        self._meter.unconfirmed(len(met.unconfirmed))
+        for each in met.avoided:
+            if each.peer not in self._avoided:
+                self._journal.record(Avoided(each.peer, each.reason, each.seconds))
+        self._avoided = frozenset(each.peer for each in met.avoided)
+        self._meter.avoiding(self._avoided)

@@ -1,0 +1,72 @@
+"""With whom a worker gossips, from what it knows itself: there is nobody to ask.
+
+All who know the same workers plan the same groups. Where they do not, a worker whose plan fails looks for another
+partner, so a difference costs a message or a step alone and never an agreement.
+"""
+
+from collections.abc import Callable
+
+from decentral.exchange.progress import Progress
+from decentral.ports.clock import Clock
+from decentral.swarm.matching import groups, rendezvous
+from decentral.swarm.roster import Roster
+from decentral.types import PeerId, SyncKey
+
+
+class Company:
+    """This worker's view of the others.
+
+    Args:
+        me: this worker.
+        clock: for ages.
+        roster: who is alive.
+        progress: which round comes next.
+        group_size: n.
+        until_launch_s: seconds until this worker will have finished its inner steps before the next sync of a
+            fragment, as far as it can tell.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        clock: Clock,
+        roster: Roster,
+        progress: Progress,
+        group_size: int,
+        until_launch_s: Callable[[int], float],
+    ) -> None:
+        self.me = me
+        self.until_launch_s = until_launch_s
+        self._clock = clock
+        self._roster = roster
+        self._progress = progress
+        self._group_size = group_size
+
+    def group(self, fragment: int) -> tuple[PeerId, ...]:
+        """The members planned for this worker's next sync of a fragment, the host first."""
+        key = SyncKey(self._progress.next_round(fragment), fragment)
+        return next(group for group in groups(self._active(), key, self._group_size) if self.me in group)
+
+    def others(self, fragment: int) -> tuple[PeerId, ...]:
+        """All other workers, in the order in which to ask them when the plan has failed."""
+        key = SyncKey(self._progress.next_round(fragment), fragment)
+        order = rendezvous(f"seek/{self.me}", key, self._active())
+        return tuple([peer for peer in order if peer != self.me])
+
+    def round_s(self) -> float:
+        """How long this worker's inner steps between two syncs took last; 0 if it is not known yet."""
+        own = self._roster.get(self.me)
+        return own.round_s if own is not None else 0.0
+
+    def bury(self, peer: PeerId) -> None:
+        """The peer could not be reached."""
+        self._roster.bury(peer)
+
+    def vouch(self, peer: PeerId) -> None:
+        """The peer was heard of just now."""
+        self._roster.vouch((peer,), self._clock.monotonic())
+
+    def _active(self) -> tuple[PeerId, ...]:
+        """Everybody who takes part, this worker included, in order of peer id."""
+        active = [presence.peer for presence in self._roster.active(self._clock.monotonic())]
+        return tuple(active) if self.me in active else tuple(sorted([*active, self.me]))
