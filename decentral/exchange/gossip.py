@@ -17,34 +17,27 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from decentral.codecs.frame import framed_nbytes, pack, unpack
-from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
+from decentral.codecs.frame import framed_nbytes
+from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Reason, Verdict
 from decentral.exchange.company import Company
-from decentral.exchange.cut import Wire, seed_of
+from decentral.exchange.context import Context
+from decentral.exchange.cut import Wire
 from decentral.exchange.gossip_messages import (
     MAX_SMALL_BYTES,
-    Anchor,
-    Bring,
     Kind,
     Plan,
-    Poll,
     Reply,
-    pack_anchor,
-    pack_bring,
-    pack_poll,
     pack_question,
     pack_reply,
     unpack_plan,
-    unpack_reply,
 )
-from decentral.exchange.host import AHEAD, ASK, BRING, MAX_VISITORS, POLL, Host
-from decentral.exchange.limits import Limit
-from decentral.exchange.offences import Offences
+from decentral.exchange.guest import Guest, Sync
+from decentral.exchange.host import ASK, Host
 from decentral.exchange.pairing import Pairing
 from decentral.exchange.swap import FAR_OFF, Share, Swap, Taken
 from decentral.exchange.table import Table
@@ -58,37 +51,10 @@ from decentral.types import PeerId, SyncKey, short_id
 #: Others asked at a time, and how often, when the plan has failed.
 _ASKED_AT_ONCE = 4
 _MAX_ASKED = 8
-#: Waits for partners are limited to so many times the usual, but at least and at most ...
-_WAIT_FACTOR = 1.5
-_MIN_WAIT_S = 0.5
-#: ... this, the latter in inner stretches: whoever is later than that is not worth it.
-_MAX_WAIT_ROUNDS = 0.5
-_MOVE_FACTOR = 4.0
-_MIN_MOVE_S = 1.0
+#: Nobody waits longer for partners than for so much of its own inner steps, except that this little is never too long.
+_MAX_WAIT_ROUNDS, _MIN_PATIENCE_S = 0.5, 0.5
 #: Between two questions to a guest that is about to come.
 _TICK_S = 0.25
-
-
-@dataclass(slots=True)
-class _Sync:
-    """One call of ``mix`` and what has come of it so far."""
-
-    key: SyncKey
-    mine: Contribution
-    anchor_N: Tensor
-    serial: int
-    began: float
-    wait_until: float
-    """Partners that come later are not waited for."""
-    absent: dict[PeerId, str] = field(default_factory=dict)
-    unsure: set[PeerId] = field(default_factory=set)
-    """Hosts that may count us though we do not know it."""
-    sent_N: Tensor | None = None
-    """What hosts decode of ours, once it is encoded."""
-    delta: bytes = b""
-    """Its frame."""
-    moving_s: float = 0.0
-    """Time that the values of the swap that succeeded were on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,25 +91,13 @@ class Gossip(Exchange):
         until_launch_s: Callable[[int], float],
     ) -> None:
         super().__init__(len(wire.numels))
-        self._transport = transport
-        self._clock = clock
-        self._wire = wire
-        self._pairing = pairing
-        self._timing = timing
-        self._offences = Offences()
+        company = Company(transport.peer_id, clock, roster, self.progress, pairing.group_size, until_launch_s)
+        self._context = Context(transport, clock, company, wire, pairing, timing)
+        self._company, self._clock = company, clock
+        self._host = Host(self._context)
+        self._guest = Guest(self._context, self._host)
         self._swap = Swap(wire, pairing)
-        size = pairing.group_size
-        self._company = Company(transport.peer_id, clock, roster, self.progress, size, until_launch_s)
-        self._host = Host(transport, clock, self._company, wire, pairing, self._offences, timing)
-        self._waits = Limit(_WAIT_FACTOR, _MIN_WAIT_S)
-        self._moves = Limit(_MOVE_FACTOR, _MIN_MOVE_S)
         self._serial = 0
-        self._frames: dict[int, tuple[str, bytes]] = {}
-        """Of every fragment's anchor, with its digest."""
-        self._sent_ahead: dict[int, tuple[str, PeerId]] = {}
-        self._new: dict[int, tuple[str, Tensor]] = {}
-        """Anchors that have not set out yet."""
-        self._news = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -151,17 +105,11 @@ class Gossip(Exchange):
 
     def adopted(self, fragment: int, base: str, anchor_N: Tensor) -> None:
         """A new anchor: it goes ahead to the next host."""
-        self._new[fragment] = base, anchor_N
-        self._news.set()
+        self._guest.adopted(fragment, base, anchor_N)
 
     async def run(self) -> None:
         """Send anchors ahead."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            while self._new:
-                fragment, (base, anchor_N) = self._new.popitem()
-                await self._send_ahead(fragment, base, anchor_N)
+        await self._guest.run()
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Mix ``mine`` with a partner's contribution, or find that there is none.
@@ -173,7 +121,7 @@ class Gossip(Exchange):
         began, fragment = self._clock.monotonic(), key.fragment
         wait_s, move_s = self._limits(fragment)
         self._serial += 1
-        sync = _Sync(key, mine, mine.anchor_N, self._serial, began, began + wait_s)
+        sync = Sync(key, mine, mine.anchor_N, self._serial, began, began + wait_s)
         unconfirmed = self._host.unconfirmed(fragment)
         answer: tuple[PeerId, Reply] | None = None
         self._host.attend(fragment)
@@ -192,7 +140,7 @@ class Gossip(Exchange):
             spread=end.spread,
             deadline_s=wait_s + move_s,
             unconfirmed=tuple(sorted({*unconfirmed, *sync.unsure})),
-            avoided=self._offences.avoided(self._clock.monotonic()),
+            avoided=self._context.offences.avoided(self._clock.monotonic()),
         )
         return Verdict(
             end.outcome,
@@ -205,28 +153,29 @@ class Gossip(Exchange):
 
     def _limits(self, fragment: int) -> tuple[float, float]:
         """How long to wait for partners, and how long for values on their way, seconds."""
-        pace_s = self._company.round_s()
-        most_s = max(_MIN_WAIT_S, _MAX_WAIT_ROUNDS * pace_s) if pace_s else self._timing.min_patience_s
-        codecs = (self._wire.codec, self._wire.mean_codec, self._pairing.anchor_codec, self._pairing.pull_codec)
-        size = sum(framed_nbytes(codec, self._wire.numels[fragment]) for codec in codecs)
-        slowest_s = self._timing.call_timeout_s(size)
-        wait_s = self._waits.seconds(at_first=most_s, at_most=most_s)
-        return wait_s, self._moves.seconds(at_first=slowest_s, at_most=slowest_s)
+        context, pace_s = self._context, self._company.round_s()
+        most_s = max(_MIN_PATIENCE_S, _MAX_WAIT_ROUNDS * pace_s) if pace_s else context.timing.min_patience_s
+        codecs = (context.wire.codec, context.wire.mean_codec, context.pairing.anchor_codec, context.pairing.pull_codec)
+        slowest_s = context.timing.call_timeout_s(
+            sum(framed_nbytes(codec, context.wire.numels[fragment]) for codec in codecs)
+        )
+        wait_s = context.waits.seconds(at_first=most_s, at_most=most_s)
+        return wait_s, context.moves.seconds(at_first=slowest_s, at_most=slowest_s)
 
     # -- finding each other -------------------------------------------------------------------------------------------
 
-    async def _meet(self, sync: _Sync) -> tuple[PeerId, Reply] | None:
+    async def _meet(self, sync: Sync) -> tuple[PeerId, Reply] | None:
         """A host's answer; ``None`` if this worker has guests, or nobody."""
         fragment, me = sync.key.fragment, self._company.me
         group = self._company.group(fragment)
         if self._host.table(fragment).seats or group[0] == me:
             if await self._receive(sync, group[1:] if group[0] == me else ()):
                 return None
-        elif (answer := await self._visit(sync, group[0])) is not None:
-            return answer
+        elif (reply := await self._guest.visit(sync, group[0])) is not None:
+            return group[0], reply
         return await self._seek(sync, tried=set(group))
 
-    async def _receive(self, sync: _Sync, planned: Sequence[PeerId]) -> bool:
+    async def _receive(self, sync: Sync, planned: Sequence[PeerId]) -> bool:
         """Wait for the guests that say they come in time; returns whether there are any guests."""
         table = self._host.table(sync.key.fragment)
         gone: set[PeerId] = set()
@@ -243,18 +192,18 @@ class Gossip(Exchange):
                 if peer not in gone:
                     seat = table.seats.get(peer)
                     at = seat.since if seat is not None else self._clock.monotonic()
-                    self._waits.observe(at - sync.began)
+                    self._context.waits.observe(at - sync.began)
         return bool(table.seats)
 
-    async def _watch(self, sync: _Sync, peer: PeerId, table: Table, gone: set[PeerId]) -> None:
+    async def _watch(self, sync: Sync, peer: PeerId, table: Table, gone: set[PeerId]) -> None:
         """Ask a planned guest now and then whether it is coming, until it has come or is not."""
         while peer not in table.seats:
             plan = await self._ask(sync, peer)
             if plan is not None and plan.host == self._company.me and plan.eta_s is not None:
                 if self._clock.monotonic() + plan.eta_s <= sync.wait_until:
-                    await asyncio.sleep(min(self._timing.hold_s, max(_TICK_S, plan.eta_s)))
+                    await asyncio.sleep(min(self._context.timing.hold_s, max(_TICK_S, plan.eta_s)))
                     continue
-                self._waits.observe(self._clock.monotonic() + plan.eta_s - sync.began)
+                self._context.waits.observe(self._clock.monotonic() + plan.eta_s - sync.began)
                 sync.absent[peer] = f"would have come {plan.eta_s:.1f} s later"
             elif plan is not None:
                 sync.absent[peer] = f"goes to {short_id(plan.host)}"
@@ -262,11 +211,11 @@ class Gossip(Exchange):
         gone.add(peer)
         table.stir()
 
-    async def _seek(self, sync: _Sync, tried: Collection[PeerId]) -> tuple[PeerId, Reply] | None:
+    async def _seek(self, sync: Sync, tried: Collection[PeerId]) -> tuple[PeerId, Reply] | None:
         """Ask others for a place at their tables; meanwhile others may come to ours."""
-        fragment, now = sync.key.fragment, self._clock.monotonic()
+        fragment = sync.key.fragment
         table = self._host.table(fragment)
-        free = [p for p in self._company.others(fragment) if p not in tried and not self._offences.avoids(p, now)]
+        free = [p for p in self._company.others(fragment) if p not in tried and not self._context.avoids(p)]
         for start in range(0, min(len(free), _MAX_ASKED), _ASKED_AT_ONCE):
             asked = free[start : start + _ASKED_AT_ONCE]
             async with asyncio.TaskGroup() as group:
@@ -276,19 +225,19 @@ class Gossip(Exchange):
             for eta_s, peer in sorted(places):
                 if table.seats or self._clock.monotonic() + eta_s > sync.wait_until:
                     break
-                answer = await self._visit(sync, peer)
-                if answer is not None:
-                    return answer
+                reply = await self._guest.visit(sync, peer)
+                if reply is not None:
+                    return peer, reply
             if table.seats:
                 break
         return None
 
-    async def _ask(self, sync: _Sync, peer: PeerId) -> Plan | None:
+    async def _ask(self, sync: Sync, peer: PeerId) -> Plan | None:
         """Where a peer will be and when; ``None`` if it does not say."""
         question = pack_question(sync.key.fragment)
         try:
-            reply = await self._transport.call(
-                peer, ASK, question, timeout_s=self._timing.hold_s, max_reply_bytes=MAX_SMALL_BYTES
+            reply = await self._context.transport.call(
+                peer, ASK, question, timeout_s=self._context.timing.hold_s, max_reply_bytes=MAX_SMALL_BYTES
             )
             return unpack_plan(reply)
         except PeerUnreachable:
@@ -298,99 +247,9 @@ class Gossip(Exchange):
             sync.absent[peer] = str(err)
         return None
 
-    # -- as a guest ---------------------------------------------------------------------------------------------------
+    # -- what comes of it ----------------------------------------------------------------------------------------------
 
-    async def _visit(self, sync: _Sync, host: PeerId) -> tuple[PeerId, Reply] | None:
-        """Bring our values to a host and stay for its answer; ``None`` if it will not have us."""
-        fragment, began = sync.key.fragment, self._clock.monotonic()
-        if self._offences.avoids(host, began):
-            sync.absent[host] = "is avoided for a while"
-            return None
-        self._host.visit(fragment, host)
-        try:
-            reply = await self._stay(sync, host)
-        finally:
-            self._host.visit(fragment, None)
-        if reply is None or reply.kind is not Kind.DONE:
-            if reply is not None and reply.eta_s is not None:
-                self._waits.observe(began + reply.eta_s - sync.began)
-            return None
-        self._waits.observe(began + reply.held_s - sync.began)
-        sync.moving_s = max(0.0, self._clock.monotonic() - began - reply.held_s)
-        self._moves.observe(sync.moving_s)
-        return host, reply
-
-    async def _stay(self, sync: _Sync, host: PeerId) -> Reply | None:
-        """Bring, and ask again until the host says yes or no."""
-        fragment = sync.key.fragment
-        limit, max_members = self._reply_limit(fragment), self._pairing.group_size + MAX_VISITORS
-        method, request = BRING, await self._packed(sync, host)
-        while True:
-            timeout_s = self._timing.call_timeout_s(len(request) + limit)
-            try:
-                data = await self._transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
-                reply = unpack_reply(data, limit, max_members)
-            except PeerUnreachable:
-                self._company.bury(host)
-                sync.absent[host] = "cannot be reached"
-                return None
-            except CallTimeout:
-                reply = Reply(Kind.HOLD)
-            except (CallRefused, FrameError) as err:
-                sync.absent[host] = str(err)
-                return None
-            if reply.kind is Kind.HOLD:
-                # It has our values, or may have them: whether they count only its answer can tell.
-                sync.unsure.add(host)
-                method, request = POLL, pack_poll(Poll(fragment, sync.serial))
-            elif reply.kind is Kind.ANCHOR and fragment in self._sent_ahead:
-                # Another guest's plan, a restart: what went ahead is not there any more.
-                del self._sent_ahead[fragment]
-                request = await self._packed(sync, host)
-            else:
-                sync.unsure.discard(host)
-                if reply.kind is not Kind.DONE:
-                    when = "" if reply.eta_s is None else f", ready in {reply.eta_s:.1f} s"
-                    sync.absent[host] = f"has no place for us{when}"
-                return reply
-
-    async def _packed(self, sync: _Sync, host: PeerId) -> bytes:
-        """What we bring; with the anchor, unless this host has it."""
-        fragment, mine = sync.key.fragment, sync.mine
-        if mine.weight and not sync.delta:
-            sync.delta, sync.sent_N = await self._clock.run_aside(lambda: self._encoded(sync))
-        ahead = self._sent_ahead.get(fragment) == (mine.base, host)
-        anchor = b"" if ahead else await self._frame(fragment, mine.base, sync.anchor_N)
-        patience_s = max(0.0, sync.wait_until - self._clock.monotonic())
-        return pack_bring(Bring(fragment, mine.base, sync.serial, mine.weight, patience_s, sync.delta, anchor))
-
-    def _encoded(self, sync: _Sync) -> tuple[bytes, Tensor]:
-        """The frame of our pseudo-gradient, and what a host makes of it."""
-        codec, delta_N, key = self._wire.codec, sync.mine.delta_N, sync.key
-        frame = pack(codec, delta_N, seed_of(f"{self._company.me}/{key.round}/{key.fragment}"))
-        return frame, delta_N if codec.lossless else unpack(frame, codec, delta_N.numel())
-
-    async def _frame(self, fragment: int, base: str, anchor_N: Tensor) -> bytes:
-        """The frame of an anchor, made once."""
-        known, frame = self._frames.get(fragment, ("", b""))
-        if known != base:
-            codec, seed = self._pairing.anchor_codec, seed_of(f"anchor/{self._company.me}/{base}")
-            frame = await self._clock.run_aside(lambda: pack(codec, anchor_N, seed))
-            self._frames[fragment] = base, frame
-        return frame
-
-    async def _send_ahead(self, fragment: int, base: str, anchor_N: Tensor) -> None:
-        """Send a new anchor to the next host, if this worker is to be a guest. If that fails it goes later."""
-        host = self._company.group(fragment)[0]
-        if host == self._company.me:
-            return
-        request = pack_anchor(Anchor(fragment, base, await self._frame(fragment, base, anchor_N)))
-        timeout_s = self._timing.call_timeout_s(len(request))
-        with contextlib.suppress(TransportError):
-            await self._transport.call(host, AHEAD, request, timeout_s=timeout_s, max_reply_bytes=0)
-            self._sent_ahead[fragment] = base, host
-
-    async def _take(self, sync: _Sync, host: PeerId, reply: Reply) -> _End | None:
+    async def _take(self, sync: Sync, host: PeerId, reply: Reply) -> _End | None:
         """The outcome that a host's answer means; ``None`` if the answer is not one."""
         key, mine, me = sync.key, sync.mine, self._company.me
         share = Share(me, mine.weight, sync.sent_N if mine.weight else None, sync.anchor_N)
@@ -404,19 +263,11 @@ class Gossip(Exchange):
             )
         except FrameError as err:
             sync.absent[host] = str(err)
-            self._offend(host, str(err))
+            self._context.offend(host, str(err))
             return None
         return self._ended(taken, sync.sent_N, [peer for peer in reply.members if peer != me])
 
-    def _reply_limit(self, fragment: int) -> int:
-        """The longest answer of a host."""
-        numel = self._wire.numels[fragment]
-        frames = framed_nbytes(self._wire.mean_codec, numel) + framed_nbytes(self._pairing.pull_codec, numel)
-        return frames + 256 * (self._pairing.group_size + MAX_VISITORS) + MAX_SMALL_BYTES
-
-    # -- as a host, or alone ------------------------------------------------------------------------------------------
-
-    async def _settle(self, sync: _Sync) -> _End | None:
+    async def _settle(self, sync: Sync) -> _End | None:
         """Close the table and answer its guests; ``None`` if there are none."""
         key, mine, me = sync.key, sync.mine, self._company.me
         seats, table = self._host.clear(key.fragment)
@@ -436,7 +287,7 @@ class Gossip(Exchange):
             table.close(answers)
         return self._ended(taken, mine.delta_N, [guest.peer for guest in guests])
 
-    def _alone(self, sync: _Sync) -> _End:
+    def _alone(self, sync: Sync) -> _End:
         """The step without a partner: what we bring is the mean, and no codec spoils it."""
         mine = sync.mine
         if not mine.weight:
@@ -446,8 +297,5 @@ class Gossip(Exchange):
     def _ended(self, taken: Taken, sent_N: Tensor | None, partners: Sequence[PeerId]) -> _End:
         """The outcome of a swap; who was wild is noted."""
         for peer in taken.wild:
-            self._offend(peer, FAR_OFF)
+            self._context.offend(peer, FAR_OFF)
         return _End(taken.mixed, sent_N, tuple(partners), taken.spread)
-
-    def _offend(self, peer: PeerId, reason: str) -> None:
-        self._offences.note(peer, reason, self._clock.monotonic(), self._company.round_s())

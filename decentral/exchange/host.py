@@ -2,8 +2,7 @@
 
 from decentral.codecs.frame import framed_nbytes, unpack
 from decentral.errors import FrameError
-from decentral.exchange.company import Company
-from decentral.exchange.cut import Wire
+from decentral.exchange.context import Context
 from decentral.exchange.gossip_messages import (
     MAX_SMALL_BYTES,
     Bring,
@@ -17,13 +16,8 @@ from decentral.exchange.gossip_messages import (
     unpack_poll,
     unpack_question,
 )
-from decentral.exchange.offences import Offences
-from decentral.exchange.pairing import Pairing
 from decentral.exchange.swap import Share
 from decentral.exchange.table import Seat, Table
-from decentral.ports.clock import Clock
-from decentral.ports.transport import Transport
-from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
 ASK = "gossip.ask"
@@ -42,43 +36,25 @@ class Host:
     """This worker's tables.
 
     Args:
-        transport: to answer through.
-        clock: for durations.
-        company: who is planned to come.
-        wire: sizes and codecs of pseudo-gradients.
-        pairing: codec of anchors.
-        offences: those who send what no honest peer sends are noted and turned away.
-        timing: how long a call is held.
+        context: ports, agreements, and what was learnt of others.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        clock: Clock,
-        company: Company,
-        wire: Wire,
-        pairing: Pairing,
-        offences: Offences,
-        timing: Timing,
-    ) -> None:
-        self._transport = transport
-        self._clock = clock
-        self._company = company
-        self._wire = wire
-        self._pairing = pairing
-        self._offences = offences
-        self._timing = timing
-        self._tables = [Table() for _ in wire.numels]
-        self._closed = [Table() for _ in wire.numels]
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._company, self._clock, self._wire = context.company, context.clock, context.wire
+        self._tables = [Table() for _ in context.wire.numels]
+        self._closed = [Table() for _ in context.wire.numels]
         self._at_home: set[int] = set()
         self._visiting: dict[int, PeerId] = {}
         self._ahead: dict[tuple[int, PeerId], tuple[str, bytes]] = {}
 
     async def start(self) -> None:
         """Begin to answer."""
-        anchor = _ENVELOPE_BYTES + max(framed_nbytes(self._pairing.anchor_codec, numel) for numel in self._wire.numels)
+        anchor = _ENVELOPE_BYTES + max(
+            framed_nbytes(self._context.pairing.anchor_codec, numel) for numel in self._wire.numels
+        )
         delta = max(framed_nbytes(self._wire.codec, numel) for numel in self._wire.numels)
-        serve = self._transport.serve
+        serve = self._context.transport.serve
         await serve(ASK, self._on_ask, max_request_bytes=MAX_SMALL_BYTES)
         await serve(AHEAD, self._on_ahead, max_request_bytes=anchor, max_concurrent=_MAX_UPLOADS)
         await serve(BRING, self._on_bring, max_request_bytes=anchor + delta, max_concurrent=_MAX_UPLOADS)
@@ -105,7 +81,7 @@ class Host:
         """The guests whose values count, and the table that is to be closed with their answers."""
         table, self._tables[fragment] = self._tables[fragment], Table()
         self._closed[fragment] = table
-        return table.present(self._clock.monotonic(), self._timing.grace_s), table
+        return table.present(self._clock.monotonic(), self._context.timing.grace_s), table
 
     def unconfirmed(self, fragment: int) -> tuple[PeerId, ...]:
         """Guests that never fetched the answer of the table closed last."""
@@ -164,8 +140,8 @@ class Host:
     async def _on_bring(self, sender: PeerId, request: bytes) -> bytes:
         """A guest with its values: take them in and hold the call until there is an answer."""
         bring = unpack_bring(request, len(request))
-        fragment, now = self._checked(bring.fragment), self._clock.monotonic()
-        if self._offences.avoids(sender, now):
+        fragment = self._checked(bring.fragment)
+        if self._context.avoids(sender):
             return pack_reply(Reply(Kind.NO))
         self._company.vouch(sender)
         again = await self._again(sender, fragment, bring.serial)
@@ -181,7 +157,7 @@ class Host:
         try:
             share = await self._clock.run_aside(lambda: self._share(sender, bring, frame))
         except FrameError as err:
-            self._offences.note(sender, str(err), now, self._company.round_s())
+            self._context.offend(sender, str(err))
             raise
         self._ahead.pop((fragment, sender), None)
         if not self._has_room(fragment, sender):
@@ -196,7 +172,7 @@ class Host:
         """The guest's values, checked."""
         numel = self._wire.numels[bring.fragment]
         delta_N = unpack(bring.delta, self._wire.codec, numel) if bring.delta else None
-        return Share(sender, bring.weight, delta_N, unpack(anchor, self._pairing.anchor_codec, numel))
+        return Share(sender, bring.weight, delta_N, unpack(anchor, self._context.pairing.anchor_codec, numel))
 
     async def _on_poll(self, sender: PeerId, request: bytes) -> bytes:
         """A guest asks again."""
@@ -218,7 +194,7 @@ class Host:
         peer, now = seat.share.peer, self._clock.monotonic()
         seat.asking += 1
         try:
-            await table.closed(max(0.0, min(self._timing.hold_s, seat.until - now)))
+            await table.closed(max(0.0, min(self._context.timing.hold_s, seat.until - now)))
         finally:
             seat.asking -= 1
             seat.asked_at = self._clock.monotonic()

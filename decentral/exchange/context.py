@@ -1,0 +1,43 @@
+"""What the two sides of a gossip share: a worker is a host in one round and a guest in the next."""
+
+from dataclasses import dataclass, field
+
+from decentral.exchange.company import Company
+from decentral.exchange.cut import Wire
+from decentral.exchange.limits import Limit
+from decentral.exchange.offences import Offences
+from decentral.exchange.pairing import Pairing
+from decentral.ports.clock import Clock
+from decentral.ports.transport import Transport
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId
+
+#: Waits for partners are limited to so many times the usual, values on their way likewise; at least so long.
+_WAIT_FACTOR, _MIN_WAIT_S = 1.5, 0.5
+_MOVE_FACTOR, _MIN_MOVE_S = 4.0, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Ports, agreements, and what was learnt of others."""
+
+    transport: Transport
+    clock: Clock
+    company: Company
+    wire: Wire
+    """Sizes and codecs of pseudo-gradients and means."""
+    pairing: Pairing
+    timing: Timing
+    offences: Offences = field(default_factory=Offences)
+    waits: Limit = field(default_factory=lambda: Limit(_WAIT_FACTOR, _MIN_WAIT_S))
+    """How late partners are."""
+    moves: Limit = field(default_factory=lambda: Limit(_MOVE_FACTOR, _MIN_MOVE_S))
+    """How long values are on their way."""
+
+    def offend(self, peer: PeerId, reason: str) -> None:
+        """The peer sent what no honest one sends."""
+        self.offences.note(peer, reason, self.clock.monotonic(), self.company.round_s())
+
+    def avoids(self, peer: PeerId) -> bool:
+        """Whether to keep away from the peer as of now."""
+        return self.offences.avoids(peer, self.clock.monotonic())
