@@ -150,13 +150,8 @@ class MethodSection(Section):
     def _gossips_well(self) -> Self:
         if self.name != "noloco":
             return self
-        low, high = gamma_range(self.outer_momentum, self.group_size)
-        if not low < self.gamma < high:
-            raise ValueError(
-                f"method.gamma is {self.gamma:g}, which must be above {low:.4g} and below {high:.4g} for groups of "
-                f"n = {self.group_size} (method.group_size) with alpha = {self.outer_momentum:g} "
-                "(method.outer_momentum): outside, the spread between replicas may grow"
-            )
+        if self.schedule == "rounds":
+            self._pulls_together()
         if self.feedback == "ef21":
             raise ValueError(
                 "method.feedback is ef21, which noloco has no use for: its common reference is one of all workers, "
@@ -183,3 +178,19 @@ class MethodSection(Section):
                 "it is the share of the way to the mean that a swap goes at once"
             )
         return self
+
+    def _pulls_together(self) -> None:
+        """Raises ValueError if a gamma in rounds would let the replicas drift apart."""
+        try:
+            low, high = gamma_range(self.outer_momentum, self.group_size)
+        except ValueError as err:
+            raise ValueError(
+                f"method.outer_momentum is {self.outer_momentum:g}, with which no method.gamma keeps the replicas "
+                f"together in groups of n = {self.group_size} (method.group_size); the paper's is 0.5"
+            ) from err
+        if not low < self.gamma < high:
+            raise ValueError(
+                f"method.gamma is {self.gamma:g}, which must be above {low:.4g} and below {high:.4g} for groups of "
+                f"n = {self.group_size} (method.group_size) with alpha = {self.outer_momentum:g} "
+                "(method.outer_momentum): outside, the spread between replicas may grow"
+            )

@@ -4,9 +4,10 @@ import math
 
 
 def gamma_range(momentum: float, group_size: int) -> tuple[float, float]:
-    """The open range of gamma in which the spread between NoLoCo's replicas stays bounded.
+    """The open range of gamma in which NoLoCo's replicas stay together.
 
-    ``sqrt(n / (2 (n - 1))) * alpha < gamma < sqrt(n (2 + alpha^2) / (2 (n - 1)))``
+    ``sqrt(n / (2 (n - 1))) * alpha < gamma < sqrt(n (2 + alpha^2) / (2 (n - 1)))``, and besides
+    ``gamma < 2 (1 - alpha^2) / (1 - alpha (1 - 2 / n))``
 
     Args:
         momentum: alpha, in [0, 1).
@@ -16,12 +17,20 @@ def gamma_range(momentum: float, group_size: int) -> tuple[float, float]:
         Lower and upper end, both excluded.
 
     Raises:
-        ValueError: a group of fewer than two.
+        ValueError: a group of fewer than two, or a momentum with which there is no such gamma.
 
-    Source: NoLoCo (arXiv 2506.10911), equation 74: sufficient for the variance between replicas to stay bounded, for
-    a quadratic loss and independent noise.
+    Source: the first line is equation 74 of NoLoCo (arXiv 2506.10911). Difference: the second one, our own. It is where
+    the second moments of anchors and momenta grow under the pull alone; for a momentum above 0.5 in pairs it is the
+    narrower one, and equation 74 lets replicas drift apart. See docs/algorithms/noloco.md.
     """
     if group_size < 2:
         raise ValueError(f"a group has at least 2 members, got {group_size}")
     share = group_size / (2 * (group_size - 1))
-    return math.sqrt(share) * momentum, math.sqrt(share * (2 + momentum * momentum))
+    stable = 2 * (1 - momentum**2) / (1 - momentum * (1 - 2 / group_size))
+    low, high = math.sqrt(share) * momentum, min(math.sqrt(share * (2 + momentum**2)), stable)
+    if low >= high:
+        raise ValueError(
+            f"with momentum alpha = {momentum:g} no gamma keeps replicas together in groups of n = {group_size}: "
+            f"it would have to be above {low:.4g} and below {high:.4g}"
+        )
+    return low, high

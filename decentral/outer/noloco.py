@@ -29,8 +29,7 @@ class NoLoCo:
     Args:
         lr: beta of the paper, the outer learning rate, > 0.
         momentum: alpha of the paper, in [0, 1). Without momentum there is no buffer.
-        gamma: strength of the pull, inside ``gamma_range(momentum, group_size)``. That range is too wide for a large
-            momentum: pairs come together only below ``2 (1 - momentum^2)``, see docs/algorithms/noloco.md.
+        gamma: strength of the pull, inside ``gamma_range(momentum, group_size)``.
         group_size: n, members of a group as it is planned, at least 2.
 
     Raises:
@@ -91,29 +90,3 @@ class NoLoCo:
         if mixed.anchor_N is not None:
             move_N.sub_((anchor_N - mixed.anchor_N).mul_(self.gamma))
         return anchor_N + move_N, OuterState((move_N,) if self.momentum else (), state.num_steps + 1)
-
-
-def pull(anchor_N: Tensor, mean_N: Tensor, gamma: float) -> Tensor:
-    """Move an anchor towards the mean of a group at once, outside of any outer step.
-
-    ``a + gamma * (b - a)``
-
-    Args:
-        anchor_N: this worker's anchor [N].
-        mean_N: the group's mean anchor [N].
-        gamma: in (0, 1]; 1 goes all the way.
-
-    Returns:
-        The new anchor [N]. The momentum buffer stays as it is.
-
-    Raises:
-        ValueError: ``gamma`` out of range, or the shapes differ.
-
-    Source: an averaging event of asynchronous gossip as in DADAO (arXiv 2208.00779), where such events and gradient
-    steps come at independent random times. Difference: DADAO's accelerated dual variables are left out.
-    """
-    if not 0 < gamma <= 1:
-        raise ValueError(f"gamma of an event must be above 0 and at most 1, got {gamma:g}")
-    if anchor_N.shape != mean_N.shape:
-        raise ValueError(f"anchor {list(anchor_N.shape)} and mean anchor {list(mean_N.shape)} differ in shape")
-    return (mean_N - anchor_N).mul_(gamma).add_(anchor_N)
