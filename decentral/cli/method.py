@@ -167,6 +167,11 @@ class MethodSection(Section):
                 f"method.events_per_round is {self.events_per_round:g}, which only method.schedule = poisson "
                 "has a use for"
             )
+        if self.schedule == "poisson" and self.codec != MethodSection.model_fields["codec"].default:
+            raise ValueError(
+                f"method.codec is {self.codec}, which method.schedule = poisson has no use for: "
+                "anchors are swapped and no pseudo-gradients; see method.anchor_codec and method.pull_codec"
+            )
         if self.schedule == "poisson" and self.group_size != 2:
             raise ValueError(
                 f"method.group_size is {self.group_size}, which must be 2 with method.schedule = poisson: "

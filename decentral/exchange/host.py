@@ -68,6 +68,7 @@ class Host:
 
     def attend(self, fragment: int) -> None:
         """This worker has finished its inner steps: guests need not wait for it any more."""
+        self._tables[fragment].tidy(self._clock.monotonic(), self._context.timing.grace_s)
         self._at_home.add(fragment)
 
     def visit(self, fragment: int, host: PeerId | None) -> None:

@@ -153,7 +153,8 @@ class RandomGossip(Exchange):
             self._offend(peer, str(err))
             return
         except TransportError:
-            # It may have moved without us.
+            # It may have moved without us. Whoever does not answer is left alone until it is heard of again.
+            self._roster.bury(peer)
             self._unconfirmed.add(peer)
             return
         await self._moved(fragment, pull_N, anchor_N, peer, wild=wild)

@@ -58,6 +58,10 @@ class Table:
         seats = [seat for _, seat in sorted(self.seats.items())]
         return [seat for seat in seats if now < seat.until and (seat.asking or now - seat.asked_at < grace_s)]
 
+    def tidy(self, now: float, grace_s: float) -> None:
+        """Forget the guests that have gone."""
+        self.seats = {seat.share.peer: seat for seat in self.present(now, grace_s)}
+
     def close(self, answers: dict[tuple[PeerId, int], bytes]) -> None:
         """Everybody who is held gets its answer."""
         self.answers = answers

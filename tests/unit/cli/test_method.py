@@ -86,6 +86,7 @@ def test_a_joiner_that_states_a_method_is_compared_in_all_that_it_stands_for() -
         (["method.schedule=never"], 'schedule = "never": must be one of rounds, poisson'),
         (["method.events_per_round=2"], "events_per_round is 2, which only method.schedule = poisson has a use for"),
         ([POISSON, "method.events_per_round=0"], "events_per_round = 0: must be a number, above 0 and at most 100"),
+        ([POISSON, "method.codec=int4-b128"], "codec is int4-b128, which method.schedule = poisson has no use for"),
         ([POISSON, "method.group_size=3"], "group_size is 3, which must be 2 with method.schedule = poisson"),
         ([POISSON, "method.gamma=1.1"], "gamma is 1.1, which must be at most 1 with method.schedule = poisson"),
         (["method.feedback=ef21"], "feedback is ef21, which noloco has no use for"),
