@@ -30,7 +30,7 @@ from decentral.exchange.cut import Wire, seed_of
 from decentral.exchange.gossip_messages import Anchor, pack_anchor, unpack_anchor
 from decentral.exchange.offences import Offences
 from decentral.exchange.pairing import Pairing
-from decentral.exchange.swap import FAR_OFF, Swap, spread_of
+from decentral.exchange.swap import FAR_OFF, Swap, part_of, spread_of
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
@@ -59,6 +59,7 @@ class RandomGossip(Exchange):
         wire: sizes of fragments.
         pairing: codecs, rate and strength of swaps.
         timing: bounds for calls.
+        inner_steps: H.
         anchor: a fragment's anchor with its digest, or ``None`` while there is none.
         move: see ``Move``.
     """
@@ -71,6 +72,7 @@ class RandomGossip(Exchange):
         wire: Wire,
         pairing: Pairing,
         timing: Timing,
+        inner_steps: int,
         anchor: Callable[[int], tuple[str, Tensor] | None],
         move: Move,
     ) -> None:
@@ -81,6 +83,7 @@ class RandomGossip(Exchange):
         self._wire = wire
         self._pairing = pairing
         self._timing = timing
+        self._inner_steps = inner_steps
         self._anchor = anchor
         self._move = move
         self._swap = Swap(wire, pairing)
@@ -101,7 +104,8 @@ class RandomGossip(Exchange):
         self.progress.finish(key)
         if not mine.weight:
             return Verdict(Aborted(Reason.ALONE, "nothing to give"), met=met)
-        await self._clock.run_aside(lambda: self._swap.measure(key.fragment, mine.delta_N))
+        part = part_of(mine, self._inner_steps)
+        await self._clock.run_aside(lambda: self._swap.measure(key.fragment, mine.delta_N, part))
         return Verdict(Mixed(mine.delta_N, (self._transport.peer_id,)), mine.delta_N, met=met)
 
     async def run(self) -> None:
@@ -134,7 +138,7 @@ class RandomGossip(Exchange):
     async def _start(self, peer: PeerId, fragment: int) -> None:
         """Send the anchor to a peer and move by the pull that comes back."""
         held = self._anchor(fragment)
-        if held is None:
+        if held is None or not self._swap.has_measure(fragment):
             return
         base, anchor_N = held
         self._serial += 1
@@ -166,7 +170,8 @@ class RandomGossip(Exchange):
         if fragment >= len(self._wire.numels):
             raise FrameError(f"there is no fragment {fragment}")
         held = self._anchor(fragment)
-        if held is None or self._offences.avoids(sender, self._clock.monotonic()):
+        unfit = not self._swap.has_measure(fragment) or self._offences.avoids(sender, self._clock.monotonic())
+        if held is None or unfit:
             raise ValueError("no swap now")
         _, anchor_N = held
         self._serial += 1

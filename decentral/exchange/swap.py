@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
+from decentral.exchange.api import Contribution
 from decentral.exchange.cut import Wire, seed_of
 from decentral.exchange.ledger import Entry, Ledger
 from decentral.exchange.pairing import Pairing
@@ -44,6 +45,8 @@ class Share:
     delta_N: Tensor | None
     """As the host decoded it; ``None`` from one that only listens."""
     anchor_N: Tensor
+    part: float = 1.0
+    """In (0, 1]: how much of a whole round's inner steps is behind it; read of this worker's own only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +85,12 @@ class Swap:
         self._anchor_radii = [Radius() for _ in wire.numels]
         self._rest = MeanRest(wire.numels)
         self._scales = [0.0 for _ in wire.numels]
-        """Lengths of the own last pseudo-gradients."""
+        """Lengths of the own last pseudo-gradients, as of whole rounds."""
 
     def settle(self, key: SyncKey, host: Share, guests: Sequence[Share]) -> tuple[Taken, Answers]:
         """The host's side: means over all, pulls for the guests."""
         members = (host.peer, *(guest.peer for guest in guests))
-        self.measure(key.fragment, host.delta_N)
+        self.measure(key.fragment, host.delta_N, host.part)
         mean_N, frame, contributors, wild = self._mean(key, host, guests)
         anchors = {guest.peer: guest.anchor_N for guest in guests}
         own_N, pulls, far = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
@@ -95,10 +98,17 @@ class Swap:
         spread = spread_of(own_N, host.anchor_N, len(members))
         return Taken(mixed, spread, tuple({*wild, *far})), Answers(members, contributors, frame, pulls)
 
-    def measure(self, fragment: int, delta_N: Tensor | None) -> None:
-        """Note how long this worker's own pseudo-gradient is, if there is one: a distance that is surely harmless."""
+    def measure(self, fragment: int, delta_N: Tensor | None, part: float) -> None:
+        """Note how long this worker's own pseudo-gradient would be after a whole round: a distance that is harmless.
+
+        Else a newcomer, with a step or two behind it, would cut all others down to that.
+        """
         if delta_N is not None:
-            self._scales[fragment] = _norm(delta_N)
+            self._scales[fragment] = _norm(delta_N) / part
+
+    def has_measure(self, fragment: int) -> bool:
+        """Whether it has one yet. Before that everything would be too far away, and honest peers offenders."""
+        return self._scales[fragment] > 0
 
     def pulls(
         self, fragment: int, anchor_N: Tensor, guests: Mapping[PeerId, Tensor], purpose: str
@@ -136,7 +146,7 @@ class Swap:
             FrameError: a frame breaks a rule.
         """
         host, num, fragment = members[0], len(members), key.fragment
-        self.measure(fragment, mine.delta_N)
+        self.measure(fragment, mine.delta_N, mine.part)
         # Distances are from member to member; the mean is nearer by this.
         share = (num - 1) / num
         delta_N, wild = torch.zeros_like(mine.anchor_N), False
@@ -196,6 +206,11 @@ class Swap:
         near_N, distance = clip(own_N, other_N, limit)
         radii[fragment].observe(distance / share)
         return near_N, distance > _WILD * limit
+
+
+def part_of(mine: Contribution, inner_steps: int) -> float:
+    """How much of a whole round of H ``inner_steps`` is behind a contribution, in (0, 1]."""
+    return min(1.0, max(1, mine.num_inner_steps) / inner_steps)
 
 
 def spread_of(pull_N: Tensor, anchor_N: Tensor, num_members: int) -> float:
