@@ -193,7 +193,8 @@ def _garbage(rng: random.Random, data: bytearray, other: bytes) -> None:
         data[start:] = rng.randbytes(len(data) - start)
 
 
-_BREAKS: tuple[Callable[[random.Random, bytearray, bytes], None], ...] = (
+#: Ways to break any bytes, given others of the same kind.
+BREAKS_OF_BYTES: tuple[Callable[[random.Random, bytearray, bytes], None], ...] = (
     _flip_bits,
     _flip_bits,
     _set_bytes,
@@ -201,6 +202,5 @@ _BREAKS: tuple[Callable[[random.Random, bytearray, bytes], None], ...] = (
     _move,
     _truncate,
     _extend,
-    _edit_header,
-    _garbage,
 )
+_BREAKS = (*BREAKS_OF_BYTES, _edit_header, _garbage)

@@ -1,0 +1,133 @@
+"""Broken messages of a gossip, drawn from a seed, and what must hold of each; the frames in them are for ``mutants``.
+
+Half of all mutants stay well-formed msgpack: a field has another message's value, a lie about a length, or nonsense.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from decentral.errors import FrameError
+from decentral.exchange import gossip_messages as messages
+from decentral.exchange.gossip_messages import Anchor, Bring, Kind, Plan, Poll, Reply
+from decentral.types import PeerId
+from tests.support.address_space import at_most_more
+from tests.support.mutants import BREAKS_OF_BYTES, LIES
+
+#: Allowed beyond what the process has when it begins.
+EXTRA_BYTES = 4 << 20
+_LIMIT, _MAX_MEMBERS = 4096, 3
+_PEERS = (PeerId("a"), PeerId("b"), PeerId("漢" * 40))
+
+Reader = Callable[[bytes], object]
+READERS: dict[str, Reader] = {
+    "question": messages.unpack_question,
+    "plan": messages.unpack_plan,
+    "anchor": lambda data: messages.unpack_anchor(data, _LIMIT),
+    "bring": lambda data: messages.unpack_bring(data, _LIMIT),
+    "poll": messages.unpack_poll,
+    "reply": lambda data: messages.unpack_reply(data, _LIMIT, _MAX_MEMBERS),
+}
+_GOOD: tuple[tuple[str, bytes], ...] = (
+    ("question", messages.pack_question(1)),
+    ("plan", messages.pack_plan(Plan(_PEERS[0], 1.5))),
+    ("plan", messages.pack_plan(Plan(_PEERS[2], None))),
+    ("anchor", messages.pack_anchor(Anchor(0, "d1gest", bytes(range(200))))),
+    ("bring", messages.pack_bring(Bring(1, "d1gest", 7, 640.0, 2.5, bytes(300), bytes(range(200))))),
+    ("bring", messages.pack_bring(Bring(1, "d1gest", 8, 0.0, 2.5, b"", bytes(range(200))))),
+    ("poll", messages.pack_poll(Poll(1, 8))),
+    ("reply", messages.pack_reply(Reply(Kind.HOLD))),
+    ("reply", messages.pack_reply(Reply(Kind.NO, 12.0))),
+    ("reply", messages.pack_reply(Reply(Kind.DONE, None, 0.5, _PEERS, (0, 2), bytes(300), bytes(100)))),
+)
+#: Announced lengths and numbers far beyond what follows: array, map, text, bytes and extension of 2^32 - 1, and others.
+_WRONG_HEADS = (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
+                b"\xc9\xff\xff\xff\xff\x01", b"\xc7\x0c\xff", b"\xd6\xff", b"\xc1")  # fmt: skip
+
+
+@dataclass
+class Tally:
+    """How far the mutants came, by message."""
+
+    tried: Counter[str] = field(default_factory=Counter)
+    read: Counter[str] = field(default_factory=Counter)
+    """Of them, those that still are messages."""
+    refusals: Counter[str] = field(default_factory=Counter)
+    """By the words before the first value seen."""
+
+
+def fuzz_messages(num_mutants: int, seed: int) -> Tally:
+    """Read mutants of messages of every kind.
+
+    Raises:
+        AssertionError: one was neither read nor refused with a FrameError, or more memory was asked for than it has
+            any use for; the message says how to make it again.
+    """
+    tally = Tally()
+    with at_most_more(EXTRA_BYTES):
+        for number, (kind, data) in zip(range(num_mutants), mutants(seed), strict=False):
+            tally.tried[kind] += 1
+            try:
+                READERS[kind](data)
+            except FrameError as refusal:
+                tally.refusals[str(refusal).split(":")[0]] += 1
+            except Exception as error:
+                raise AssertionError(f"mutant {number} of seed {seed} ({kind}): {error!r} from {data!r}") from error
+            else:
+                tally.read[kind] += 1
+    return tally
+
+
+def mutants(seed: int) -> Iterator[tuple[str, bytes]]:
+    """Endless broken messages, each with the kind that it is taken for."""
+    rng = random.Random(f"messages {seed}")
+    while True:
+        kind, good = rng.choice(_GOOD)
+        if rng.random() < 0.5:
+            yield kind, _with_other_fields(rng, good)
+            continue
+        data = bytearray(good)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            rng.choice(BREAKS_OF_BYTES)(rng, data, rng.choice(_GOOD)[1])
+        if rng.random() < 0.1:
+            at = rng.randrange(len(data) + 1)
+            data[at:at] = rng.choice(_WRONG_HEADS)
+        yield kind, bytes(data)
+
+
+def _with_other_fields(rng: random.Random, good: bytes) -> bytes:
+    fields: list[Any] = msgpack.unpackb(good)
+    for _ in range(rng.choice((1, 1, 2))):
+        fields[rng.randrange(len(fields))] = _nonsense(rng)
+    match rng.random():
+        case draw if draw < 0.05:
+            fields.append(_nonsense(rng))
+        case draw if draw < 0.1:
+            fields.pop()
+    return bytes(msgpack.packb(fields))
+
+
+def _nonsense(rng: random.Random) -> Any:
+    """Any value, often one of the right type."""
+    theirs: list[Any] = msgpack.unpackb(rng.choice(_GOOD)[1])
+    plain = (None, True, -1, 0, 3, 2**53, 0.0, -0.0, float("nan"), float("inf"), 1e308, "", "a", b"", b"\xff" * 9)
+    nested: Any = rng.choice(plain)
+    for _ in range(rng.choice((1, 2, 300))):
+        nested = [nested]
+    return rng.choice(
+        (
+            rng.choice(theirs),
+            rng.choice(plain),
+            rng.choice(LIES),
+            nested,
+            {rng.choice(("a", 1)): rng.choice(plain)},
+            [rng.choice(plain) for _ in range(rng.randrange(5))],
+            [rng.choice(_PEERS) for _ in range(rng.randrange(5))],
+            "x" * rng.choice((199, 200, 201)),
+            msgpack.ExtType(rng.randrange(128), b"\x00" * rng.randrange(5)),
+        )
+    )

@@ -1,0 +1,73 @@
+"""Whom a worker avoids, for how long, and that it forgets."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from decentral.exchange.offences import Avoidance, Offences
+from decentral.types import PeerId
+
+A, B = PeerId("a"), PeerId("b")
+ROUND_S = 20.0
+#: The first time: ten rounds.
+FIRST_S = 200.0
+MOST_S = 6 * 3600.0
+
+
+def after(times: Iterable[float], round_s: float = ROUND_S, peer: PeerId = A) -> Offences:
+    """Offences of a peer at these moments."""
+    offences = Offences()
+    for now in times:
+        offences.note(peer, f"at {now:g}", now, round_s)
+    return offences
+
+
+def test_one_may_be_an_accident() -> None:
+    offences = after([0.0])
+    assert not offences.avoids(A, 0.0)
+    assert offences.avoided(0.0) == ()
+
+
+def test_the_second_has_consequences_for_that_peer_and_a_while() -> None:
+    offences = after([0.0, 5.0])
+    assert offences.avoids(A, 5.0)
+    assert offences.avoids(A, 5.0 + FIRST_S - 0.1)
+    assert not offences.avoids(A, 5.0 + FIRST_S)
+    assert not offences.avoids(B, 5.0)
+    assert offences.avoided(105.0) == (Avoidance(A, "at 5", FIRST_S - 100.0),)
+    assert offences.avoided(5.0 + FIRST_S) == ()
+
+
+@pytest.mark.parametrize("round_s", [0.0, 0.01, 6.0])
+def test_in_short_rounds_a_while_is_a_minute(round_s: float) -> None:
+    offences = after([0.0, 0.0], round_s)
+    assert offences.avoids(A, 59.9)
+    assert not offences.avoids(A, 60.0)
+
+
+def test_every_further_one_costs_twice_as_much_up_to_a_bound() -> None:
+    for more in range(8):
+        (avoidance,) = after([0.0] * (2 + more)).avoided(0.0)
+        assert avoidance.seconds == min(MOST_S, FIRST_S * 2**more)
+    (avoidance,) = after([0.0] * 5000).avoided(0.0)
+    assert avoidance.seconds == MOST_S
+
+
+def test_those_avoided_are_in_order_of_peer_id() -> None:
+    offences = after([0.0, 0.0], peer=B)
+    for _ in range(2):
+        offences.note(A, "noise", 0.0, ROUND_S)
+    assert [each.peer for each in offences.avoided(1.0)] == [A, B]
+
+
+def test_endless_peers_take_bounded_memory_and_who_offended_long_ago_is_forgotten_first() -> None:
+    offences = after([0.0, 0.0])
+    for number in range(1023):
+        offences.note(PeerId(f"{number}"), "noise", 1.0, ROUND_S)
+    assert offences.avoids(A, 2.0)
+    offences.note(A, "again", 2.0, ROUND_S)
+    for number in range(1023):
+        offences.note(PeerId(f"x{number}"), "noise", 3.0, ROUND_S)
+    assert offences.avoids(A, 4.0)
+    offences.note(B, "noise", 4.0, ROUND_S)
+    assert not offences.avoids(A, 5.0)
