@@ -48,5 +48,5 @@ def make_exchange(
     if options.pairing is None:
         return AllReduce(*common, options.timing)
     if options.pairing.events_per_round is None:
-        return Gossip(*common, options.pairing, options.timing, until_launch_s)
-    return RandomGossip(*common, options.pairing, options.timing, anchor, move)
+        return Gossip(*common, options.pairing, options.timing, options.plan.inner_steps, until_launch_s)
+    return RandomGossip(*common, options.pairing, options.timing, options.plan.inner_steps, anchor, move)

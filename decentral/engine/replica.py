@@ -127,6 +127,7 @@ class Replica:
             brought.relative_N,
             state.outer.counted,
             anchor_N=state.anchor_N,
+            num_inner_steps=launched.steps,
         )
         tensors = [values_N for values_N in (brought.values_N, brought.relative_N) if values_N is not None]
         if not all(all_finite(values_N.numpy()) for values_N in tensors):

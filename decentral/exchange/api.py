@@ -31,6 +31,8 @@ class Contribution:
     """The members that the outer state counts."""
     anchor_N: Tensor | None = None
     """The anchor that ``delta_N`` was taken against, for gossip; float32 on CPU."""
+    num_inner_steps: int = 0
+    """Inner steps behind it."""
     excuse: str = ""
     """Why there is nothing to bring, for people."""
 

@@ -12,6 +12,8 @@ from decentral.ports.transport import Transport
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
+#: A guest hears after this time that its host still waits for others: so a lost answer costs little.
+HOLD_S = 0.5
 #: Waits for partners are limited to so many times the usual, values on their way likewise; at least so long.
 _WAIT_FACTOR, _MIN_WAIT_S = 1.5, 0.5
 _MOVE_FACTOR, _MIN_MOVE_S = 4.0, 1.0
@@ -33,6 +35,11 @@ class Context:
     """How late partners are."""
     moves: Limit = field(default_factory=lambda: Limit(_MOVE_FACTOR, _MIN_MOVE_S))
     """How long values are on their way."""
+
+    def answer_s(self, size_bytes: int, held_s: float = 0.0) -> float:
+        """After this time without an answer, a call that moves so many bytes and is held so long counts as lost."""
+        slowest_s = self.timing.call_timeout_s(size_bytes)
+        return min(slowest_s, held_s + self.moves.seconds(at_first=slowest_s, at_most=slowest_s))
 
     def offend(self, peer: PeerId, reason: str) -> None:
         """The peer sent what no honest one sends."""

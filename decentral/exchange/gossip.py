@@ -39,7 +39,7 @@ from decentral.exchange.gossip_messages import (
 from decentral.exchange.guest import Guest, Sync
 from decentral.exchange.host import ASK, Host
 from decentral.exchange.pairing import Pairing
-from decentral.exchange.swap import FAR_OFF, Share, Swap, Taken
+from decentral.exchange.swap import FAR_OFF, Share, Swap, Taken, part_of
 from decentral.exchange.table import Table
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
@@ -77,6 +77,7 @@ class Gossip(Exchange):
         wire: sizes and codecs of pseudo-gradients and means, equal on all members.
         pairing: codecs of anchors and pulls, and the size of a group.
         timing: bounds for calls.
+        inner_steps: H.
         until_launch_s: see ``Company``.
     """
 
@@ -88,6 +89,7 @@ class Gossip(Exchange):
         wire: Wire,
         pairing: Pairing,
         timing: Timing,
+        inner_steps: int,
         until_launch_s: Callable[[int], float],
     ) -> None:
         super().__init__(len(wire.numels))
@@ -97,6 +99,7 @@ class Gossip(Exchange):
         self._host = Host(self._context)
         self._guest = Guest(self._context, self._host)
         self._swap = Swap(wire, pairing)
+        self._inner_steps = inner_steps
         self._serial = 0
 
     async def start(self) -> None:
@@ -236,8 +239,9 @@ class Gossip(Exchange):
         """Where a peer will be and when; ``None`` if it does not say."""
         question = pack_question(sync.key.fragment)
         try:
+            timeout_s = self._context.answer_s(MAX_SMALL_BYTES)
             reply = await self._context.transport.call(
-                peer, ASK, question, timeout_s=self._context.timing.hold_s, max_reply_bytes=MAX_SMALL_BYTES
+                peer, ASK, question, timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
             )
             return unpack_plan(reply)
         except PeerUnreachable:
@@ -252,7 +256,7 @@ class Gossip(Exchange):
     async def _take(self, sync: Sync, host: PeerId, reply: Reply) -> _End | None:
         """The outcome that a host's answer means; ``None`` if the answer is not one."""
         key, mine, me = sync.key, sync.mine, self._company.me
-        share = Share(me, mine.weight, sync.sent_N if mine.weight else None, sync.anchor_N)
+        share = self._share(sync, sync.sent_N)
         try:
             if not reply.members or reply.members[0] != host or me not in reply.members[1:]:
                 raise FrameError("the answer is for another group")
@@ -269,14 +273,14 @@ class Gossip(Exchange):
 
     async def _settle(self, sync: Sync) -> _End | None:
         """Close the table and answer its guests; ``None`` if there are none."""
-        key, mine, me = sync.key, sync.mine, self._company.me
+        key, mine = sync.key, sync.mine
         seats, table = self._host.clear(key.fragment)
         answers: dict[tuple[PeerId, int], bytes] = {}
         try:
             if not seats:
                 return None
             now = self._clock.monotonic()
-            host = Share(me, mine.weight, mine.delta_N if mine.weight else None, sync.anchor_N)
+            host = self._share(sync, mine.delta_N)
             guests = [seat.share for seat in seats]
             taken, given = await self._clock.run_aside(lambda: self._swap.settle(key, host, guests))
             for seat in seats:
@@ -286,6 +290,12 @@ class Gossip(Exchange):
         finally:
             table.close(answers)
         return self._ended(taken, mine.delta_N, [guest.peer for guest in guests])
+
+    def _share(self, sync: Sync, delta_N: Tensor | None) -> Share:
+        """What this worker brings to a group."""
+        mine = sync.mine
+        part = part_of(mine, self._inner_steps)
+        return Share(self._company.me, mine.weight, delta_N if mine.weight else None, sync.anchor_N, part)
 
     def _alone(self, sync: Sync) -> _End:
         """The step without a partner: what we bring is the mean, and no codec spoils it."""

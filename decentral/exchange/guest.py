@@ -12,7 +12,7 @@ from torch import Tensor
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Contribution
-from decentral.exchange.context import Context
+from decentral.exchange.context import HOLD_S, Context
 from decentral.exchange.cut import seed_of
 from decentral.exchange.gossip_messages import (
     MAX_SMALL_BYTES,
@@ -127,22 +127,24 @@ class Guest:
                 return reply
 
     async def _call(self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int) -> Reply | None:
-        """One call to a host; a lost one counts as "ask again". ``None`` if there is nothing to hope for."""
+        """Call a host until it answers: saying the same twice changes nothing. ``None`` if it will not."""
         context = self._context
-        timeout_s = context.timing.call_timeout_s(len(request) + limit)
-        try:
-            data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
-            return unpack_reply(data, limit, context.pairing.group_size + MAX_VISITORS)
-        except CallTimeout:
-            return Reply(Kind.HOLD)
-        except PeerUnreachable:
-            context.company.bury(host)
-            sync.absent[host] = "cannot be reached"
-        except CallRefused as err:
-            sync.absent[host] = str(err)
-        except FrameError as err:
-            sync.absent[host] = str(err)
-            context.offend(host, str(err))
+        timeout_s = context.answer_s(len(request) + limit, HOLD_S)
+        while True:
+            try:
+                data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
+                return unpack_reply(data, limit, context.pairing.group_size + MAX_VISITORS)
+            except CallTimeout:
+                continue
+            except PeerUnreachable:
+                context.company.bury(host)
+                sync.absent[host] = "cannot be reached"
+            except CallRefused as err:
+                sync.absent[host] = str(err)
+            except FrameError as err:
+                sync.absent[host] = str(err)
+                context.offend(host, str(err))
+            break
         if method == BRING:
             sync.unsure.discard(host)
         return None

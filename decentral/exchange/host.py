@@ -2,7 +2,7 @@
 
 from decentral.codecs.frame import framed_nbytes, unpack
 from decentral.errors import FrameError
-from decentral.exchange.context import Context
+from decentral.exchange.context import HOLD_S, Context
 from decentral.exchange.gossip_messages import (
     MAX_SMALL_BYTES,
     Bring,
@@ -107,14 +107,11 @@ class Host:
         if visited is not None:
             return Plan(visited, 0.0)
         eta_s = 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
-        if self._stays(fragment):
-            return Plan(me, eta_s if self._has_room(fragment, sender) else None)
-        return Plan(self._company.group(fragment)[0], eta_s)
-
-    def _stays(self, fragment: int) -> bool:
-        """Whether this worker is at home at its next sync: it is, or it is planned to be, or has a guest already."""
-        me = self._company.me
-        return fragment in self._at_home or bool(self._tables[fragment].seats) or self._company.group(fragment)[0] == me
+        stays = fragment in self._at_home or self._tables[fragment].seats
+        if not stays and self._company.group(fragment)[0] == sender:
+            return Plan(sender, eta_s)
+        # Planned to be somebody's guest or not, it stays for one who comes first.
+        return Plan(me, eta_s if self._has_room(fragment, sender) else None)
 
     def _has_room(self, fragment: int, sender: PeerId) -> bool:
         """Whether ``sender`` may sit down. Two that set out to each other would both stand before a closed door."""
@@ -149,7 +146,7 @@ class Host:
         if again is not None:
             return again
         eta_s = 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
-        if eta_s > bring.patience_s or not (self._stays(fragment) and self._has_room(fragment, sender)):
+        if eta_s > bring.patience_s or not self._has_room(fragment, sender):
             return pack_reply(Reply(Kind.NO, eta_s))
         base, ahead = self._ahead.get((fragment, sender), ("", b""))
         frame = bring.anchor or (ahead if base == bring.base else b"")
@@ -195,7 +192,7 @@ class Host:
         peer, now = seat.share.peer, self._clock.monotonic()
         seat.asking += 1
         try:
-            await table.closed(max(0.0, min(self._context.timing.hold_s, seat.until - now)))
+            await table.closed(max(0.0, min(HOLD_S, seat.until - now)))
         finally:
             seat.asking -= 1
             seat.asked_at = self._clock.monotonic()

@@ -115,9 +115,9 @@ class Swap:
     ) -> tuple[Tensor, dict[PeerId, bytes], list[PeerId]]:
         """What moves the host's anchor to the mean, a frame that does so for each guest, and who was wild."""
         codec = self._pairing.pull_codec
-        away, wild = {}, []
+        away, wild, size = {}, [], _norm(anchor_N)
         for peer, guest_N in guests.items():
-            near_N, is_wild = self._clipped(self._anchor_radii, fragment, anchor_N, guest_N)
+            near_N, is_wild = self._clipped(self._anchor_radii, fragment, anchor_N, guest_N, size=size)
             away[peer] = near_N - anchor_N
             wild += [peer] if is_wild else []
         mean_N = torch.zeros_like(anchor_N)
@@ -154,19 +154,20 @@ class Swap:
             delta_N = unpack(mean, self._wire.mean_codec, delta_N.numel())
         if contributors and mine.delta_N is not None:
             delta_N, wild = self._clipped(self._delta_radii, fragment, mine.delta_N, delta_N, share)
-        pull_N, far = self.pulled(fragment, pull, share)
+        pull_N, far = self.pulled(fragment, mine.anchor_N, pull, share)
         inside = tuple([members[i] for i in contributors])
         mixed = Mixed(delta_N, inside, anchor_N=mine.anchor_N + pull_N)
         return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), (host,) if wild or far else ())
 
-    def pulled(self, fragment: int, pull: bytes, share: float) -> tuple[Tensor, bool]:
+    def pulled(self, fragment: int, anchor_N: Tensor, pull: bytes, share: float) -> tuple[Tensor, bool]:
         """The pull in a frame, clipped, and whether the one who sent it is wild.
 
         Raises:
             FrameError: the frame breaks a rule.
         """
         pull_N = unpack(pull, self._pairing.pull_codec, self._wire.numels[fragment])
-        return self._clipped(self._anchor_radii, fragment, torch.zeros_like(pull_N), pull_N, share)
+        nothing_N, size = torch.zeros_like(pull_N), _norm(anchor_N)
+        return self._clipped(self._anchor_radii, fragment, nothing_N, pull_N, share, size)
 
     def _mean(
         self, key: SyncKey, host: Share, guests: Sequence[Share]
@@ -199,13 +200,22 @@ class Swap:
         return decoded_N, frame, ledger.contributors(), wild
 
     def _clipped(
-        self, radii: Sequence[Radius], fragment: int, own_N: Tensor, other_N: Tensor, share: float = 1.0
+        self,
+        radii: Sequence[Radius],
+        fragment: int,
+        own_N: Tensor,
+        other_N: Tensor,
+        share: float = 1.0,
+        size: float = 0.0,
     ) -> tuple[Tensor, bool]:
-        """Another's values within ``share`` of the radius around one's own, and whether they were absurdly far off."""
+        """Another's values within ``share`` of the radius around one's own, and whether they were absurdly far off.
+
+        Anchors less far apart than their own ``size`` are not absurd: workers may have trained apart for long.
+        """
         limit = share * radii[fragment].limit(self._scales[fragment])
         near_N, distance = clip(own_N, other_N, limit)
         radii[fragment].observe(distance / share)
-        return near_N, distance > _WILD * limit
+        return near_N, distance > max(_WILD * limit, share * size)
 
 
 def part_of(mine: Contribution, inner_steps: int) -> float:
