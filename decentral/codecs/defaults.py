@@ -10,9 +10,11 @@ _MEAN_OF_SIGNS: Final = "int4-b128"
 _MEAN_OF_TOPK: Final = {"0.4": "topk1.5-8bit", "0.8": "topk3-8bit"}
 _MEAN_OF_DENSEST_TOPK: Final = "topk6-8bit"
 
-#: Anchors are parameters, not changes of them: what is lost of one is lost against its whole size.
+#: Anchors are parameters, not changes of them: what is lost of one is lost against its whole size. With four bits
+#: replicas stay eight times further apart (docs/benchmarks/gossip-quality.md).
 _ANCHOR: Final = "int8-b128"
-#: A difference, and what is lost of it leaves the mean of both sides where it was.
+#: A difference, and what is lost of it leaves the mean of both sides where it was. Four bits cost as
+#: little as 32, signs 0.4 % of the loss.
 _PULL: Final = "int4-b128"
 
 
