@@ -17,6 +17,7 @@ from decentral.ports.transport import Transport
 from decentral.state.average import Replica
 from decentral.state.download import Download, Downloader
 from decentral.swarm.presence import Presence, State
+from decentral.swarm.timing import lifetime_s
 from decentral.tensors.layout import Layout
 from decentral.types import short_id
 
@@ -63,7 +64,8 @@ async def fetch_replicas(
     Raises:
         UnreachableError: nobody gives its weights.
     """
-    live = [presence for presence, age_s in hello.workers if age_s < swarm.timing.ttl_s]
+    life_s = lifetime_s(swarm.timing.ttl_s, len(hello.workers))
+    live = [presence for presence, age_s in hello.workers if age_s < life_s]
     donors = [presence for presence in live if presence.state != State.JOINING]
     options = run_options(swarm, hello.run_id)
     layout = Layout.of(trainer.parameters(), options.plan.num_fragments)

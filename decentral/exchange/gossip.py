@@ -52,7 +52,7 @@ from decentral.types import PeerId, SyncKey, short_id
 _ASKED_AT_ONCE = 4
 _MAX_ASKED = 8
 #: Nobody waits longer for partners than for so much of its own inner steps, except that this little is never too long.
-_MAX_WAIT_ROUNDS, _MIN_PATIENCE_S = 0.5, 0.5
+_MAX_WAIT_ROUNDS, _MIN_PATIENCE_S = 0.25, 0.5
 #: Between two questions to a guest that is about to come.
 _TICK_S = 0.25
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from decentral.monitor.journal import finite
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
+from decentral.swarm.timing import lifetime_s
 from decentral.types import PeerId, short_id
 
 #: Of ``StatusReport.to_json``, described in docs/status-schema.md. Raised when a field changes meaning or goes away.
@@ -139,7 +140,8 @@ def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: f
     Args:
         run: of the run; records of other runs are ignored.
         rows: records with the seconds since each was last seen; of several by one peer the newest counts.
-        ttl_s: a worker not seen for longer than this does not count as present.
+        ttl_s: a worker not seen for longer than this does not count as present, as long as there are few
+            (see ``lifetime_s``).
 
     Returns:
         One row a worker, sorted by peer id, and the whole.
@@ -150,6 +152,7 @@ def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: f
         if presence.run == run.run_id and (known is None or presence.seq > known[0].seq):
             newest[presence.peer] = presence, max(age_s, 0.0)
     records = [newest[peer] for peer in sorted(newest)]
+    ttl_s = lifetime_s(ttl_s, len(records))
     seen = [presence for presence, age_s in records if age_s <= ttl_s]
     present = [presence for presence in seen if presence.state is not State.LEAVING]
     active = [presence for presence in present if presence.state in ACTIVE]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from decentral.swarm.presence import ACTIVE, Presence, State
+from decentral.swarm.timing import lifetime_s
 from decentral.types import PeerId
 
 #: Peers remembered; beyond it the one without news for longest is forgotten.
@@ -30,7 +31,7 @@ class Roster:
     """The last record of every peer, this worker included.
 
     Args:
-        ttl_s: a peer not heard of for so long is dead.
+        ttl_s: a peer not heard of for so long is dead, as long as there are few (see ``lifetime_s``).
     """
 
     def __init__(self, ttl_s: float) -> None:
@@ -114,10 +115,14 @@ class Roster:
         living = [entry for entry in self._by_peer if not entry.buried and self._is_fresh(entry, now)]
         self._live = tuple([entry.presence for entry in living])
         self._active = tuple([presence for presence in self._live if presence.state in ACTIVE])
-        self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + self._ttl_s
+        self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + self._lifetime_s
 
     def _is_fresh(self, entry: _Entry, now: float) -> bool:
-        return now < entry.heard_at + self._ttl_s
+        return now < entry.heard_at + self._lifetime_s
+
+    @property
+    def _lifetime_s(self) -> float:
+        return lifetime_s(self._ttl_s, len(self._entries))
 
     def with_ages(self, now: float) -> list[tuple[Presence, float]]:
         """Every remembered record with the seconds since it was news, in order of peer id."""
@@ -131,7 +136,7 @@ class Roster:
 
     def forget(self, now: float) -> None:
         """Drop the long silent."""
-        horizon = now - _REMEMBER_TTLS * self._ttl_s
+        horizon = now - _REMEMBER_TTLS * self._lifetime_s
         self._drop({peer for peer, entry in self._entries.items() if entry.heard_at < horizon})
 
     def _drop(self, peers: Set[PeerId]) -> None:

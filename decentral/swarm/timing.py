@@ -2,6 +2,15 @@
 
 from dataclasses import dataclass
 
+#: Up to so many workers nearly all news is younger than four beats, the usual time to live. With more it takes longer
+#: in proportion, as an exchange of records carries 16 of them: with 64 one in ten thousand is older than 24 beats.
+_QUICK_PEERS = 12
+
+
+def lifetime_s(ttl_s: float, num_peers: int) -> float:
+    """How long a peer may be silent before it counts as dead, where the news of so many goes from mouth to mouth."""
+    return ttl_s * max(1.0, num_peers / _QUICK_PEERS)
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -14,7 +23,7 @@ class Timing:
     beat_s: float = 1.5
     """Between two signs of life."""
     ttl_s: float = 6.0
-    """A worker silent for so long is dead."""
+    """A worker silent for so long is dead; in swarms of more than a dozen longer (``lifetime_s``)."""
     min_patience_s: float = 5.0
     """The least time to wait for a living worker at the start of a round."""
     patience_factor: float = 1.0
