@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,8 @@ class Scenario:
     min_workers: int = 1
     step_s: float = 0.1
     """Virtual seconds of an inner step."""
+    step_sigma: float = 0.0
+    """Sigma of a log-normal factor, of mean 1, on the time of inner steps that are taken at once."""
     paces: Mapping[int, float] = field(default_factory=dict)
     """Workers whose steps take so many times as long."""
     codec: str = "fp32"
@@ -142,7 +145,16 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         timing=scenario.timing,
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)
-    trainer = scenario.problem.trainer(number, peer.clock.charge, step_s=step_s)
+    trainer = scenario.problem.trainer(number, _charge(scenario, peer), step_s=step_s)
     return Worker(
         options, Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer=trainer, journal=journal)
     )
+
+
+def _charge(scenario: Scenario, peer: SimPeer) -> Callable[[float], None]:
+    """The machine's clock, or one whose work takes now more and now less time."""
+    sigma = scenario.step_sigma
+    if not sigma:
+        return peer.clock.charge
+    chance = random.Random(f"steps {scenario.seed} {peer.peer_id}")
+    return lambda seconds: peer.clock.charge(seconds * chance.lognormvariate(-sigma * sigma / 2, sigma))
