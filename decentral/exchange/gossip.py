@@ -16,7 +16,7 @@ Legend: N = values in the fragment.
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,7 +40,7 @@ from decentral.exchange.guest import Guest, Sync
 from decentral.exchange.host import ASK, Host
 from decentral.exchange.pairing import Pairing
 from decentral.exchange.swap import FAR_OFF, Share, Swap, Taken, part_of
-from decentral.exchange.table import Table
+from decentral.exchange.table import Seat, Table
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
@@ -127,17 +127,22 @@ class Gossip(Exchange):
         sync = Sync(key, mine, mine.anchor_N, self._serial, began, began + wait_s)
         unconfirmed = self._host.unconfirmed(fragment)
         answer: tuple[PeerId, Reply] | None = None
+        answers: dict[tuple[PeerId, int], bytes] = {}
         self._host.attend(fragment)
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s + move_s):
-                    answer = await self._meet(sync)
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s + move_s):
+                        answer = await self._meet(sync)
+            finally:
+                # At one moment: whoever comes later is a guest of the next sync, which is a stretch of steps away.
+                self.progress.finish(key)
+                seats, table = self._host.clear(fragment)
             ended = self._clock.monotonic()
             end = await self._take(sync, *answer) if answer is not None else None
-            end = end or await self._settle(sync) or self._alone(sync)
+            end = end or await self._settle(sync, seats, answers) or self._alone(sync)
         finally:
-            self._host.depart(fragment)
-            self.progress.finish(key)
+            table.close(answers)
         met = Met(
             partners=end.partners,
             spread=end.spread,
@@ -172,11 +177,12 @@ class Gossip(Exchange):
         fragment, me = sync.key.fragment, self._company.me
         group = self._company.group(fragment)
         if self._host.table(fragment).seats or group[0] == me:
-            if await self._receive(sync, group[1:] if group[0] == me else ()):
+            planned = [peer for peer in group[1:] if not self._context.avoids(peer)] if group[0] == me else []
+            if await self._receive(sync, planned):
                 return None
         elif (reply := await self._guest.visit(sync, group[0])) is not None:
             return group[0], reply
-        return await self._seek(sync, tried=set(group))
+        return await self._seek(sync, tried=group[0])
 
     async def _receive(self, sync: Sync, planned: Sequence[PeerId]) -> bool:
         """Wait for the guests that say they come in time; returns whether there are any guests."""
@@ -214,11 +220,11 @@ class Gossip(Exchange):
         gone.add(peer)
         table.stir()
 
-    async def _seek(self, sync: Sync, tried: Collection[PeerId]) -> tuple[PeerId, Reply] | None:
+    async def _seek(self, sync: Sync, tried: PeerId) -> tuple[PeerId, Reply] | None:
         """Ask others for a place at their tables; meanwhile others may come to ours."""
         fragment = sync.key.fragment
         table = self._host.table(fragment)
-        free = [p for p in self._company.others(fragment) if p not in tried and not self._context.avoids(p)]
+        free = [p for p in self._company.others(fragment) if p != tried and not self._context.avoids(p)]
         for start in range(0, min(len(free), _MAX_ASKED), _ASKED_AT_ONCE):
             asked = free[start : start + _ASKED_AT_ONCE]
             async with asyncio.TaskGroup() as group:
@@ -271,24 +277,18 @@ class Gossip(Exchange):
             return None
         return self._ended(taken, sync.sent_N, [peer for peer in reply.members if peer != me])
 
-    async def _settle(self, sync: Sync) -> _End | None:
-        """Close the table and answer its guests; ``None`` if there are none."""
-        key, mine = sync.key, sync.mine
-        seats, table = self._host.clear(key.fragment)
-        answers: dict[tuple[PeerId, int], bytes] = {}
-        try:
-            if not seats:
-                return None
-            now = self._clock.monotonic()
-            host = self._share(sync, mine.delta_N)
-            guests = [seat.share for seat in seats]
-            taken, given = await self._clock.run_aside(lambda: self._swap.settle(key, host, guests))
-            for seat in seats:
-                peer, held_s = seat.share.peer, now - seat.since
-                reply = Reply(Kind.DONE, None, held_s, given.members, given.contributors, given.mean, given.pulls[peer])
-                answers[peer, seat.serial] = pack_reply(reply)
-        finally:
-            table.close(answers)
+    async def _settle(self, sync: Sync, seats: Sequence[Seat], answers: dict[tuple[PeerId, int], bytes]) -> _End | None:
+        """The outcome for a host, and its answers to those at its table; ``None`` if there is nobody."""
+        if not seats:
+            return None
+        key, mine, now = sync.key, sync.mine, self._clock.monotonic()
+        host = self._share(sync, mine.delta_N)
+        guests = [seat.share for seat in seats]
+        taken, given = await self._clock.run_aside(lambda: self._swap.settle(key, host, guests))
+        for seat in seats:
+            peer, held_s = seat.share.peer, now - seat.since
+            reply = Reply(Kind.DONE, None, held_s, given.members, given.contributors, given.mean, given.pulls[peer])
+            answers[peer, seat.serial] = pack_reply(reply)
         return self._ended(taken, mine.delta_N, [guest.peer for guest in guests])
 
     def _share(self, sync: Sync, delta_N: Tensor | None) -> Share:

@@ -91,8 +91,13 @@ class Guest:
             sync.absent[host] = "is avoided for a while"
             return None
         self._host.visit(fragment, host)
+        sync.absent[host] = "has not answered in time"
         try:
             reply = await self._stay(sync, host)
+        except asyncio.CancelledError:
+            # What was cut off counts with the limit at which it was, so that this one can grow.
+            context.moves.observe(context.clock.monotonic() - sync.wait_until)
+            raise
         finally:
             self._host.visit(fragment, None)
         if reply is None or reply.kind is not Kind.DONE:

@@ -79,7 +79,8 @@ class Host:
             self._visiting[fragment] = host
 
     def clear(self, fragment: int) -> tuple[list[Seat], Table]:
-        """The guests whose values count, and the table that is to be closed with their answers."""
+        """This worker goes: the guests whose values count, and the table that is to be closed with their answers."""
+        self._at_home.discard(fragment)
         table, self._tables[fragment] = self._tables[fragment], Table()
         self._closed[fragment] = table
         return table.present(self._clock.monotonic(), self._context.timing.grace_s), table
@@ -88,10 +89,6 @@ class Host:
         """Guests that never fetched the answer of the table closed last."""
         closed = self._closed[fragment]
         return tuple(sorted(peer for peer, _ in closed.answers if peer not in closed.fetched))
-
-    def depart(self, fragment: int) -> None:
-        """This worker goes back to its inner steps."""
-        self._at_home.discard(fragment)
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
@@ -121,6 +118,8 @@ class Host:
         if sender in seats:
             return True
         planned = self._company.group(fragment)
+        if len(seats) >= self._context.pairing.group_size - 1 + MAX_VISITORS:
+            return False  # the plan has changed since some sat down
         return sender in planned or len(seats.keys() - set(planned)) < MAX_VISITORS
 
     async def _on_ahead(self, sender: PeerId, request: bytes) -> bytes:
@@ -145,6 +144,9 @@ class Host:
         again = await self._again(sender, fragment, bring.serial)
         if again is not None:
             return again
+        seat = self._tables[fragment].seats.get(sender)
+        if seat is not None and seat.asking:
+            return pack_reply(Reply(Kind.HOLD))
         eta_s = 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
         if eta_s > bring.patience_s or not self._has_room(fragment, sender):
             return pack_reply(Reply(Kind.NO, eta_s))
@@ -189,6 +191,8 @@ class Host:
 
     async def _hold(self, table: Table, seat: Seat) -> bytes:
         """Wait for the table's end with a guest, no longer than it wants to and a held call may last."""
+        if seat.asking:
+            return pack_reply(Reply(Kind.HOLD))  # one call of a guest is held, or it could take up all there are
         peer, now = seat.share.peer, self._clock.monotonic()
         seat.asking += 1
         try:
