@@ -317,7 +317,10 @@ class Worker:
         rounds = set(self._exchange.progress.rounds())
         if self._options.pairing is None or self._flights or len(rounds) > 1:
             return
-        middle = middle_round(self.membership.roster.runners(self._clock.monotonic()))
+        runners = self.membership.roster.runners(self._clock.monotonic())
+        if not runners:  # stopped in the middle of a sync: all look dead, itself included, until they are asked
+            return
+        middle = middle_round(runners)
         if middle > min(rounds) + 1:
             self._exchange.progress.resume([middle] * self._options.plan.num_fragments)
             self._replica.jump(middle)

@@ -1,17 +1,25 @@
-"""What must hold of every swarm, whatever happened to it. Each checker returns violations in words; none is good."""
+"""What must hold of every swarm, whatever happened to it. Each checker returns violations in words; none is good.
+
+Legend: N = values, K = workers that finished.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
+from torch import Tensor
 
-from decentral.monitor.events import RoundMixed
+from decentral.engine.options import Outcome
+from decentral.monitor.events import Event, RoundMixed
 from decentral.sim.scenario import Record, Scenario
 from decentral.types import PeerId, SyncKey
 
+#: Sums of virtual times are off by less.
+_ROUNDING_S = 1e-6
+
 
 def check(scenario: Scenario, record: Record, *, tolerance: float) -> list[str]:
-    """All checkers.
+    """All checkers for the all-reduce.
 
     Args:
         scenario: what was simulated.
@@ -21,6 +29,21 @@ def check(scenario: Scenario, record: Record, *, tolerance: float) -> list[str]:
     return [*agreement(record), *reunion(scenario, record), *progress(scenario, record, tolerance)]
 
 
+def check_gossip(
+    scenario: Scenario, record: Record, *, tolerance: float, max_spread: float, paused: Collection[PeerId] = ()
+) -> list[str]:
+    """All checkers for gossip.
+
+    Args:
+        scenario: what was simulated.
+        record: what became of it.
+        tolerance: how far from the goal the mean of the final anchors may be, RMS.
+        max_spread: how far from their mean the final anchors may be, RMS over all of them.
+        paused: workers that were stopped for a while: their clocks went on while they could not.
+    """
+    return [*finish(scenario, record), *patience(record, paused), *closeness(scenario, record, tolerance, max_spread)]
+
+
 def agreement(record: Record) -> Iterable[str]:
     """Members of one roll hold the same anchor after it, bit for bit.
 
@@ -28,21 +51,25 @@ def agreement(record: Record) -> Iterable[str]:
     once on its own and once with the others; only if it did so with the same members are there two digests to accept.
     """
     digests: dict[tuple[SyncKey, tuple[PeerId, ...]], dict[PeerId, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for peer, lives in record.journals.items():
-        for event in (event for journal in lives for event in journal.events if isinstance(event, RoundMixed)):
-            if peer in event.members:
-                digests[SyncKey(event.round, event.fragment), event.members][peer].add(event.digest)
+    for peer, event in events(record):
+        if isinstance(event, RoundMixed) and peer in event.members:
+            digests[SyncKey(event.round, event.fragment), event.members][peer].add(event.digest)
     for (key, members), by_peer in digests.items():
         if not set.intersection(*by_peer.values()):
             yield f"members {members} of {key} differ: {dict(by_peer)}"
 
 
-def reunion(scenario: Scenario, record: Record) -> Iterable[str]:
-    """Everybody alive at the end has finished the run with the same anchor."""
+def finish(scenario: Scenario, record: Record) -> Iterable[str]:
+    """Everybody alive at the end has finished the run."""
     for peer in scenario.peers:
         outcome = record.outcomes.get(peer)
         if peer in record.journals and (outcome is None or not outcome.done):
             yield f"{peer} did not finish the run"
+
+
+def reunion(scenario: Scenario, record: Record) -> Iterable[str]:
+    """Everybody alive at the end has finished the run with the same anchor."""
+    yield from finish(scenario, record)
     digests = {peer: outcome.digest for peer, outcome in record.outcomes.items()}
     if len(set(digests.values())) > 1:
         yield f"final anchors differ: {digests}"
@@ -52,7 +79,52 @@ def progress(scenario: Scenario, record: Record, tolerance: float) -> Iterable[s
     """The swarm has learned what it was there to learn."""
     goal_N = torch.from_numpy(scenario.problem.goal)
     for peer, outcome in record.outcomes.items():
-        anchor_N = torch.cat([outcome.anchors[name].flatten() for name in sorted(outcome.anchors)])
-        distance = float((anchor_N - goal_N).square().mean().sqrt())
+        distance = _rms(_anchor(outcome) - goal_N)
         if not distance <= tolerance:
             yield f"{peer} ended {distance:.3f} from the goal, allowed are {tolerance}"
+
+
+def patience(record: Record, paused: Collection[PeerId] = ()) -> Iterable[str]:
+    """In gossip nobody waits for others beyond the deadline that it has set itself; those ``paused`` could not tell."""
+    for peer, event in events(record):
+        if not isinstance(event, RoundMixed) or peer in paused:
+            continue
+        if event.waiting_s > event.deadline_s + _ROUNDING_S:
+            yield f"{peer} waited {event.waiting_s:.3f} s in {event.round}, beyond its {event.deadline_s:.3f} s"
+
+
+def closeness(scenario: Scenario, record: Record, tolerance: float, max_spread: float) -> Iterable[str]:
+    """Replicas of a gossip differ, but their mean is near the goal and they are near their mean."""
+    goal_N = torch.from_numpy(scenario.problem.goal)
+    distance, spread = _rms(_anchors(record).mean(0) - goal_N), spread_of(record)
+    if not distance <= tolerance:
+        yield f"the mean of all ended {distance:.3f} from the goal, allowed are {tolerance}"
+    if not spread <= max_spread:
+        yield f"all ended {spread:.3f} from their mean, allowed are {max_spread}"
+
+
+def spread_of(record: Record) -> float:
+    """RMS distance of all final anchors from their mean."""
+    anchors_KN = _anchors(record)
+    return _rms(anchors_KN - anchors_KN.mean(0))
+
+
+def events(record: Record) -> Iterator[tuple[PeerId, Event]]:
+    """Of all lives of all workers."""
+    for peer, lives in record.journals.items():
+        for journal in lives:
+            for event in journal.events:
+                yield peer, event
+
+
+def _anchor(outcome: Outcome) -> Tensor:
+    return torch.cat([outcome.anchors[name].flatten() for name in sorted(outcome.anchors)])
+
+
+def _anchors(record: Record) -> Tensor:
+    """Of all who finished [K, N]."""
+    return torch.stack([_anchor(outcome) for outcome in record.outcomes.values()])
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
