@@ -165,9 +165,12 @@ class Replica:
         new_local_N, base_N = anchor_N, self._bases_N[key.fragment]
         if self._mix_alpha or mixed.missed:
             local_N = self._layout.gather(self._trainer.parameters(), key.fragment)
+            if old.anchor_N is not base_N:
+                # First to where the anchor was moved, or what is kept of them would pull it back.
+                local_N = rebase(local_N, base_N, old.anchor_N)
             new_local_N = blend(local_N, anchor_N, self._mix_alpha)
             for span in (slice(*bounds) for bounds in mixed.missed):
-                new_local_N[span] = rebase(local_N[span], base_N[span], anchor_N[span])
+                new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
         self._load(key.fragment, new_local_N)
         self._bases_N[key.fragment] = anchor_N
         if sent_N is not None:
@@ -219,8 +222,7 @@ class Replica:
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
-        self._load_anchors()
-        self._bases_N = [state.anchor_N for state in self._fragments]
+        self._bases_N = self._load_anchors()
         self._pending = [_Pending() for _ in self._fragments]
         self._launched = [_Pending() for _ in self._fragments]
         self._feedback.forget()
@@ -270,6 +272,9 @@ class Replica:
     def _load(self, fragment: int, values_N: Tensor) -> None:
         self._trainer.load(self._layout.scatter(values_N, fragment))
 
-    def _load_anchors(self) -> None:
-        for fragment, state in enumerate(self._fragments):
-            self._load(fragment, state.anchor_N)
+    def _load_anchors(self) -> list[Tensor]:
+        """Set the parameters to the anchors and return these: they may be moved meanwhile."""
+        anchors = [state.anchor_N for state in self._fragments]
+        for fragment, anchor_N in enumerate(anchors):
+            self._load(fragment, anchor_N)
+        return anchors
