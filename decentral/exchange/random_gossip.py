@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable
 from torch import Tensor
 
 from decentral.codecs.frame import framed_nbytes, pack, unpack
-from decentral.errors import FrameError, PeerUnreachable, TransportError
+from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Reason, Verdict
 from decentral.exchange.cut import Wire, seed_of
 from decentral.exchange.gossip_messages import Anchor, pack_anchor, unpack_anchor
@@ -156,6 +156,8 @@ class RandomGossip(Exchange):
         except FrameError as err:
             self._offend(peer, str(err))
             return
+        except CallRefused:
+            return  # alive, not ready yet, and it has not moved
         except TransportError:
             # It may have moved without us. Whoever does not answer is left alone until it is heard of again.
             self._roster.bury(peer)
