@@ -72,7 +72,7 @@ class Met:
     spread: float = math.nan
     """RMS of the difference of two replicas' anchors over the RMS of the anchor, as this swap shows it."""
     deadline_s: float = math.nan
-    """The longest that it would have waited, as it had set itself; NaN if it waits for nobody."""
+    """The longest that it would have waited, as it had set itself; NaN if it waits for nobody or knows nobody."""
     unconfirmed: tuple[PeerId, ...] = ()
     """Peers that may have counted a swap with this worker which this one did not, or the other way round."""
     avoided: tuple[Avoidance, ...] = ()

@@ -42,9 +42,9 @@ class Company:
         self._progress = progress
         self._group_size = group_size
 
-    def group(self, fragment: int) -> tuple[PeerId, ...]:
-        """The members planned for this worker's next sync of a fragment, the host first."""
-        key = SyncKey(self._progress.next_round(fragment), fragment)
+    def group(self, fragment: int, later: int = 0) -> tuple[PeerId, ...]:
+        """The members planned for this worker's next sync of a fragment (or one so much later), the host first."""
+        key = SyncKey(self._progress.next_round(fragment) + later, fragment)
         return next(group for group in groups(self._active(), key, self._group_size) if self.me in group)
 
     def others(self, fragment: int) -> tuple[PeerId, ...]:

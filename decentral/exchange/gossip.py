@@ -128,6 +128,7 @@ class Gossip(Exchange):
         unconfirmed = self._host.unconfirmed(fragment)
         answer: tuple[PeerId, Reply] | None = None
         answers: dict[tuple[PeerId, int], bytes] = {}
+        has_others = bool(self._company.others(fragment))
         self._host.attend(fragment)
         try:
             try:
@@ -146,7 +147,7 @@ class Gossip(Exchange):
         met = Met(
             partners=end.partners,
             spread=end.spread,
-            deadline_s=wait_s + move_s,
+            deadline_s=wait_s + move_s if has_others else math.nan,
             unconfirmed=tuple(sorted({*unconfirmed, *sync.unsure})),
             avoided=self._context.offences.avoided(self._clock.monotonic()),
         )

@@ -123,14 +123,15 @@ class Host:
         return sender in planned or len(seats.keys() - set(planned)) < MAX_VISITORS
 
     async def _on_ahead(self, sender: PeerId, request: bytes) -> bytes:
-        """Keep the anchor of a guest that is planned to come."""
+        """Keep the anchor of a guest that is planned to come, be it a round later: it may have been quicker than we."""
         anchor = unpack_anchor(request, len(request))
         fragment = self._checked(anchor.fragment)
-        planned = self._company.group(fragment)
-        if planned[0] != self._company.me or sender not in planned:
+        plans = [self._company.group(fragment, later) for later in (0, 1)]
+        expected = {peer for host, *guests in plans if host == self._company.me for peer in guests}
+        if sender not in expected:
             raise ValueError("you are not expected here")
         self._ahead[fragment, sender] = anchor.base, anchor.frame
-        keep = set(planned) | set(self._tables[fragment].seats)
+        keep = expected | set(self._tables[fragment].seats)
         self._ahead = {key: value for key, value in self._ahead.items() if key[0] != fragment or key[1] in keep}
         return b""
 

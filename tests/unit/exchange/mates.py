@@ -1,6 +1,7 @@
 """Some workers' gossip on the memory network, without inner steps: a test says when each is ready and with what."""
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -140,7 +141,8 @@ class Mates:
             mine = self.contribution(value, anchor, weight)
             verdict = await self.gossips[peer].mix(SyncKey(round_, fragment), mine)
             assert verdict.met is not None
-            assert 0.0 <= verdict.waiting_s <= verdict.met.deadline_s + 1e-6, verdict
+            deadline_s = 0.0 if math.isnan(verdict.met.deadline_s) else verdict.met.deadline_s
+            assert 0.0 <= verdict.waiting_s <= deadline_s + 1e-6, verdict
             assert not self.leftovers(peer, fragment)
             self.ready_at[peer, fragment] = self.now() + ROUND_S
             return verdict
