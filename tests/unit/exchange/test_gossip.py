@@ -233,6 +233,24 @@ def test_the_anchor_that_is_not_there_is_asked_for_once() -> None:
     play(scenario)
 
 
+def test_the_anchor_of_a_guest_that_is_a_round_ahead_is_kept() -> None:
+    """Of two that finish a round one is earlier, and its anchor sets out at once."""
+
+    async def scenario(mates: Mates) -> None:
+        host, guest = mates.host_of(1)
+        mates.gossips[guest].progress.resume([1])
+        mates.gossips[guest].adopted(0, "0.5", torch.full((N,), 0.5))
+        await asyncio.sleep(1.0)
+        mates.gossips[host].progress.resume([1])
+        theirs = mates.mix(host, 1.0, anchor=0.25, at=1.0, round_=1)
+        ours = mates.mix(guest, 3.0, anchor=0.5, at=1.0, round_=1)
+        assert swapped(await theirs, await ours, delta=2.0, anchor=0.375)
+        assert [what for *_, what in mates.sent()] == ["gossip.ahead", "gossip.bring", "gossip.ask"]
+        assert mates.now() == pytest.approx(1.0 + ROUND_TRIP_S)
+
+    play(scenario)
+
+
 def test_an_anchor_of_another_base_does_not_count() -> None:
     async def scenario(mates: Mates) -> None:
         host, guest = mates.host_of()
