@@ -338,9 +338,9 @@ class Worker:
         last_fragment = key.fragment == self._options.plan.num_fragments - 1
         if not every or not last_fragment or (key.round + 1) % every:
             return
-        # Groups of a gossip are many, and each would pay.
-        active = self.membership.roster.active(self._clock.monotonic())
-        members = mixed.members if self._options.pairing is None else tuple([p.peer for p in active])
+        # Groups of a gossip are many, and each would pay; who is done has been here.
+        runners = self.membership.roster.runners(self._clock.monotonic())
+        members = mixed.members if self._options.pairing is None else tuple([p.peer for p in runners])
         if members and evaluator(members, key) == self._parts.transport.peer_id:
             val_loss = await self._clock.run(self._replica.validate)
             self._meter.validated(key.round + 1, val_loss)
