@@ -29,6 +29,9 @@ from decentral.exchange.gossip_messages import (
 from decentral.exchange.host import AHEAD, BRING, MAX_VISITORS, POLL, Host
 from decentral.types import PeerId, SyncKey
 
+#: Before a lost call is made again: one that breaks at once would be made without end.
+_AGAIN_S = 0.1
+
 
 @dataclass(slots=True)
 class Sync:
@@ -140,6 +143,7 @@ class Guest:
                 data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
                 return unpack_reply(data, limit, context.pairing.group_size + MAX_VISITORS)
             except CallTimeout:
+                await asyncio.sleep(_AGAIN_S)
                 continue
             except PeerUnreachable:
                 context.company.bury(host)

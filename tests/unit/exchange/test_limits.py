@@ -1,7 +1,7 @@
 """A limit on waiting follows what waits were like."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decentral.exchange.limits import Limit
@@ -57,6 +57,7 @@ def test_a_limit_that_has_become_too_short_grows_by_itself() -> None:
     assert of(limit) == pytest.approx(80.0)
 
 
+@settings(max_examples=40)
 @given(seconds=durations, at_most=st.floats(0.1, 1e6))
 def test_always_between_floor_and_bound(seconds: list[float], at_most: float) -> None:
     limit = seen(*seconds)

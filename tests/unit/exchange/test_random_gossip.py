@@ -173,12 +173,12 @@ def test_the_rate_is_what_was_asked_for_and_everybody_is_met() -> None:
         for peer in crowd.peers:
             await crowd.step(peer)
         crowd.run()
-        rounds = 40
+        rounds = 25
         await asyncio.sleep(rounds * ROUND_S)
         met = Counter((peer, partner) for peer, _, partner, _ in crowd.moves)
         assert len(met) == 6
         # Each of 3 workers starts 2 swaps of each of 2 fragments in a round; both sides of a swap move.
-        assert len(crowd.moves) == pytest.approx(2 * 3 * 2 * 2 * rounds, rel=0.15)
+        assert len(crowd.moves) == pytest.approx(2 * 3 * 2 * 2 * rounds, rel=0.2)
         assert Counter(fragment for _, fragment, _, _ in crowd.moves)[0] == pytest.approx(
             len(crowd.moves) / 2, rel=0.15
         )

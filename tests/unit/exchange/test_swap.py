@@ -85,7 +85,7 @@ def norm(x_N: Tensor) -> float:
     return float(torch.linalg.vector_norm(x_N, dtype=torch.float64))
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     num=st.integers(2, 5),
@@ -169,14 +169,14 @@ def test_spread_of_a_pair_is_exact(apart: float) -> None:
 @pytest.mark.parametrize("num", [3, 5])
 def test_spread_in_a_larger_group_is_right_on_average(num: int) -> None:
     spreads, exact = [], []
-    for seed in range(0, 4000, 40):
+    for seed in range(0, 2400, 40):
         members = shares(seed, num, apart=1e-2)
         spreads += [taken.spread for taken in meet(members, [swap() for _ in members]).all]
         exact += [
             norm(one.anchor_N - other.anchor_N) / norm(one.anchor_N)
             for one, other in itertools.permutations(members, 2)
         ]
-    assert rms(spreads) == pytest.approx(rms(exact), rel=0.03)
+    assert rms(spreads) == pytest.approx(rms(exact), rel=0.04)
 
 
 def rms(values: list[float]) -> float:
