@@ -53,6 +53,9 @@ _ASKED_AT_ONCE = 4
 _MAX_ASKED = 8
 #: Nobody waits longer for partners than for so much of its own inner steps, except that this little is never too long.
 _MAX_WAIT_ROUNDS, _MIN_PATIENCE_S = 0.25, 0.5
+#: Who is alone so often in a row is out of step with the others, and would be for ever: once it may wait for a whole
+#: stretch for somebody who says when he comes, and is in step then.
+_OUT_OF_STEP = 3
 #: Between two questions to a guest that is about to come.
 _TICK_S = 0.25
 
@@ -101,6 +104,7 @@ class Gossip(Exchange):
         self._swap = Swap(wire, pairing)
         self._inner_steps = inner_steps
         self._serial = 0
+        self._rounds_alone = [0 for _ in wire.numels]
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -144,6 +148,7 @@ class Gossip(Exchange):
             end = end or await self._settle(sync, seats, answers) or self._alone(sync)
         finally:
             table.close(answers)
+        self._rounds_alone[fragment] = 0 if end.partners else self._rounds_alone[fragment] + 1
         met = Met(
             partners=end.partners,
             spread=end.spread,
@@ -169,6 +174,9 @@ class Gossip(Exchange):
             sum(framed_nbytes(codec, context.wire.numels[fragment]) for codec in codecs)
         )
         wait_s = context.waits.seconds(at_first=most_s, at_most=most_s)
+        alone = self._rounds_alone[fragment]
+        if alone and alone % _OUT_OF_STEP == 0:
+            wait_s = max(wait_s, pace_s)
         return wait_s, context.moves.seconds(at_first=slowest_s, at_most=slowest_s)
 
     # -- finding each other -------------------------------------------------------------------------------------------
