@@ -53,6 +53,8 @@ _ASKED_AT_ONCE = 4
 _MAX_ASKED = 8
 #: Nobody waits longer for partners than for so much of its own inner steps, except that this little is never too long.
 _MAX_WAIT_ROUNDS, _MIN_PATIENCE_S = 0.25, 0.5
+#: So much of its inner steps one may always wait: to be out of step costs more.
+_MIN_WAIT_ROUNDS = 0.1
 #: Who is alone so often in a row is out of step with the others, and would be for ever: once it may wait for a whole
 #: stretch for somebody who says when he comes, and is in step then.
 _OUT_OF_STEP = 3
@@ -173,7 +175,7 @@ class Gossip(Exchange):
         slowest_s = context.timing.call_timeout_s(
             sum(framed_nbytes(codec, context.wire.numels[fragment]) for codec in codecs)
         )
-        wait_s = context.waits.seconds(at_first=most_s, at_most=most_s)
+        wait_s = max(_MIN_WAIT_ROUNDS * pace_s, context.waits.seconds(at_first=most_s, at_most=most_s))
         alone = self._rounds_alone[fragment]
         if alone and alone % _OUT_OF_STEP == 0:
             wait_s = max(wait_s, pace_s)
@@ -218,7 +220,8 @@ class Gossip(Exchange):
         while peer not in table.seats:
             plan = await self._ask(sync, peer)
             if plan is not None and plan.host == self._company.me and plan.eta_s is not None:
-                if self._clock.monotonic() + plan.eta_s <= sync.wait_until:
+                # Once it has set out to us its values are on their way: for these there is time of their own.
+                if not plan.eta_s or self._clock.monotonic() + plan.eta_s <= sync.wait_until:
                     await asyncio.sleep(min(self._context.timing.hold_s, max(_TICK_S, plan.eta_s)))
                     continue
                 self._context.waits.observe(self._clock.monotonic() + plan.eta_s - sync.began)

@@ -124,6 +124,8 @@ class Guest:
             if reply is None:
                 return None
             if reply.kind is Kind.HOLD:
+                if method == POLL:  # a host that holds nothing is not asked without a pause
+                    await asyncio.sleep(_AGAIN_S)
                 method, request = POLL, pack_poll(Poll(fragment, sync.serial))
             elif reply.kind is Kind.ANCHOR and self._sent_ahead.pop(fragment, None) is not None:
                 request = await self._packed(sync, host)  # what went ahead is not there any more

@@ -1,4 +1,4 @@
-"""How long to wait for something, learnt from how long it took before. Pure: durations come as arguments."""
+"""How long to wait for something, and how often to do it. Pure: the time comes as an argument."""
 
 from collections import deque
 
@@ -38,3 +38,30 @@ class Limit:
         ranked = sorted(self._seen_s)
         usual_s = ranked[min(len(ranked) - 1, int(_QUANTILE * len(ranked)))]
         return min(at_most, max(self._floor_s, self._factor * usual_s))
+
+
+class Allowance:
+    """How often something may be done: at a rate in the long run, and some times at once (a token bucket).
+
+    Args:
+        at_once: how often in a row without any pause.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once = float(at_once)
+        self._left = self._at_once
+        self._as_of = 0.0
+
+    def take(self, now: float, per_s: float) -> bool:
+        """Whether it may be done once more at the time ``now``; then it counts as done.
+
+        Args:
+            now: monotonic seconds.
+            per_s: the rate since the last time.
+        """
+        self._left = min(self._at_once, self._left + per_s * max(0.0, now - self._as_of))
+        self._as_of = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True

@@ -10,6 +10,8 @@ _TOLERATED = 2
 _AVOIDED_ROUNDS = 10.0
 _MIN_AVOIDED_S = 60.0
 _MAX_AVOIDED_S = 6 * 3600.0
+#: An offence is forgotten so long after it, or after the end of the avoidance.
+_FORGOTTEN_S = 6 * 3600.0
 #: Peers remembered; whoever offended longest ago is forgotten first.
 _MAX_PEERS = 1024
 
@@ -29,6 +31,7 @@ class Avoidance:
 class _Case:
     count: int = 0
     until: float = 0.0
+    """When it is to be avoided no longer; before that there is one, when it offended last."""
     reason: str = ""
 
 
@@ -51,7 +54,9 @@ class Offences:
         self._cases[peer] = case
         if len(self._cases) > _MAX_PEERS:
             del self._cases[next(iter(self._cases))]
-        case.count, case.reason = case.count + 1, reason
+        if now > case.until + _FORGOTTEN_S:
+            case.count = 0
+        case.count, case.reason, case.until = case.count + 1, reason, now
         if case.count < _TOLERATED:
             return
         base_s = max(_MIN_AVOIDED_S, _AVOIDED_ROUNDS * round_s)

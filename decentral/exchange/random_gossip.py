@@ -28,6 +28,7 @@ from decentral.errors import CallRefused, FrameError, PeerUnreachable, Transport
 from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Reason, Verdict
 from decentral.exchange.cut import Wire, seed_of
 from decentral.exchange.gossip_messages import Anchor, pack_anchor, unpack_anchor
+from decentral.exchange.limits import Allowance
 from decentral.exchange.offences import Offences
 from decentral.exchange.pairing import Pairing
 from decentral.exchange.swap import FAR_OFF, Swap, part_of, spread_of
@@ -42,6 +43,9 @@ SWAP = "gossip.swap"
 #: Requests with an anchor that are read at a time.
 _MAX_UPLOADS = 8
 _ENVELOPE_BYTES = 1_024
+#: Swaps that others start here are served up to so many times as often as everybody starts them itself, and so many at
+#: once: or one peer, or one under many names, could drag an anchor anywhere, radius by radius.
+_MAX_SERVED, _MAX_AT_ONCE = 4.0, 8
 #: While no pace is known, and between two looks for somebody to swap with.
 _IDLE_S = 1.0
 
@@ -91,6 +95,7 @@ class RandomGossip(Exchange):
         self._random = random.Random(f"gossip {transport.peer_id}")
         self._serial = 0
         self._unconfirmed: set[PeerId] = set()
+        self._allowances = [Allowance(_MAX_AT_ONCE) for _ in wire.numels]
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -173,7 +178,7 @@ class RandomGossip(Exchange):
             raise FrameError(f"there is no fragment {fragment}")
         held = self._anchor(fragment)
         unfit = not self._swap.has_measure(fragment) or self._offences.avoids(sender, self._clock.monotonic())
-        if held is None or unfit:
+        if held is None or unfit or not self._may_serve(fragment):
             raise ValueError("no swap now")
         _, anchor_N = held
         self._serial += 1
@@ -190,6 +195,12 @@ class RandomGossip(Exchange):
             raise
         await self._moved(fragment, own_N, anchor_N, sender, wild=bool(wild))
         return pulls[sender]
+
+    def _may_serve(self, fragment: int) -> bool:
+        """Whether one more swap of the fragment is within what others may start here."""
+        pace_s = self._pace_s()
+        per_s = _MAX_SERVED * self._rate / pace_s if pace_s else 0.0
+        return self._allowances[fragment].take(self._clock.monotonic(), per_s)
 
     async def _moved(self, fragment: int, pull_N: Tensor, anchor_N: Tensor, peer: PeerId, *, wild: bool) -> None:
         """Move by gamma times the pull; the anchor may have moved since, which does not matter to a difference."""

@@ -33,6 +33,8 @@ from decentral.types import PeerId, SyncKey
 
 #: So many radii away nobody honest is.
 _WILD = 10.0
+#: A guest's tokens count at most so many times as those of the host's own whole round.
+_MAX_WEIGHT_RATIO = 4.0
 FAR_OFF = f"its values were more than {_WILD:g} radii away from ours"
 
 
@@ -184,7 +186,10 @@ class Swap:
             if delta_N is not None and host.delta_N is not None:
                 delta_N, is_wild = self._clipped(self._delta_radii, key.fragment, host.delta_N, delta_N)
                 wild += [guest.peer] if is_wild else []
-            ledger.enter(guest.peer, Entry(guest.weight, delta_N))
+            weight = guest.weight
+            if host.weight and weight:
+                weight = min(weight, _MAX_WEIGHT_RATIO * host.weight / host.part)
+            ledger.enter(guest.peer, Entry(weight, delta_N))
         mean_N = ledger.mean(over_senders=self._wire.over_senders)
         if mean_N is None:
             return torch.zeros_like(host.anchor_N), b"", (), wild

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decentral.exchange.limits import Limit
+from decentral.exchange.limits import Allowance, Limit
 
 durations = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=80)
 
@@ -63,3 +63,15 @@ def test_always_between_floor_and_bound(seconds: list[float], at_most: float) ->
     limit = seen(*seconds)
     assert min(0.5, at_most) <= of(limit, at_most) <= at_most
     assert of(limit, 1e9) <= max(0.5, 2.0 * max(seconds))
+
+
+def test_an_allowance_is_spent_and_comes_back_at_its_rate() -> None:
+    allowance = Allowance(3)
+    assert [allowance.take(10.0, 2.0) for _ in range(4)] == [True, True, True, False]
+    assert [allowance.take(10.0 + at_s, 2.0) for at_s in (0.4, 0.6, 0.7)] == [False, True, False]
+    assert [allowance.take(1e6, 2.0) for _ in range(4)] == [True, True, True, False], "no more than at once"
+
+
+def test_without_a_rate_an_allowance_does_not_come_back() -> None:
+    allowance = Allowance(1)
+    assert [allowance.take(now, 0.0) for now in (0.0, 1e9)] == [True, False]
