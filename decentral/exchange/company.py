@@ -47,6 +47,10 @@ class Company:
         key = SyncKey(self._progress.next_round(fragment) + later, fragment)
         return next(group for group in groups(self._active(), key, self._group_size) if self.me in group)
 
+    def has_others(self) -> bool:
+        """Whether this worker knows anybody to mix with."""
+        return len(self._active()) > 1
+
     def others(self, fragment: int) -> tuple[PeerId, ...]:
         """All other workers, in the order in which to ask them when the plan has failed."""
         key = SyncKey(self._progress.next_round(fragment), fragment)

@@ -134,7 +134,7 @@ class Gossip(Exchange):
         unconfirmed = self._host.unconfirmed(fragment)
         answer: tuple[PeerId, Reply] | None = None
         answers: dict[tuple[PeerId, int], bytes] = {}
-        has_others = bool(self._company.others(fragment))
+        has_others = self._company.has_others()
         self._host.attend(fragment)
         try:
             try:
