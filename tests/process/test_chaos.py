@@ -1,4 +1,4 @@
-"""A short run of ``scripts/chaos``; the long one is run by hand and kept in docs/benchmarks."""
+"""Short runs of the chaos scripts; the long ones are run by hand and kept in docs/benchmarks."""
 
 import subprocess
 import sys
@@ -9,15 +9,23 @@ import pytest
 from tests.process.command import ROOT
 
 
+def run(script: str, tmp_path: Path, *options: str) -> None:
+    (tmp_path / "workers").mkdir()
+    here = ("--folder", str(tmp_path / "workers"), "--out", str(tmp_path / script))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *options, *here], capture_output=True, text=True, timeout=800
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_killed_and_stopped_workers_cost_nobody_their_anchor(tmp_path: Path) -> None:
-    (tmp_path / "workers").mkdir()
-    options = ("--iterations", "3", "--stop-s", "8", "--folder", str(tmp_path / "workers"))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "chaos"), *options, "--out", str(tmp_path / "chaos")],
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run("chaos", tmp_path, "--iterations", "3", "--stop-s", "8")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_killed_and_stopped_workers_of_a_gossip_come_back_and_nobody_waits_too_long(tmp_path: Path) -> None:
+    # Any pace will do: a test asserts no wall-clock.
+    run("chaos-gossip", tmp_path, "--workers", "4", "--iterations", "2", "--calm-s", "25", "--tolerance", "1")
