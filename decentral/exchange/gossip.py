@@ -38,6 +38,7 @@ from decentral.exchange.gossip_messages import (
 )
 from decentral.exchange.guest import Guest, Sync
 from decentral.exchange.host import ASK, Host
+from decentral.exchange.limits import Budget
 from decentral.exchange.pairing import Pairing
 from decentral.exchange.swap import FAR_OFF, Share, Swap, Taken, part_of
 from decentral.exchange.table import Seat, Table
@@ -48,16 +49,13 @@ from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey, short_id
 
-#: Others asked at a time, and how often, when the plan has failed.
-_ASKED_AT_ONCE = 4
+#: So many others are asked for a place when the plan has failed; the first to be ready is the one.
 _MAX_ASKED = 8
-#: Nobody waits longer for partners than for so much of its own inner steps, except that this little is never too long.
-_MAX_WAIT_ROUNDS, _MIN_PATIENCE_S = 0.25, 0.5
-#: So much of its inner steps one may always wait: to be out of step costs more.
-_MIN_WAIT_ROUNDS = 0.1
-#: Who is alone so often in a row is out of step with the others, and would be for ever: once it may wait for a whole
-#: stretch for somebody who says when he comes, and is in step then.
-_OUT_OF_STEP = 3
+#: So much of the time of its inner steps a worker waits for partners in the long run, so much in advance, and it never
+#: saves up more. Who is out of step with the others saves until it can wait for their moment.
+_WAIT_SHARE, _WAIT_ADVANCE, _WAIT_MOST = 0.04, 0.25, 0.5
+#: What is not worth saving, in stretches of inner steps and in seconds: to fall out of step costs more.
+_MIN_WAIT_ROUNDS, _MIN_WAIT_S = 0.1, 0.5
 #: Between two questions to a guest that is about to come.
 _TICK_S = 0.25
 
@@ -106,7 +104,7 @@ class Gossip(Exchange):
         self._swap = Swap(wire, pairing)
         self._inner_steps = inner_steps
         self._serial = 0
-        self._rounds_alone = [0 for _ in wire.numels]
+        self._budget = Budget(_WAIT_SHARE, _WAIT_ADVANCE, _WAIT_MOST)
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -150,7 +148,8 @@ class Gossip(Exchange):
             end = end or await self._settle(sync, seats, answers) or self._alone(sync)
         finally:
             table.close(answers)
-        self._rounds_alone[fragment] = 0 if end.partners else self._rounds_alone[fragment] + 1
+        waiting_s = max(0.0, ended - began - sync.moving_s)
+        self._budget.spend(waiting_s)
         met = Met(
             partners=end.partners,
             spread=end.spread,
@@ -162,7 +161,7 @@ class Gossip(Exchange):
             end.outcome,
             end.sent_N,
             absent=tuple(sorted((peer, why) for peer, why in sync.absent.items() if peer not in end.partners)),
-            waiting_s=max(0.0, ended - began - sync.moving_s),
+            waiting_s=waiting_s,
             transfer_s=sync.moving_s + self._clock.monotonic() - ended,
             met=met,
         )
@@ -170,15 +169,14 @@ class Gossip(Exchange):
     def _limits(self, fragment: int) -> tuple[float, float]:
         """How long to wait for partners, and how long for values on their way, seconds."""
         context, pace_s = self._context, self._company.round_s()
-        most_s = max(_MIN_PATIENCE_S, _MAX_WAIT_ROUNDS * pace_s) if pace_s else context.timing.min_patience_s
+        share_s = pace_s / len(context.wire.numels)
+        most_s = self._budget.earn(share_s) if pace_s else context.timing.min_patience_s
         codecs = (context.wire.codec, context.wire.mean_codec, context.pairing.anchor_codec, context.pairing.pull_codec)
         slowest_s = context.timing.call_timeout_s(
             sum(framed_nbytes(codec, context.wire.numels[fragment]) for codec in codecs)
         )
-        wait_s = max(_MIN_WAIT_ROUNDS * pace_s, context.waits.seconds(at_first=most_s, at_most=most_s))
-        alone = self._rounds_alone[fragment]
-        if alone and alone % _OUT_OF_STEP == 0:
-            wait_s = max(wait_s, pace_s)
+        learnt_s = context.waits.seconds(at_first=most_s, at_most=most_s)
+        wait_s = min(most_s, max(_MIN_WAIT_ROUNDS * pace_s, _MIN_WAIT_S, learnt_s))
         return wait_s, context.moves.seconds(at_first=slowest_s, at_most=slowest_s)
 
     # -- finding each other -------------------------------------------------------------------------------------------
@@ -237,20 +235,17 @@ class Gossip(Exchange):
         fragment = sync.key.fragment
         table = self._host.table(fragment)
         free = [p for p in self._company.others(fragment) if p != tried and not self._context.avoids(p)]
-        for start in range(0, min(len(free), _MAX_ASKED), _ASKED_AT_ONCE):
-            asked = free[start : start + _ASKED_AT_ONCE]
-            async with asyncio.TaskGroup() as group:
-                asks = [group.create_task(self._ask(sync, peer)) for peer in asked]
-            plans = zip(asked, (ask.result() for ask in asks), strict=True)
-            places = [(plan.eta_s, p) for p, plan in plans if plan and plan.host == p and plan.eta_s is not None]
-            for eta_s, peer in sorted(places):
-                if table.seats or self._clock.monotonic() + eta_s > sync.wait_until:
-                    break
-                reply = await self._guest.visit(sync, peer)
-                if reply is not None:
-                    return peer, reply
-            if table.seats:
+        asked = free[:_MAX_ASKED]
+        async with asyncio.TaskGroup() as group:
+            asks = [group.create_task(self._ask(sync, peer)) for peer in asked]
+        plans = zip(asked, (ask.result() for ask in asks), strict=True)
+        places = [(plan.eta_s, p) for p, plan in plans if plan and plan.host == p and plan.eta_s is not None]
+        for eta_s, peer in sorted(places):
+            if table.seats or self._clock.monotonic() + eta_s > sync.wait_until:
                 break
+            reply = await self._guest.visit(sync, peer)
+            if reply is not None:
+                return peer, reply
         return None
 
     async def _ask(self, sync: Sync, peer: PeerId) -> Plan | None:

@@ -65,3 +65,27 @@ class Allowance:
             return False
         self._left -= 1.0
         return True
+
+
+class Budget:
+    """Time that may be spent on waiting: a share of the time worked, a little of it in advance, some of it saved up.
+
+    Args:
+        share: of the time worked, in the long run.
+        advance: of the first stretch of work, at once.
+        most: of a stretch of work, saved up.
+    """
+
+    def __init__(self, share: float, advance: float, most: float) -> None:
+        self._share, self._advance, self._most = share, advance, most
+        self._left_s = -1.0
+
+    def earn(self, worked_s: float) -> float:
+        """A stretch of work has ended, which took so long; returns the seconds that may be spent now."""
+        saved_s = self._advance * worked_s if self._left_s < 0 else self._left_s + self._share * worked_s
+        self._left_s = min(self._most * worked_s, saved_s)
+        return self._left_s
+
+    def spend(self, seconds: float) -> None:
+        """So much was spent."""
+        self._left_s = max(0.0, self._left_s - seconds)
