@@ -51,10 +51,10 @@ from decentral.types import PeerId, SyncKey, short_id
 
 #: So many others are asked for a place when the plan has failed; the first to be ready is the one.
 _MAX_ASKED = 8
-#: So much of the time of its inner steps a worker waits for partners in the long run, so much in advance, and it never
-#: saves up more. Who is out of step with the others saves until it can wait for their moment.
-_WAIT_SHARE, _WAIT_ADVANCE, _WAIT_MOST = 0.04, 0.25, 0.5
-#: What is not worth saving, in stretches of inner steps and in seconds: to fall out of step costs more.
+#: So much of the time of its inner steps a worker waits for partners in the long run, and so much of a stretch at once.
+_WAIT_SHARE, _WAIT_MOST = 0.03, 0.25
+#: Within that, a wait of so much of a stretch is always worth it: to fall out of step costs more. And whatever the
+#: budget says, so many seconds may be waited: on the scale of messages there is nothing to save.
 _MIN_WAIT_ROUNDS, _MIN_WAIT_S = 0.1, 0.5
 #: Between two questions to a guest that is about to come.
 _TICK_S = 0.25
@@ -104,7 +104,7 @@ class Gossip(Exchange):
         self._swap = Swap(wire, pairing)
         self._inner_steps = inner_steps
         self._serial = 0
-        self._budget = Budget(_WAIT_SHARE, _WAIT_ADVANCE, _WAIT_MOST)
+        self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -176,7 +176,7 @@ class Gossip(Exchange):
             sum(framed_nbytes(codec, context.wire.numels[fragment]) for codec in codecs)
         )
         learnt_s = context.waits.seconds(at_first=most_s, at_most=most_s)
-        wait_s = min(most_s, max(_MIN_WAIT_ROUNDS * pace_s, _MIN_WAIT_S, learnt_s))
+        wait_s = max(_MIN_WAIT_S, min(most_s, max(_MIN_WAIT_ROUNDS * pace_s, learnt_s)))
         return wait_s, context.moves.seconds(at_first=slowest_s, at_most=slowest_s)
 
     # -- finding each other -------------------------------------------------------------------------------------------

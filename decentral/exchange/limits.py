@@ -1,5 +1,6 @@
 """How long to wait for something, and how often to do it. Pure: the time comes as an argument."""
 
+import math
 from collections import deque
 
 #: Durations remembered: the swarm may change within so many rounds.
@@ -68,24 +69,23 @@ class Allowance:
 
 
 class Budget:
-    """Time that may be spent on waiting: a share of the time worked, a little of it in advance, some of it saved up.
+    """Time that may be spent on waiting: a share of the time worked, some of it in advance or saved up.
 
     Args:
         share: of the time worked, in the long run.
-        advance: of the first stretch of work, at once.
-        most: of a stretch of work, saved up.
+        most: of a stretch of work, at once; so much is there at first.
     """
 
-    def __init__(self, share: float, advance: float, most: float) -> None:
-        self._share, self._advance, self._most = share, advance, most
-        self._left_s = -1.0
+    def __init__(self, share: float, most: float) -> None:
+        self._share, self._most = share, most
+        self._left_s = math.inf
 
     def earn(self, worked_s: float) -> float:
         """A stretch of work has ended, which took so long; returns the seconds that may be spent now."""
-        saved_s = self._advance * worked_s if self._left_s < 0 else self._left_s + self._share * worked_s
-        self._left_s = min(self._most * worked_s, saved_s)
+        self._left_s = min(self._most * worked_s, self._left_s + self._share * worked_s)
         return self._left_s
 
     def spend(self, seconds: float) -> None:
         """So much was spent."""
-        self._left_s = max(0.0, self._left_s - seconds)
+        if self._left_s < math.inf:
+            self._left_s = max(0.0, self._left_s - seconds)
