@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decentral.exchange.limits import Allowance, Limit
+from decentral.exchange.limits import Allowance, Budget, Limit
 
 durations = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=80)
 
@@ -75,3 +75,17 @@ def test_an_allowance_is_spent_and_comes_back_at_its_rate() -> None:
 def test_without_a_rate_an_allowance_does_not_come_back() -> None:
     allowance = Allowance(1)
     assert [allowance.take(now, 0.0) for now in (0.0, 1e9)] == [True, False]
+
+
+def test_a_budget_is_full_at_first_and_then_a_share_of_the_work() -> None:
+    budget = Budget(0.1, 0.5)
+    budget.spend(100.0)  # before any work: nothing is known yet
+    assert budget.earn(20.0) == 10.0
+    budget.spend(9.0)
+    assert budget.earn(20.0) == pytest.approx(3.0)
+    budget.spend(7.0)
+    assert budget.earn(20.0) == pytest.approx(2.0), "what was overspent is not owed"
+    for _ in range(20):
+        left_s = budget.earn(20.0)
+    assert left_s == 10.0, "no more is saved"
+    assert budget.earn(2.0) == 1.0, "and in shorter stretches less"
