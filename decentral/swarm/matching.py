@@ -40,7 +40,7 @@ def groups(peers: tuple[PeerId, ...], key: SyncKey, size: int) -> tuple[tuple[Pe
     Scores are cut in halves by their leading bit, each half by the next bit, and so on: a binary trie. In every
     subtrie, the deepest first, a group of ``size`` is taken out as soon as there are enough who have none yet; the
     others wait for the subtrie above. Those who are left over at the root are the last group; a single one joins the
-    one before.
+    group before as its last member, so that those who do not know it plan the same hosts.
 
     A peer that only some workers see changes the groups of the subtries that its own score lies in and no others, and
     each of those takes out at most one: of N peers about log2(N) groups at most. Measured with 2,048 peers in pairs:
@@ -52,8 +52,9 @@ def groups(peers: tuple[PeerId, ...], key: SyncKey, size: int) -> tuple[tuple[Pe
         size: members of a group, at least 2.
 
     Returns:
-        Groups with the members in the order of their scores: the first one is the host. At most one group, the last,
-        is smaller than ``size``, or one larger. A single peer is alone only if there is no other.
+        Groups with the members in the order of their scores, except for one that has joined: the first one is the host.
+        At most one group, the last, is smaller than ``size``, or one larger. A single peer is alone only if there is
+        no other.
     """
     ranked = _ranked("group", key, peers)
     formed: list[tuple[PeerId, ...]] = []

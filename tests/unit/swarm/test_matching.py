@@ -142,16 +142,30 @@ def test_at_least_half_are_waited_for(paces: list[float], factor: float) -> None
 
 
 @given(peers=peer_lists, key=keys, size=st.integers(2, 5), data=st.data())
-def test_groups_are_full_but_for_one_and_whoever_hosts_has_the_lowest_score(
+def test_groups_are_full_but_for_one_and_whoever_hosts_has_the_lowest_score_of_those_planned(
     peers: list[PeerId], key: SyncKey, size: int, data: st.DataObject
 ) -> None:
     formed = groups(tuple(peers), key, size)
     assert groups(tuple(data.draw(st.permutations(peers))), key, size) == formed
     assert sorted(peer for group in formed for peer in group) == sorted(peers)
-    rest = len(peers) % size
-    assert [len(group) for group in formed] == [size] * (len(peers) // size) + [rest] * (rest > 0)
+    full, rest = divmod(len(peers), size)
+    joined = rest == 1 and full > 0
+    assert [len(group) for group in formed] == [size] * (full - joined) + [size + rest if joined else rest] * (rest > 0)
     ranks = {peer: rank for rank, peer in enumerate(rendezvous("group", key, tuple(peers)))}
-    assert all(list(group) == sorted(group, key=ranks.__getitem__) for group in formed)
+    in_order = [group[:size] for group in formed]
+    assert all(list(group) == sorted(group, key=ranks.__getitem__) for group in in_order)
+
+
+@given(peers=peer_lists, key=keys, size=st.integers(2, 5))
+def test_nobody_is_left_over_and_who_does_not_know_the_one_that_joins_plans_the_same(
+    peers: list[PeerId], key: SyncKey, size: int
+) -> None:
+    formed = groups(tuple(peers), key, size)
+    assert len(peers) < 2 or all(len(group) > 1 for group in formed)
+    if formed and len(formed[-1]) > size:
+        *members, joined = formed[-1]
+        unaware = tuple(peer for peer in peers if peer != joined)
+        assert groups(unaware, key, size) == (*formed[:-1], tuple(members))
 
 
 def test_the_groups_are_pinned() -> None:
@@ -159,7 +173,7 @@ def test_the_groups_are_pinned() -> None:
     peers = tuple(PeerId(name) for name in ("ann", "bob", "cid", "dot", "eve"))
     # Scores begin with 32, ab, ad, c0, d5: two pairs in the upper half, one peer in the lower.
     assert rendezvous("group", KEY, peers) == ("cid", "bob", "eve", "dot", "ann")
-    assert groups(peers, KEY, 2) == (("bob", "eve"), ("dot", "ann"), ("cid",))
+    assert groups(peers, KEY, 2) == (("bob", "eve"), ("dot", "ann", "cid"))
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
