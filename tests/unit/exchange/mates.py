@@ -31,8 +31,8 @@ from decentral.types import PeerId, SyncKey
 FP32 = make_codec("fp32")
 N = 4
 ROUND_S = 20.0
-#: Nobody waits longer than a quarter of a round.
-MAX_WAIT_S = 5.0
+#: Nobody waits longer than a quarter of a round; a tenth is never too long. For values there is a second at least.
+MAX_WAIT_S, MIN_WAIT_S, MIN_MOVE_S = 5.0, 2.0, 1.0
 LATENCY_S = 0.02
 TIMING = Timing()
 H = 10
@@ -43,6 +43,7 @@ class Mates:
 
     Args:
         num: how many.
+        newcomers: further ones, who know everybody and whom nobody has heard of yet.
         pairing: of ``Pairing``, in place of pairs and fp32.
         num_fragments: P.
         timing: bounds.
@@ -54,6 +55,7 @@ class Mates:
         self,
         num: int = 2,
         *,
+        newcomers: int = 0,
         pairing: Mapping[str, Any] | None = None,
         num_fragments: int = 1,
         timing: Timing = TIMING,
@@ -65,14 +67,17 @@ class Mates:
         self.wire = Wire((N,) * num_fragments, FP32, FP32)
         self.timing = timing
         self.peers = tuple(peer_id(number) for number in range(num))
+        self.newcomers = tuple(peer_id(num + number) for number in range(newcomers))
         self.ready_at: dict[tuple[PeerId, int], float] = {}
         """When each will have finished its inner steps before the next sync of a fragment; 0 for now."""
         self.rosters: dict[PeerId, Roster] = {}
         self.gossips: dict[PeerId, Gossip] = {}
-        for peer in self.peers:
+        for peer in (*self.peers, *self.newcomers):
             self.world.add(peer)
             self.rosters[peer] = Roster(1e9)
             self.know(peer, *self.peers)
+            if peer in self.newcomers:
+                self.know(peer, *self.newcomers)
 
     def know(self, peer: PeerId, *others: PeerId, round_s: float = ROUND_S, seq: int = 1) -> None:
         """Have records of others in a worker's roster."""
@@ -81,7 +86,7 @@ class Mates:
             self.rosters[peer].observe(record, asyncio.get_running_loop().time())
 
     async def start(self) -> None:
-        for peer in self.peers:
+        for peer in (*self.peers, *self.newcomers):
             await self.make(peer)
 
     async def make(self, peer: PeerId) -> Gossip:
@@ -121,6 +126,11 @@ class Mates:
         base = f"{anchor}" if base is None else base
         delta_N = torch.full((num,), value if weight else 0.0)
         return Contribution(delta_N, weight, base, anchor_N=torch.full((num,), anchor), num_inner_steps=H)
+
+    async def practise(self, rounds: int = 10) -> None:
+        """Some rounds in which everybody is prompt: from then on they know how long things take."""
+        for round_ in range(rounds):
+            await asyncio.gather(*(self.mix(peer, 1.0, round_=round_, at=ROUND_S * round_) for peer in self.peers))
 
     def mix(
         self,

@@ -11,7 +11,7 @@ A, B = PeerId("a"), PeerId("b")
 ROUND_S = 20.0
 #: The first time: ten rounds.
 FIRST_S = 200.0
-MOST_S = 6 * 3600.0
+MOST_S = FORGOTTEN_S = 6 * 3600.0
 
 
 def after(times: Iterable[float], round_s: float = ROUND_S, peer: PeerId = A) -> Offences:
@@ -51,6 +51,22 @@ def test_every_further_one_costs_twice_as_much_up_to_a_bound() -> None:
         assert avoidance.seconds == min(MOST_S, FIRST_S * 2**more)
     (avoidance,) = after([0.0] * 5000).avoided(0.0)
     assert avoidance.seconds == MOST_S
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_an_offence_is_forgotten_in_time(before: int) -> None:
+    """Counted from the offence, or from the end of the avoidance."""
+    times = [0.0] * before
+    quiet_since_s = sum(each.seconds for each in after(times).avoided(0.0))
+    again_s = quiet_since_s + FORGOTTEN_S
+    (avoidance,) = after([*times, again_s]).avoided(again_s)
+    assert avoidance.seconds == FIRST_S * 2 ** (before - 1), "not yet"
+    late_s = again_s + 1.0
+    offences = after([*times, late_s])
+    assert not offences.avoids(A, late_s), "one may be an accident"
+    offences.note(A, "again", late_s, ROUND_S)
+    (avoidance,) = offences.avoided(late_s)
+    assert avoidance.seconds == FIRST_S
 
 
 def test_those_avoided_are_in_order_of_peer_id() -> None:

@@ -268,8 +268,8 @@ def test_a_lost_answer_is_one_sided_and_the_next_swaps_heal_it() -> None:
         verdict = await crowd.step(one, round_=1)
         assert verdict.met is not None
         assert verdict.met.unconfirmed == (other,)
-        for _ in range(20):
-            await crowd.gossips[one]._start(other, 0)
+        for peer, partner in [(one, other), (other, one)] * 5:
+            await crowd.gossips[peer]._start(partner, 0)
         assert crowd.apart() < 0.01
 
     play(scenario)
@@ -299,6 +299,44 @@ def test_a_far_off_peer_moves_nobody_far_and_is_avoided() -> None:
         assert crowd.moves == [], "nor does it start a swap with it"
 
     play(scenario)
+
+
+def test_who_floods_with_swaps_is_served_in_bounds_and_holds_up_nothing_else() -> None:
+    """Of each fragment eight at once, and in the long run four times as many as everybody starts, by whomever."""
+
+    async def scenario(crowd: Crowd) -> None:
+        host, *liars = crowd.peers
+        for peer in crowd.peers:
+            await crowd.step(peer, 1.0)
+        served: list[float] = []
+
+        async def flood(liar: PeerId) -> None:
+            request = far(float(crowd.anchors[host, 0][0]) + 1.0)
+            while True:
+                try:
+                    await crowd.swap(liar, host, request)
+                    served.append(asyncio.get_running_loop().time())
+                except CallRefused:
+                    await asyncio.sleep(0.01)
+
+        floods = [
+            asyncio.get_running_loop().create_task(flood(liar), context=crowd.world.peers[liar].transport.context)
+            for liar in liars
+        ]
+        rounds = 5
+        await asyncio.sleep(rounds * ROUND_S)
+        assert sum(at < 1.0 for at in served) == 8
+        assert len(served) == pytest.approx(8 + 4 * 2 * rounds, abs=1)
+        for each in floods:
+            each.cancel()
+        await asyncio.sleep(1.0)
+        assert len(crowd.moves) == pytest.approx(len(served), abs=1)
+        await crowd.gossips[host]._start(liars[0], 0)
+        assert [move[:3] for move in crowd.moves[-2:]] == [(liars[0], 0, host), (host, 0, liars[0])]
+        for _ in range(8):
+            await crowd.swap(liars[0], host, pack_anchor(Anchor(1, "base", pack(FP32, torch.ones(N)))))
+
+    play(scenario, 3, num_fragments=2)
 
 
 @pytest.mark.parametrize(

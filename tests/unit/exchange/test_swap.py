@@ -133,6 +133,23 @@ def test_without_loss_everybody_learns_both_means(num: int) -> None:
         assert norm(taken.mixed.anchor_N.double() - anchor_N) < 1e-5
 
 
+@pytest.mark.parametrize("part", [1.0, 0.25])
+@pytest.mark.parametrize(("weight", "counted"), [(1e-3, 1e-3), (3.9, 3.9), (4.0, 4.0), (4.1, 4.0), (1e30, 4.0)])
+def test_a_guest_counts_four_times_as_much_as_a_whole_round_of_the_host_at_most(
+    part: float, weight: float, counted: float
+) -> None:
+    """A newcomer after a step or two takes its partner's whole round as it is; a liar's tokens are no lever."""
+    members = shares(1, 2)
+    mine = Share(HOST, part * 8.0, members[0].delta_N, members[0].anchor_N, part)
+    guest = Share(members[1].peer, weight * 8.0, members[1].delta_N, members[1].anchor_N)
+    group = meet([mine, guest], [swap(), swap()])
+    assert mine.delta_N is not None
+    assert guest.delta_N is not None
+    mean_N = (part * mine.delta_N.double() + counted * guest.delta_N.double()) / (part + counted)
+    for taken in group.all:
+        assert norm(taken.mixed.delta_N.double() - mean_N) < 1e-5 * norm(mean_N)
+
+
 @pytest.mark.parametrize("silent", [HOST, GUESTS[0]])
 def test_who_only_listens_is_not_in_the_mean_and_is_pulled_all_the_same(silent: PeerId) -> None:
     members = [Share(it.peer, 0.0, None, it.anchor_N) if it.peer == silent else it for it in shares(2, 2, apart=1e-2)]
