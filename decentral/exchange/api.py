@@ -73,6 +73,8 @@ class Met:
     """RMS of the difference of two replicas' anchors over the RMS of the anchor, as this swap shows it."""
     deadline_s: float = math.nan
     """The longest that it would have waited, as it had set itself; NaN if it waits for nobody or knows nobody."""
+    nearest_s: float = math.nan
+    """For a worker out of step, alone again and again: in how many seconds the first of the others will be ready."""
     unconfirmed: tuple[PeerId, ...] = ()
     """Peers that may have counted a swap with this worker which this one did not, or the other way round."""
     avoided: tuple[Avoidance, ...] = ()

@@ -56,6 +56,8 @@ _WAIT_SHARE, _WAIT_MOST = 0.03, 0.25
 #: Within that, a wait of so much of a stretch is always worth it: to fall out of step costs more. And whatever the
 #: budget says, so many seconds may be waited: on the scale of messages there is nothing to save.
 _MIN_WAIT_ROUNDS, _MIN_WAIT_S = 0.1, 0.5
+#: Who is alone so often in a row is out of step with the others, and may be for ever: it is told when they are ready.
+_OUT_OF_STEP = 3
 #: Between two questions to a guest that is about to come.
 _TICK_S = 0.25
 
@@ -104,6 +106,7 @@ class Gossip(Exchange):
         self._swap = Swap(wire, pairing)
         self._inner_steps = inner_steps
         self._serial = 0
+        self._rounds_alone = [0 for _ in wire.numels]
         self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
 
     async def start(self) -> None:
@@ -148,11 +151,14 @@ class Gossip(Exchange):
             end = end or await self._settle(sync, seats, answers) or self._alone(sync)
         finally:
             table.close(answers)
+        alone = self._rounds_alone[fragment] = 0 if end.partners else self._rounds_alone[fragment] + 1
+        out_of_step = alone > 0 and alone % _OUT_OF_STEP == 0
         waiting_s = max(0.0, ended - began - sync.moving_s)
         self._budget.spend(waiting_s)
         met = Met(
             partners=end.partners,
             spread=end.spread,
+            nearest_s=min(sync.ready_at) - self._clock.monotonic() if out_of_step and sync.ready_at else math.nan,
             deadline_s=wait_s + move_s if has_others else math.nan,
             unconfirmed=tuple(sorted({*unconfirmed, *sync.unsure})),
             avoided=self._context.offences.avoided(self._clock.monotonic()),
@@ -240,6 +246,7 @@ class Gossip(Exchange):
             asks = [group.create_task(self._ask(sync, peer)) for peer in asked]
         plans = zip(asked, (ask.result() for ask in asks), strict=True)
         places = [(plan.eta_s, p) for p, plan in plans if plan and plan.host == p and plan.eta_s is not None]
+        sync.ready_at = [self._clock.monotonic() + eta_s for eta_s, _ in places]
         for eta_s, peer in sorted(places):
             if table.seats or self._clock.monotonic() + eta_s > sync.wait_until:
                 break

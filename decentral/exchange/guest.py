@@ -45,6 +45,8 @@ class Sync:
     wait_until: float
     """Partners that come later are not waited for."""
     absent: dict[PeerId, str] = field(default_factory=dict)
+    ready_at: list[float] = field(default_factory=list)
+    """When others whom we have asked will be ready."""
     unsure: set[PeerId] = field(default_factory=set)
     """Hosts that may count us though we do not know it."""
     sent_N: Tensor | None = None
