@@ -10,12 +10,10 @@ from enum import IntEnum
 
 import msgpack
 
-from decentral.exchange.packed import reading, unpacked
+from decentral.exchange.packed import MAX_WEIGHT, reading, unpacked
 from decentral.swarm import checked
 from decentral.types import PeerId
 
-#: Tokens, which are exact in a float up to here; two absurd weights must not add up to infinity.
-MAX_WEIGHT = 2.0**53
 #: Longest message without values.
 MAX_SMALL_BYTES = 1_024
 #: Durations on the wire are whole milliseconds below this: three years.

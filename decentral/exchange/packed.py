@@ -11,6 +11,9 @@ from decentral.types import SyncKey
 
 T = TypeVar("T")
 
+#: Tokens, which are exact in a float up to here; two absurd weights must not add up to infinity.
+MAX_WEIGHT = 2.0**53
+
 
 def unpacked(data: bytes, limit: int, what: str) -> Any:
     """``data`` unpacked, or a FrameError that calls it ``what``: too long, or not msgpack."""

@@ -12,6 +12,7 @@ from decentral.exchange.answers import Answers
 from decentral.exchange.cut import Part, Wire, seed_of
 from decentral.exchange.ledger import Entry, Ledger
 from decentral.exchange.messages import MAX_ROLL_BYTES, Mean, Shard, pack_mean, unpack_roll, unpack_shard
+from decentral.exchange.packed import MAX_WEIGHT
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.rollcall import Roll
 from decentral.ports.clock import Clock
@@ -31,8 +32,6 @@ PENDING = b""
 YES, NO = b"y", b"n"
 _MAX_ASKED = 16
 _MAX_OPEN = 64
-#: Tokens, which are exact in a float up to here; two absurd weights must not add up to infinity.
-_MAX_WEIGHT = 2.0**53
 _TICK_S = 0.25
 
 
@@ -132,7 +131,7 @@ class Reducer:
         """The contribution, checked."""
         if not shard.frame:
             return Entry(0.0, None)
-        if not 0 < shard.weight <= _MAX_WEIGHT:
+        if not 0 < shard.weight <= MAX_WEIGHT:
             raise FrameError(f"values with weight {shard.weight}")
         return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel))
 

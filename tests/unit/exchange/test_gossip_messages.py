@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from decentral.errors import FrameError
 from decentral.exchange.gossip_messages import (
     MAX_SMALL_BYTES,
-    MAX_WEIGHT,
     Anchor,
     Bring,
     Kind,
@@ -34,6 +33,7 @@ from decentral.exchange.gossip_messages import (
     unpack_question,
     unpack_reply,
 )
+from decentral.exchange.packed import MAX_WEIGHT
 from decentral.types import PeerId
 from tests.support.mutant_messages import READERS as KINDS
 from tests.support.mutant_messages import fuzz_messages
