@@ -292,7 +292,12 @@ class TestChildren:
             return started
 
         async def scenario() -> list[int | None]:
-            polite = await child(0, "import signal; print('up', flush=True); signal.sigwait([signal.SIGINT])")
+            # Sets a handler: in a shell's background SIGINT is ignored from the start, and would never be waited for.
+            polite = await child(
+                0,
+                "import signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(0)); print('up', flush=True); "
+                "signal.pause()",
+            )
             deaf = await child(
                 1,
                 "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('up', flush=True); "
