@@ -7,8 +7,11 @@ from torch import Tensor
 from decentral.engine.options import Parts, RunOptions
 from decentral.exchange.allreduce import AllReduce
 from decentral.exchange.api import Exchange
+from decentral.exchange.company import Company
+from decentral.exchange.context import Context
 from decentral.exchange.cut import Wire
 from decentral.exchange.gossip import Gossip
+from decentral.exchange.progress import Progress
 from decentral.exchange.random_gossip import Move, RandomGossip
 from decentral.swarm.roster import Roster
 
@@ -44,9 +47,12 @@ def make_exchange(
         keep_rest=options.keep_rest,
         sends_changes=sends_changes,
     )
-    common = (parts.transport, parts.clock, roster, wire)
     if options.pairing is None:
-        return AllReduce(*common, options.timing)
+        return AllReduce(parts.transport, parts.clock, roster, wire, options.timing)
+    me, size, progress = parts.transport.peer_id, options.pairing.group_size, Progress(len(numels))
+    company = Company(me, parts.clock, roster, progress, size, until_launch_s)
+    inner_steps = options.plan.inner_steps
+    context = Context(parts.transport, parts.clock, company, wire, options.pairing, options.timing, inner_steps)
     if options.pairing.events_per_round is None:
-        return Gossip(*common, options.pairing, options.timing, options.plan.inner_steps, until_launch_s)
-    return RandomGossip(*common, options.pairing, options.timing, options.plan.inner_steps, anchor, move)
+        return Gossip(context)
+    return RandomGossip(context, anchor, move)

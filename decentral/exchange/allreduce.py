@@ -37,6 +37,7 @@ from decentral.exchange.messages import (
     unpack_mean,
     unpack_roll,
 )
+from decentral.exchange.progress import Progress
 from decentral.exchange.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.rollcall import Roll
 from decentral.outer.rule import Mixed
@@ -87,7 +88,7 @@ class AllReduce(Exchange):
     """
 
     def __init__(self, transport: Transport, clock: Clock, roster: Roster, wire: Wire, timing: Timing) -> None:
-        super().__init__(len(wire.numels))
+        super().__init__(Progress(len(wire.numels)))
         self._transport = transport
         self._clock = clock
         self._roster = roster

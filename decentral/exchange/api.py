@@ -102,11 +102,11 @@ class Exchange(ABC):
     """One way of mixing.
 
     Args:
-        num_fragments: P.
+        progress: how far this worker is.
     """
 
-    def __init__(self, num_fragments: int) -> None:
-        self.progress = Progress(num_fragments)
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
 
     @abstractmethod
     async def start(self) -> None:

@@ -4,11 +4,12 @@ All who know the same workers plan the same groups. Where they do not, a worker 
 partner, so a difference costs a message or a step alone and never an agreement.
 """
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 
 from decentral.exchange.progress import Progress
 from decentral.ports.clock import Clock
-from decentral.swarm.matching import groups, rendezvous
+from decentral.swarm.matching import groups
 from decentral.swarm.roster import Roster
 from decentral.types import PeerId, SyncKey
 
@@ -39,23 +40,22 @@ class Company:
         self.until_launch_s = until_launch_s
         self._clock = clock
         self._roster = roster
-        self._progress = progress
+        self.progress = progress
         self._group_size = group_size
 
     def group(self, fragment: int, later: int = 0) -> tuple[PeerId, ...]:
         """The members planned for this worker's next sync of a fragment (or one so much later), the host first."""
-        key = SyncKey(self._progress.next_round(fragment) + later, fragment)
+        key = SyncKey(self.progress.next_round(fragment) + later, fragment)
         return next(group for group in groups(self._active(), key, self._group_size) if self.me in group)
 
-    def has_others(self) -> bool:
-        """Whether this worker knows anybody to mix with."""
-        return len(self._active()) > 1
+    def others(self) -> list[PeerId]:
+        """All other workers, in order of peer id."""
+        return [peer for peer in self._active() if peer != self.me]
 
-    def others(self, fragment: int) -> tuple[PeerId, ...]:
-        """All other workers, in the order in which to ask them when the plan has failed."""
-        key = SyncKey(self._progress.next_round(fragment), fragment)
-        order = rendezvous(f"seek/{self.me}", key, self._active())
-        return tuple([peer for peer in order if peer != self.me])
+    def some(self, fragment: int, peers: Sequence[PeerId], count: int) -> list[PeerId]:
+        """At most ``count`` of ``peers`` to ask when the plan for a sync has failed, others every time."""
+        dice = random.Random(f"{self.me}/{self.progress.next_round(fragment)}/{fragment}")
+        return dice.sample(peers, min(count, len(peers)))
 
     def round_s(self) -> float:
         """How long this worker's inner steps between two syncs took last; 0 if it is not known yet."""

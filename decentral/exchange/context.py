@@ -14,8 +14,8 @@ from decentral.types import PeerId
 
 #: A guest hears after this time that its host still waits for others: so a lost answer costs little.
 HOLD_S = 0.5
-#: Waits for partners are limited to so many times the usual, values on their way likewise; at least so long.
-_WAIT_FACTOR, _MIN_WAIT_S = 1.5, 0.5
+#: Waits for partners are limited to so many times the usual; so are values on their way, but at least to so much.
+_WAIT_FACTOR = 1.5
 _MOVE_FACTOR, _MIN_MOVE_S = 4.0, 1.0
 
 
@@ -30,8 +30,10 @@ class Context:
     """Sizes and codecs of pseudo-gradients and means."""
     pairing: Pairing
     timing: Timing
+    inner_steps: int
+    """H."""
     offences: Offences = field(default_factory=Offences)
-    waits: Limit = field(default_factory=lambda: Limit(_WAIT_FACTOR, _MIN_WAIT_S))
+    waits: Limit = field(default_factory=lambda: Limit(_WAIT_FACTOR))
     """How late partners are."""
     moves: Limit = field(default_factory=lambda: Limit(_MOVE_FACTOR, _MIN_MOVE_S))
     """How long values are on their way."""

@@ -16,7 +16,7 @@ Legend: N = values in the fragment.
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,9 +24,7 @@ from torch import Tensor
 from decentral.codecs.frame import framed_nbytes
 from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Reason, Verdict
-from decentral.exchange.company import Company
 from decentral.exchange.context import Context
-from decentral.exchange.cut import Wire
 from decentral.exchange.gossip_messages import (
     MAX_SMALL_BYTES,
     Kind,
@@ -39,14 +37,9 @@ from decentral.exchange.gossip_messages import (
 from decentral.exchange.guest import Guest, Sync
 from decentral.exchange.host import ASK, Host
 from decentral.exchange.limits import Budget
-from decentral.exchange.pairing import Pairing
 from decentral.exchange.swap import FAR_OFF, Share, Swap, Taken, part_of
 from decentral.exchange.table import Seat, Table
 from decentral.outer.rule import Mixed
-from decentral.ports.clock import Clock
-from decentral.ports.transport import Transport
-from decentral.swarm.roster import Roster
-from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey, short_id
 
 #: So many others are asked for a place when the plan has failed; the first to be ready is the one.
@@ -76,37 +69,18 @@ class Gossip(Exchange):
     """Implements ``Exchange``; a guest's side, and through its parts a host's.
 
     Args:
-        transport: to the peers.
-        clock: for durations.
-        roster: who is alive.
-        wire: sizes and codecs of pseudo-gradients and means, equal on all members.
-        pairing: codecs of anchors and pulls, and the size of a group.
-        timing: bounds for calls.
-        inner_steps: H.
-        until_launch_s: see ``Company``.
+        context: ports, agreements, and what was learnt of others.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        clock: Clock,
-        roster: Roster,
-        wire: Wire,
-        pairing: Pairing,
-        timing: Timing,
-        inner_steps: int,
-        until_launch_s: Callable[[int], float],
-    ) -> None:
-        super().__init__(len(wire.numels))
-        company = Company(transport.peer_id, clock, roster, self.progress, pairing.group_size, until_launch_s)
-        self._context = Context(transport, clock, company, wire, pairing, timing)
-        self._company, self._clock = company, clock
-        self._host = Host(self._context)
-        self._guest = Guest(self._context, self._host)
-        self._swap = Swap(wire, pairing)
-        self._inner_steps = inner_steps
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.company.progress)
+        self._context = context
+        self._company, self._clock = context.company, context.clock
+        self._host = Host(context)
+        self._guest = Guest(context, self._host)
+        self._swap = Swap(context.wire, context.pairing)
         self._serial = 0
-        self._rounds_alone = [0 for _ in wire.numels]
+        self._rounds_alone = [0 for _ in context.wire.numels]
         self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
 
     async def start(self) -> None:
@@ -135,7 +109,7 @@ class Gossip(Exchange):
         unconfirmed = self._host.unconfirmed(fragment)
         answer: tuple[PeerId, Reply] | None = None
         answers: dict[tuple[PeerId, int], bytes] = {}
-        has_others = self._company.has_others()
+        has_others = bool(self._company.others())
         self._host.attend(fragment)
         try:
             try:
@@ -152,13 +126,15 @@ class Gossip(Exchange):
         finally:
             table.close(answers)
         alone = self._rounds_alone[fragment] = 0 if end.partners else self._rounds_alone[fragment] + 1
-        out_of_step = alone > 0 and alone % _OUT_OF_STEP == 0
+        nearest = min(sync.ready_at, default=math.inf)
+        # One that was ready in time and had no place does not tell that we are out of step.
+        out_of_step = alone > 0 and alone % _OUT_OF_STEP == 0 and sync.wait_until < nearest < math.inf
         waiting_s = max(0.0, ended - began - sync.moving_s)
         self._budget.spend(waiting_s)
         met = Met(
             partners=end.partners,
             spread=end.spread,
-            nearest_s=min(sync.ready_at) - self._clock.monotonic() if out_of_step and sync.ready_at else math.nan,
+            nearest_s=nearest - self._clock.monotonic() if out_of_step else math.nan,
             deadline_s=wait_s + move_s if has_others else math.nan,
             unconfirmed=tuple(sorted({*unconfirmed, *sync.unsure})),
             avoided=self._context.offences.avoided(self._clock.monotonic()),
@@ -240,8 +216,8 @@ class Gossip(Exchange):
         """Ask others for a place at their tables; meanwhile others may come to ours."""
         fragment = sync.key.fragment
         table = self._host.table(fragment)
-        free = [p for p in self._company.others(fragment) if p != tried and not self._context.avoids(p)]
-        asked = free[:_MAX_ASKED]
+        free = [p for p in self._company.others() if p != tried and not self._context.avoids(p)]
+        asked = self._company.some(fragment, free, _MAX_ASKED)
         async with asyncio.TaskGroup() as group:
             asks = [group.create_task(self._ask(sync, peer)) for peer in asked]
         plans = zip(asked, (ask.result() for ask in asks), strict=True)
@@ -298,17 +274,22 @@ class Gossip(Exchange):
         key, mine, now = sync.key, sync.mine, self._clock.monotonic()
         host = self._share(sync, mine.delta_N)
         guests = [seat.share for seat in seats]
-        taken, given = await self._clock.run_aside(lambda: self._swap.settle(key, host, guests))
-        for seat in seats:
-            peer, held_s = seat.share.peer, now - seat.since
-            reply = Reply(Kind.DONE, None, held_s, given.members, given.contributors, given.mean, given.pulls[peer])
-            answers[peer, seat.serial] = pack_reply(reply)
+
+        def settle() -> Taken:
+            taken, given = self._swap.settle(key, host, guests)
+            for seat in seats:
+                peer, held_s = seat.share.peer, now - seat.since
+                reply = Reply(Kind.DONE, None, held_s, given.members, given.contributors, given.mean, given.pulls[peer])
+                answers[peer, seat.serial] = pack_reply(reply)
+            return taken
+
+        taken = await self._clock.run_aside(settle)
         return self._ended(taken, mine.delta_N, [guest.peer for guest in guests])
 
     def _share(self, sync: Sync, delta_N: Tensor | None) -> Share:
         """What this worker brings to a group."""
         mine = sync.mine
-        part = part_of(mine, self._inner_steps)
+        part = part_of(mine, self._context.inner_steps)
         return Share(self._company.me, mine.weight, delta_N if mine.weight else None, sync.anchor_N, part)
 
     def _alone(self, sync: Sync) -> _End:

@@ -165,12 +165,16 @@ class Guest:
     async def _packed(self, sync: Sync, host: PeerId) -> bytes:
         """What we bring; with the anchor, unless this host has it."""
         fragment, mine = sync.key.fragment, sync.mine
-        if mine.weight and not sync.delta:
-            sync.delta, sync.sent_N = await self._context.clock.run_aside(lambda: self._encoded(sync))
         ahead = self._sent_ahead.get(fragment) == (mine.base, host)
         anchor = b"" if ahead else await self._frame(fragment, mine.base, sync.anchor_N)
         patience_s = max(0.0, sync.wait_until - self._context.clock.monotonic())
-        return pack_bring(Bring(fragment, mine.base, sync.serial, mine.weight, patience_s, sync.delta, anchor))
+
+        def packed() -> bytes:
+            if mine.weight and not sync.delta:
+                sync.delta, sync.sent_N = self._encoded(sync)
+            return pack_bring(Bring(fragment, mine.base, sync.serial, mine.weight, patience_s, sync.delta, anchor))
+
+        return await self._context.clock.run_aside(packed)
 
     def _encoded(self, sync: Sync) -> tuple[bytes, Tensor]:
         """The frame of our pseudo-gradient, and what a host makes of it."""
@@ -192,7 +196,8 @@ class Guest:
         host = self._context.company.group(fragment)[0]
         if host == self._context.company.me:
             return
-        request = pack_anchor(Anchor(fragment, base, await self._frame(fragment, base, anchor_N)))
+        anchor = Anchor(fragment, base, await self._frame(fragment, base, anchor_N))
+        request = await self._context.clock.run_aside(lambda: pack_anchor(anchor))
         timeout_s = self._context.timing.call_timeout_s(len(request))
         with contextlib.suppress(TransportError):
             await self._context.transport.call(host, AHEAD, request, timeout_s=timeout_s, max_reply_bytes=0)
@@ -200,8 +205,6 @@ class Guest:
 
     def _reply_limit(self, fragment: int) -> int:
         """The longest answer of a host."""
-        numel = self._context.wire.numels[fragment]
-        frames = framed_nbytes(self._context.wire.mean_codec, numel) + framed_nbytes(
-            self._context.pairing.pull_codec, numel
-        )
-        return frames + 256 * (self._context.pairing.group_size + MAX_VISITORS) + MAX_SMALL_BYTES
+        wire, pairing = self._context.wire, self._context.pairing
+        frames = sum(framed_nbytes(codec, wire.numels[fragment]) for codec in (wire.mean_codec, pairing.pull_codec))
+        return frames + 256 * (pairing.group_size + MAX_VISITORS) + MAX_SMALL_BYTES

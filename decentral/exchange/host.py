@@ -50,10 +50,9 @@ class Host:
 
     async def start(self) -> None:
         """Begin to answer."""
-        anchor = _ENVELOPE_BYTES + max(
-            framed_nbytes(self._context.pairing.anchor_codec, numel) for numel in self._wire.numels
-        )
-        delta = max(framed_nbytes(self._wire.codec, numel) for numel in self._wire.numels)
+        longest = max(self._wire.numels)
+        anchor = _ENVELOPE_BYTES + framed_nbytes(self._context.pairing.anchor_codec, longest)
+        delta = framed_nbytes(self._wire.codec, longest)
         serve = self._context.transport.serve
         await serve(ASK, self._on_ask, max_request_bytes=MAX_SMALL_BYTES)
         await serve(AHEAD, self._on_ahead, max_request_bytes=anchor, max_concurrent=_MAX_UPLOADS)
@@ -195,11 +194,11 @@ class Host:
         if seat.asking:
             return pack_reply(Reply(Kind.HOLD))  # one call of a guest is held, or it could take up all there are
         peer, now = seat.share.peer, self._clock.monotonic()
-        seat.asking += 1
+        seat.asking = True
         try:
             await table.closed(max(0.0, min(HOLD_S, seat.until - now)))
         finally:
-            seat.asking -= 1
+            seat.asking = False
             seat.asked_at = self._clock.monotonic()
         if (peer, seat.serial) in table.answers:
             return self._fetched(table, peer, seat.serial)

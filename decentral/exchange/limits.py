@@ -18,7 +18,7 @@ class Limit:
         floor_s: never below this; what is shorter than it is noise.
     """
 
-    def __init__(self, factor: float, floor_s: float) -> None:
+    def __init__(self, factor: float, floor_s: float = 0.0) -> None:
         self._factor = factor
         self._floor_s = floor_s
         self._seen_s: deque[float] = deque(maxlen=_REMEMBERED)

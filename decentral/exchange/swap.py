@@ -98,7 +98,7 @@ class Swap:
         own_N, pulls, far = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
         mixed = Mixed(mean_N, tuple([members[i] for i in contributors]), anchor_N=host.anchor_N + own_N)
         spread = spread_of(own_N, host.anchor_N, len(members))
-        return Taken(mixed, spread, tuple({*wild, *far})), Answers(members, contributors, frame, pulls)
+        return Taken(mixed, spread, tuple(sorted({*wild, *far}))), Answers(members, contributors, frame, pulls)
 
     def measure(self, fragment: int, delta_N: Tensor | None, part: float) -> None:
         """Note how long this worker's own pseudo-gradient would be after a whole round: a distance that is harmless.

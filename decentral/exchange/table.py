@@ -21,10 +21,10 @@ class Seat:
     since: float
     until: float
     """The guest does not wait beyond this moment."""
-    asking: int = 0
-    """Calls of the guest that are being held."""
+    asking: bool = False
+    """Whether a call of the guest is being held."""
     asked_at: float = 0.0
-    """When the last of them ended."""
+    """When the last one ended."""
 
 
 class Table:

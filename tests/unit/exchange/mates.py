@@ -12,11 +12,14 @@ import torch
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack
 from decentral.exchange.api import Contribution, Verdict
+from decentral.exchange.company import Company
+from decentral.exchange.context import Context
 from decentral.exchange.cut import Wire
 from decentral.exchange.gossip import Gossip
 from decentral.exchange.gossip_messages import Bring, Reply, pack_bring, unpack_reply
 from decentral.exchange.host import BRING
 from decentral.exchange.pairing import Pairing
+from decentral.exchange.progress import Progress
 from decentral.outer.rule import Mixed
 from decentral.ports.transport import Handler
 from decentral.sim.loop import run
@@ -92,16 +95,16 @@ class Mates:
     async def make(self, peer: PeerId) -> Gossip:
         """A worker's exchange, at work."""
         host = self.world.peers[peer]
-        gossip = self.gossips[peer] = Gossip(
-            host.transport,
+        company = Company(
+            peer,
             host.clock,
             self.rosters[peer],
-            self.wire,
-            self.pairing,
-            self.timing,
-            H,
+            Progress(len(self.wire.numels)),
+            self.pairing.group_size,
             lambda fragment: max(0.0, self.ready_at.get((peer, fragment), 0.0) - self.now()),
         )
+        context = Context(host.transport, host.clock, company, self.wire, self.pairing, self.timing, H)
+        gossip = self.gossips[peer] = Gossip(context)
         await gossip.start()
         self.go(peer, gossip.run())
         return gossip

@@ -14,9 +14,12 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack
 from decentral.errors import CallRefused
 from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
+from decentral.exchange.company import Company
+from decentral.exchange.context import Context
 from decentral.exchange.cut import Wire
 from decentral.exchange.gossip_messages import Anchor, pack_anchor
 from decentral.exchange.pairing import Pairing
+from decentral.exchange.progress import Progress
 from decentral.exchange.random_gossip import SWAP, RandomGossip
 from decentral.outer.rule import Mixed
 from decentral.sim.loop import run
@@ -57,14 +60,10 @@ class Crowd:
     async def start(self) -> None:
         for peer in self.peers:
             here = self.world.peers[peer]
+            numels = self.wire.numels
+            company = Company(peer, here.clock, self.rosters[peer], Progress(len(numels)), 2, lambda fragment: 0.0)
             self.gossips[peer] = RandomGossip(
-                here.transport,
-                here.clock,
-                self.rosters[peer],
-                self.wire,
-                self.pairing,
-                Timing(),
-                H,
+                Context(here.transport, here.clock, company, self.wire, self.pairing, Timing(), H),
                 lambda fragment, peer=peer: self.held(peer, fragment),  # type: ignore[misc]
                 self.mover(peer),
             )
