@@ -125,11 +125,12 @@ def test_a_slow_worker_holds_nobody(variant: dict[str, Any]) -> None:
     assert not list(patience(with_it))
 
 
-def test_a_worker_out_of_step_finds_the_others_again() -> None:
+@pytest.mark.parametrize("late_s", [1.2, 2.5])
+def test_a_worker_out_of_step_finds_the_others_again(late_s: float) -> None:
     """All take the same time for a round, so whoever is late once would come too late to all of them for ever."""
     scenario = gossiping(1, 8, rounds=40, step_s=2.5, together=True, **VARIANTS[0])
     late = scenario.peers[3]
-    record = simulate(scenario, FaultTape([Pause(22.0, late, 1.2)]), until_s=300.0)
+    record = simulate(scenario, FaultTape([Pause(22.0, late, late_s)]), until_s=300.0)
     after = [event for peer, event in events(record) if peer == late and isinstance(event, RoundMixed)][8:]
     assert len(after) == 32
     assert sum(len(event.members) == 1 for event in after) < 10
