@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decentral.cli.compose import build_trainer, run_options
+from decentral.cli.compose import build_trainer
 from decentral.cli.config import SwarmConfig
+from decentral.cli.run_options import run_options
 from decentral.cli.settings import load, resolve
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker

@@ -5,7 +5,6 @@ Whatever is heavy (torch, and what imports it) is imported where a worker starts
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -20,7 +19,7 @@ from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
 from decentral.cli.config import SwarmConfig, WorkerConfig, diff
 from decentral.cli.folder import CONFIG, IDENTITY, JOURNAL, MODEL, RESIDUAL, whole_file
-from decentral.cli.method import MethodSection
+from decentral.cli.run_options import run_options
 from decentral.cli.settings import import_task
 from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, ExitCode, MismatchError, UnreachableError, UsageError
@@ -30,12 +29,9 @@ from decentral.types import PeerId
 if TYPE_CHECKING:  # torch: see above
     from torch import Tensor
 
-    from decentral.codecs.feedback import Feedback
-    from decentral.engine.options import Outcome, RunOptions
+    from decentral.engine.options import Outcome
     from decentral.engine.worker import Worker
-    from decentral.exchange.pairing import Pairing
     from decentral.monitor.journal import Journal
-    from decentral.outer.rule import OuterRule
     from decentral.ports.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -239,78 +235,6 @@ def _announced(own: WorkerConfig) -> str:
             hint=f"Give both: --port 31337 --announce {own.announce}.",
         )
     return f"{own.announce}:{own.port}"
-
-
-def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
-    """The engine's options from the configuration."""
-    from decentral.codecs.codec import make_codec
-    from decentral.engine.options import RunOptions
-    from decentral.schedule.plan import SyncPlan
-    from decentral.swarm.timing import Timing
-
-    method, timing = swarm.method, swarm.timing
-    codec = make_codec(method.codec)
-    return RunOptions(
-        run_id=run_id,
-        config=swarm.to_json().encode(),
-        rounds=swarm.run.rounds,
-        min_workers=swarm.run.min_workers,
-        plan=SyncPlan(method.inner_steps, method.fragments, method.delay_steps),
-        rule=_rule(method),
-        codec=codec,
-        mean_codec=make_codec(method.mean_codec),
-        feedback=_feedback(method, lossless=codec.lossless),
-        keep_rest=method.feedback != "none",
-        over_senders=method.mean_over == "senders",
-        pairing=_pairing(method),
-        mix_alpha=method.mix_alpha,
-        eval_every_rounds=swarm.eval_every_rounds,
-        timing=Timing(**timing.model_dump()),
-    )
-
-
-def _rule(method: MethodSection) -> "OuterRule":
-    """The outer rule."""
-    from decentral.outer.diloco import DiLoCo
-    from decentral.outer.ef21 import Ef21
-    from decentral.outer.noloco import NoLoCo
-    from decentral.outer.sparseloco import SparseLoCo
-
-    if method.name == "noloco" and method.schedule == "poisson":  # the pull is no part of a step
-        return DiLoCo(method.outer_lr, method.outer_momentum, nesterov=False)
-    if method.name == "noloco":
-        return NoLoCo(method.outer_lr, method.outer_momentum, method.gamma, method.group_size)
-    if method.name == "sparseloco":
-        return SparseLoCo(method.outer_lr)
-    rule = DiLoCo(method.outer_lr, method.outer_momentum, method.nesterov)
-    return Ef21(rule) if method.feedback == "ef21" else rule
-
-
-def _pairing(method: MethodSection) -> "Pairing | None":
-    """How workers gossip, if they do."""
-    from decentral.codecs.codec import make_codec
-    from decentral.exchange.pairing import Pairing
-
-    if method.name != "noloco":
-        return None
-    return Pairing(
-        anchor_codec=make_codec(method.anchor_codec),
-        pull_codec=make_codec(method.pull_codec),
-        group_size=method.group_size,
-        events_per_round=method.events_per_round if method.schedule == "poisson" else None,
-        gamma=method.gamma,
-    )
-
-
-def _feedback(method: MethodSection, *, lossless: bool) -> "Callable[[int], Feedback]":
-    """What remembers the codec's errors, for so many fragments."""
-    from decentral.codecs.feedback import Ef21, ErrorFeedback, Feedback
-
-    if method.feedback == "ef21":
-        return Ef21
-    if method.feedback == "none" or lossless:
-        return Feedback
-    return functools.partial(ErrorFeedback, decay=method.feedback_decay)
 
 
 def _residuals(out: Path, run_id: str) -> "Mapping[str, Tensor]":

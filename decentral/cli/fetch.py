@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decentral.cli.compose import asking, build_trainer, run_options
+from decentral.cli.compose import asking, build_trainer
 from decentral.cli.config import SwarmConfig
 from decentral.cli.render import size
+from decentral.cli.run_options import run_options
 from decentral.engine.hello import Hello
 from decentral.errors import UnreachableError
 from decentral.ports.trainer import Trainer

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from decentral.cli.compose import _residuals, run_options
+from decentral.cli.compose import _residuals
 from decentral.cli.folder import RESIDUAL
+from decentral.cli.run_options import run_options
 from decentral.cli.settings import load, resolve_codecs
 from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
