@@ -44,6 +44,8 @@ class NodeOptions:
     """Full multiaddrs (with peer id) of peers to join; empty to found a swarm."""
     asker: bool = False
     """Only call others: do not listen, serve or keep records."""
+    max_upload_bytes_per_s: float | None = None
+    """The most that calls and replies may put on the uplink (see ``adapters.budget``); ``None`` for no limit."""
 
 
 class Node:
@@ -130,7 +132,7 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
             await _ensure_unused(identity.peer_id, options)
     daemon = await start_daemon(_daemon_options(options, folder.path, key_path))
     resources.push_async_callback(daemon.stop)
-    transport = HivemindTransport(daemon, identity.peer_id)
+    transport = HivemindTransport(daemon, identity.peer_id, options.max_upload_bytes_per_s)
     resources.push_async_callback(transport.close)
     joined = await _join(daemon, initial)
     directory = None

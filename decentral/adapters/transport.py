@@ -63,9 +63,10 @@ class HivemindTransport:
     Args:
         daemon: started, and stopped by its owner after ``close``.
         peer_id: the daemon's identity.
+        max_upload_bytes_per_s: of all calls and replies together; ``None`` for no limit.
     """
 
-    def __init__(self, daemon: Daemon, peer_id: PeerId) -> None:
+    def __init__(self, daemon: Daemon, peer_id: PeerId, max_upload_bytes_per_s: float | None = None) -> None:
         self._daemon = daemon
         self._peer_id = peer_id
         self._methods: dict[str, _Method] = {}

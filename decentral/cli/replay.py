@@ -10,7 +10,6 @@ from typing import Any
 
 from decentral.engine.meter import Meter
 from decentral.ports.trainer import StepReport
-from decentral.ports.transport import Traffic
 from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId
 
@@ -37,16 +36,13 @@ class Replay:
         self._tokens_per_step = max(1, tokens_per_step)
         self._num_members = max(1, num_workers)
         self._meter = Meter(total_numel, "", "")
-        self._traffic = Traffic()
         self._presence: Presence | None = None
         self._last_event_at = 0.0
 
     @property
     def presence(self) -> Presence | None:
         """The worker's record as of its last event; ``None`` before its first."""
-        traffic = self._traffic
-        metrics = self._meter.metrics(sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
-        return self._presence and replace(self._presence, metrics=metrics)
+        return self._presence and replace(self._presence, metrics=self._meter.metrics(self._last_event_at))
 
     def age_s(self, wall: float) -> float:
         """Seconds between the last event and the Unix time ``wall``."""
@@ -81,10 +77,12 @@ class Replay:
                 self._swapped([peer for peer in event["members"] if peer != presence.peer], event)
             else:
                 self._num_members = len(event["members"])
-            self._traffic = Traffic(event["sent_bytes"], event["received_bytes"])
-            self._synced(time, event, counted, event["transfer_s"])
+            meter.moved(time, sent_bytes=event["sent_bytes"], received_bytes=event["received_bytes"])
+            self._synced(time, event, counted)
             digest = "" if self._gossip else event["digest"]
             return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest=digest)
+        if name == "paced":
+            meter.paced(event["delay_steps"], event["num_groups"])
         if name == "pulled":
             meter.swapped([event["partner"]], _number(event["spread"]))
         if name == "one_sided":
@@ -93,7 +91,7 @@ class Replay:
             self._avoided[event["peer"]] = time + (event["seconds"] or 0.0)
         if name == "round_aborted":
             meter.explain(f"{event['reason']}: {event['detail']}")
-            self._synced(time, event, False, 0.0)
+            self._synced(time, event, False)
             return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest="")
         if name == "repaired":
             meter.downloaded(event["seconds"] or 0.0)
@@ -124,9 +122,9 @@ class Replay:
             seconds=event["seconds"] or 0.0,
         )
 
-    def _synced(self, time: float, event: Mapping[str, Any], counted: bool, transfer_s: float | None) -> None:
-        waiting_s = event["waiting_s"] or 0.0
-        self._meter.synced(time, counted=counted, waiting_s=waiting_s, transfer_s=transfer_s or 0.0)
+    def _synced(self, time: float, event: Mapping[str, Any], counted: bool) -> None:
+        held_s, waiting_s = event["held_s"] or 0.0, event["held_waiting_s"] or 0.0
+        self._meter.synced(time, counted=counted, waiting_s=waiting_s, transfer_s=held_s - waiting_s)
 
 
 def _number(value: float | None) -> float:

@@ -11,6 +11,8 @@ _BYTES_PER_VALUE = 4
 _MAX_REASON = 160
 #: Peers named in one text of a record: 139 of its 200 characters.
 _MAX_NAMED = 20
+#: A peak is measured over so long at least: shorter ones would be those of buffers, not of the link.
+_WINDOW_S = 1.0
 
 
 class Meter:
@@ -38,11 +40,15 @@ class Meter:
         self._spread = math.nan
         self._rounds_alone = self._one_sided = 0
         self._reason = ""
+        self._delay_steps, self._num_groups = 0, 1
+        self._began: float | None = None
+        self._sent, self._received = _Flow(), _Flow()
         self._lap = (0.0, 0)
         """When the last round ended and the tokens then."""
 
     def start(self, now: float) -> None:
         """Training begins."""
+        self._began = now
         self._lap = (now, self.tokens)
 
     def trained(self, step: int, report: StepReport, *, count: int, num_members: int, seconds: float) -> None:
@@ -58,7 +64,7 @@ class Meter:
         self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * count
 
     def synced(self, now: float, *, counted: bool, waiting_s: float, transfer_s: float) -> None:
-        """A round ended at the time ``now``."""
+        """A round ended at the time ``now``; training stood still for so long for others and for moving values."""
         began, tokens = self._lap
         if now > began:
             self._tokens_per_s = (self.tokens - tokens) / (now - began)
@@ -67,6 +73,15 @@ class Meter:
         self._transfer_s += transfer_s
         self._rounds_in += counted
         self._rounds_out += not counted
+
+    def paced(self, delay_steps: int, num_groups: int) -> None:
+        """The overlap in use and the launches a round that this worker would like, from now on."""
+        self._delay_steps, self._num_groups = delay_steps, num_groups
+
+    def moved(self, now: float, *, sent_bytes: int, received_bytes: int) -> None:
+        """The transport's totals at the time ``now``. To be told about every second, for the peaks."""
+        self._sent.reached(now, sent_bytes)
+        self._received.reached(now, received_bytes)
 
     def swapped(self, partners: Sequence[PeerId], spread: float) -> None:
         """Gossip: anchors were swapped with these; a ``spread`` of NaN keeps the last one."""
@@ -100,8 +115,8 @@ class Meter:
         """Why this worker does not contribute; empty if it does."""
         self._reason = reason[:_MAX_REASON]
 
-    def metrics(self, *, sent_bytes: int, received_bytes: int) -> Metrics:
-        """The counters as of now, with the transport's."""
+    def metrics(self, now: float) -> Metrics:
+        """The counters at the time ``now``."""
         return Metrics(
             step=self._step,
             tokens=self.tokens,
@@ -112,11 +127,16 @@ class Meter:
             compute_s=self._compute_s,
             waiting_s=self._waiting_s,
             transfer_s=self._transfer_s,
-            sent_bytes=sent_bytes,
-            received_bytes=received_bytes,
+            wall_s=0.0 if self._began is None else max(0.0, now - self._began),
+            sent_bytes=self._sent.total_bytes,
+            received_bytes=self._received.total_bytes,
+            peak_sent_bytes_per_s=self._sent.peak_bytes_per_s,
+            peak_received_bytes_per_s=self._received.peak_bytes_per_s,
             dp_bytes=int(self._dp_bytes),
             rounds_in=self._rounds_in,
             rounds_out=self._rounds_out,
+            delay_steps=self._delay_steps,
+            num_groups=self._num_groups,
             partners=self._partners,
             spread=self._spread,
             rounds_alone=self._rounds_alone,
@@ -126,6 +146,24 @@ class Meter:
             version=self._version,
             device=self._device,
         )
+
+
+class _Flow:
+    """Bytes that went one way, and the most of them in any window of a second, or of what lay between two readings."""
+
+    def __init__(self) -> None:
+        self.total_bytes = 0
+        self.peak_bytes_per_s = 0.0
+        self._mark: tuple[float, int] | None = None
+        """Beginning of the current window and the total then."""
+
+    def reached(self, now: float, total_bytes: int) -> None:
+        """The total at the time ``now``."""
+        self.total_bytes = total_bytes
+        began, before = self._mark or (-math.inf, 0)
+        if now - began >= _WINDOW_S:
+            self._mark = now, total_bytes
+            self.peak_bytes_per_s = max(self.peak_bytes_per_s, (total_bytes - before) / (now - began))
 
 
 def _names(peers: Sequence[PeerId]) -> str:

@@ -1,16 +1,27 @@
 """What a worker tells of its rounds: events for the journal, figures for its presence record."""
 
 import math
+from dataclasses import dataclass
 
 from decentral.engine.meter import Meter
 from decentral.engine.replica import Applied
 from decentral.exchange.api import Aborted, Met, Verdict
-from decentral.monitor.events import Avoided, OneSided, Pulled, RoundAborted, RoundMixed
+from decentral.monitor.events import Avoided, OneSided, Paced, Pulled, RoundAborted, RoundMixed
 from decentral.monitor.journal import Journal
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.types import PeerId, SyncKey
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How long training stood still for a round; what passed during inner steps is not in it."""
+
+    waiting_s: float = 0.0
+    """For other workers."""
+    transfer_s: float = 0.0
+    """While values were moved and applied."""
 
 
 class Report:
@@ -29,9 +40,21 @@ class Report:
         self._transport = transport
         self._clock = clock
         self._avoided: frozenset[PeerId] = frozenset()
+        self._pace: Paced | None = None
 
-    def mixed(self, key: SyncKey, mixed: Mixed, verdict: Verdict, applied: Applied, *, excuse: str) -> None:
-        """A round has ended with a result, which has been applied."""
+    def mixed(
+        self,
+        key: SyncKey,
+        mixed: Mixed,
+        verdict: Verdict,
+        applied: Applied,
+        *,
+        held: Held | None = None,
+        delay_steps: int = 0,
+        excuse: str,
+    ) -> None:
+        """A round has ended with a result, which was applied ``delay_steps`` inner steps after its launch."""
+        held = held or Held(verdict.waiting_s, verdict.transfer_s)
         counted = self._transport.peer_id in mixed.members
         if not excuse:
             self._meter.explain("" if counted else "the round was closed before our part arrived")
@@ -52,26 +75,47 @@ class Report:
                 digest=applied.digest,
                 spread=met.spread,
                 deadline_s=met.deadline_s,
+                held_s=held.waiting_s + held.transfer_s,
+                held_waiting_s=held.waiting_s,
+                delay_steps=delay_steps,
             )
         )
-        self._ended(key, verdict, counted=counted)
+        self._ended(key, verdict, held, counted=counted)
 
-    def aborted(self, key: SyncKey, aborted: Aborted, verdict: Verdict) -> None:
+    def aborted(self, key: SyncKey, aborted: Aborted, verdict: Verdict, *, held: Held | None = None) -> None:
         """A round has ended without a result."""
+        held = held or Held(verdict.waiting_s, verdict.transfer_s)
         self._journal.record(
-            RoundAborted(key.round, key.fragment, aborted.reason, aborted.detail, verdict.absent, verdict.waiting_s)
+            RoundAborted(
+                round=key.round,
+                fragment=key.fragment,
+                reason=aborted.reason,
+                detail=aborted.detail,
+                absent=verdict.absent,
+                waiting_s=verdict.waiting_s,
+                held_s=held.waiting_s + held.transfer_s,
+                held_waiting_s=held.waiting_s,
+            )
         )
         self._meter.explain(f"{aborted.reason}: {aborted.detail}")
-        self._ended(key, verdict, counted=False)
+        self._ended(key, verdict, held, counted=False)
+
+    def paced(self, delay_steps: int, num_groups: int) -> None:
+        """The overlap in use and the launches a round that this worker would like; new or as before."""
+        pace = Paced(delay_steps, num_groups)
+        if pace != self._pace:
+            self._pace = pace
+            self._journal.record(pace)
+            self._meter.paced(delay_steps, num_groups)
 
     def pulled(self, key: SyncKey, partner: PeerId, spread: float) -> None:
         """Anchors were swapped outside of any round."""
         self._journal.record(Pulled(key.round, key.fragment, partner, spread))
         self._meter.swapped((partner,), spread)
 
-    def _ended(self, key: SyncKey, verdict: Verdict, *, counted: bool) -> None:
+    def _ended(self, key: SyncKey, verdict: Verdict, held: Held, *, counted: bool) -> None:
         self._meter.synced(
-            self._clock.monotonic(), counted=counted, waiting_s=verdict.waiting_s, transfer_s=verdict.transfer_s
+            self._clock.monotonic(), counted=counted, waiting_s=held.waiting_s, transfer_s=held.transfer_s
         )
         if verdict.met is not None:
             self._met(key, verdict.met)

@@ -435,8 +435,9 @@ class Worker:
         self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s)
 
     def _metrics(self) -> Metrics:
-        traffic = self._parts.transport.traffic()
-        return self._meter.metrics(sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
+        traffic, now = self._parts.transport.traffic(), self._clock.monotonic()
+        self._meter.moved(now, sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
+        return self._meter.metrics(now)
 
     def _outcome(self, done: bool) -> Outcome:
         snapshot = self._replica.snapshot(self._step)

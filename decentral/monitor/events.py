@@ -65,6 +65,7 @@ class RoundMixed:
     """By this worker since it started, as is ``received_bytes``."""
     received_bytes: int
     waiting_s: float
+    """The exchange's own, as is ``transfer_s``: both pass during inner steps where those overlap."""
     transfer_s: float
     digest: str
     """Of the new anchor and outer state: equal on all members, except in gossip."""
@@ -73,6 +74,12 @@ class RoundMixed:
     the pull; NaN without a partner."""
     deadline_s: float = math.nan
     """Gossip in rounds: the longest wait for partners that this worker had set itself; else NaN."""
+    held_s: float = 0.0
+    """How long training stood still for this round."""
+    held_waiting_s: float = 0.0
+    """So much of ``held_s`` was spent on waiting for others."""
+    delay_steps: int = 0
+    """Inner steps between launch and application."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,17 @@ class RoundAborted:
     detail: str
     absent: Absent
     waiting_s: float
+    held_s: float = 0.0
+    """As in ``RoundMixed``, as is ``held_waiting_s``."""
+    held_waiting_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Paced:
+    """From now on exchanges overlap ``delay_steps`` inner steps, and there are ``num_groups`` launches a round."""
+
+    delay_steps: int
+    num_groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +200,7 @@ Event = (
     | StretchDone
     | RoundMixed
     | RoundAborted
+    | Paced
     | Pulled
     | OneSided
     | Avoided

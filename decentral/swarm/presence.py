@@ -66,19 +66,29 @@ class Metrics:
     compute_s: float = 0.0
     """Time in inner steps."""
     waiting_s: float = 0.0
-    """Time waiting for other workers."""
+    """Time that training stood still for other workers; what passes during inner steps does not count."""
     transfer_s: float = 0.0
-    """Time exchanging, downloading and applying."""
+    """Time that training stood still while values were moved: exchanged, downloaded, applied."""
+    wall_s: float = 0.0
+    """Time since training began, whatever it was spent on."""
     sent_bytes: int = 0
     """Calls and replies sent to other workers, framing included."""
     received_bytes: int = 0
     """Calls and replies received from other workers, framing included."""
+    peak_sent_bytes_per_s: float = 0.0
+    """The most that was sent in any second or two."""
+    peak_received_bytes_per_s: float = 0.0
+    """The most that was received in any second or two."""
     dp_bytes: int = 0
     """What data-parallel training (fp32 ring all-reduce every step) would have sent for the same steps."""
     rounds_in: int = 0
     """Rounds whose mean included this worker."""
     rounds_out: int = 0
     """Rounds that ended without it."""
+    delay_steps: int = 0
+    """Inner steps between the launch of an exchange and its application, as planned; 0 without overlap."""
+    num_groups: int = 1
+    """Launches a round that its link would allow."""
     partners: str = ""
     """Gossip: short ids of the other members of its last group, with commas; empty if it was alone."""
     spread: float = math.nan

@@ -9,7 +9,8 @@ A, B, C = PeerId("QmA-aaaaaa"), PeerId("QmB-bbbbbb"), PeerId("QmC-cccccc")
 
 
 def figures(meter: Meter) -> Metrics:
-    return meter.metrics(sent_bytes=11, received_bytes=22)
+    meter.moved(120.0, sent_bytes=11, received_bytes=22)
+    return meter.metrics(120.0)
 
 
 def test_counters() -> None:
@@ -33,6 +34,7 @@ def test_counters() -> None:
         compute_s=3.5,
         waiting_s=5.0,
         transfer_s=0.75,
+        wall_s=20.0,
         sent_bytes=11,
         received_bytes=22,
         # 2 * 3/4 * 4 bytes * 1000 * 5 steps, nothing alone, 2 * 1/2 * 4 bytes * 1000 * 1 step.
