@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from decentral.errors import ConfigError, MismatchError
+from decentral.tensors.cut import Pattern as Pattern
+from decentral.tensors.cut import assign, most_fragments, paper_fragments
 
-#: ``strided``: fragment p holds layers p, p + P, p + 2P, ...; ``sequential``: neighbouring layers stay together.
-Pattern = Literal["strided", "sequential"]
+#: A number of fragments; as many as there can be; or those of Streaming DiLoCo, of three layers each.
+Wanted = int | Literal["auto", "paper"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +53,28 @@ class Layout:
     def of(parameters: Mapping[str, Tensor], num_fragments: int = 1, pattern: Pattern = "strided") -> "Layout":
         """Cut a model into fragments by layer.
 
-        The layer of a parameter is the first integer in its dotted name (3 in ``blocks.3.attn.weight``). Layers are
-        dealt out by ``pattern``. Parameters without a layer (embedding, head, last norm) then go one by one, largest
-        first, into the fragment that has the fewest values.
+        The layer of a parameter is the first integer in its dotted name (3 in ``blocks.3.attn.weight``). Parameters
+        without one (embedding, head, last norm) are the last fragment, layers are dealt out to the others so that
+        these have about equally many bytes; with P = 1 everything is in one.
+
+        * ``strided``: layers in order, each to the fragment with the fewest bytes so far. Of equal layers fragment p
+          gets p, p + P', p + 2P', ..., P' being the fragments that hold layers. None has more than the lightest
+          and its own last layer.
+        * ``sequential``: neighbours stay together, and the largest fragment is as small as it can be.
 
         Args:
             parameters: names and values, in the model's order. Only names and shapes are read.
-            num_fragments: P, at least 1 and at most the number of layers (any model can be one fragment).
+            num_fragments: P, from 1 to the number of layers, and one more if there are parameters without (any model
+                can be one fragment).
             pattern: how layers are dealt out.
 
         Raises:
             ConfigError: no parameters, one that is not floating point, or a number of fragments that the layers
                 cannot fill.
 
-        Source: Streaming DiLoCo (arXiv 2501.18512), fragment patterns. There the embeddings are a fragment of their
-        own; here they fill up the lightest one, which keeps the peak of a fragment's bytes low in small models too.
+        Source: Streaming DiLoCo (arXiv 2501.18512), fragment patterns. Differences: any number of layers in a
+        fragment and not three (``num_fragments_of`` tells the paper's); balanced where layers differ in size; norm and
+        head are with the embeddings.
         """
         if not parameters:
             raise ConfigError("the model has no parameters to share", hint="Trainer.parameters() returned nothing.")
@@ -75,7 +84,8 @@ class Layout:
                     f"parameter {name!r} is {value.dtype}; only floating point values can be averaged",
                     hint="Leave it out of Trainer.parameters().",
                 )
-        assignment = _assign(parameters, num_fragments, pattern)
+        # All travel as float32, so that values count as bytes do.
+        assignment = assign({name: value.numel() for name, value in parameters.items()}, num_fragments, pattern)
         fragments = (
             _slots((name, tuple(value.shape)) for name, value in parameters.items() if assignment[name] == fragment)
             for fragment in range(num_fragments)
@@ -102,20 +112,21 @@ class Layout:
         """N, the number of values in ``fragment``."""
         return self.fragments[fragment][-1].stop
 
-    def gather(self, parameters: Mapping[str, Tensor], fragment: int) -> Tensor:
+    def gather(self, parameters: Mapping[str, Tensor], fragment: int, device: torch.device | None = None) -> Tensor:
         """Copy the values of one fragment out of a model.
 
         Args:
             parameters: names and values of (at least) this fragment; any floating dtype, any device, any strides.
             fragment: which one, from 0.
+            device: where to; the CPU if not given.
 
         Returns:
-            A fresh float32 tensor [N] on the CPU.
+            A fresh float32 tensor [N] on ``device``.
 
         Raises:
             MismatchError: a parameter is missing or its shape is not that of the layout.
         """
-        flat_N = torch.empty(self.numel(fragment), dtype=torch.float32)
+        flat_N = torch.empty(self.numel(fragment), dtype=torch.float32, device=device)
         for slot in self.fragments[fragment]:
             value = parameters.get(slot.name)
             if value is None:
@@ -151,38 +162,18 @@ class Layout:
         return {slot.name: flat_N[slot.start : slot.stop].view(slot.shape) for slot in self.fragments[fragment]}
 
 
-def _assign(parameters: Mapping[str, Tensor], num_fragments: int, pattern: Pattern) -> dict[str, int]:
-    """The fragment of every parameter."""
-    if num_fragments == 1:
-        return dict.fromkeys(parameters, 0)
-    layer_of = {name: layer for name in parameters if (layer := _layer(name)) is not None}
-    layers = sorted(set(layer_of.values()))
-    if not 1 <= num_fragments <= len(layers):
-        raise ConfigError(
-            f"{num_fragments} fragments asked for, but the model has {len(layers)} layers to fill them with",
-            hint="A layer is found by the first number in a parameter's name, as in 'blocks.3.attn.weight'. "
-            f"Set num_fragments between 1 and {max(1, len(layers))}.",
-        )
-    if pattern == "strided":
-        fragment_of = {layer: rank % num_fragments for rank, layer in enumerate(layers)}
-    else:
-        fragment_of = {layer: rank * num_fragments // len(layers) for rank, layer in enumerate(layers)}
-    assignment = {name: fragment_of[layer] for name, layer in layer_of.items()}
+def num_fragments_of(parameters: Mapping[str, Tensor], wanted: Wanted, max_fragments: int) -> int:
+    """P, the number of fragments of a model.
 
-    sizes = [0] * num_fragments
-    for name, fragment in assignment.items():
-        sizes[fragment] += parameters[name].numel()
-    apart = [name for name in parameters if name not in assignment]
-    for name in sorted(apart, key=lambda name: parameters[name].numel(), reverse=True):
-        lightest = sizes.index(min(sizes))
-        assignment[name] = lightest
-        sizes[lightest] += parameters[name].numel()
-    return assignment
-
-
-def _layer(name: str) -> int | None:
-    """The first integer component of a dotted name, if there is one."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    Args:
+        parameters: of the model; only names are read.
+        wanted: a number, which stands as it is (``Layout.of`` checks it); ``auto``: every layer is a fragment;
+            ``paper``: three layers are. What has no layer is one more.
+        max_fragments: the most that ``auto`` and ``paper`` may give, H: one is sent after an inner step; >= 1.
+    """
+    if isinstance(wanted, int):
+        return wanted
+    return min(most_fragments(parameters) if wanted == "auto" else paper_fragments(parameters), max_fragments)
 
 
 def _slots(named_shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Slot, ...]:

@@ -1,5 +1,4 @@
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from decentral.errors import ConfigError, MismatchError
-from decentral.tensors.layout import Layout, Pattern
+from decentral.tensors.layout import Layout, Pattern, Wanted, num_fragments_of
 
 PATTERNS: list[Pattern] = ["strided", "sequential"]
 
@@ -35,7 +34,7 @@ def names(layout: Layout, fragment: int) -> list[str]:
 @given(num_layers=st.integers(1, 9), data=st.data(), pattern=st.sampled_from(PATTERNS), vocab=st.integers(1, 50))
 def test_gather_and_scatter_are_inverse(num_layers: int, data: st.DataObject, pattern: Pattern, vocab: int) -> None:
     parameters = model(num_layers, vocab=vocab)
-    num_fragments = data.draw(st.integers(1, num_layers))
+    num_fragments = data.draw(st.integers(1, num_layers + 1))
     layout = Layout.of(parameters, num_fragments, pattern)
 
     restored: dict[str, Tensor] = {}
@@ -52,30 +51,15 @@ def test_gather_and_scatter_are_inverse(num_layers: int, data: st.DataObject, pa
     assert all(torch.equal(restored[name], value) for name, value in parameters.items())
 
 
-@given(num_layers=st.integers(2, 12), data=st.data(), pattern=st.sampled_from(PATTERNS))
-def test_layers_are_dealt_evenly_and_stay_whole(num_layers: int, data: st.DataObject, pattern: Pattern) -> None:
-    num_fragments = data.draw(st.integers(2, num_layers))
-    layout = Layout.of(model(num_layers), num_fragments, pattern)
-    homes: dict[int, set[int]] = {}
-    for fragment in range(num_fragments):
-        for name in names(layout, fragment):
-            if name.startswith("blocks."):
-                homes.setdefault(int(name.split(".")[1]), set()).add(fragment)
-    assert all(len(fragments) == 1 for fragments in homes.values())
-    layers_in = Counter(fragment for (fragment,) in homes.values())
-    assert len(layers_in) == num_fragments
-    assert max(layers_in.values()) - min(layers_in.values()) <= 1
-
-
 @pytest.mark.parametrize(
     ("pattern", "expected"),
-    [("strided", [[0, 2, 4], [1, 3, 5]]), ("sequential", [[0, 1, 2], [3, 4, 5]])],
+    [("strided", [[0, 2, 4], [1, 3, 5], []]), ("sequential", [[0, 1, 2], [3, 4, 5], []])],
 )
 def test_patterns(pattern: Pattern, expected: list[list[int]]) -> None:
-    layout = Layout.of(model(6), 2, pattern)
+    layout = Layout.of(model(6), 3, pattern)
     dealt = [
         [int(name.split(".")[1]) for name in names(layout, fragment) if name.endswith("attn.weight")]
-        for fragment in range(2)
+        for fragment in range(3)
     ]
     assert dealt == expected
 
@@ -87,18 +71,20 @@ def test_layers_are_ordered_by_number_not_by_text() -> None:
     assert names(layout, 1) == ["h.10.w", "h.9.w"]
 
 
-def test_parameters_without_layer_fill_the_lightest_fragment() -> None:
+def test_what_has_no_layer_is_apart_and_the_layers_are_balanced() -> None:
     parameters = {
         "embed": torch.zeros(10),
-        "head": torch.zeros(9),
         "blocks.0.w": torch.zeros(8),
         "blocks.1.w": torch.zeros(3),
+        "blocks.2.w": torch.zeros(4),
+        "blocks.3.w": torch.zeros(2),
         "norm": torch.zeros(1),
     }
-    # 8 | 3 -> embed: 8 | 13 -> head: 17 | 13 -> norm: 17 | 14
-    layout = Layout.of(parameters, 2)
-    assert names(layout, 0) == ["head", "blocks.0.w"]
-    assert names(layout, 1) == ["embed", "blocks.1.w", "norm"]
+    # 8 | 3 -> 8 | 7 -> 8 | 9
+    layout = Layout.of(parameters, 3)
+    assert names(layout, 0) == ["blocks.0.w"]
+    assert names(layout, 1) == ["blocks.1.w", "blocks.2.w", "blocks.3.w"]
+    assert names(layout, 2) == ["embed", "norm"]
 
 
 def test_one_fragment_needs_no_layers_and_keeps_the_order() -> None:
@@ -146,7 +132,8 @@ def test_signature_tells_every_difference() -> None:
     layouts = [
         Layout.of(base),
         Layout.of(base, 2),
-        Layout.of(base, 2, "sequential"),
+        Layout.of(base, 3),
+        Layout.of(base, 3, "sequential"),
         Layout.of(base, 4),
         Layout.of(model(3)),
         Layout.of(renamed),
@@ -156,11 +143,23 @@ def test_signature_tells_every_difference() -> None:
     assert len({layout.signature for layout in layouts}) == len(layouts)
 
 
-@pytest.mark.parametrize("num_fragments", [-1, 0, 4])
-def test_impossible_number_of_fragments(num_fragments: int) -> None:
-    with pytest.raises(ConfigError, match=f"{num_fragments} fragments asked for, but the model has 3 layers") as caught:
-        Layout.of(model(3), num_fragments)
-    assert "between 1 and 3" in caught.value.hint
+def test_more_fragments_than_the_layers_fill() -> None:
+    with pytest.raises(ConfigError, match="5 fragments asked for, but the model has 3 layers"):
+        Layout.of(model(3), 5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "max_fragments", "expected"),
+    [("auto", 100, 8), ("auto", 5, 5), ("paper", 100, 4), ("paper", 3, 3), ("paper", 1, 1), (2, 100, 2), (99, 5, 99)],
+)
+def test_the_number_of_fragments(wanted: Wanted, max_fragments: int, expected: int) -> None:
+    assert num_fragments_of(model(7), wanted, max_fragments) == expected
+
+
+@given(num_layers=st.integers(0, 9), wanted=st.sampled_from(["auto", "paper"]), max_fragments=st.integers(1, 12))
+def test_a_number_that_was_left_to_us_is_a_possible_one(num_layers: int, wanted: Wanted, max_fragments: int) -> None:
+    num_fragments = num_fragments_of(model(num_layers), wanted, max_fragments)
+    assert Layout.of(model(num_layers), num_fragments).num_fragments == num_fragments <= max_fragments
 
 
 def test_no_parameters() -> None:
