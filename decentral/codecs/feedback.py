@@ -50,9 +50,9 @@ class Feedback:
     def __init__(self, num_fragments: int) -> None:
         self._kept_N: list[Tensor | None] = [None] * num_fragments
 
-    def weight(self, tokens: int) -> float:
-        """The weight of a contribution with ``tokens`` tokens behind it, 0 for none."""
-        return float(tokens)
+    def weight(self, weight: float) -> float:
+        """The weight of a contribution that would have ``weight`` of its own, 0 for none."""
+        return float(weight)
 
     def bring(self, fragment: int, delta_N: Tensor) -> Brought:
         """What to encode in place of the pseudo-gradient ``delta_N`` [N]."""
@@ -148,9 +148,9 @@ class Ef21(Feedback):
 
     sends_changes: ClassVar[bool] = True
 
-    def weight(self, tokens: int) -> float:
+    def weight(self, weight: float) -> float:
         """The same for everybody who has trained."""
-        return 1.0 if tokens else 0.0
+        return 1.0 if weight else 0.0
 
     def bring(self, fragment: int, delta_N: Tensor) -> Brought:
         """The pseudo-gradient, and its difference from the reference if there is one."""

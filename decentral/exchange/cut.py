@@ -5,13 +5,14 @@ from hashlib import blake2b
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.frame import framed_nbytes
+from decentral.exchange.merge import Range
 from decentral.exchange.rollcall import Roll
 from decentral.swarm.matching import reducers, shards
 from decentral.types import PeerId
 
 #: Shorter shards cost more in latency than they save in bandwidth.
 MIN_SHARD_VALUES = 16_384
-#: A multiple of every block size of the block-wise codecs in use.
+#: A multiple of every block size of the block-wise codecs in use: but for the last, blocks are full.
 SHARD_ALIGN = 4_096
 #: Room for the roll and the fields around a frame.
 _ENVELOPE_BYTES = 1_024
@@ -53,13 +54,33 @@ class Wire:
     """Whether a reducer adds what its codec left out of a mean to its next one."""
     sends_changes: bool = False
     """Whether members send changes while they are the same (see ``outer.ef21``); rests of others are then void."""
+    directed: tuple[tuple[Range, ...], ...] = ()
+    """For each fragment the tensors, in order, whose mean is ``radial_directional``; empty if that of none is."""
+
+    def __post_init__(self) -> None:
+        """Refuse means that contradict each other."""
+        if self.directed and len(self.directed) != len(self.numels):
+            raise ValueError(f"tensors of {len(self.directed)} fragments were given, there are {len(self.numels)}")
+        if self.directed and (self.over_senders or self.sends_changes):
+            what = "values that some did not send" if self.over_senders else "changes of pseudo-gradients"
+            raise ValueError(f"merge is 'rda', which is made of whole pseudo-gradients and not of {what}")
 
     def parts(self, roll: Roll) -> tuple[Part, ...]:
         """The shards of a roll with their reducers."""
-        numel = self.numels[roll.key.fragment]
-        ranges = shards(numel, len(roll.members), min_values=MIN_SHARD_VALUES, align=SHARD_ALIGN)
+        numel, whole = self.numels[roll.key.fragment], self._directed(roll)
+        # Each shard is encoded by itself; that blocks start at the same values in every round is not worth more.
+        align = 1 if whole else SHARD_ALIGN
+        ranges = shards(numel, len(roll.members), min_values=MIN_SHARD_VALUES, align=align, uncut=whole)
         chosen = reducers(roll.members, roll.key, len(ranges))
         return tuple(Part(i, *bounds, reducer) for i, (bounds, reducer) in enumerate(zip(ranges, chosen, strict=True)))
+
+    def directed_in(self, roll: Roll, part: Part) -> tuple[Range, ...]:
+        """The tensors inside of a shard whose mean is ``radial_directional``, counted from its start."""
+        inside = (bounds for bounds in self._directed(roll) if part.start <= bounds[0] < part.stop)
+        return tuple([(start - part.start, stop - part.start) for start, stop in inside])
+
+    def _directed(self, roll: Roll) -> tuple[Range, ...]:
+        return self.directed[roll.key.fragment] if self.directed else ()
 
     def contribution_limit(self, numel: int, roll_bytes: int) -> int:
         """The longest message that brings a shard of ``numel`` values."""

@@ -6,9 +6,9 @@ Legend: S = values in the shard.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from decentral.exchange.merge import Range, radial_directional, spread_over_senders, weighted_mean
 from decentral.types import PeerId
 
 
@@ -54,12 +54,13 @@ class Ledger:
         """Indices in the roll of those whose values are in the mean."""
         return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
 
-    def mean(self, *, over_senders: bool = False) -> Tensor | None:
+    def mean(self, *, over_senders: bool = False, directed: Sequence[Range] = ()) -> Tensor | None:
         r"""$\sum_i w_i x_i / \sum_i w_i$ over the entries, accumulated in float32 in the roll's order.
 
         Args:
             over_senders: divide each value by the weights of those entries only in which it is not 0: the mean of
                 sparse contributions by coordinate, in which one sent by a single member counts in full.
+            directed: ranges of the shard, a tensor each, that take ``radial_directional`` instead.
 
         Returns:
             float32 [S], or ``None`` if nobody contributed values.
@@ -68,13 +69,11 @@ class Ledger:
         total = sum(entry.weight for entry in inside)
         if total <= 0:
             return None
-        values = [(entry.weight / total, entry.values_S) for entry in inside if entry.values_S is not None]
-        mean_S = torch.zeros_like(values[0][1])
-        for share, values_S in values:
-            mean_S.add_(values_S, alpha=share)
+        shares = [entry.weight / total for entry in inside]
+        values = [entry.values_S for entry in inside if entry.values_S is not None]
+        mean_S = weighted_mean(shares, values)
         if over_senders:
-            shares_S = torch.zeros_like(mean_S)
-            for share, values_S in values:
-                shares_S.add_(values_S != 0, alpha=share)
-            mean_S.div_(shares_S.masked_fill_(shares_S == 0, 1.0))
+            spread_over_senders(mean_S, shares, values)
+        for start, stop in directed:
+            radial_directional(mean_S[start:stop], shares, [values_S[start:stop] for values_S in values])
         return mean_S

@@ -188,7 +188,8 @@ class Reducer:
     def _mean(self, packed_roll: bytes, reduction: _Reduction) -> bytes | None:
         """The answer to all members; ``None`` if there is no finite mean."""
         key, part, codec = reduction.roll.key, reduction.part, self._wire.mean_codec
-        mean_S = reduction.ledger.mean(over_senders=self._wire.over_senders)
+        directed = self._wire.directed_in(reduction.roll, part)
+        mean_S = reduction.ledger.mean(over_senders=self._wire.over_senders, directed=directed)
         if mean_S is None:
             return None
         keep_rest = self._wire.keep_rest and not codec.lossless

@@ -107,16 +107,36 @@ def evaluator(members: tuple[PeerId, ...], key: SyncKey) -> PeerId:
     return rendezvous("evaluate", key, members)[0]
 
 
-def shards(numel: int, num_members: int, *, min_values: int, align: int) -> tuple[tuple[int, int], ...]:
+def shards(
+    numel: int, num_members: int, *, min_values: int, align: int, uncut: tuple[tuple[int, int], ...] = ()
+) -> tuple[tuple[int, int], ...]:
     """Cut ``numel`` values into ranges [start, stop), one for each reducer.
 
     No more shards than members, none (but the last) shorter than ``min_values``, all starts multiples of ``align`` so
     that blocks of a codec never straddle two reducers.
+
+    Args:
+        numel: at least 0.
+        num_members: at least 1.
+        min_values: at least 1.
+        align: at least 1.
+        uncut: ranges, in order and apart, that must stay in one piece. A cut that would fall into one is moved to its
+            nearer end: shards are then as equal as that lets them be, perhaps fewer or shorter, and start anywhere.
     """
     count = max(1, min(num_members, numel // min_values))
     step = -(-numel // count)
     step = max(1, -(-step // align)) * align
-    return tuple((start, min(start + step, numel)) for start in range(0, max(numel, 1), step))
+    cuts = sorted({0} | ({_moved_out(start, uncut) for start in range(0, numel, step)} - {numel}))
+    return tuple(zip(cuts, [*cuts[1:], numel], strict=True))
+
+
+def _moved_out(cut: int, uncut: Sequence[tuple[int, int]]) -> int:
+    """The nearest place to ``cut`` that is not inside of one of these ranges."""
+    index = bisect.bisect_right(uncut, cut, key=operator.itemgetter(0)) - 1
+    if index < 0 or cut >= uncut[index][1]:
+        return cut
+    start, stop = uncut[index]
+    return start if cut - start <= stop - cut else stop
 
 
 def stragglers(members: Sequence[Presence], patience_factor: float, min_patience_s: float = 0.0) -> frozenset[PeerId]:

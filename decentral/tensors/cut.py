@@ -35,7 +35,7 @@ def assign(numels: Mapping[str, int], num_fragments: int, pattern: Pattern) -> d
         raise ConfigError(message, hint=hint)
     if num_fragments == 1:
         return dict.fromkeys(numels, 0)
-    layer_of = {name: _layer(name) for name in numels}
+    layer_of = {name: layer_number(name) for name in numels}
     sizes = dict.fromkeys(_layers(numels), 0)
     for name, layer in layer_of.items():
         if layer is not None:
@@ -119,14 +119,14 @@ def _least_largest(starts: Sequence[int], num_runs: int) -> int:
 
 def _layers(names: Iterable[str]) -> list[int]:
     """The numbers of the layers, in order."""
-    return sorted({layer for name in names if (layer := _layer(name)) is not None})
+    return sorted({layer for name in names if (layer := layer_number(name)) is not None})
 
 
 def _has_apart(names: Iterable[str]) -> bool:
     """Whether a parameter belongs to no layer: an embedding, a head, the last norm."""
-    return any(_layer(name) is None for name in names)
+    return any(layer_number(name) is None for name in names)
 
 
-def _layer(name: str) -> int | None:
+def layer_number(name: str) -> int | None:
     """The first integer component of a dotted name, if there is one."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)

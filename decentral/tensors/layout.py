@@ -19,7 +19,7 @@ from torch import Tensor
 
 from decentral.errors import ConfigError, MismatchError
 from decentral.tensors.cut import Pattern as Pattern
-from decentral.tensors.cut import assign, most_fragments, paper_fragments
+from decentral.tensors.cut import assign, layer_number, most_fragments, paper_fragments
 
 #: A number of fragments; as many as there can be; or those of Streaming DiLoCo, of three layers each.
 Wanted = int | Literal["auto", "paper"]
@@ -111,6 +111,10 @@ class Layout:
     def numel(self, fragment: int) -> int:
         """N, the number of values in ``fragment``."""
         return self.fragments[fragment][-1].stop
+
+    def layered(self, fragment: int) -> tuple[tuple[int, int], ...]:
+        """Where each parameter of ``fragment`` that belongs to a layer is, as [start, stop), in order."""
+        return tuple([(s.start, s.stop) for s in self.fragments[fragment] if layer_number(s.name) is not None])
 
     def gather(self, parameters: Mapping[str, Tensor], fragment: int, device: torch.device | None = None) -> Tensor:
         """Copy the values of one fragment out of a model.

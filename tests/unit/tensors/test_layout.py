@@ -94,6 +94,15 @@ def test_one_fragment_needs_no_layers_and_keeps_the_order() -> None:
     assert layout.gather(parameters, 0).tolist() == [1, 1, 0]
 
 
+@pytest.mark.parametrize("num_fragments", [1, 3])
+def test_what_belongs_to_a_layer(num_fragments: int) -> None:
+    layout = Layout.of(model(4), num_fragments)
+    for fragment in range(num_fragments):
+        layered = layout.layered(fragment)
+        slots = {(slot.start, slot.stop): slot.name for slot in layout.fragments[fragment]}
+        assert [slots[bounds] for bounds in layered] == [n for n in names(layout, fragment) if n.startswith("blocks")]
+
+
 def test_gather_accepts_any_float_and_any_strides() -> None:
     parameters = {
         "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
