@@ -45,7 +45,7 @@ class NodeOptions:
     asker: bool = False
     """Only call others: do not listen, serve or keep records."""
     max_upload_bytes_per_s: float | None = None
-    """The most that calls and replies may put on the uplink (see ``adapters.budget``); ``None`` for no limit."""
+    """The most that calls and replies may put on the uplink, with overhead; ``None`` for no limit."""
 
 
 class Node:

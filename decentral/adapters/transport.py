@@ -9,12 +9,14 @@ This module knows nothing of what the bytes mean.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from decentral.adapters.budget import Budget
 from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone
-from decentral.adapters.wire import MAX_REFUSAL_BYTES, Meter, Status, pieces, reply_head, request_head
+from decentral.adapters.wire import MAX_REFUSAL_BYTES, Meter, Status, reply_head, request_head
 from decentral.errors import CallRefused, CallTimeout, PeerUnreachable
 from decentral.ports.transport import Handler, Traffic
 from decentral.types import PeerId
@@ -63,14 +65,15 @@ class HivemindTransport:
     Args:
         daemon: started, and stopped by its owner after ``close``.
         peer_id: the daemon's identity.
-        max_upload_bytes_per_s: of all calls and replies together; ``None`` for no limit.
+        max_upload_bytes_per_s: of all calls and replies together, as the link carries them (``adapters.budget``);
+            ``None`` for no limit.
     """
 
     def __init__(self, daemon: Daemon, peer_id: PeerId, max_upload_bytes_per_s: float | None = None) -> None:
         self._daemon = daemon
         self._peer_id = peer_id
         self._methods: dict[str, _Method] = {}
-        self._meter = Meter()
+        self._meter = Meter(Budget(math.inf if max_upload_bytes_per_s is None else max_upload_bytes_per_s))
         self._tasks: set[asyncio.Task[Any]] = set()  # Handlers at work and streams being served.
         self._writers: set[asyncio.StreamWriter] = set()  # Calls in flight.
         self._listening = False
@@ -173,13 +176,13 @@ class HivemindTransport:
                     request = await self._meter.read(reader, size)
                 status, reply = await self._handle(method, sender, request)
                 async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
-                    await self._meter.write(writer, pieces(reply_head(status, len(reply)), reply))
+                    await self._meter.write(writer, reply_head(status, len(reply)), reply)
 
     async def _refuse_unread(self, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Refuse, and keep the stream open until the caller has seen it: closing on unread bytes would reset it."""
         body = _cut(text)
         async with asyncio.timeout(_LINGER_S):
-            await self._meter.write(writer, pieces(reply_head(Status.REFUSED, len(body)), body))
+            await self._meter.write(writer, reply_head(Status.REFUSED, len(body)), body)
             while await reader.read(1 << 16):
                 pass
 
@@ -238,10 +241,11 @@ class _Call:
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         # If the stream breaks, the reading side says so, or has the refusal that came before.
         with contextlib.suppress(OSError):
-            message = pieces(request_head(self._method, len(self._request)), self._request)
-            await self._meter.write(writer, message[:-1])
-            self._delivered = True  # From the moment the last piece is handed over, nobody can tell.
-            await self._meter.write(writer, message[-1:])
+            head = request_head(self._method, len(self._request))
+            await self._meter.write(writer, head, self._request, before_last=self._deliver)
+
+    def _deliver(self) -> None:
+        self._delivered = True  # From the moment the last piece is handed over, nobody can tell.
 
     def broken(self, what: str) -> PeerUnreachable | CallTimeout:
         """The error for a call that ended without a reply."""

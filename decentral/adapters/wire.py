@@ -6,11 +6,15 @@ Lengths are checked by the reader before it reads what they announce.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 from enum import IntEnum
+
+from decentral.adapters.budget import Budget
 
 _LENGTH_BYTES = 8
 _CHUNK_BYTES = 1 << 18
+#: A message up to this size is short and goes in one piece: a sign of life with seventeen records is.
+SHORT_BYTES = 1 << 14
 #: Text of a refusal; what is longer is cut.
 MAX_REFUSAL_BYTES = 1000
 
@@ -33,23 +37,48 @@ def reply_head(status: Status, size: int) -> bytes:
     return bytes([status]) + size.to_bytes(_LENGTH_BYTES, "big")
 
 
-def pieces(head: bytes, body: bytes) -> list[memoryview]:
-    """A message in pieces of 256 kB at most: the head goes with the first piece, the rest is not copied."""
-    rest = memoryview(body)[_CHUNK_BYTES:]
-    first = memoryview(head + body[:_CHUNK_BYTES])
-    return [first, *(rest[start : start + _CHUNK_BYTES] for start in range(0, len(rest), _CHUNK_BYTES))]
+def pieces(head: bytes, body: bytes, piece_bytes: int) -> list[memoryview]:
+    """A short message in one piece; of a long one the head, which is waited for, and the body without copying it."""
+    if len(body) <= SHORT_BYTES:
+        return [memoryview(head + body)]
+    rest = memoryview(body)
+    return [memoryview(head), *(rest[start : start + piece_bytes] for start in range(0, len(rest), piece_bytes))]
 
 
 class Meter:
-    """Moves bytes both ways at the network's pace and counts them."""
+    """Moves bytes both ways, at the network's pace and within the budget, and counts them.
 
-    def __init__(self) -> None:
+    Args:
+        budget: of all that is written.
+    """
+
+    def __init__(self, budget: Budget) -> None:
         self.sent_bytes = 0
         self.received_bytes = 0
+        self._budget = budget
 
-    async def write(self, writer: asyncio.StreamWriter, pieces: Sequence[memoryview]) -> None:
-        """Write ``pieces`` as fast as the daemon takes them; about one of them is in a buffer at any time."""
-        for piece in pieces:
+    async def write(
+        self,
+        writer: asyncio.StreamWriter,
+        head: bytes,
+        body: bytes,
+        before_last: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write a message as fast as the budget and the daemon allow; about one piece is in a buffer at any time.
+
+        Args:
+            writer: of the stream.
+            head: of the message.
+            body: of the message.
+            before_last: called before the last piece is handed over.
+        """
+        message = pieces(head, body, self._budget.piece_bytes)
+        for number, piece in enumerate(message, 1):
+            wait_s = self._budget.take(asyncio.get_running_loop().time(), len(piece), first=number == 1)
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if number == len(message):
+                before_last()
             writer.write(piece)
             await writer.drain()
             self.sent_bytes += len(piece)

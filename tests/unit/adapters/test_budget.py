@@ -1,0 +1,56 @@
+"""The bucket by itself, on times that the test makes up."""
+
+import math
+
+import pytest
+
+from decentral.adapters.budget import MESSAGE_BYTES, OVERHEAD, Budget
+
+CAP = 1e6
+
+
+def test_without_a_limit_nobody_ever_waits() -> None:
+    budget = Budget()
+    assert [budget.take(0.0, 1 << 30, first=first) for first in (True, False, False)] == [0.0] * 3
+
+
+def test_after_a_silence_a_twentieth_of_a_second_goes_at_once_and_the_rest_at_the_rate() -> None:
+    budget = Budget(CAP)
+    for quiet in (0.0, 1000.0):
+        waits = [budget.take(quiet, 10_000, first=False) for _ in range(10)]
+        cost_s = 10_000 * (1 + OVERHEAD) / CAP
+        assert waits == pytest.approx([max(0.0, n * cost_s - 0.05) for n in range(1, 11)])
+
+
+def test_a_message_is_charged_once_for_itself() -> None:
+    budget = Budget(CAP)
+    budget.take(0.0, 50_000, first=True)
+    more_s = budget.take(0.0, 0, first=True)
+    assert more_s == pytest.approx((50_000 * (1 + OVERHEAD) + 2 * MESSAGE_BYTES) / CAP - 0.05)
+
+
+def test_what_begins_a_message_overtakes_pieces_and_they_pay_for_it() -> None:
+    budget, other = Budget(CAP), Budget(CAP)
+    for each in (budget, other):
+        assert each.take(0.0, 5_000_000, first=False) > 5
+    assert budget.take(0.0, 3000, first=True) == 0.0
+    paid_s = budget.take(0.0, 1000, first=False) - other.take(0.0, 1000, first=False)
+    assert paid_s == pytest.approx((3000 * (1 + OVERHEAD) + MESSAGE_BYTES) / CAP)
+
+
+def test_short_messages_alone_keep_to_the_rate_too() -> None:
+    budget, now = Budget(CAP), 0.0
+    for _ in range(1000):
+        now += budget.take(now, 10_000, first=True)
+    assert now == pytest.approx(1000 * (10_000 * (1 + OVERHEAD) + MESSAGE_BYTES) / CAP, rel=0.01)
+
+
+@pytest.mark.parametrize(("rate", "piece"), [(12_500.0, 4096), (1e6, 50_000), (2.5e6, 125_000), (math.inf, 1 << 18)])
+def test_pieces_take_a_twentieth_of_a_second_within_bounds(rate: float, piece: int) -> None:
+    assert Budget(rate).piece_bytes == piece
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan])
+def test_a_budget_of_nothing_is_none(rate: float) -> None:
+    with pytest.raises(ValueError, match="budget"):
+        Budget(rate)
