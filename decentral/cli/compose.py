@@ -104,6 +104,7 @@ async def run_worker(
         port=own.port,
         announce=(_announced(own),) if own.announce else (),
         initial_peers=tuple(initial),
+        max_upload_bytes_per_s=own.max_upload or None,
     )
     async with _node(options) as node:
         if swarm is None:

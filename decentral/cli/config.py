@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from decentral.cli import rate
 from decentral.cli.method import MethodSection
 from decentral.cli.section import Section
 from decentral.errors import ConfigError
@@ -19,6 +20,16 @@ _NAME = "up to 64 letters, digits, dots, hyphens and underscores, the first a le
 _FACTORY = "the dotted name of a function, such as package.module:build"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _max_upload(value: Any) -> Any:
+    """Bytes per second from what people write; what is no rate at all is left to the check of types."""
+    try:
+        if isinstance(value, str):
+            value = rate.to_bytes_per_s(value)
+        return rate.check(value) if type(value) in (int, float) else value
+    except ValueError as err:
+        raise ValueError(f"worker.max_upload = {show(value)}: {err}") from err
 
 
 class RunSection(Section):
@@ -120,6 +131,8 @@ class WorkerConfig(Section):
     """Torch's threads; 0 for its own choice."""
     data: tuple[str, ...] = ()
     """In place of the swarm's ``data.paths``."""
+    max_upload: Annotated[float, BeforeValidator(_max_upload)] = Field(default=0.0, description=rate.RATE)
+    """Most bytes a second that this worker sends; 0 for no limit."""
     out: str = ""
     """Folder for weights, journal and identity."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -17,7 +17,22 @@ import typer
 
 from decentral.cli.config import SwarmConfig
 from decentral.cli.settings import load, resolve, with_values
-from decentral.cli.worker import CODEC, CONFIG, DATA, DEBUG, METHOD, MORE_DATA, SET, data_paths, make_folder
+from decentral.cli.worker import (
+    CODEC,
+    CONFIG,
+    DATA,
+    DEBUG,
+    FRAGMENTS,
+    MAX_UPLOAD,
+    METHOD,
+    MIX,
+    MORE_DATA,
+    OVERLAP,
+    SET,
+    data_paths,
+    make_folder,
+    overlap_flags,
+)
 from decentral.errors import UsageError
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
@@ -47,6 +62,10 @@ def local(
     data: Annotated[list[str] | None, DATA] = None,
     method: Annotated[str | None, METHOD] = None,
     codec: Annotated[str | None, CODEC] = None,
+    fragments: Annotated[str | None, FRAGMENTS] = None,
+    overlap: Annotated[str | None, OVERLAP] = None,
+    mix: Annotated[str | None, MIX] = None,
+    max_upload: Annotated[str | None, MAX_UPLOAD] = None,
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
@@ -65,8 +84,10 @@ def local(
         "data.paths": data_paths(data, more_data),
         "method.preset": method,
         "method.codec": codec,
+        **overlap_flags(fragments, overlap, mix),
         "worker.device": device,
         "worker.threads": threads,
+        "worker.max_upload": max_upload,
         "worker.out": out,
         "worker.log_level": "debug" if debug else None,
     }

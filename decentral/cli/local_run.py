@@ -23,6 +23,7 @@ from decentral.cli import outcome, result
 from decentral.cli.children import Child, ending, start, stop
 from decentral.cli.config import SwarmConfig, WorkerConfig, to_toml
 from decentral.cli.folder import JOURNAL, MODEL, RUN_CONFIG, WORKERS, whole_file
+from decentral.cli.rate import show_rate
 from decentral.cli.render import console, run_line, view
 from decentral.cli.replay import Replay
 from decentral.cli.sources import from_paths
@@ -123,6 +124,7 @@ class LocalRun:
         own = self._own
         common = [
             *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
+            *("--max-upload", show_rate(own.max_upload)),
             *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
         ]
         env = {"OMP_NUM_THREADS": str(own.threads)}

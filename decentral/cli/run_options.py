@@ -36,7 +36,7 @@ def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
         keep_rest=method.feedback != "none",
         over_senders=method.mean_over == "senders",
         pairing=_pairing(method),
-        mix_alpha=method.mix_alpha,
+        mix_alpha=method.alpha,
         eval_every_rounds=swarm.eval_every_rounds,
         timing=Timing(**timing.model_dump()),
     )

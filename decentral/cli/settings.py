@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from decentral.cli.config import SwarmConfig, WorkerConfig, flatten, leaves, show
-from decentral.cli.method import METHODS, PRESETS
+from decentral.cli.method import METHODS
+from decentral.cli.presets import PRESETS
 from decentral.errors import ConfigError
 
 #: Below this everything is free: the task itself checks its settings.
@@ -28,7 +29,7 @@ _METHOD = "method.name"
 _WORKER = "worker"
 #: Left to us in these keys, and chosen when a run is founded.
 _AUTO = "auto"
-_CHOSEN = frozenset({"method.mean_codec", "method.anchor_codec", "method.pull_codec"})
+_CHOSEN = frozenset({"method.mean_codec", "method.anchor_codec", "method.pull_codec", "method.mix_alpha"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +75,20 @@ def with_values(swarm: SwarmConfig, values: Mapping[str, Any]) -> SwarmConfig:
 
 
 def resolve(swarm: SwarmConfig) -> SwarmConfig:
-    """The configuration with nothing left open: codecs chosen, the task's settings filled in. Imports torch.
+    """The configuration with nothing left open: the method's choices made, the task's settings filled in.
+
+    Imports torch.
 
     Raises:
         ConfigError: an unknown codec; and see ``resolve_task``.
     """
-    return resolve_task(resolve_codecs(swarm))
+    return resolve_task(resolve_method(swarm))
 
 
-def resolve_codecs(swarm: SwarmConfig) -> SwarmConfig:
-    """The configuration with codecs that exist, chosen where it says ``auto``; those without effect stay ``auto``.
+def resolve_method(swarm: SwarmConfig) -> SwarmConfig:
+    """The configuration with codecs that exist and all chosen where it left them to us with ``auto``.
+
+    Codecs without effect stay ``auto``, and so do fragments and overlap: these are chosen while training.
 
     Raises:
         ConfigError: there is no such codec; the nearest is named.
@@ -98,7 +103,8 @@ def resolve_codecs(swarm: SwarmConfig) -> SwarmConfig:
     for key in codecs:
         if (name := getattr(method, key)) != _AUTO:
             codecs[key] = make_codec(name)
-    return with_values(swarm, {f"method.{key}": codec.name for key, codec in codecs.items()})
+    names = {f"method.{key}": codec.name for key, codec in codecs.items()}
+    return with_values(swarm, {**names, "method.mix_alpha": method.alpha})
 
 
 def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
@@ -165,13 +171,18 @@ def _parse(assignment: str) -> dict[str, Any]:
         raise ConfigError(
             f"--set {assignment!r} is not an assignment.", hint="Write it as section.key=value: --set run.rounds=10."
         )
-    try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
-        value = text.strip()
+    value = value_of(text)
     for part in reversed(parts):
         value = {part: value}
     return dict(value)
+
+
+def value_of(text: str) -> Any:
+    """A value as TOML has it, or the text itself if it is not TOML."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        return text.strip()
 
 
 def _keys(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -254,7 +265,8 @@ def _checked(model: type[_Model], values: Mapping[str, Any], prefix: str = "") -
         return model.model_validate(tree)
     except ValidationError as err:
         problems = [_problem(model, error, prefix) for error in err.errors(include_url=False)]
-        raise ConfigError("\n".join(problems)) from err
+        # A value that may be of two kinds and is of neither is reported for each.
+        raise ConfigError("\n".join(dict.fromkeys(problems))) from err
 
 
 def _problem(model: type[BaseModel], error: Mapping[str, Any], prefix: str) -> str:
@@ -262,14 +274,18 @@ def _problem(model: type[BaseModel], error: Mapping[str, Any], prefix: str) -> s
     if error["type"] == "value_error":  # ours, complete in itself
         return f"{error['ctx']['error']}."
     path = [part for part in error["loc"] if isinstance(part, str)]
-    return f"{prefix}{'.'.join(path)} = {show(error['input'])}: must be {_allowed(_field(model, path))}."
+    key, field = _field(model, path)
+    return f"{prefix}{key} = {show(error['input'])}: must be {_allowed(field)}."
 
 
-def _field(model: type[BaseModel], path: Sequence[str]) -> FieldInfo:
-    field = model.model_fields[path[0]]
-    if len(path) > 1 and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-        return _field(field.annotation, path[1:])
-    return field
+def _field(model: type[BaseModel], path: Sequence[str]) -> tuple[str, FieldInfo]:
+    """The dotted key of what ``path`` leads to, and what it is; a path may go on into the kinds of a value."""
+    name, *rest = path
+    field = model.model_fields[name]
+    if rest and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        key, field = _field(field.annotation, rest)
+        name = f"{name}.{key}"
+    return name, field
 
 
 def _allowed(field: FieldInfo) -> str:

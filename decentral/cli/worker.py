@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from decentral.cli.method import PRESETS
-from decentral.cli.settings import Settings, load, resolve
+from decentral.cli.presets import PRESETS
+from decentral.cli.settings import Settings, load, resolve, value_of
 from decentral.errors import ConfigError, DecentralError, ExitCode, UsageError
 
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
@@ -22,6 +22,10 @@ DATA = typer.Option(help="Text to train on: files, folders or globs of this mach
 MORE_DATA = typer.Argument(hidden=True, metavar="PATH")
 CODEC = typer.Option(help="How values travel; `decentral codecs` lists them.", metavar="NAME")
 METHOD = typer.Option(help=f"How workers come to agree: {', '.join(PRESETS)}.", metavar="NAME")
+FRAGMENTS = typer.Option(help="Parts of the model with a sync each.", metavar="P|auto|paper")
+OVERLAP = typer.Option(help="Inner steps to hide a sync under.", metavar="TAU|auto")
+MIX = typer.Option(help="Share of local work kept when a sync arrives.", metavar="ALPHA|auto")
+MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 
@@ -42,6 +46,10 @@ def worker(
     rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
     method: Annotated[str | None, METHOD] = None,
     codec: Annotated[str | None, CODEC] = None,
+    fragments: Annotated[str | None, FRAGMENTS] = None,
+    overlap: Annotated[str | None, OVERLAP] = None,
+    mix: Annotated[str | None, MIX] = None,
+    max_upload: Annotated[str | None, MAX_UPLOAD] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Take part in a swarm: found one with --new, or join one with --join ADDR.
@@ -56,11 +64,13 @@ def worker(
         "worker.identity": identity,
         "worker.device": device,
         "worker.threads": threads,
+        "worker.max_upload": max_upload,
         "worker.out": out,
         "worker.log_level": "debug" if debug else None,
         "run.rounds": rounds,
         "method.preset": method,
         "method.codec": codec,
+        **overlap_flags(fragments, overlap, mix),
         # A founder's text is the run's; a joiner's stands for it on the joiner's machine.
         "data.paths" if new else "worker.data": data_paths(data, more_data),
     }
@@ -83,6 +93,12 @@ def check_start(new: bool, join: Sequence[str] | None) -> None:
             "Neither --new nor --join is given.",
             hint="Found a swarm with --new, or join one with the line that `decentral worker --new` printed.",
         )
+
+
+def overlap_flags(fragments: str | None, overlap: str | None, mix: str | None) -> dict[str, Any]:
+    """By their keys; each is a number or a word."""
+    flags = {"method.fragments": fragments, "method.delay_steps": overlap, "method.mix_alpha": mix}
+    return {key: value_of(text) for key, text in flags.items() if text is not None}
 
 
 def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[str, ...] | None:

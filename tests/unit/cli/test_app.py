@@ -99,7 +99,12 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["worker", "--new", "--set", "task.factory=nope:build"], "nope cannot be imported", "", 3),
         (["worker", "--new", *TOY, "--set", "task.settings.numl=3"], "numl", "numel", 3),
         (["worker", "--new", "--method", "nolco"], '"nolco": must be one of short, diloco', "'noloco'", 3),
-        (["local", "--method", "paper"], '"paper": must be one of short, diloco, sparseloco, noloco', "mean", 3),
+        (
+            ["local", "--method", "paper"],
+            '"paper": must be one of short, diloco, streaming, eager, sparseloco, noloco, async',
+            "mean",
+            3,
+        ),
         (
             ["local", "--method", "noloco", "--set", "method.gamma=2"],
             "above 0.5 and below 1.5 for groups of n = 2",

@@ -10,7 +10,7 @@ import torch
 from decentral.cli.compose import _residuals
 from decentral.cli.folder import RESIDUAL
 from decentral.cli.run_options import run_options
-from decentral.cli.settings import load, resolve_codecs
+from decentral.cli.settings import load, resolve_method
 from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback, Feedback
@@ -24,7 +24,7 @@ from decentral.state.files import save_weights
 
 
 def options(*assignments: str) -> RunOptions:
-    return run_options(resolve_codecs(load(None, assignments).swarm), "run")
+    return run_options(resolve_method(load(None, assignments).swarm), "run")
 
 
 def test_the_default_is_diloco_with_error_feedback() -> None:

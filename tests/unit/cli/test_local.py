@@ -60,7 +60,7 @@ class TestReplay:
             STARTED,
             Joined(B, 1, 50, 0.5, 0.0),
             StretchDone(1, 25, 250, 3.0, 1.5),
-            RoundMixed(1, 0, (A, B), (), 1.0, 0.5, 400, 300, 0.25, 0.125, "digest"),
+            RoundMixed(1, 0, (A, B), (), 1.0, 0.5, 400, 300, 2.0, 3.0, "digest", held_s=0.375, held_waiting_s=0.25),
             Validated(2, 2.5),
         )
         replay = replayed(journal)

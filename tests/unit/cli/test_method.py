@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from decentral.cli.config import diff, to_toml
-from decentral.cli.method import METHODS, PRESETS, MethodSection
-from decentral.cli.settings import load, resolve_codecs
+from decentral.cli.method import METHODS, MethodSection
+from decentral.cli.presets import PRESETS
+from decentral.cli.settings import load, resolve_method
 from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
 from decentral.errors import ConfigError
 
@@ -55,14 +56,16 @@ def test_a_name_that_is_not_the_presets_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("wrong", "nearest"), [("nolco", "noloco"), ("DiLoCo", "diloco"), ("sparse", "sparseloco")])
 def test_an_unknown_preset_is_named_with_its_nearest(wrong: str, nearest: str) -> None:
-    with pytest.raises(ConfigError, match=f'"{wrong}": must be one of short, diloco, sparseloco, noloco') as caught:
+    with pytest.raises(
+        ConfigError, match=f'"{wrong}": must be one of short, diloco, streaming, eager, sparseloco, noloco, async'
+    ) as caught:
         load(None, [], {"method.preset": wrong})
     assert caught.value.hint == f"Did you mean {nearest!r}?"
 
 
 def test_a_joiner_that_states_a_method_is_compared_in_all_that_it_stands_for() -> None:
     here = load(None, [], {"method.preset": "noloco"}).explicit
-    assert diff(here, resolve_codecs(load(None, [NOLOCO, POISSON]).swarm)) == []
+    assert diff(here, resolve_method(load(None, [NOLOCO, POISSON]).swarm)) == []
     assert diff(here, load(None, [NOLOCO, "method.inner_steps=40"]).swarm) == [
         "method.inner_steps: 50 here, 40 in the swarm"
     ]
@@ -143,19 +146,19 @@ def test_only_diloco_has_two_forms_of_momentum() -> None:
 
 
 def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
-    chosen = resolve_codecs(load(None, [NOLOCO]).swarm).method
+    chosen = resolve_method(load(None, [NOLOCO]).swarm).method
     assert chosen.anchor_codec == default_anchor_codec().name
     assert chosen.pull_codec == default_pull_codec().name
-    unused = resolve_codecs(load().swarm).method
+    unused = resolve_method(load().swarm).method
     assert (unused.anchor_codec, unused.pull_codec) == ("auto", "auto")
     assert "auto" not in (chosen.mean_codec, unused.mean_codec)
 
 
 @pytest.mark.parametrize("key", ["anchor_codec", "pull_codec"])
 def test_a_codec_of_gossip_that_is_stated_stays_if_it_exists(key: str) -> None:
-    assert getattr(resolve_codecs(load(None, [NOLOCO, f"method.{key}=bf16"]).swarm).method, key) == "bf16"
+    assert getattr(resolve_method(load(None, [NOLOCO, f"method.{key}=bf16"]).swarm).method, key) == "bf16"
     with pytest.raises(ConfigError, match="unknown codec 'int4-128'") as caught:
-        resolve_codecs(load(None, [NOLOCO, f"method.{key}=int4-128"]).swarm)
+        resolve_method(load(None, [NOLOCO, f"method.{key}=int4-128"]).swarm)
     assert "int4-b128" in caught.value.hint
 
 
@@ -167,8 +170,8 @@ def test_auto_states_nothing_of_gossip_either() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_resolved_configuration_survives_its_file(tmp_path: Path, name: str) -> None:
-    swarm = resolve_codecs(load(None, [f"method.name={name}"]).swarm)
+    swarm = resolve_method(load(None, [f"method.name={name}"]).swarm)
     (tmp_path / "run.toml").write_text(to_toml(swarm))
     again = load(tmp_path / "run.toml")
-    assert resolve_codecs(again.swarm) == swarm
+    assert resolve_method(again.swarm) == swarm
     assert diff(again.explicit, swarm) == []

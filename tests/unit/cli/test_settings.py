@@ -4,7 +4,7 @@ from types import ModuleType
 import pytest
 
 from decentral.cli.config import SwarmConfig, diff, flatten
-from decentral.cli.method import PRESETS
+from decentral.cli.presets import PRESETS
 from decentral.cli.settings import known_keys, load, resolve_task, with_values
 from decentral.errors import ConfigError
 
