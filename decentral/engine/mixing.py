@@ -11,6 +11,7 @@ from decentral.exchange.company import Company
 from decentral.exchange.context import Context
 from decentral.exchange.cut import Wire
 from decentral.exchange.gossip import Gossip
+from decentral.exchange.merge import Range
 from decentral.exchange.progress import Progress
 from decentral.exchange.random_gossip import Move, RandomGossip
 from decentral.swarm.roster import Roster
@@ -22,6 +23,7 @@ def make_exchange(
     roster: Roster,
     numels: Sequence[int],
     *,
+    layered: Sequence[tuple[Range, ...]] = (),
     sends_changes: bool,
     until_launch_s: Callable[[int], float],
     anchor: Callable[[int], tuple[str, Tensor] | None],
@@ -34,11 +36,17 @@ def make_exchange(
         parts: this worker's ports.
         roster: who is alive.
         numels: values in each fragment.
+        layered: for each fragment the parameters that belong to a layer; the others take the plain mean.
         sends_changes: see ``Wire``.
         until_launch_s: see ``Company``.
         anchor: see ``RandomGossip``, as is ``move``.
         move: moves an anchor outside of any round.
+
+    Raises:
+        ValueError: options that do not go together.
     """
+    if options.pairing is not None and (options.merge != "mean" or options.quorum is not None):
+        raise ValueError("merge and quorum are the all-reduce's, and this run gossips")
     wire = Wire(
         tuple(numels),
         options.codec,
@@ -46,9 +54,10 @@ def make_exchange(
         over_senders=options.over_senders,
         keep_rest=options.keep_rest,
         sends_changes=sends_changes,
+        directed=tuple(layered) if options.merge == "rda" else (),
     )
     if options.pairing is None:
-        return AllReduce(parts.transport, parts.clock, roster, wire, options.timing)
+        return AllReduce(parts.transport, parts.clock, roster, wire, options.timing, options.quorum)
     me, size, progress = parts.transport.peer_id, options.pairing.group_size, Progress(len(numels))
     company = Company(me, parts.clock, roster, progress, size, until_launch_s)
     inner_steps = options.plan.inner_steps

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.feedback import Feedback
+from decentral.exchange.merge import Merge, WeightBy
 from decentral.exchange.pairing import Pairing
+from decentral.exchange.rollcall import Quorum
 from decentral.monitor.journal import Journal
 from decentral.outer.rule import OuterRule
 from decentral.ports.clock import Clock
@@ -40,6 +42,12 @@ class RunOptions:
     """Whether a reducer adds what ``mean_codec`` left out of a mean to its next one."""
     over_senders: bool = False
     """Whether a value's mean is over those who sent it (see ``Ledger.mean``)."""
+    merge: Merge = "mean"
+    """What the all-reduce makes of the contributions."""
+    weight_by: WeightBy = "tokens"
+    """What a contribution weighs."""
+    quorum: Quorum | None = None
+    """How many members make a round of the all-reduce; ``None`` for everybody worth waiting for."""
     pairing: Pairing | None = None
     """Gossip in small groups; ``None`` for the all-reduce."""
     mix_alpha: float = 0.0
