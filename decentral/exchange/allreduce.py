@@ -39,7 +39,7 @@ from decentral.exchange.messages import (
 )
 from decentral.exchange.progress import Progress
 from decentral.exchange.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
-from decentral.exchange.rollcall import Roll
+from decentral.exchange.rollcall import Quorum, Roll
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
@@ -50,6 +50,8 @@ from decentral.types import PeerId, SyncKey, short_id
 
 HELD = "held"
 _MAX_ASKED_AT_ONCE = 8
+#: So many are asked for a mean that this member was not there for, before it repairs.
+_MAX_DONORS = 3
 #: A chair that others can reach and we cannot is tried so often.
 _MAX_RETRIES = 3
 
@@ -60,6 +62,8 @@ class _Called:
 
     roll: Roll
     packed: bytes
+    missed: Aborted | None = None
+    """If it was called without this member, whose round ends so, should the means not be had any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +89,26 @@ class AllReduce(Exchange):
         roster: who is alive.
         wire: sizes and codecs, equal on all members.
         timing: patience and backstops.
+        quorum: how many members make a round; ``None`` for everybody worth waiting for.
     """
 
-    def __init__(self, transport: Transport, clock: Clock, roster: Roster, wire: Wire, timing: Timing) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        clock: Clock,
+        roster: Roster,
+        wire: Wire,
+        timing: Timing,
+        quorum: Quorum | None = None,
+    ) -> None:
         super().__init__(Progress(len(wire.numels)))
         self._transport = transport
         self._clock = clock
         self._roster = roster
         self._wire = wire
         self._timing = timing
-        self._answers = Answers()
-        self._chair = Chair(transport, clock, roster, self.progress, timing)
+        self._answers = Answers(len(wire.numels))
+        self._chair = Chair(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
 
     async def start(self) -> None:
@@ -139,7 +152,8 @@ class AllReduce(Exchange):
 
     async def _roll(self, key: SyncKey, mine: Contribution) -> _Called | Aborted:
         """Ask the chair, whoever that turns out to be, until there is a roll."""
-        until = self._clock.monotonic() + self._timing.max_patience_s + self._timing.ttl_s
+        began = self._clock.monotonic()
+        until = began + self._timing.max_patience_s + self._timing.ttl_s
         unreachable: dict[PeerId, int] = {}
         visited: set[PeerId] = set()
         redirect: PeerId | None = None
@@ -151,7 +165,8 @@ class AllReduce(Exchange):
             chair = redirect or self._first_candidate(key, unreachable)
             visited.add(chair)
             redirect = None
-            reply = await self._convene(chair, Convene(key, mine.base, mine.num_steps, tuple(unreachable)))
+            slack_s = max(0.0, mine.slack_s - (self._clock.monotonic() - began))
+            reply = await self._convene(chair, Convene(key, mine.base, mine.num_steps, tuple(unreachable), slack_s))
             if reply is None:
                 self._roster.bury(chair)
                 unreachable[chair] = unreachable.get(chair, 0) + 1
@@ -166,7 +181,7 @@ class AllReduce(Exchange):
                     return Aborted(Reason.ALONE, f"cannot reach {who}, which chairs the round and which others reach")
                 redirect = reply.source
             elif reply.kind is Answer.BEHIND:
-                return Aborted(Reason.BEHIND, f"round {key.round} is over", reply.source)
+                return self._missed(key, mine, reply)
             elif reply.kind is Answer.OUT_OF_SYNC:
                 return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
         return Aborted(Reason.DEADLINE, f"no roll within {self._timing.max_patience_s:.0f} s")
@@ -223,6 +238,17 @@ class AllReduce(Exchange):
         self._roster.vouch(roll.members, now)
         return _Called(roll, packed)
 
+    def _missed(self, key: SyncKey, mine: Contribution, reply: ConveneReply) -> _Called | Aborted:
+        """The round that ended without this member: with its roll the means can be had, else all must be repaired."""
+        behind = Aborted(Reason.BEHIND, f"round {key.round} is over", reply.source)
+        try:
+            roll = unpack_roll(reply.roll) if reply.roll else None
+        except FrameError:
+            return behind
+        if roll is None or roll.key != key or roll.base != mine.base or self._transport.peer_id in roll.members:
+            return behind
+        return _Called(roll, reply.roll, behind)
+
     async def _reduce(
         self, called: _Called, mine: Contribution
     ) -> tuple[Mixed | Aborted, Tensor | None, tuple[tuple[PeerId, str], ...]]:
@@ -230,32 +256,33 @@ class AllReduce(Exchange):
 
         Alone, what we bring is the mean, and no codec spoils it.
         """
-        members = called.roll.members
-        if members == (self._transport.peer_id,) and mine.weight:
+        members, me = called.roll.members, self._transport.peer_id
+        if members == (me,) and mine.weight:
             return Mixed(mine.delta_N, members), mine.delta_N, ()
         relative = bool(mine.counted) and members == mine.counted
         values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
         if self._wire.sends_changes and not relative:
             await self._reducer.start_afresh(called.roll.key)
-        values = _Values(values_N, mine.weight, torch.empty_like(values_N), torch.empty_like(values_N))
+        weight = mine.weight if called.missed is None else 0.0
+        values = _Values(values_N, weight, torch.empty_like(values_N), torch.empty_like(values_N))
         parts = self._wire.parts(called.roll)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
         contributors: list[tuple[int, ...]] = []
         for outcome in (task.result() for task in tasks):
             if isinstance(outcome, Aborted):
-                return outcome, None, ()
+                return called.missed or outcome, None, ()
             contributors.append(outcome)
-        inside, me = set().union(*contributors), members.index(self._transport.peer_id)
+        inside, index = set().union(*contributors), members.index(me) if me in members else -1
         mixed = Mixed(
             values.mean_N,
             tuple([members[i] for i in sorted(inside)]),
-            missed=tuple([(p.start, p.stop) for p, s in zip(parts, contributors, strict=True) if me not in s]),
+            missed=tuple([(p.start, p.stop) for p, s in zip(parts, contributors, strict=True) if index not in s]),
             whole=all(len(shard) == len(members) for shard in contributors),
             relative=relative,
         )
         late = [(m, "in the roll, but brought nothing") for i, m in enumerate(members) if i not in inside]
-        return mixed, values.sent_N if mine.weight else None, tuple(late)
+        return mixed, values.sent_N if weight else None, tuple(late)
 
     async def _mean(self, called: _Called, part: Part, values: _Values) -> tuple[int, ...] | Aborted:
         """Contributors to one shard; its mean comes from its reducer or, if that is lost, from another member."""
@@ -263,7 +290,11 @@ class AllReduce(Exchange):
         request = None
         if values.weight:
             request = await self._clock.run_aside(lambda: self._request(called, part, values))
-        answer = await self._from_reducer(called, part, request, limit) or await self._from_others(called, part, limit)
+        if called.missed is not None:
+            answer = await self._afterwards(called, part, limit)
+        else:
+            answer = await self._from_reducer(called, part, request, limit)
+            answer = answer or await self._from_others(called, part, limit)
         who = short_id(part.reducer)
         if answer is None:
             return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
@@ -320,19 +351,11 @@ class AllReduce(Exchange):
         own = self._answers.ask(called.packed, part.index)
         if own is not None:
             return own
-        question = bytes(msgpack.packb([called.packed, part.index]))
-        timeout_s = self._timing.grace_s + limit / self._timing.min_rate_bytes_per_s
         at_once = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
 
         async def ask(member: PeerId) -> bytes | None:
             async with at_once:
-                try:
-                    answer = await self._transport.call(
-                        member, RESULT, question, timeout_s=timeout_s, max_reply_bytes=limit
-                    )
-                except TransportError:
-                    return None
-            return answer if answer != PENDING else None
+                return await self._result_of(member, called, part, limit)
 
         others = [member for member in called.roll.members if member != self._transport.peer_id]
         async with asyncio.TaskGroup() as group:
@@ -341,3 +364,22 @@ class AllReduce(Exchange):
         if answer is not None:
             self._answers.adopt(called.packed, part.index, answer)
         return answer
+
+    async def _afterwards(self, called: _Called, part: Part, limit: int) -> bytes | None:
+        """The answer to a shard of a round that ended without this member, from its reducer or another member."""
+        others = [member for member in called.roll.members if member != part.reducer]
+        for member in (part.reducer, *others[: _MAX_DONORS - 1]):
+            answer = await self._result_of(member, called, part, limit)
+            if answer is not None:
+                return answer
+        return None
+
+    async def _result_of(self, member: PeerId, called: _Called, part: Part, limit: int) -> bytes | None:
+        """The answer to a shard, if ``member`` has it."""
+        question = bytes(msgpack.packb([called.packed, part.index]))
+        timeout_s = self._timing.grace_s + limit / self._timing.min_rate_bytes_per_s
+        try:
+            answer = await self._transport.call(member, RESULT, question, timeout_s=timeout_s, max_reply_bytes=limit)
+        except TransportError:
+            return None
+        return answer if answer != PENDING else None

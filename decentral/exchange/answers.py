@@ -9,14 +9,19 @@ atomic commitment; Bernstein, Hadzilacos and Goodman 1987, section 7.4).
 
 from collections import OrderedDict
 
-#: Rolls remembered. Members ask within the round; two rounds are plenty.
-_MAX_ROLLS = 3
+#: Rounds whose rolls are remembered. Members ask within the round, those whom it was called without soon after.
+KEPT_ROUNDS = 3
 
 
 class Answers:
-    """Answers by roll and shard. Keys are the roll's packed bytes."""
+    """Answers by roll and shard. Keys are the roll's packed bytes.
 
-    def __init__(self) -> None:
+    Args:
+        num_fragments: P, of each of which a round may be under way.
+    """
+
+    def __init__(self, num_fragments: int = 1) -> None:
+        self._max_rolls = KEPT_ROUNDS * num_fragments
         self._rolls: OrderedDict[bytes, dict[int, bytes | None]] = OrderedDict()
 
     def accept(self, roll: bytes, index: int, answer: bytes) -> bool:
@@ -43,6 +48,6 @@ class Answers:
     def _of(self, roll: bytes) -> dict[int, bytes | None]:
         known = self._rolls.setdefault(roll, {})
         self._rolls.move_to_end(roll)
-        while len(self._rolls) > _MAX_ROLLS:
+        while len(self._rolls) > self._max_rolls:
             self._rolls.popitem(last=False)
         return known

@@ -33,6 +33,8 @@ class Contribution:
     """The anchor that ``delta_N`` was taken against, for gossip; float32 on CPU."""
     num_inner_steps: int = 0
     """Inner steps behind it."""
+    slack_s: float = math.inf
+    """For so long the worker can train on before it needs to know who is in the round (see ``rollcall.Quorum``)."""
     excuse: str = ""
     """Why there is nothing to bring, for people."""
 

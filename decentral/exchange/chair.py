@@ -5,6 +5,7 @@ import contextlib
 from collections import OrderedDict
 
 from decentral.errors import TransportError
+from decentral.exchange.answers import KEPT_ROUNDS
 from decentral.exchange.messages import (
     MAX_CONVENE_BYTES,
     Answer,
@@ -16,7 +17,7 @@ from decentral.exchange.messages import (
 )
 from decentral.exchange.outlook import Outlook
 from decentral.exchange.progress import Progress
-from decentral.exchange.rollcall import Roll, RollCall
+from decentral.exchange.rollcall import Quorum, Roll, RollCall
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.roster import Roster
@@ -25,7 +26,7 @@ from decentral.types import PeerId, SyncKey
 
 CONVENE = "convene"
 PING = "ping"
-_MAX_SESSIONS = 16
+_MIN_SESSIONS = 16
 _MAX_LEAD_ROUNDS = 1 << 20
 _TICK_S = 0.25
 _PING_S = 1.5
@@ -34,8 +35,8 @@ _PING_S = 1.5
 class _Session:
     """One roll call and the signal that wakes those who wait for it."""
 
-    def __init__(self, key: SyncKey, chair: PeerId) -> None:
-        self.call = RollCall(key, chair)
+    def __init__(self, key: SyncKey, chair: PeerId, quorum: Quorum | None) -> None:
+        self.call = RollCall(key, chair, quorum)
         self.packed = b""
         self.members: frozenset[PeerId] = frozenset()
         self._called = asyncio.Event()
@@ -66,14 +67,25 @@ class Chair:
         roster: who is alive; unreachable chairs are buried in it.
         progress: how far this worker is.
         timing: patience.
+        quorum: for whom to wait; ``None`` for everybody.
     """
 
-    def __init__(self, transport: Transport, clock: Clock, roster: Roster, progress: Progress, timing: Timing) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        clock: Clock,
+        roster: Roster,
+        progress: Progress,
+        timing: Timing,
+        quorum: Quorum | None = None,
+    ) -> None:
         self._transport = transport
         self._clock = clock
         self._roster = roster
         self._progress = progress
         self._timing = timing
+        self._quorum = quorum
+        self._max_sessions = max(_MIN_SESSIONS, KEPT_ROUNDS * progress.num_fragments)
         self._sessions: OrderedDict[SyncKey, _Session] = OrderedDict()
         self._serial = 0
         self._outlook = Outlook((), timing)
@@ -140,10 +152,17 @@ class Chair:
         if session is not None and roll is not None and sender in session.members:
             return ConveneReply(Answer.ROLL, roll=session.packed)
         if self._progress.next_round(key.fragment) > key.round:
-            return ConveneReply(Answer.BEHIND, source=me)
-        return None if roll is None else self._late(roll, message)
+            return self._behind(message, session, me)
+        return self._late(session, roll, message) if session is not None and roll is not None else None
 
-    def _late(self, roll: Roll, message: Convene) -> ConveneReply | None:
+    def _behind(self, message: Convene, session: _Session | None, source: PeerId) -> ConveneReply:
+        """The round is over. With a quorum that is nothing unusual: with the roll the caller can get what it missed."""
+        roll = session.call.roll if session is not None else None
+        if session is None or roll is None or self._quorum is None or message.base != roll.base:
+            return ConveneReply(Answer.BEHIND, source=source)
+        return ConveneReply(Answer.BEHIND, session.packed, source)
+
+    def _late(self, session: _Session, roll: Roll, message: Convene) -> ConveneReply | None:
         """The answer to a caller whom the roll was called without, which may be this peer itself.
 
         It waits until a member has finished the round and is then told that it is behind. If the members have all
@@ -155,7 +174,7 @@ class Chair:
         records = [self._roster.get(member) for member in roll.members if self._roster.is_live(member, now)]
         ahead = next((p.peer for p in records if p is not None and p.round > roll.key.round), None)
         if ahead is not None:
-            return ConveneReply(Answer.BEHIND, source=ahead)
+            return self._behind(message, session, ahead)
         if records:
             return ConveneReply(Answer.WAIT)
         del self._sessions[roll.key]
@@ -191,7 +210,7 @@ class Chair:
     def _session(self, key: SyncKey) -> _Session:
         session = self._sessions.get(key)
         if session is None:
-            session = self._sessions[key] = _Session(key, self._transport.peer_id)
-            while len(self._sessions) > _MAX_SESSIONS:
+            session = self._sessions[key] = _Session(key, self._transport.peer_id, self._quorum)
+            while len(self._sessions) > self._max_sessions:
                 self._sessions.popitem(last=False)
         return session

@@ -5,6 +5,7 @@ themselves; this module checks everything around them.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -29,7 +30,7 @@ class Answer(IntEnum):
     REDIRECT = 2
     """The enclosed peer chairs."""
     BEHIND = 3
-    """The round is over."""
+    """The round is over; the enclosed roll, if there is one, was called without the caller."""
     OUT_OF_SYNC = 4
     """Most members hold another anchor; the enclosed peer has it."""
 
@@ -43,15 +44,17 @@ class Convene:
     num_steps: int
     unreachable: tuple[PeerId, ...]
     """Better candidates for the chair that the member could not reach."""
+    slack_s: float = math.inf
+    """See ``Call``."""
 
     def call_of(self, sender: PeerId) -> Call:
         """The call, made by the authenticated sender."""
-        return Call(sender, self.base, self.num_steps)
+        return Call(sender, self.base, self.num_steps, self.slack_s)
 
 
 @dataclass(frozen=True, slots=True)
 class ConveneReply:
-    """The chair's answer: exactly the field that its kind needs is filled."""
+    """The chair's answer: the fields that its kind needs are filled."""
 
     kind: Answer
     roll: bytes = b""
@@ -108,7 +111,7 @@ def unpack_roll(data: bytes) -> Roll:
 def pack_convene(message: Convene) -> bytes:
     """A request to be in the roll."""
     key = (message.key.round, message.key.fragment)
-    return bytes(msgpack.packb([key, message.base, message.num_steps, message.unreachable]))
+    return bytes(msgpack.packb([key, message.base, message.num_steps, message.unreachable, message.slack_s]))
 
 
 def unpack_convene(data: bytes) -> Convene:
@@ -116,9 +119,13 @@ def unpack_convene(data: bytes) -> Convene:
     fields = unpacked(data, MAX_CONVENE_BYTES, "call to the roll")
 
     def read() -> Convene:
-        key, base, num_steps, unreachable = fields
+        key, base, num_steps, unreachable, slack_s = fields
         return Convene(
-            key_of(key), checked.text(base), checked.count(num_steps), checked.all_of(checked.peer, unreachable)
+            key_of(key),
+            checked.text(base),
+            checked.count(num_steps),
+            checked.all_of(checked.peer, unreachable),
+            checked.duration(slack_s),
         )
 
     return reading("call to the roll", read)

@@ -106,15 +106,15 @@ class Reducer:
 
     def _part(self, roll: Roll, index: int, sender: PeerId) -> Part:
         """The shard meant, if the sender and this peer have to do with it."""
-        parts = self._parts(roll, sender)
+        if sender not in roll.members:
+            raise FrameError("the sender is not in the roll")
+        parts = self._parts(roll)
         if index >= len(parts) or parts[index].reducer != self._transport.peer_id:
             raise FrameError(f"shard {index} is not reduced here")
         return parts[index]
 
-    def _parts(self, roll: Roll, sender: PeerId) -> tuple[Part, ...]:
-        """The shards of a roll, for one of its members."""
-        if sender not in roll.members:
-            raise FrameError("the sender is not in the roll")
+    def _parts(self, roll: Roll) -> tuple[Part, ...]:
+        """The shards of a roll."""
         if roll.key.fragment >= len(self._wire.numels):
             raise FrameError(f"there is no fragment {roll.key.fragment}")
         return self._wire.parts(roll)
@@ -239,16 +239,19 @@ class Reducer:
                 group.create_task(ask(member))
 
     async def _on_result(self, sender: PeerId, request: bytes) -> bytes:
-        """Another member asks for an answer it could not get from the reducer."""
+        """Another member asks for an answer it could not get from the reducer, or a worker for a round it missed."""
         try:
-            roll, index = msgpack.unpackb(request)
-            parts, index = self._parts(unpack_roll(roll), sender), checked.count(index)
+            packed, index = msgpack.unpackb(request)
+            roll, index = unpack_roll(packed), checked.count(index)
         except (ValueError, TypeError, msgpack.UnpackException) as err:
             raise FrameError(f"malformed question: {err}") from err
-        if index >= len(parts):
+        if index >= len(self._parts(roll)):
             raise FrameError(f"there is no shard {index}")
-        answer = self._answers.ask(roll, index)
-        reduction = self._open.pop((roll, index), None)
+        if sender not in roll.members:
+            # It will take what it gets and what it does not get binds nobody: nothing is forsworn.
+            return self._answers.get(packed, index) or PENDING
+        answer = self._answers.ask(packed, index)
+        reduction = self._open.pop((packed, index), None)
         if reduction is not None:
             reduction.closed.set()
         return answer if answer is not None else PENDING

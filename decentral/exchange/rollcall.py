@@ -3,13 +3,45 @@
 The all-reduce of a round begins with one peer, the chair, collecting the members' calls and answering all of them with
 the same roll. The roll is the only statement of who is in the round, so that members cannot disagree about it, and
 the place where members with different anchors are told apart: the anchor most callers hold goes on, the others repair.
+
+With a quorum the chair waits for so many members and then a little longer, instead of for everybody it expects.
 """
 
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from decentral.types import PeerId, SyncKey
+
+#: Callers who train meanwhile may be kept waiting for this part of the time that they have left (gamma).
+_SLACK_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    r"""How many members are enough for a round, and how long others may still come.
+
+    The grace window is $\min(\xi, \gamma \max(0, \min_i(t_i + s_i) - t_K))$: at time $t_K$ the quorum was there,
+    member i called at $t_i$ and could train on for $s_i$ until it needs the roll; $\gamma = 0.8$.
+
+    Raises:
+        ValueError: a quorum of nobody, or a grace window of no finite length.
+
+    Source: Decoupled DiLoCo (arXiv 2604.21428), where one syncer bounds the window by gamma times its slack. Here
+        members have slacks of their own; where nobody trains meanwhile there is none, and the window is as configured.
+    """
+
+    size: int
+    """K: so many members who hold the same anchor must have called."""
+    grace_s: float
+    """Xi, in seconds."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a quorum has at least one member, not {self.size}")
+        if not 0 <= self.grace_s < math.inf:
+            raise ValueError(f"the grace window of a quorum must be finite and at least 0 s, not {self.grace_s}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +53,8 @@ class Call:
     """Digest of the fragment's anchor and outer state that the member holds."""
     num_steps: int
     """Outer steps behind that anchor; decides between equally frequent anchors."""
+    slack_s: float = math.inf
+    """For so long it can train on before it needs the roll; without end if it does not train meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +79,21 @@ class RollCall:
     Args:
         key: the synchronisation.
         chair: the peer that collects.
+        quorum: for whom to wait; ``None`` for everybody.
     """
 
-    def __init__(self, key: SyncKey, chair: PeerId) -> None:
+    def __init__(self, key: SyncKey, chair: PeerId, quorum: Quorum | None = None) -> None:
         self.key = key
         self.roll: Roll | None = None
         self._chair = chair
+        self._quorum = quorum
         self._calls: OrderedDict[PeerId, tuple[Call, float]] = OrderedDict()
         """In the order of the latest calls."""
         self._opened_at: float | None = None
+        self._quorum_at = math.inf
+        """When so many had called."""
+        self._needed_by = math.inf
+        """When the first caller would stand still."""
 
     def call(self, call: Call, now: float) -> None:
         """A member calls (again). After the roll was called this changes nothing."""
@@ -63,6 +103,9 @@ class RollCall:
             self._opened_at = now
         self._calls[call.peer] = (call, now)
         self._calls.move_to_end(call.peer)
+        self._needed_by = min(self._needed_by, now + call.slack_s)
+        if self._quorum is not None and len(self._calls) >= self._quorum.size:
+            self._quorum_at = min(self._quorum_at, now)
 
     def drop_silent(self, since: float) -> None:
         """Forget callers that have not called again since the time ``since``: they went elsewhere or died."""
@@ -71,14 +114,25 @@ class RollCall:
         while self._calls and next(iter(self._calls.values()))[1] < since:
             self._calls.popitem(last=False)
         if not self._calls:
-            self._opened_at = None
+            self._opened_at, self._needed_by = None, math.inf
+        if self._quorum is not None and len(self._calls) < self._quorum.size:
+            self._quorum_at = math.inf
 
     def overdue(self, now: float, patience_s: float) -> bool:
         """Whether the wait for those who are missing has lasted for ``patience_s`` seconds and no roll is called."""
         return self.roll is None and self._opened_at is not None and now - self._opened_at >= patience_s
 
+    def _has_quorum(self, now: float) -> bool:
+        """Whether there is a quorum and its grace window is over."""
+        if self._quorum is None or now < self._quorum_at:
+            return False
+        slack_s = max(0.0, self._needed_by - self._quorum_at)
+        if now < self._quorum_at + min(self._quorum.grace_s, _SLACK_SHARE * slack_s):
+            return False
+        return max(self._votes().values()) >= self._quorum.size
+
     def conclude(self, now: float, *, expected: Collection[PeerId], patience_s: float, serial: int) -> bool:
-        """Call the roll if everybody expected has called or patience is over; returns whether there is a roll.
+        """Call the roll if everybody expected or a quorum has called, or patience is over; returns whether it is there.
 
         Args:
             now: monotonic seconds.
@@ -90,7 +144,7 @@ class RollCall:
             return True
         if self._opened_at is None:
             return False
-        overdue = self.overdue(now, patience_s)
+        overdue = self._has_quorum(now) or self.overdue(now, patience_s)
         # Every call is a question whether it was the last one: the answer must not look at everybody each time.
         if len(self._calls) < len(expected) and not overdue:
             return False
@@ -106,6 +160,10 @@ class RollCall:
 
     def _common_base(self) -> str:
         """The anchor most callers hold; then that with more outer steps, then the smaller digest."""
-        votes = Counter(call.base for call, _ in self._calls.values())
+        votes = self._votes()
         steps = {call.base: call.num_steps for call, _ in self._calls.values()}
         return min(votes, key=lambda base: (-votes[base], -steps[base], base))
+
+    def _votes(self) -> Counter[str]:
+        """How many callers hold each anchor."""
+        return Counter(call.base for call, _ in self._calls.values())

@@ -33,6 +33,13 @@ def count(value: object) -> int:
     return value
 
 
+def duration(value: object) -> float:
+    """Seconds from 0 on, perhaps without end."""
+    if not isinstance(value, float) or not value >= 0:
+        raise ValueError(f"duration expected, got {shown(value)}")
+    return value
+
+
 def blob(value: object) -> bytes:
     """Bytes."""
     if not isinstance(value, bytes):

@@ -161,7 +161,6 @@ def test_a_bad_contribution_is_refused_and_harms_nobody(sender: PeerId, request_
 @pytest.mark.parametrize(
     ("sender", "question"),
     [
-        (STRANGER, [ROLL, 0]),
         (B, [ROLL, 1]),
         (B, [ROLL, -1]),
         (B, [ROLL, "0"]),
@@ -178,6 +177,33 @@ def test_a_bad_question_is_refused_and_harms_nobody(sender: PeerId, question: An
             await a_round.send(sender, bytes(msgpack.packb(question)), RESULT)
         replies = await asyncio.gather(*(a_round.bring(peer, 1.0, [1.0] * 4) for peer in MEMBERS))
         assert len(set(replies)) == 1
+
+    play(scenario)
+
+
+def test_who_missed_the_round_gets_its_mean_and_its_question_binds_nobody() -> None:
+    async def scenario(a_round: Round) -> None:
+        question = bytes(msgpack.packb([ROLL, 0]))
+        assert await a_round.send(STRANGER, question, RESULT) == PENDING
+        replies = await asyncio.gather(*(a_round.bring(peer, 1.0, [1.0] * 4) for peer in MEMBERS))
+        assert len(set(replies)) == 1
+        assert await a_round.send(STRANGER, question, RESULT) == replies[0]
+
+    play(scenario)
+
+
+def test_tensors_of_layers_keep_the_norm_of_the_members() -> None:
+    async def scenario(a_round: Round) -> None:
+        host = a_round.peers[HOST]
+        wire = Wire((4,), FP32, FP32, directed=(((1, 3),),))
+        await Reducer(host.transport, host.clock, a_round.roster, wire, a_round.answers, TIMING).start()
+        replies = await asyncio.gather(
+            a_round.bring(HOST, 1.0, [2.0, 2.0, 0.0, 2.0]),
+            a_round.bring(B, 1.0, [0.0, 0.0, 2.0, 0.0]),
+            a_round.bring(C),
+        )
+        mean_S = unpack(unpack_mean(replies[0], 10_000, 3).frame, FP32, 4)
+        assert mean_S.tolist() == pytest.approx([1.0, math.sqrt(2), math.sqrt(2), 1.0])
 
     play(scenario)
 
