@@ -125,7 +125,7 @@ def train(
     swarm = swarm.model_copy(
         update={"run": swarm.run.model_copy(update={"rounds": rounds}), "eval_every_rounds": 10**6}
     )
-    options = run_options(swarm, f"bench-{seed}")
+    options = run_options(swarm, f"bench-{seed}", probe.parameters())
     peers = [peer_id(number) for number in range(workers)]
     journals = [MemoryJournal() for _ in peers]
     outcomes: dict[int, Outcome] = {}

@@ -164,7 +164,7 @@ async def _work(
             save=_saver(out, run_id, journal),
             device=own.device,
         )
-        worker = Worker(run_options(swarm, run_id), parts)
+        worker = Worker(run_options(swarm, run_id, trainer.parameters()), parts)
         await (worker.join(peers) if peers else worker.found())
         announce_join(node.addresses()[0])
         outcome = await _guarded(node, worker, stop)

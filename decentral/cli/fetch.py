@@ -68,8 +68,8 @@ async def fetch_replicas(
     life_s = lifetime_s(swarm.timing.ttl_s, len(hello.workers))
     live = [presence for presence, age_s in hello.workers if age_s < life_s]
     donors = [presence for presence in live if presence.state != State.JOINING]
-    options = run_options(swarm, hello.run_id)
-    layout = Layout.of(trainer.parameters(), options.plan.num_fragments)
+    options = run_options(swarm, hello.run_id, trainer.parameters())
+    layout = Layout.of(trainer.parameters(), options.plan.num_fragments, options.pattern)
     numels = [layout.numel(fragment) for fragment in range(layout.num_fragments)]
     downloader = Downloader(transport, layout.signature, numels, options.rule.num_buffers, options.timing)
     each_bytes = 4 * layout.total_numel * (1 + options.rule.num_buffers)

@@ -1,24 +1,38 @@
 """From the configuration to the engine's options. What is heavy (torch) is imported inside, as in ``compose``."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from decentral.cli.config import SwarmConfig
 from decentral.cli.method import MethodSection
+from decentral.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from decentral.codecs.feedback import Feedback
     from decentral.engine.options import RunOptions
     from decentral.exchange.pairing import Pairing
+    from decentral.exchange.rollcall import Quorum
+    from decentral.outer.eager import Eager
     from decentral.outer.rule import OuterRule
+    from decentral.schedule.plan import SyncPlan
 
 
-def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
-    """The engine's options from the configuration."""
+def run_options(swarm: SwarmConfig, run_id: str, parameters: "Mapping[str, Tensor]") -> "RunOptions":
+    """The engine's options from the configuration.
+
+    Args:
+        swarm: resolved.
+        run_id: of the run.
+        parameters: of the model, whose layers decide how it can be cut.
+
+    Raises:
+        ConfigError: launches do not fit into a round.
+    """
     from decentral.codecs.codec import make_codec
     from decentral.engine.options import RunOptions
-    from decentral.schedule.plan import SyncPlan
     from decentral.swarm.timing import Timing
 
     method, timing = swarm.method, swarm.timing
@@ -28,18 +42,53 @@ def run_options(swarm: SwarmConfig, run_id: str) -> "RunOptions":
         config=swarm.to_json().encode(),
         rounds=swarm.run.rounds,
         min_workers=swarm.run.min_workers,
-        plan=SyncPlan(method.inner_steps, method.fragments, method.delay_steps),
+        plan=_plan(method, parameters),
+        pattern=method.fragment_pattern,
+        auto_delay=method.delay_steps == "auto",
+        auto_groups=method.fragments == "auto",
+        eager=_eager(method),
         rule=_rule(method),
         codec=codec,
         mean_codec=make_codec(method.mean_codec),
         feedback=_feedback(method, lossless=codec.lossless),
         keep_rest=method.feedback != "none",
         over_senders=method.mean_over == "senders",
+        merge=method.merge,
+        weight_by=method.weight_by,
+        quorum=_quorum(method),
         pairing=_pairing(method),
         mix_alpha=method.alpha,
         eval_every_rounds=swarm.eval_every_rounds,
         timing=Timing(**timing.model_dump()),
     )
+
+
+def _plan(method: MethodSection, parameters: "Mapping[str, Tensor]") -> "SyncPlan":
+    """When fragments are launched; with ``auto``, as at the start of the run."""
+    from decentral.schedule.plan import SyncPlan
+    from decentral.tensors.cut import paper_fragments
+    from decentral.tensors.layout import num_fragments_of
+
+    num_fragments = num_fragments_of(parameters, method.fragments, method.inner_steps)
+    delay_steps = 0 if method.delay_steps == "auto" else method.delay_steps
+    most = max(1, method.inner_steps // (delay_steps + 1))
+    num_groups = min(paper_fragments(parameters), most, num_fragments) if method.fragments == "auto" else 0
+    try:
+        return SyncPlan(method.inner_steps, num_fragments, delay_steps, num_groups)
+    except ValueError as err:
+        raise ConfigError(
+            f"method.delay_steps is {delay_steps}, but with {num_fragments} fragments one is launched every "
+            f"{method.inner_steps // num_fragments} inner steps (method.inner_steps = {method.inner_steps})",
+            hint="A result must be in use before the next launch: set fewer method.fragments, a shorter "
+            "method.delay_steps, or auto.",
+        ) from err
+
+
+def _eager(method: MethodSection) -> "Eager | None":
+    """How workers go ahead of the anchor, if they do."""
+    from decentral.outer.eager import Eager
+
+    return Eager(method.outer_lr, method.outer_momentum) if method.eager else None
 
 
 def _rule(method: MethodSection) -> "OuterRule":
@@ -57,6 +106,13 @@ def _rule(method: MethodSection) -> "OuterRule":
         return SparseLoCo(method.outer_lr)
     rule = DiLoCo(method.outer_lr, method.outer_momentum, method.nesterov)
     return Ef21(rule) if method.feedback == "ef21" else rule
+
+
+def _quorum(method: MethodSection) -> "Quorum | None":
+    """How many members make a round, if not everybody is waited for."""
+    from decentral.exchange.rollcall import Quorum
+
+    return Quorum(method.quorum, method.quorum_grace) if method.quorum else None
 
 
 def _pairing(method: MethodSection) -> "Pairing | None":

@@ -11,6 +11,7 @@ from decentral.exchange.merge import Merge, WeightBy
 from decentral.exchange.pairing import Pairing
 from decentral.exchange.rollcall import Quorum
 from decentral.monitor.journal import Journal
+from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
 from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
@@ -19,6 +20,7 @@ from decentral.ports.trainer import Trainer
 from decentral.ports.transport import Transport
 from decentral.schedule.plan import SyncPlan
 from decentral.swarm.timing import Timing
+from decentral.tensors.layout import Pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,16 @@ class RunOptions:
     """How many members make a round of the all-reduce; ``None`` for everybody worth waiting for."""
     pairing: Pairing | None = None
     """Gossip in small groups; ``None`` for the all-reduce."""
+    pattern: Pattern = "strided"
+    """How the model's layers are dealt out to fragments."""
+    auto_delay: bool = False
+    """Whether each worker gives its transfers as many inner steps as it measures that they take; else the plan says."""
+    auto_groups: bool = False
+    """Whether fragments are launched together in as many groups as the slowest link asks for."""
     mix_alpha: float = 0.0
-    """Share of the local parameters kept when a new anchor is applied (0: replaced)."""
+    """Share of the local parameters kept when a new anchor is taken in (0: replaced)."""
+    eager: Eager | None = None
+    """Overlap an exchange with the whole next round, going on from the own fresh work."""
     min_workers: int = 1
     """The first inner step waits for so many workers, for at most ``_GATHER_S`` (see ``worker``)."""
     eval_every_rounds: int = 0

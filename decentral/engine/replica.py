@@ -1,14 +1,16 @@
 """This worker's copy of the model: the user's trainer, the anchors, and the arithmetic between them.
 
-Everything here blocks and runs on the clock's thread, except ``move``, which may come at any time; nothing here knows a
-peer. Anchors and outer states are never changed in place, so a snapshot is a handful of references.
+What touches the local parameters (``train``, ``take``, ``land``, ...) runs on the clock's thread. What does not
+(``bring``, ``step``, ``move``) may run on any other at the same time: a fragment is cut out of the parameters at once,
+and everything until its new anchor is there goes on beside the training. Nothing here knows a peer. Anchors and outer
+states are never changed in place, so a snapshot is a handful of references.
 
 Legend: N = values in a fragment.
 """
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,11 +19,13 @@ from torch import Tensor
 from decentral.codecs.feedback import Feedback, Sent
 from decentral.exchange.api import Contribution
 from decentral.outer.blend import blend, rebase
+from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
 from decentral.ports.trainer import StepReport, Trainer
-from decentral.state.snapshot import FragmentState, Snapshot
+from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
+from decentral.tensors.staging import Staging
 from decentral.types import PeerId, SyncKey
 
 
@@ -31,6 +35,40 @@ class _Pending:
 
     tokens: int = 0
     steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A fragment as it was at its launch."""
+
+    state: FragmentState
+    delta_N: Callable[[], Tensor]
+    """Its pseudo-gradient; waits for the values to come from the trainer's device."""
+    tokens: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """Eager updates: what this worker has gone ahead of the anchor by."""
+
+    share: float
+    delta_N: Tensor
+    """Launched last."""
+    buffer_N: Tensor
+    """See ``Eager``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """An outer step that the local parameters have not taken in yet."""
+
+    old_N: Tensor
+    """The anchor before it."""
+    anchor_N: Tensor
+    there_N: Tensor
+    """The anchor on the trainer's device."""
+    missed: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +83,20 @@ class Applied:
     """L2 norm of what this worker still has to send."""
 
 
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How local parameters go on from an outer step."""
+
+    mix_alpha: float = 0.0
+    """Share of the local parameters kept when a new anchor is taken in."""
+    eager: Eager | None = None
+    """Go on from the own fresh work at the launch instead, and take in the anchor with the next one."""
+
+
+#: Why a contribution is empty.
+_SPOILT = "the parameters were not finite; went back to the anchor"
+
+
 class Replica:
     """The local model between two anchors.
 
@@ -53,27 +105,34 @@ class Replica:
         layout: how its parameters are cut into fragments.
         rule: the outer rule.
         feedback: what becomes of the codec's error.
-        mix_alpha: share of the local parameters kept when a new anchor is applied.
+        onward: how local parameters go on from an outer step.
         me: this worker, whom an outer state may count.
     """
 
     def __init__(
-        self, trainer: Trainer, layout: Layout, rule: OuterRule, feedback: Feedback, mix_alpha: float, me: PeerId
+        self, trainer: Trainer, layout: Layout, rule: OuterRule, feedback: Feedback, onward: Continuation, me: PeerId
     ) -> None:
         self._trainer = trainer
         self._layout = layout
         self._rule = rule
         self._feedback = feedback
-        self._mix_alpha = mix_alpha
+        self._onward = onward
         self._me = me
+        self._staging = Staging(layout, next(iter(trainer.parameters().values())).device)
         self.rounds_diverged = 0
         """Launches in a row at which the parameters were not finite."""
         self._fragments: list[FragmentState] = []
         self._bases_N: list[Tensor] = []
-        """What the local parameters were last set to: the anchors, unless these were moved since."""
+        """What the local parameters last went on from: the anchors, unless these were moved since or they are ahead."""
         self._changing = threading.Lock()
         self._pending = [_Pending() for _ in range(layout.num_fragments)]
         self._launched = [_Pending() for _ in range(layout.num_fragments)]
+        self._arrived: dict[int, _Arrived] = {}
+        self._ahead: dict[int, _Ahead] = {}
+        self._carried_N: dict[int, Tensor] = {}
+        """Eager updates: launched work that no round has counted, which is no longer in the local parameters."""
+        self._ends: dict[int, dict[int, str]] = {}
+        """Digests of the fragments after a round, as far as they have finished it."""
 
     @property
     def has_state(self) -> bool:
@@ -97,6 +156,22 @@ class Replica:
             self._fragments.append(FragmentState.of(0, anchor_N, self._rule.init(anchor_N)))
             self._bases_N.append(anchor_N)
 
+    def digest_of(self, round: int) -> str:
+        """Of all anchors and outer states as they were where ``round`` began; empty if this worker was not there.
+
+        Members agree on it although each fragment has rounds of its own.
+        """
+        if self._layout.num_fragments == 1 or round == 0:
+            return self.snapshot(0).name if self._fragments and round == self._fragments[0].round else ""
+        ends = self._ends.get(round - 1, {})
+        whole = len(ends) == self._layout.num_fragments
+        return combined_digest(tuple(ends[fragment] for fragment in range(len(ends)))) if whole else ""
+
+    def _end_round(self, key: SyncKey, digest: str) -> None:
+        """A fragment has finished a round. Of earlier ones the last two are kept: fragments differ by one at most."""
+        self._ends.setdefault(key.round, {})[key.fragment] = digest
+        self._ends = {round_: ends for round_, ends in self._ends.items() if round_ >= key.round - 1}
+
     def snapshot(self, step: int) -> Snapshot:
         """The anchors as they stand, for newcomers and for files."""
         return Snapshot(step, tuple(self._fragments))
@@ -109,75 +184,131 @@ class Replica:
             pending.steps += count
         return report
 
-    def launch(self, key: SyncKey) -> Contribution:
-        """The pseudo-gradient of one fragment as of now; of weight 0 if there is nothing (finite) to give.
+    def take(self, key: SyncKey, share: float) -> Taken:
+        """Cut one fragment out of the parameters as they are now; its work so far counts as launched.
 
-        A replica whose parameters are not finite goes back to the anchor: its steps are lost, the swarm's are not.
+        Args:
+            key: what is launched.
+            share: that this worker's contribution will have in the mean, as far as it knows; for eager updates.
         """
-        state = self._fragments[key.fragment]
-        delta_N = self._bases_N[key.fragment] - self._layout.gather(self._trainer.parameters(), key.fragment)
-        launched = self._launched[key.fragment] = self._pending[key.fragment]
-        self._pending[key.fragment] = _Pending()
+        fragment = key.fragment
+        state, base_N = self._fragments[fragment], self._bases_N[fragment]
+        values_N = self._staging.take(self._trainer.parameters(), fragment)
+        launched = self._launched[fragment] = self._pending[fragment]
+        self._pending[fragment] = _Pending()
+        if self._onward.eager is None:
+            return Taken(state, lambda: base_N - values_N(), launched.tokens, launched.steps)
+        delta_N = base_N - values_N()
+        if fragment in self._carried_N:
+            delta_N += self._carried_N.pop(fragment)
+        ahead = self._ahead.get(fragment)
+        start_N, buffer_N = self._onward.eager.start(state.anchor_N, delta_N, share, ahead.buffer_N if ahead else None)
+        self._ahead[fragment] = _Ahead(share, delta_N, buffer_N)
+        self._load(fragment, start_N)
+        self._bases_N[fragment] = start_N
+        return Taken(state, lambda: delta_N, launched.tokens, launched.steps)
+
+    def bring(self, key: SyncKey, taken: Taken) -> Contribution:
+        """What to bring to the round; of weight 0 if there is nothing (finite) to give. On any thread.
+
+        A replica whose parameters are not finite must be ``reset``: its steps are lost, the swarm's are not.
+        """
+        state, delta_N = taken.state, taken.delta_N()
         brought = self._feedback.bring(key.fragment, delta_N)
         mine = Contribution(
             brought.values_N,
-            self._feedback.weight(launched.tokens),
+            self._feedback.weight(taken.tokens),
             state.digest,
             state.outer.num_steps,
             brought.relative_N,
             state.outer.counted,
             anchor_N=state.anchor_N,
-            num_inner_steps=launched.steps,
+            num_inner_steps=taken.steps,
         )
         tensors = [values_N for values_N in (brought.values_N, brought.relative_N) if values_N is not None]
         if not all(all_finite(values_N.numpy()) for values_N in tensors):
-            self.reset()
-            self.rounds_diverged += 1
             nothing_N = torch.zeros_like(delta_N)
-            excuse = "the parameters were not finite; went back to the anchor"
-            return replace(mine, delta_N=nothing_N, relative_N=None, weight=0.0, excuse=excuse)
+            self.rounds_diverged += 1
+            return replace(mine, delta_N=nothing_N, relative_N=None, weight=0.0, excuse=_SPOILT)
         self.rounds_diverged = 0
         if self._me in state.outer.counted and not self._feedback.remembers(key.fragment):
             return replace(mine, weight=0.0, excuse="listens once: what the others count of this worker was lost")
         return mine
 
-    def give_back(self, key: SyncKey) -> None:
-        """The round did not count the contribution; the work is still in the parameters and enters the next one."""
-        pending, launched = self._pending[key.fragment], self._launched[key.fragment]
-        pending.tokens += launched.tokens
-        pending.steps += launched.steps
-        self._launched[key.fragment] = _Pending()
+    @staticmethod
+    def is_spoilt(mine: Contribution) -> bool:
+        """Whether a contribution is empty because the parameters were not finite."""
+        return mine.excuse == _SPOILT
 
-    def apply(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> Applied:
-        """Take the outer step and blend the new anchor into the parameters.
+    def give_back(self, key: SyncKey, spans: tuple[tuple[int, int], ...] | None = None) -> None:
+        """The round did not count the contribution; its work enters the next one.
 
-        Ranges that were closed without us keep our local work, moved along with the anchor.
+        Args:
+            key: the round.
+            spans: only these ranges were not counted, and their tokens were; ``None`` for everything.
+        """
+        fragment = key.fragment
+        if spans is None:
+            pending, launched = self._pending[fragment], self._launched[fragment]
+            pending.tokens += launched.tokens
+            pending.steps += launched.steps
+            self._launched[fragment] = _Pending()
+        ahead = self._ahead.get(fragment)
+        if ahead is None:  # the work is still in the parameters
+            return
+        uncounted_N = ahead.delta_N
+        if spans is not None:
+            uncounted_N = torch.zeros_like(ahead.delta_N)
+            for span in (slice(*bounds) for bounds in spans):
+                uncounted_N[span] = ahead.delta_N[span]
+        self._carried_N[fragment] = uncounted_N
+        self._ahead[fragment] = replace(ahead, buffer_N=ahead.buffer_N - uncounted_N * ahead.share)
+
+    def step(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> Applied:
+        """Take the outer step, on any thread; ``land`` brings it to the local parameters.
 
         Args:
             key: what was mixed.
             mixed: what came out.
             sent_N: what of ours is in it, as the others decoded it; ``None`` for nothing.
         """
+        fragment = key.fragment
         with self._changing:
-            old = self._fragments[key.fragment]
+            old = self._fragments[fragment]
             anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
-            self._fragments[key.fragment] = FragmentState.of(key.round + 1, anchor_N, outer)
-        new_local_N, base_N = anchor_N, self._bases_N[key.fragment]
-        if self._mix_alpha or mixed.missed:
-            local_N = self._layout.gather(self._trainer.parameters(), key.fragment)
-            if old.anchor_N is not base_N:
-                # First to where the anchor was moved, or what is kept of them would pull it back.
-                local_N = rebase(local_N, base_N, old.anchor_N)
-            new_local_N = blend(local_N, anchor_N, self._mix_alpha)
-            for span in (slice(*bounds) for bounds in mixed.missed):
-                new_local_N[span] = rebase(local_N[span], old.anchor_N[span], anchor_N[span])
-        self._load(key.fragment, new_local_N)
-        self._bases_N[key.fragment] = anchor_N
+            state = self._fragments[fragment] = FragmentState.of(key.round + 1, anchor_N, outer)
+            self._end_round(key, state.digest)
+        if self._onward.eager is None:
+            there_N = self._staging.put(anchor_N)
+            self._arrived[fragment] = _Arrived(old.anchor_N, anchor_N, there_N, mixed.missed)
         if sent_N is not None:
-            self._feedback.commit(key.fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
-        residual_N = self._feedback.residuals()[key.fragment]
+            self._feedback.commit(fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
+        residual_N = self._feedback.residuals()[fragment]
         residual_norm = float(residual_N.norm()) if residual_N is not None else 0.0
-        return Applied(self._fragments[key.fragment].digest, float(mixed.delta_N.norm()), residual_norm)
+        return Applied(state.digest, float(mixed.delta_N.norm()), residual_norm)
+
+    def land(self, fragment: int) -> None:
+        """Blend the anchor of the last outer step into the local parameters.
+
+        Ranges that were closed without us keep our local work, moved along with the anchor. Eager updates have gone
+        on already.
+        """
+        arrived = self._arrived.pop(fragment, None)
+        if arrived is None:
+            return
+        new_N, alpha = arrived.there_N, self._onward.mix_alpha
+        if alpha or arrived.missed:
+            device = new_N.device
+            local_N = self._layout.gather(self._trainer.parameters(), fragment, device)
+            old_N, base_N = arrived.old_N.to(device), self._bases_N[fragment].to(device)
+            if arrived.old_N is not self._bases_N[fragment]:
+                # First to where the anchor was moved, or what is kept of them would pull it back.
+                local_N = rebase(local_N, base_N, old_N)
+            anchor_N, new_N = new_N, blend(local_N, new_N, alpha)
+            for span in (slice(*bounds) for bounds in arrived.missed):
+                new_N[span] = rebase(local_N[span], old_N[span], anchor_N[span])
+        self._load(fragment, new_N)
+        self._bases_N[fragment] = arrived.anchor_N
 
     def skip(self, key: SyncKey) -> None:
         """The round ended without a result: the same anchor, the next round.
@@ -189,6 +320,7 @@ class Replica:
             if state.outer.counted:
                 state = FragmentState.of(state.round, state.anchor_N, replace(state.outer, counted=()))
             self._fragments[key.fragment] = state
+            self._end_round(key, state.digest)
 
     def jump(self, round: int) -> None:
         """Go on in another round, with the same anchors and the same work."""
@@ -205,9 +337,13 @@ class Replica:
             self._fragments[fragment] = FragmentState.of(state.round, state.anchor_N + shift_N, state.outer)
 
     def adopt(self, snapshot: Snapshot) -> None:
-        """Replace the anchors by downloaded ones; local work not counted yet moves along with them."""
+        """Replace the anchors by downloaded ones; local work not counted yet moves along with them.
+
+        No fragment may be on its way.
+        """
         parameters = self._trainer.parameters()
         for fragment, state in enumerate(snapshot.fragments):
+            self._ahead.pop(fragment, None)
             local_N = state.anchor_N
             if self.has_state and self._pending[fragment].tokens:
                 own_N = self._layout.gather(parameters, fragment)
@@ -217,6 +353,8 @@ class Replica:
             self._load(fragment, local_N)
         with self._changing:
             self._fragments = list(snapshot.fragments)
+            for fragment, state in enumerate(snapshot.fragments):
+                self._end_round(SyncKey(state.round - 1, fragment), state.digest)
         self._bases_N = [state.anchor_N for state in snapshot.fragments]
         self._feedback.adopted()
 
@@ -225,6 +363,9 @@ class Replica:
         self._bases_N = self._load_anchors()
         self._pending = [_Pending() for _ in self._fragments]
         self._launched = [_Pending() for _ in self._fragments]
+        self._arrived.clear()
+        self._ahead.clear()
+        self._carried_N.clear()
         self._feedback.forget()
 
     def validate(self) -> float:

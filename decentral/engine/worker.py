@@ -1,36 +1,42 @@
-"""The worker, from top to bottom as the algorithm: train, mix, take the outer step, repair if the swarm says so.
+"""The worker, from top to bottom as the algorithm: train, send fragments on their way, take in what comes back.
 
     while rounds are left:
-        take inner steps up to the next event of the plan        on the clock's thread; peers are served meanwhile
-        Launch: pseudo-gradient = anchor - local parameters      starts an exchange
-        Apply:  Mixed   -> outer step, new anchor, blend
-                Aborted -> nothing is lost: the work stays in the local parameters and enters the next round
+        take inner steps until something is due                  on the clock's thread; peers are served meanwhile
+        launch: pseudo-gradient = anchor - local parameters      its exchange and the outer step run beside the training
+        land:   Mixed   -> blend the new anchor into the local parameters
+                Aborted -> nothing is lost: the work stays with the worker and enters the next round
                            behind or out of sync -> download the swarm's state, move the local work along
+
+Without overlap a fragment lands at the step of its launch, and training waits for it. With overlap it lands some steps
+later, or when it comes if that is later still, and training waits only if its next launch is due by then: there never
+are two versions of a fragment on their way.
 
 One coroutine decides; everything that waits has a deadline, and everything that may fail ends in a value. The module is
 longer than others so that the algorithm stands in one place.
 """
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from decentral import __version__
+from decentral.engine.flights import Flight, Flights, Landing
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
 from decentral.engine.mixing import make_exchange
 from decentral.engine.options import Outcome, Parts, RunOptions
-from decentral.engine.replica import Replica
-from decentral.engine.report import Report
+from decentral.engine.replica import Continuation, Replica
+from decentral.engine.report import Held, Report
 from decentral.errors import DivergedError, UnreachableError
-from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
+from decentral.exchange.api import Aborted, Reason
 from decentral.monitor.events import Joined, Repaired, SatOut, Stopped, StretchDone, Validated
 from decentral.outer.rule import Mixed
-from decentral.schedule.plan import Launch
+from decentral.ports.trainer import StepReport
+from decentral.schedule.pacing import Pacing
 from decentral.state.download import Donor, Download, Downloader
 from decentral.state.snapshot import Snapshot
 from decentral.swarm.matching import evaluator, middle_round
@@ -51,6 +57,28 @@ _MAX_DIVERGED = 3
 _REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
 
 
+@dataclass(slots=True)
+class _Stretch:
+    """Inner steps between two launches."""
+
+    steps: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, report: StepReport, steps: int, seconds: float) -> None:
+        """More of them."""
+        self.steps += steps
+        self.tokens += report.tokens
+        self.loss_sum += report.loss * report.tokens
+        self.seconds += seconds
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss per token."""
+        return self.loss_sum / self.tokens if self.tokens else math.nan
+
+
 class Worker:
     """One member of a swarm.
 
@@ -64,10 +92,11 @@ class Worker:
         self._parts = parts
         self._clock = parts.clock
         self._journal = parts.journal
-        layout = Layout.of(parts.trainer.parameters(), options.plan.num_fragments)
+        layout = Layout.of(parts.trainer.parameters(), options.plan.num_fragments, options.pattern)
         numels = tuple(layout.numel(fragment) for fragment in range(layout.num_fragments))
         me, feedback = parts.transport.peer_id, options.feedback(layout.num_fragments)
-        self._replica = Replica(parts.trainer, layout, options.rule, feedback, options.mix_alpha, me)
+        onward = Continuation(options.mix_alpha, options.eager)
+        self._replica = Replica(parts.trainer, layout, options.rule, feedback, onward, me)
         self._meter = Meter(layout.total_numel, __version__, parts.device)
         self.membership = Membership(
             Presence(me, options.run_id, 0, State.JOINING, 0, 0, ""),
@@ -93,7 +122,14 @@ class Worker:
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)
         num_buffers = options.rule.num_buffers
         self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
-        self._flights: dict[SyncKey, tuple[Contribution, asyncio.Task[Verdict]]] = {}
+        self._flights = Flights(self._replica, self._exchange, self.membership, parts.clock, me)
+        self._plan = options.plan
+        self._pacing = Pacing(options.plan.inner_steps, options.plan.num_fragments)
+        self._numels = numels
+        self._num_members = [0] * layout.num_fragments
+        """Of the last round of each fragment; 0 before that."""
+        self._donor_step = 0
+        self._stretch = _Stretch()
         self._step = 0
         self._pace_s = self._step_s = 0.0
         self._stepped_at = parts.clock.monotonic()
@@ -149,14 +185,15 @@ class Worker:
         try:
             await self._gather(stop)
             self._meter.start(self._clock.monotonic())
-            while not (done := self._round() >= self._options.rounds) and not stop.is_set():
+            while not (done := self._round() >= self._options.rounds and not self._flights) and not stop.is_set():
                 for work in beside:
                     if work.done():
                         work.result()
                 self.membership.check_single()
-                await self._train_to(self._options.plan.next_event_after(self._step), stop)
+                await self._train_to(self._next_event(), stop)
                 if not stop.is_set():
                     await self._sync(stop)
+            await self._come_to_rest(stop)
             reason = "run is done" if done else "asked to stop"
             if done:
                 self._tell(State.DONE)
@@ -166,10 +203,9 @@ class Worker:
                 await self.membership.announce()
             return self._outcome(done)
         finally:
-            tasks = [*beside, *(flight for _, flight in self._flights.values())]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for work in beside:
+                work.cancel()
+            await asyncio.gather(*beside, *self._flights.abandon(), return_exceptions=True)
             self._journal.record(Stopped(reason, self._round(), self._meter.tokens))
 
     async def _serve(self) -> None:
@@ -199,47 +235,116 @@ class Worker:
 
     # -- inner steps --------------------------------------------------------------------------------------------------
 
+    def _next_event(self) -> int:
+        """Inner steps taken when next something is to be launched or to land."""
+        last = self._plan.step_of_round(self._options.rounds)
+        events = [last]
+        for fragment in range(self._plan.num_fragments):
+            flight = self._flights.get(fragment)
+            events.append(self._next_launch(fragment))
+            if flight is not None:
+                due = self._landing_step(flight)
+                events.append(due if due > self._step or flight.landed else self._step + 1)
+        return min(events)
+
+    def _next_launch(self, fragment: int) -> int:
+        """Inner steps taken at the next launch of a fragment, one that is not on its way already."""
+        round_ = min(self._round_to_launch(fragment), self._options.rounds)
+        return self._plan.launch_step(SyncKey(round_, fragment))
+
+    def _round_to_launch(self, fragment: int) -> int:
+        """The next round that a fragment is launched for."""
+        flight = self._flights.get(fragment)
+        return self._exchange.progress.next_round(fragment) if flight is None else flight.key.round + 1
+
+    def _landing_step(self, flight: Flight) -> int:
+        """Inner steps taken when a flight is to land, if it has come by then."""
+        return flight.step + self._delay_steps()
+
+    def _delay_steps(self) -> int:
+        """Inner steps between launch and landing."""
+        if self._options.eager is not None:
+            return self._plan.inner_steps
+        return self._pacing.delay_steps if self._options.auto_delay else self._plan.delay_steps
+
     async def _train_to(self, step: int, stop: asyncio.Event) -> None:
         """Inner steps up to global step ``step``, in chunks."""
-        first, began = self._step, self._clock.monotonic()
-        tokens, weighted_loss = 0, 0.0
         while self._step < step and not stop.is_set():
             count = min(self._chunk_steps, step - self._step)
-            start, chunk_began = self._step, self._clock.monotonic()
+            start, began = self._step, self._clock.monotonic()
             report = await self._clock.run(lambda start=start, count=count: self._replica.train(start, count))  # type: ignore[misc]
             self._stepped_at = self._clock.monotonic()
-            seconds = self._stepped_at - chunk_began
+            seconds = self._stepped_at - began
             self._step += count
             if seconds > 0:
                 self._step_s = seconds / count
+                self._pacing.stepped(self._step_s)
                 self._chunk_steps = max(1, int(_CHUNK_S * count / seconds))
-            tokens += report.tokens
-            weighted_loss += report.loss * report.tokens
+            self._stretch.add(report, count, seconds)
             members = len(self.membership.roster.active(self._clock.monotonic()))
             self._meter.trained(self._step, report, count=count, num_members=max(1, members), seconds=seconds)
-        if self._step > first:
-            seconds = self._clock.monotonic() - began
-            self._pace_s = seconds * self._options.plan.inner_steps / (self._step - first)
-            loss = weighted_loss / tokens if tokens else float("nan")
-            self._journal.record(StretchDone(self._round(), self._step, tokens, loss, seconds))
+
+    def _end_stretch(self) -> None:
+        """The inner steps since the last launch are one event of the journal, and tell the pace."""
+        stretch, self._stretch = self._stretch, _Stretch()
+        if stretch.steps:
+            self._pace_s = stretch.seconds * self._plan.inner_steps / stretch.steps
+            self._journal.record(StretchDone(self._round(), self._step, stretch.tokens, stretch.loss, stretch.seconds))
 
     # -- outer rounds -------------------------------------------------------------------------------------------------
 
     async def _sync(self, stop: asyncio.Event) -> None:
-        """The events due at this step, launches before applications."""
-        for event in self._options.plan.events_at(self._step):
-            if isinstance(event, Launch):
-                await self._launch(event.key)
-            elif event.key in self._flights:
-                await self._apply(event.key, stop)
+        """What is due at this step: landings that a launch waits for, launches, other landings."""
+        over = self._step >= self._plan.step_of_round(self._options.rounds)
+        for flight in self._flights:
+            if over or self._next_launch(flight.key.fragment) <= self._step:
+                await self._land(flight, stop)
+        if stop.is_set():
+            return
+        due = [f for f in range(self._plan.num_fragments) if self._flights.get(f) is None and self._is_due(f)]
+        if due:
+            self._end_stretch()
+        for fragment in sorted(due, key=self._next_launch):
+            key = SyncKey(self._exchange.progress.next_round(fragment), fragment)
+            await self._flights.launch(key, self._step, self._share(fragment))
+        if due:
+            self._follow_the_link()
+            self._catch_up()
+        for flight in self._flights:
+            if self._landing_step(flight) <= self._step and (flight.landed or not self._delay_steps()):
+                await self._land(flight, stop)
 
-    async def _launch(self, key: SyncKey) -> None:
-        """Take the pseudo-gradient and start its exchange."""
-        await self.membership.catch_up()
-        mine = await self._clock.run(lambda: self._replica.launch(key))
-        if mine.excuse:
-            self._sit_out(key, mine.excuse)
-        self._flights[key] = (mine, asyncio.create_task(self._exchange.mix(key, mine)))
+    def _is_due(self, fragment: int) -> bool:
+        """Whether a fragment is to be launched now."""
+        rounds = self._exchange.progress.next_round(fragment)
+        return rounds < self._options.rounds and self._next_launch(fragment) <= self._step
+
+    def _share(self, fragment: int) -> float:
+        """Of this worker in the next mean, as the last one was."""
+        active = len(self.membership.roster.active(self._clock.monotonic()))
+        return 1 / (self._num_members[fragment] or max(1, active))
+
+    def _catch_up(self) -> None:
+        """A newcomer that has launched what its donor had on its way goes on at the donor's step.
+
+        Else it would be late with every launch from now on, and the others would have to wait.
+        """
+        behind = min(self._next_launch(fragment) for fragment in range(self._plan.num_fragments)) - 1
+        self._step = max(self._step, min(self._donor_step, behind))
+
+    def _follow_the_link(self) -> None:
+        """Launch as many fragments together, and leave them as much time, as links and steps ask for."""
+        options, present = self._options, self._plan.num_groups
+        wanted = self._pacing.num_groups(present) if options.auto_groups else present
+        self._report.paced(self._delay_steps(), wanted)
+        rounds = {self._round_to_launch(fragment) for fragment in range(self._plan.num_fragments)}
+        if not options.auto_groups or len(rounds) > 1:  # some of this round are still to be launched
+            return
+        # The slowest link decides. Whoever has not heard of it yet launches at other steps for a round: no harm.
+        active = self.membership.roster.active(self._clock.monotonic())
+        asked = max([wanted, *(p.metrics.num_groups for p in active if p.peer != self._parts.transport.peer_id)])
+        most = self._plan.inner_steps // (self._plan.delay_steps + 1)
+        self._plan = replace(self._plan, num_groups=max(1, min(asked, most, self._plan.num_fragments)))
 
     def _sit_out(self, key: SyncKey, reason: str) -> None:
         """Nothing to give: listen in this round; give up after several without anything finite."""
@@ -251,61 +356,91 @@ class Worker:
                 hint="Lower the learning rate or the outer learning rate, or look at this machine's data.",
             )
 
-    async def _apply(self, key: SyncKey, stop: asyncio.Event) -> None:
-        """Wait for the verdict and act on it."""
-        self._tell(State.SYNCING)
-        mine, task = self._flights[key]
-        verdict = await self._await(task, stop)
-        del self._flights[key]
-        if verdict is None:
-            self._replica.give_back(key)
+    async def _land(self, flight: Flight, stop: asyncio.Event) -> None:
+        """Take in what came of a flight, waiting for it if it is still under way."""
+        if self._flights.get(flight.key.fragment) is not flight:  # before a repair
             return
-        outcome = verdict.outcome
-        if isinstance(outcome, Mixed):
-            await self._commit(key, outcome, verdict, excuse=mine.excuse)
-        else:
+        outcome = await self._take_in(flight, stop)
+        if isinstance(outcome, Aborted) and outcome.reason in _REPAIR:
+            # What else is on its way counts for the state that is about to be replaced: first see what comes of it.
+            for other in self._flights:
+                await self._take_in(other, stop)
+            if not stop.is_set():
+                await self._repair(outcome)
+        elif isinstance(outcome, Mixed):
+            await self._validate(flight.key, outcome)
+            await self._save_if_due()
+
+    async def _take_in(self, flight: Flight, stop: asyncio.Event) -> Mixed | Aborted | None:
+        """Wait for the end of a flight and act on its verdict; ``None`` if the worker is to stop before that.
+
+        A repair, if it asks for one, is up to the caller.
+        """
+        key, began = flight.key, self._clock.monotonic()
+        self._tell(State.SYNCING)
+        while not flight.landed and not stop.is_set():
+            # Looks for the signal now and then; a task that waits for it would have to be made for every round.
+            await asyncio.wait({flight.task}, timeout=_CHUNK_S)
+        if not flight.landed:
+            return None
+        landing, waited_s = await self._flights.fetch(flight), self._clock.monotonic() - began
+        mine, verdict, outcome = landing.mine, landing.verdict, landing.verdict.outcome
+        if mine.excuse:
+            self._sit_out(key, mine.excuse)
+        if isinstance(outcome, Mixed) and landing.applied is not None:
+            await self._clock.run(lambda: self._replica.land(key.fragment))
+            counted = self._parts.transport.peer_id in outcome.members
+            self._replica.give_back(key, outcome.missed if counted else None)
+            self._num_members[key.fragment] = len(outcome.members)
+            self._paced(flight, landing)
+            held = self._held(flight, landing, waited_s, self._clock.monotonic() - began)
+            delay_steps = self._step - flight.step
+            self._report.mixed(
+                key, outcome, verdict, landing.applied, held=held, delay_steps=delay_steps, excuse=mine.excuse
+            )
+        elif isinstance(outcome, Aborted):
             self._replica.give_back(key)
             self._replica.skip(key)
-            self._report.aborted(key, outcome, verdict)
+            held = self._held(flight, landing, waited_s, self._clock.monotonic() - began)
+            self._report.aborted(key, outcome, verdict, held=held)
         self._keep_up()
         if verdict.met is not None:
             self._get_in_step(verdict.met.nearest_s)
         self._tell(State.TRAINING)
-        if isinstance(outcome, Aborted) and outcome.reason in _REPAIR:
-            await self._repair(outcome)
-        elif isinstance(outcome, Mixed):
-            await self._validate(key, outcome)
-            await self._save_if_due()
+        return outcome
 
-    async def _await(self, task: asyncio.Task[Verdict], stop: asyncio.Event) -> Verdict | None:
-        """The verdict; ``None`` if the worker is to stop and the round does not end soon."""
-        while not task.done() and not stop.is_set():
-            # Looks for the signal now and then; a task that waits for it would have to be made for every round.
-            await asyncio.wait({task}, timeout=_CHUNK_S)
-        if not task.done():
-            await asyncio.wait({task}, timeout=_LEAVE_S)
-        if task.done():
-            return task.result()
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        return None
+    async def _come_to_rest(self, stop: asyncio.Event) -> None:
+        """Before leaving: what is on its way may end, if it does so soon."""
+        if self._flights:
+            await asyncio.wait({flight.task for flight in self._flights}, timeout=_LEAVE_S)
+        for flight in self._flights:
+            if flight.landed:
+                await self._take_in(flight, stop)
+            else:
+                await self._flights.cancel(flight)
+                self._replica.give_back(flight.key)
 
-    async def _commit(self, key: SyncKey, mixed: Mixed, verdict: Verdict, *, excuse: str) -> None:
-        """Take the outer step."""
-        counted = self._parts.transport.peer_id in mixed.members
-        sent_N = verdict.sent_N if counted else None
-        applied = await self._clock.run(lambda: self._replica.apply(key, mixed, sent_N))
-        if not counted:
-            self._replica.give_back(key)
-        self._report.mixed(key, mixed, verdict, applied, excuse=excuse)
-        self._show_anchor(key.fragment)
+    def _held(self, flight: Flight, landing: Landing, waited_s: float, taken_s: float) -> Held:
+        """For what the training stood still: of the wait at the end, as much as can be was for moving values."""
+        moving_s = min(waited_s, landing.verdict.transfer_s)
+        return Held(waited_s - moving_s, flight.held_s + taken_s - waited_s + moving_s)
 
-    def _show_anchor(self, fragment: int) -> None:
-        """Tell the exchange of a new anchor."""
-        held = self._replica.anchor(fragment)
-        if held is not None:
-            self._exchange.adopted(fragment, *held)
+    def _paced(self, flight: Flight, landing: Landing) -> None:
+        """What a flight tells of the link."""
+        together = [n for f, n in enumerate(self._numels) if self._plan.is_together(f, flight.key.fragment)]
+        self._pacing.landed(
+            landing.duration_s,
+            waiting_s=landing.verdict.waiting_s,
+            transfer_s=landing.verdict.transfer_s,
+            share=sum(together) / sum(self._numels),
+        )
+
+    def _show_anchors(self) -> None:
+        """Tell the exchange of new anchors."""
+        for fragment in range(self._plan.num_fragments):
+            held = self._replica.anchor(fragment)
+            if held is not None:
+                self._exchange.adopted(fragment, *held)
 
     async def _move(self, fragment: int, shift_N: Tensor, partner: PeerId, spread: float) -> None:
         """Move an anchor as a swap outside of any round demands."""
@@ -325,16 +460,16 @@ class Worker:
             return
         middle = middle_round(runners)
         if middle > min(rounds) + 1:
-            self._exchange.progress.resume([middle] * self._options.plan.num_fragments)
+            self._exchange.progress.resume([middle] * self._plan.num_fragments)
             self._replica.jump(middle)
-            self._step = self._options.plan.step_of_round(middle)
+            self._step = self._plan.step_of_round(middle)
 
     def _get_in_step(self, nearest_s: float) -> None:
         """In gossip, a worker that always is ready when nobody else is makes one stretch shorter, and meets them then.
 
         With several fragments it would jump over events of the plan: those meet somebody sooner or later.
         """
-        plan = self._options.plan
+        plan = self._plan
         if math.isnan(nearest_s) or self._step_s <= 0 or plan.num_fragments > 1 or self._flights:
             return
         start = plan.launch_step(SyncKey(self._round(), 0)) - max(1, round(nearest_s / self._step_s))
@@ -343,13 +478,13 @@ class Worker:
     def _until_launch_s(self, fragment: int) -> float:
         """Seconds of inner steps before the next sync of a fragment, as the last steps tell."""
         key = SyncKey(self._exchange.progress.next_round(fragment), fragment)
-        steps = self._options.plan.launch_step(key) - self._step
+        steps = self._plan.launch_step(key) - self._step
         return max(0.0, steps * self._step_s - (self._clock.monotonic() - self._stepped_at))
 
     async def _validate(self, key: SyncKey, mixed: Mixed) -> None:
         """One member validates the anchor now and then."""
         every = self._options.eval_every_rounds
-        last_fragment = key.fragment == self._options.plan.num_fragments - 1
+        last_fragment = key.fragment == self._plan.num_fragments - 1
         if not every or not last_fragment or (key.round + 1) % every:
             return
         # Groups of a gossip are many, and each would pay; who is done has been here.
@@ -386,20 +521,16 @@ class Worker:
         )
 
     async def _adopt(self, download: Download) -> None:
-        """Go on from a downloaded state, where its donor is; what was launched against the old one is void."""
-        for _, task in self._flights.values():
-            task.cancel()
-        self._flights.clear()
-        snapshot = download.snapshot
+        """Go on from a downloaded state, where its donor is."""
+        snapshot, plan = download.snapshot, self._plan
         await self._clock.run(lambda: self._replica.adopt(snapshot))
         self._exchange.progress.resume(snapshot.rounds)
-        for fragment in range(self._options.plan.num_fragments):
-            self._show_anchor(fragment)
-        plan = self._options.plan
+        self._show_anchors()
         next_launch = min(plan.launch_step(SyncKey(round_, f)) for f, round_ in enumerate(snapshot.rounds))
         # At least one step before the next launch; work that fills a round already is not kept waiting for another.
         overdue = self._replica.pending_steps >= plan.inner_steps
         self._step = next_launch - 1 if overdue else min(snapshot.step, next_launch - 1)
+        self._donor_step = snapshot.step
         self._meter.explain("")
         # Junior to everybody who was there when this round began, the founder included.
         self.membership.update(since=min(snapshot.rounds) + 1)
@@ -429,9 +560,8 @@ class Worker:
 
     def _tell(self, state: State) -> None:
         """Bring the own record up to date."""
-        snapshot = self._snapshot()
         # In gossip there is nothing to agree on.
-        digest = snapshot.name if snapshot is not None and self._options.pairing is None else ""
+        digest = self._replica.digest_of(self._round()) if self._options.pairing is None else ""
         self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s)
 
     def _metrics(self) -> Metrics:

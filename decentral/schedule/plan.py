@@ -1,4 +1,4 @@
-"""Which fragment to launch and which to apply after an inner step. Knows no tensors, no peers and no time.
+"""After which inner step to launch which fragment. Knows no tensors, no peers and no time.
 
 Steps are counted as finished inner steps since the start of the run: after the first one, ``step`` is 1.
 """
@@ -9,93 +9,65 @@ from decentral.types import SyncKey
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """Take the pseudo-gradient of ``key.fragment`` now and start its exchange."""
-
-    key: SyncKey
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Wait for the exchange of ``key`` and take the outer step with its result."""
-
-    key: SyncKey
-
-
-@dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """Every fragment once in ``inner_steps`` steps, evenly spread, each result used ``delay_steps`` later.
+    """Every fragment is launched once in ``inner_steps`` steps; the launches are evenly spread.
 
-    With H, P and tau for the three arguments, round k of fragment f is applied at step ``floor((f + 1) H / P) + k H``
-    and launched tau steps earlier. Hence
+    With H, P, tau and G for the four arguments, fragments p, p + G, p + 2 G, ... are launched together: in round k at
+    step ``k H + floor((p + 1) H / G) - tau``, where p < G. A result that is used tau steps after its launch is
+    therefore in use by the end of its round, and the last one exactly then. P = 1 and tau = 0 is plain DiLoCo.
 
-    * round k lies wholly within steps k H + 1 to (k + 1) H, and no exchange is in flight where a round begins;
-    * at most one exchange is in flight: fragments are at least floor(H / P) > tau steps apart;
-    * a step has no event, one event, or (only if tau is 0) the ``Launch`` and then the ``Apply`` of one key.
-
-    P = 1 and tau = 0 is plain DiLoCo.
+    When a result is used is up to each worker: its link may be slow, and nobody else's plan depends on it.
 
     Args:
-        inner_steps: H, steps between two synchronisations of the same fragment, >= 1.
-        num_fragments: P, in [1, H].
-        delay_steps: tau, in [0, floor(H / P)).
+        inner_steps: H, steps between two launches of the same fragment, >= 1.
+        num_fragments: P, >= 1.
+        delay_steps: tau, in [0, floor(H / G)): how many steps before the end of its share of the round a fragment is
+            launched.
+        num_groups: G, launches a round, in [1, min(P, H)]; 0 for P.
 
     Raises:
         ValueError: an argument out of range.
 
-    Source: Streaming DiLoCo (arXiv 2501.18512), algorithm 2. Differences: the phases are spread evenly and P need
-    not divide H; tau is bounded by the distance of two fragments (as in torchft), not by H.
+    Source: Streaming DiLoCo (arXiv 2501.18512), algorithm 2. Differences: the phases are spread evenly and G need
+    not divide H; tau is bounded by the distance of two launches (as in torchft), not by H.
     """
 
     inner_steps: int
     num_fragments: int = 1
     delay_steps: int = 0
+    num_groups: int = 0
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:
             raise ValueError(f"inner_steps must be at least 1, got {self.inner_steps}")
-        if not 1 <= self.num_fragments <= self.inner_steps:
+        if self.num_fragments < 1:
+            raise ValueError(f"num_fragments must be at least 1, got {self.num_fragments}")
+        if not 0 <= self.num_groups <= self.num_fragments:
             raise ValueError(
-                f"num_fragments must be between 1 and inner_steps = {self.inner_steps}, got {self.num_fragments}"
+                f"num_groups must be between 0 and num_fragments = {self.num_fragments}, got {self.num_groups}"
             )
-        distance = self.inner_steps // self.num_fragments
+        if self._groups > self.inner_steps:
+            raise ValueError(f"{self._groups} launches do not fit into inner_steps = {self.inner_steps}")
+        distance = self.inner_steps // self._groups
         if not 0 <= self.delay_steps < distance:
             raise ValueError(
-                f"delay_steps must be at least 0 and below inner_steps / num_fragments = {distance}, "
+                f"delay_steps must be at least 0 and below inner_steps / launches a round = {distance}, "
                 f"got {self.delay_steps}"
             )
 
-    def events_at(self, step: int) -> tuple[Launch | Apply, ...]:
-        """What is due once ``step`` inner steps are finished, in the order in which to do it."""
-        if step < 1:
-            return ()
-        # Offsets run from 1 to H, hence the last step of a round belongs to it and not to the next one.
-        round, offset = (step - 1) // self.inner_steps, (step - 1) % self.inner_steps + 1
-        events: list[Launch | Apply] = []
-        for fragment in range(self.num_fragments):
-            due = self._apply_offset(fragment)
-            if offset == due - self.delay_steps:
-                events.append(Launch(SyncKey(round, fragment)))
-            if offset == due:
-                events.append(Apply(SyncKey(round, fragment)))
-        return tuple(events)
+    @property
+    def _groups(self) -> int:
+        return self.num_groups or self.num_fragments
 
-    def next_event_after(self, step: int) -> int:
-        """The first step later than ``step`` (>= 0) that has an event: train up to there without asking again."""
-        if step < 0:
-            raise ValueError(f"steps are counted from 0, got {step}")
-        due = [self._apply_offset(fragment) for fragment in range(self.num_fragments)]
-        offsets = [*due, *(offset - self.delay_steps for offset in due)]
-        return min(step + 1 + (offset - step - 1) % self.inner_steps for offset in offsets)
+    def launch_step(self, key: SyncKey) -> int:
+        """The number of finished steps at which ``key`` is launched."""
+        place = key.fragment % self._groups + 1
+        return self.step_of_round(key.round) + place * self.inner_steps // self._groups - self.delay_steps
+
+    def is_together(self, one: int, other: int) -> bool:
+        """Whether two fragments are launched at the same step."""
+        return (one - other) % self._groups == 0
 
     def step_of_round(self, round: int) -> int:
         """The number of finished steps at which ``round`` begins: where a joiner starts to count."""
         return round * self.inner_steps
-
-    def launch_step(self, key: SyncKey) -> int:
-        """The step at which ``key`` is launched."""
-        return self.step_of_round(key.round) + self._apply_offset(key.fragment) - self.delay_steps
-
-    def _apply_offset(self, fragment: int) -> int:
-        """The step of the first round at which ``fragment`` is applied, in [1, H]."""
-        return (fragment + 1) * self.inner_steps // self.num_fragments

@@ -22,9 +22,11 @@ from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
 from decentral.state.files import save_weights
 
+MODEL = {"embedding": torch.zeros(2), **{f"layers.{number}": torch.zeros(3) for number in range(6)}}
+
 
 def options(*assignments: str) -> RunOptions:
-    return run_options(resolve_method(load(None, assignments).swarm), "run")
+    return run_options(resolve_method(load(None, assignments).swarm), "run", MODEL)
 
 
 def test_the_default_is_diloco_with_error_feedback() -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from decentral.codecs.feedback import Feedback
-from decentral.engine.replica import Replica
+from decentral.engine.replica import Continuation, Replica
 from decentral.outer.rule import Mixed, OuterState
 from decentral.state.snapshot import Snapshot
 from decentral.tensors.layout import Layout
 from decentral.types import SyncKey
-from tests.unit.engine.test_replica import FIRST, ME, Descent, anchors, founded, mixed, state
+from tests.unit.engine.test_replica import FIRST, ME, Descent, anchors, apply, founded, launch, mixed, state
 
 SHIFT = torch.tensor([10.0, 20.0, 30.0])
 
@@ -45,7 +45,7 @@ def test_a_move_changes_the_anchor_its_digest_and_nothing_else() -> None:
 
 def test_the_pseudo_gradient_is_what_it_was() -> None:
     replica, _ = moved()
-    mine = replica.launch(FIRST)
+    mine = launch(replica, FIRST)
     assert (mine.delta_N.tolist(), mine.weight) == ([2.0] * 3, 20.0)
     assert mine.anchor_N is not None
     assert mine.anchor_N.tolist() == [18.0, 29.0, 34.0]
@@ -54,13 +54,13 @@ def test_the_pseudo_gradient_is_what_it_was() -> None:
 
 def test_the_outer_step_starts_from_the_moved_anchor_and_the_parameters_follow() -> None:
     replica, trainer = moved()
-    replica.launch(FIRST)
+    launch(replica, FIRST)
     replica.move(0, -SHIFT / 2)
     # First step of Nesterov: anchor - 0.5 * (1 + 0.5) * delta.
-    replica.apply(FIRST, mixed(4.0, 4.0, 4.0), None)
+    apply(replica, FIRST, mixed(4.0, 4.0, 4.0), None)
     assert anchors(replica) == trainer.flat() == [13.0 - 3.0, 19.0 - 3.0, 19.0 - 3.0]
     replica.train(2, 1)
-    assert replica.launch(SyncKey(1, 0)).delta_N.tolist() == [1.0] * 3
+    assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
@@ -70,20 +70,20 @@ def test_what_is_kept_of_the_parameters_follows_the_move(alpha: float) -> None:
     still, still_trainer = founded(mix_alpha=alpha)
     for one in (replica, still):
         one.train(0, 2)
-        one.launch(FIRST)
+        launch(one, FIRST)
         one.train(2, 2)
     replica.move(0, SHIFT)
     for one in (replica, still):
-        one.apply(FIRST, mixed(4.0, 4.0, 4.0), None)
+        apply(one, FIRST, mixed(4.0, 4.0, 4.0), None)
     assert (torch.tensor(trainer.flat()) - torch.tensor(still_trainer.flat())).tolist() == SHIFT.tolist()
-    assert replica.launch(SyncKey(1, 0)).delta_N.tolist() == still.launch(SyncKey(1, 0)).delta_N.tolist()
+    assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == launch(still, SyncKey(1, 0)).delta_N.tolist()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25])
 def test_missed_ranges_keep_their_work_after_a_move(alpha: float) -> None:
     replica, trainer = moved(alpha)
-    replica.launch(FIRST)
-    replica.apply(FIRST, mixed(4.0, 4.0, 4.0, missed=((1, 3),)), None)
+    launch(replica, FIRST)
+    apply(replica, FIRST, mixed(4.0, 4.0, 4.0, missed=((1, 3),)), None)
     assert anchors(replica) == [15.0, 26.0, 31.0]
     assert trainer.flat()[1:] == [24.0, 29.0], "two steps below the new anchor"
     assert trainer.flat()[0] == 15.0 + alpha * (16.0 - 15.0)
@@ -94,16 +94,16 @@ def test_adopt_after_a_move() -> None:
     replica.adopt(Snapshot(40, (state(100.0, 200.0, 300.0),)))
     assert anchors(replica) == [100.0, 200.0, 300.0]
     assert trainer.flat() == [98.0, 198.0, 298.0]
-    assert replica.launch(SyncKey(2, 0)).delta_N.tolist() == [2.0] * 3
+    assert launch(replica, SyncKey(2, 0)).delta_N.tolist() == [2.0] * 3
 
 
 def test_going_back_to_the_anchor_goes_to_the_moved_one() -> None:
     replica, trainer = moved()
     trainer.values["layers.0"][0] = math.nan
-    assert replica.launch(FIRST).weight == 0.0
+    assert launch(replica, FIRST).weight == 0.0
     assert trainer.flat() == anchors(replica) == [18.0, 29.0, 34.0]
     replica.train(2, 1)
-    assert replica.launch(SyncKey(1, 0)).delta_N.tolist() == [1.0] * 3
+    assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == [1.0] * 3
 
 
 def test_a_move_while_it_goes_back_to_the_anchor_is_no_work() -> None:
@@ -118,19 +118,19 @@ def test_a_move_while_it_goes_back_to_the_anchor_is_no_work() -> None:
     replica.reset()
     trainer.load = load  # type: ignore[method-assign]
     replica.train(0, 1)
-    assert replica.launch(FIRST).delta_N.tolist() == [1.0] * 3
+    assert launch(replica, FIRST).delta_N.tolist() == [1.0] * 3
     assert anchors(replica) == [18.0, 29.0, 34.0]
 
 
 def test_a_round_without_result_and_a_jump_keep_the_move_and_the_work() -> None:
     replica, _ = moved()
-    replica.launch(FIRST)
+    launch(replica, FIRST)
     replica.give_back(FIRST)
     replica.skip(FIRST)
     replica.jump(9)
     assert replica.snapshot(0).rounds == (9,)
     assert anchors(replica) == [18.0, 29.0, 34.0]
-    mine = replica.launch(SyncKey(9, 0))
+    mine = launch(replica, SyncKey(9, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([2.0] * 3, 20.0)
 
 
@@ -154,7 +154,7 @@ class Sum:
 
 def test_moves_and_outer_steps_at_once_lose_nothing() -> None:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values), Sum(), Feedback(1), 0.0, ME)
+    replica = Replica(trainer, Layout.of(trainer.values), Sum(), Feedback(1), Continuation(), ME)
     replica.found()
     num = 300
     start = threading.Barrier(3)
@@ -170,9 +170,9 @@ def test_moves_and_outer_steps_at_once_lose_nothing() -> None:
     start.wait()
     for round_ in range(num):
         key = SyncKey(round_, 0)
-        mine = replica.launch(key)
+        mine = launch(replica, key)
         assert mine.delta_N.tolist() == [0.0] * 3, "it has not trained"
-        replica.apply(key, mixed(0.0, 0.0, 0.0), None)
+        apply(replica, key, mixed(0.0, 0.0, 0.0), None)
     for mover in movers:
         mover.join()
     assert anchors(replica) == [8.0 + 3 * num, 9.0 + 3 * num, 4.0 + 3 * num]

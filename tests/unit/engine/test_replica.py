@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.feedback import ErrorFeedback, Feedback
-from decentral.engine.replica import Replica
+from decentral.engine.replica import Applied, Continuation, Replica
 from decentral.errors import MismatchError
+from decentral.exchange.api import Contribution
 from decentral.outer.diloco import DiLoCo
+from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterState
 from decentral.ports.trainer import StepReport
 from decentral.state.snapshot import FragmentState, Snapshot
@@ -46,20 +48,35 @@ class Descent:
         return [x for value in self.values.values() for x in value.flatten().tolist()]
 
 
-def founded(num_fragments: int = 1, mix_alpha: float = 0.0) -> tuple[Replica, Descent]:
+def founded(num_fragments: int = 1, mix_alpha: float = 0.0, eager: Eager | None = None) -> tuple[Replica, Descent]:
     trainer = Descent()
     replica = Replica(
         trainer,
         Layout.of(trainer.values, num_fragments),
         DiLoCo(lr=0.5, momentum=0.5),
         Feedback(num_fragments),
-        mix_alpha,
+        Continuation(mix_alpha, eager),
         ME,
     )
     assert not replica.has_state
     replica.found()
     assert replica.has_state
     return replica, trainer
+
+
+def launch(replica: Replica, key: SyncKey, share: float = 1.0) -> Contribution:
+    """As the engine does, without an exchange beside the training."""
+    mine = replica.bring(key, replica.take(key, share))
+    if replica.is_spoilt(mine):
+        replica.reset()
+    return mine
+
+
+def apply(replica: Replica, key: SyncKey, outcome: Mixed, sent_N: Tensor | None) -> Applied:
+    """Take the outer step and its result in."""
+    applied = replica.step(key, outcome, sent_N)
+    replica.land(key.fragment)
+    return applied
 
 
 def mixed(*delta: float, missed: tuple[tuple[int, int], ...] = ()) -> Mixed:
@@ -89,7 +106,7 @@ def test_launch_takes_anchor_minus_local_and_its_tokens() -> None:
     replica.train(0, 2)
     replica.train(2, 1)
     assert replica.pending_steps == 3
-    mine = replica.launch(FIRST)
+    mine = launch(replica, FIRST)
     assert mine.delta_N.tolist() == [3.0, 3.0, 3.0]
     assert (mine.weight, mine.base, mine.num_steps) == (30.0, replica.snapshot(3).digests[0], 0)
     assert replica.pending_steps == 0
@@ -98,9 +115,9 @@ def test_launch_takes_anchor_minus_local_and_its_tokens() -> None:
 def test_apply_takes_the_outer_step() -> None:
     replica, trainer = founded()
     replica.train(0, 3)
-    replica.launch(FIRST)
+    launch(replica, FIRST)
     before = replica.snapshot(3)
-    applied = replica.apply(FIRST, mixed(2.0, 4.0, -8.0), None)
+    applied = apply(replica, FIRST, mixed(2.0, 4.0, -8.0), None)
     # First step of Nesterov: anchor - 0.5 * (1 + 0.5) * delta.
     assert anchors(replica) == trainer.flat() == [6.5, 6.0, 10.0]
     after = replica.snapshot(3)
@@ -111,16 +128,16 @@ def test_apply_takes_the_outer_step() -> None:
     assert applied.digest == after.digests[0] == after.fragments[0].digest != before.digests[0]
     assert before.fragments[0].anchor_N.tolist() == [8.0, 9.0, 4.0], "snapshots never change"
     # Second step: momentum 0.5 * m + d, anchor - 0.5 * (d + 0.5 * momentum).
-    replica.apply(SyncKey(1, 0), mixed(2.0, 2.0, 2.0), None)
+    apply(replica, SyncKey(1, 0), mixed(2.0, 2.0, 2.0), None)
     assert anchors(replica) == [6.5 - 1.75, 6.0 - 2.0, 10.0 + 0.5 - 1.0]
 
 
 def test_apply_keeps_a_share_of_the_steps_taken_meanwhile() -> None:
     replica, trainer = founded(mix_alpha=0.25)
     replica.train(0, 2)
-    replica.launch(FIRST)
+    launch(replica, FIRST)
     replica.train(2, 2)
-    replica.apply(FIRST, mixed(4.0, 4.0, 4.0), None)
+    apply(replica, FIRST, mixed(4.0, 4.0, 4.0), None)
     assert anchors(replica) == [5.0, 6.0, 1.0]
     # 0.25 of local (8 - 4, ...) and 0.75 of the anchor.
     assert trainer.flat() == [4.75, 5.75, 0.75]
@@ -130,8 +147,8 @@ def test_apply_keeps_a_share_of_the_steps_taken_meanwhile() -> None:
 def test_ranges_that_missed_our_part_move_along_with_the_anchor() -> None:
     replica, trainer = founded()
     replica.train(0, 2)
-    replica.launch(FIRST)
-    replica.apply(FIRST, mixed(4.0, 4.0, 4.0, missed=((1, 3),)), None)
+    launch(replica, FIRST)
+    apply(replica, FIRST, mixed(4.0, 4.0, 4.0, missed=((1, 3),)), None)
     assert anchors(replica) == [5.0, 6.0, 1.0]
     assert trainer.flat() == [5.0, 4.0, -1.0], "two steps below the new anchor, as below the old one"
 
@@ -139,28 +156,28 @@ def test_ranges_that_missed_our_part_move_along_with_the_anchor() -> None:
 def test_what_was_given_back_enters_the_next_round_with_its_weight() -> None:
     replica, _ = founded()
     replica.train(0, 2)
-    base = replica.launch(FIRST).base
+    base = launch(replica, FIRST).base
     replica.train(2, 1)
     replica.give_back(FIRST)
     replica.skip(FIRST)
     assert replica.pending_steps == 3
     assert replica.snapshot(3).rounds == (1,)
-    mine = replica.launch(SyncKey(1, 0))
+    mine = launch(replica, SyncKey(1, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([3.0, 3.0, 3.0], 30.0)
     assert mine.base == base, "a skipped round leaves the anchor and its digest"
     replica.give_back(SyncKey(1, 0))
     replica.give_back(SyncKey(1, 0))
-    assert replica.launch(SyncKey(2, 0)).weight == 30.0, "nothing is given back twice"
+    assert launch(replica, SyncKey(2, 0)).weight == 30.0, "nothing is given back twice"
 
 
 def test_fragments_are_apart() -> None:
     replica, trainer = founded(num_fragments=2)
     replica.train(0, 2)
-    assert replica.launch(SyncKey(0, 1)).delta_N.tolist() == [2.0]
-    replica.apply(SyncKey(0, 1), mixed(4.0), None)
+    assert launch(replica, SyncKey(0, 1)).delta_N.tolist() == [2.0]
+    apply(replica, SyncKey(0, 1), mixed(4.0), None)
     assert trainer.flat() == [6.0, 7.0, 1.0]
     replica.train(2, 1)
-    mine = replica.launch(SyncKey(0, 0))
+    mine = launch(replica, SyncKey(0, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([3.0, 3.0], 30.0)
     assert replica.pending_steps == 1
     assert replica.snapshot(3).rounds == (0, 1)
@@ -171,7 +188,7 @@ def test_parameters_that_are_not_finite_go_back_to_the_anchor(value: float) -> N
     replica, trainer = founded()
     replica.train(0, 3)
     trainer.values["layers.1"].fill_(value)
-    mine = replica.launch(FIRST)
+    mine = launch(replica, FIRST)
     assert (mine.delta_N.tolist(), mine.weight) == ([0.0, 0.0, 0.0], 0.0)
     assert trainer.flat() == anchors(replica) == [8.0, 9.0, 4.0]
     assert replica.pending_steps == 0
@@ -180,14 +197,14 @@ def test_parameters_that_are_not_finite_go_back_to_the_anchor(value: float) -> N
 def test_lost_steps_give_no_weight_even_if_the_round_is_aborted() -> None:
     replica, trainer = founded(num_fragments=2)
     replica.train(0, 3)
-    replica.launch(SyncKey(0, 0))
+    launch(replica, SyncKey(0, 0))
     trainer.values["layers.1"].fill_(math.nan)
-    assert replica.launch(SyncKey(0, 1)).weight == 0.0
+    assert launch(replica, SyncKey(0, 1)).weight == 0.0
     for fragment in (0, 1):
         replica.give_back(SyncKey(0, fragment))
     replica.train(3, 1)
     for fragment in (0, 1):
-        mine = replica.launch(SyncKey(1, fragment))
+        mine = launch(replica, SyncKey(1, fragment))
         assert (mine.weight, set(mine.delta_N.tolist())) == (10.0, {1.0})
 
 
@@ -197,14 +214,14 @@ def test_adopt_moves_uncounted_work_along() -> None:
     replica.adopt(Snapshot(40, (state(100.0, 200.0, 300.0, momentum=1.0),)))
     assert anchors(replica) == [100.0, 200.0, 300.0]
     assert trainer.flat() == [98.0, 198.0, 298.0]
-    mine = replica.launch(SyncKey(2, 0))
+    mine = launch(replica, SyncKey(2, 0))
     assert (mine.delta_N.tolist(), mine.weight, mine.num_steps) == ([2.0, 2.0, 2.0], 20.0, 2)
     assert replica.snapshot(40).rounds == (2,)
 
 
 def test_adopt_of_a_newcomer_takes_the_anchor_as_it_is() -> None:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), Feedback(1), 0.0, ME)
+    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), Feedback(1), Continuation(), ME)
     replica.adopt(Snapshot(40, (state(1.0, 2.0, 3.0),)))
     assert replica.has_state
     assert trainer.flat() == anchors(replica) == [1.0, 2.0, 3.0]
@@ -252,37 +269,37 @@ def test_a_validation_that_fails_keeps_the_local_parameters(monkeypatch: pytest.
 
 def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(lr=1.0, momentum=0.0), ErrorFeedback(1), 0.0, ME)
+    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(lr=1.0, momentum=0.0), ErrorFeedback(1), Continuation(), ME)
     replica.found()
     replica.train(0, 2)
-    assert replica.launch(FIRST).delta_N.tolist() == [2.0, 2.0, 2.0]
+    assert launch(replica, FIRST).delta_N.tolist() == [2.0, 2.0, 2.0]
     assert replica.residuals() == {}
-    applied = replica.apply(FIRST, mixed(2.0, 1.0, 2.0), torch.tensor([2.0, 1.0, 2.0]))
+    applied = apply(replica, FIRST, mixed(2.0, 1.0, 2.0), torch.tensor([2.0, 1.0, 2.0]))
     assert (anchors(replica), applied.residual_norm) == ([6.0, 8.0, 2.0], 1.0)
     assert {name: value.tolist() for name, value in replica.residuals().items()} == {
         "layers.0": [0.0, 1.0],
         "layers.1": [[0.0]],
     }
     replica.train(2, 1)
-    assert replica.launch(SyncKey(1, 0)).delta_N.tolist() == [1.0, 2.0, 1.0]
+    assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == [1.0, 2.0, 1.0]
     replica.give_back(SyncKey(1, 0))
     replica.skip(SyncKey(1, 0))
     replica.train(3, 1)
-    mine = replica.launch(SyncKey(2, 0))
+    mine = launch(replica, SyncKey(2, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([2.0, 3.0, 2.0], 20.0), "the work of both, the residual once"
 
 
 def test_values_that_are_not_finite_take_the_residual_along() -> None:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), ErrorFeedback(1), 0.0, ME)
+    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), ErrorFeedback(1), Continuation(), ME)
     replica.found()
     replica.restore_residuals({name: torch.full_like(value, math.inf) for name, value in trainer.values.items()})
     replica.train(0, 1)
-    mine = replica.launch(FIRST)
+    mine = launch(replica, FIRST)
     assert (mine.weight, mine.delta_N.tolist(), replica.rounds_diverged) == (0.0, [0.0] * 3, 1)
     assert replica.residuals() == {}
     replica.train(1, 1)
-    assert replica.launch(FIRST).delta_N.tolist() == [1.0] * 3
+    assert launch(replica, FIRST).delta_N.tolist() == [1.0] * 3
     assert replica.rounds_diverged == 0
 
 

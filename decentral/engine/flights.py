@@ -1,0 +1,128 @@
+"""Fragments on their way: from the launch, through the exchange, to the outer step. All of it beside the training.
+
+A fragment has one flight at a time. The training thread is asked for a copy of the fragment and nothing else; what the
+result does to the local parameters, and when, is up to the worker.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from decentral.engine.membership import Membership
+from decentral.engine.replica import Applied, Replica, Taken
+from decentral.exchange.api import Contribution, Exchange, Verdict
+from decentral.outer.rule import Mixed
+from decentral.ports.clock import Clock
+from decentral.types import PeerId, SyncKey
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A flight that has ended."""
+
+    mine: Contribution
+    verdict: Verdict
+    applied: Applied | None
+    """The outer step, if the exchange had a result."""
+    duration_s: float
+    """Since the launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A fragment on its way."""
+
+    key: SyncKey
+    step: int
+    """Inner steps taken at its launch."""
+    held_s: float
+    """How long the training stood still for the launch."""
+    task: asyncio.Task[Landing]
+
+    @property
+    def landed(self) -> bool:
+        """Whether it has ended."""
+        return self.task.done()
+
+
+class Flights:
+    """All that is under way.
+
+    Args:
+        replica: what is launched, and what takes the outer step.
+        exchange: mixes.
+        membership: to be awake before a round.
+        clock: for threads and durations.
+        me: this worker.
+    """
+
+    def __init__(self, replica: Replica, exchange: Exchange, membership: Membership, clock: Clock, me: PeerId) -> None:
+        self._replica = replica
+        self._exchange = exchange
+        self._membership = membership
+        self._clock = clock
+        self._me = me
+        self._flights: dict[int, Flight] = {}
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        """Those under way or not fetched yet, in the order of their launches."""
+        return iter(list(self._flights.values()))
+
+    def get(self, fragment: int) -> Flight | None:
+        """The flight of a fragment, if it is on its way."""
+        return self._flights.get(fragment)
+
+    async def launch(self, key: SyncKey, step: int, share: float) -> None:
+        """Cut the fragment out of the parameters and send it on its way.
+
+        Args:
+            key: of the sync.
+            step: inner steps taken so far.
+            share: see ``Replica.take``.
+        """
+        began = self._clock.monotonic()
+        taken = await self._clock.run(lambda: self._replica.take(key, share))
+        launched_at = self._clock.monotonic()
+        task = asyncio.create_task(self._fly(key, taken, launched_at))
+        self._flights[key.fragment] = Flight(key, step, launched_at - began, task)
+
+    async def fetch(self, flight: Flight) -> Landing:
+        """The end of a flight; waits for it. There may be another one of that fragment afterwards."""
+        landing = await flight.task
+        del self._flights[flight.key.fragment]
+        return landing
+
+    async def cancel(self, flight: Flight) -> None:
+        """Give a flight up."""
+        flight.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await flight.task
+        del self._flights[flight.key.fragment]
+
+    def abandon(self) -> list[asyncio.Task[Landing]]:
+        """Cancel everything at once; returns what still has to end."""
+        tasks = [flight.task for flight in self]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    async def _fly(self, key: SyncKey, taken: Taken, launched_at: float) -> Landing:
+        """Bring, mix, take the outer step."""
+        mine = await self._clock.run_aside(lambda: self._replica.bring(key, taken))
+        if self._replica.is_spoilt(mine):
+            await self._clock.run(self._replica.reset)
+        await self._membership.catch_up()
+        verdict = await self._exchange.mix(key, mine)
+        applied, mixed = None, verdict.outcome
+        if isinstance(mixed, Mixed):
+            sent_N = verdict.sent_N if self._me in mixed.members else None
+            applied = await self._clock.run_aside(lambda: self._replica.step(key, mixed, sent_N))
+            held = self._replica.anchor(key.fragment)
+            if held is not None:
+                self._exchange.adopted(key.fragment, *held)
+        return Landing(mine, verdict, applied, self._clock.monotonic() - launched_at)
