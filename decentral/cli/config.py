@@ -25,9 +25,8 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 def _max_upload(value: Any) -> Any:
     """Bytes per second from what people write; what is no rate at all is left to the check of types."""
     try:
-        if isinstance(value, str):
-            value = rate.to_bytes_per_s(value)
-        return rate.check(value) if type(value) in (int, float) else value
+        bytes_per_s = rate.to_bytes_per_s(value) if isinstance(value, str) else value
+        return rate.check(bytes_per_s) if type(bytes_per_s) in (int, float) else value
     except ValueError as err:
         raise ValueError(f"worker.max_upload = {show(value)}: {err}") from err
 

@@ -2,7 +2,6 @@
 
 import re
 
-#: Below this not even presence and the roll of a few workers get through in time.
 LEAST_BYTES_PER_S = 12_500.0
 RATE = "a rate such as 20mbit or 2.5MB, in bytes per second if it is a number, or 0 for no limit"
 
@@ -38,8 +37,8 @@ def check(bytes_per_s: float) -> float:
         raise ValueError("it must not be negative; 0 stands for no limit")
     if 0 < bytes_per_s < LEAST_BYTES_PER_S:
         raise ValueError(
-            f"{show_rate(bytes_per_s)} is less than {show_rate(LEAST_BYTES_PER_S)}, with which others would take this "
-            "worker for dead: even presence and the messages of a round would come too late"
+            f"{show_rate(bytes_per_s)} is less than {show_rate(LEAST_BYTES_PER_S)}, below which signs of life and the "
+            "messages of a round come too late, and others take this worker for dead"
         )
     return bytes_per_s
 

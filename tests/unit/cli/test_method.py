@@ -1,10 +1,11 @@
 """Presets of a method, what of it goes together, and what is chosen where nothing is said."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from decentral.cli.config import diff, to_toml
+from decentral.cli.config import SwarmConfig, diff, to_toml
 from decentral.cli.method import METHODS, MethodSection
 from decentral.cli.presets import PRESETS
 from decentral.cli.settings import load, resolve_method
@@ -154,6 +155,173 @@ def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
     assert "auto" not in (chosen.mean_codec, unused.mean_codec)
 
 
+@pytest.mark.parametrize(
+    ("assignments", "match"),
+    [
+        (
+            ["inner_steps=100", "fragments=8", "delay_steps=12"],
+            r"delay_steps is 12, .* 100 / 8, rounded down 12: .* fewer",
+        ),
+        (
+            ["inner_steps=100", "fragments=paper", "delay_steps=100"],
+            r"delay_steps is 100, .* below method.inner_steps \(100\)",
+        ),
+        (["inner_steps=100", "fragments=auto", "delay_steps=100"], "delay_steps is 100, .* lower it"),
+        (["fragments=4"], r"fragments is 4, which must be at most method.inner_steps \(3\): .* take fewer"),
+        (
+            ["fragments=0"],
+            "method.fragments = 0: must be a whole number, at least 1 and at most 1024, or auto, or paper",
+        ),
+        (["fragments=2000"], "method.fragments = 2000: must be a whole number"),
+        (["fragments=2.0"], "method.fragments = 2.0: must be a whole number"),
+        (["fragments=true"], "method.fragments = true: must be a whole number"),
+        (["fragments=many"], 'method.fragments = "many": must be a whole number'),
+        (["fragment_pattern=random"], "must be one of strided, sequential"),
+        (
+            ["delay_steps=-1"],
+            "method.delay_steps = -1: must be a whole number, at least 0 and at most 1000000, or auto",
+        ),
+        (["delay_steps=soon"], 'method.delay_steps = "soon": must be'),
+        (["mix_alpha=1.1"], "method.mix_alpha = 1.1: must be a number, at least 0 and at most 1, or auto"),
+        (["mix_alpha=-0.1"], "method.mix_alpha = -0.1: must be"),
+        (["mix_alpha=half"], 'method.mix_alpha = "half": must be'),
+        (["mix_alpha=nan"], "method.mix_alpha = nan: must be"),
+        (["preset=eager", "delay_steps=1"], "delay_steps is 1, which must be 0 with method.eager: .* leave it out"),
+        (["preset=eager", "delay_steps=auto"], "delay_steps is auto, which must be 0 with method.eager"),
+        (["preset=eager", "mix_alpha=0.5"], "mix_alpha is 0.5, which must be 0 with method.eager"),
+        (["preset=eager", "nesterov=false"], "nesterov is false, but method.eager .* set method.nesterov=true"),
+        (["preset=eager", "feedback=ef21"], "feedback is ef21, which method.eager has no use for"),
+        (["merge=median"], "must be one of mean, rda"),
+        (["weight_by=size"], "must be one of tokens, token-rate, equal"),
+        (["quorum=-1"], "method.quorum = -1: must be a whole number, at least 0 and at most 4096"),
+        (["quorum_grace=2"], "quorum_grace is 2, but method.quorum is 0, .* set method.quorum"),
+        (["quorum=2", "quorum_grace=-1"], "method.quorum_grace = -1: must be a number, at least 0 and at most 3600"),
+        (["merge=rda", "feedback=ef21"], "merge is rda, but method.feedback is ef21, .*: set method.feedback=ef14"),
+        (["merge=rda", "preset=eager"], "merge is rda, but method.eager is true, .*: leave one of them out"),
+        (["merge=rda", "preset=sparseloco"], "merge is rda, but method.mean_over is senders"),
+        (["name=async", "nesterov=false"], "nesterov is false, which only method.name = diloco"),
+        (["name=async", "gamma=0.5"], "gamma is 0.5, which only method.name = noloco"),
+        (["name=async", "feedback=ef21"], "feedback is ef21, which async has no use for"),
+        (["name=async", "codec=topk1.5-2bit", "mean_over=senders"], "mean_over is senders, but async takes"),
+        (
+            ["name=async", "momentum_share=1.5"],
+            "method.momentum_share = 1.5: must be a number, at least 0 and at most 1",
+        ),
+        (
+            ["name=async", "momentum_every=4", "momentum_share=0.3"],
+            "momentum_share is 0.3, .* 1 / method.momentum_every = 1 / 4",
+        ),
+        (["name=async", "momentum_every=-1"], "method.momentum_every = -1: must be a whole number"),
+        (["name=streaming"], "must be one of diloco, sparseloco, noloco, async"),
+    ],
+)
+def test_what_makes_no_good_sync_is_refused(assignments: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        method(*(f"method.{assignment}" for assignment in assignments))
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["inner_steps=100", "fragments=8", "delay_steps=11"],
+        ["inner_steps=100", "fragments=paper", "delay_steps=99"],
+        ["inner_steps=1", "fragments=auto", "delay_steps=auto"],
+        ["preset=sparseloco", "fragments=4", "delay_steps=auto", "mix_alpha=1"],
+        ["preset=noloco", "fragments=auto", "delay_steps=2", "mix_alpha=0.3", "fragment_pattern=sequential"],
+        ["preset=eager", "mix_alpha=0", "fragments=paper", "quorum=2", "weight_by=token-rate"],
+        ["preset=eager", "mix_alpha=auto", "delay_steps=0"],
+        ["preset=sparseloco", "quorum=2", "quorum_grace=0.5", "weight_by=equal"],
+        ["preset=sparseloco", "mean_over=members", "merge=rda"],
+        ["merge=rda", "weight_by=token-rate", "quorum=4096", "quorum_grace=3600"],
+        ["name=async", "fragments=paper", "delay_steps=1", "momentum_every=4", "momentum_share=0.25", "dylu=false"],
+        ["name=async", "momentum_share=1", "feedback=none"],
+    ],
+)
+def test_what_makes_a_good_sync_is_taken(assignments: list[str]) -> None:
+    chosen = resolve_method(load(None, [f"method.{assignment}" for assignment in assignments]).swarm).method
+    assert isinstance(chosen.mix_alpha, float)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "names"),
+    [
+        ("eager=true", ("diloco",)),
+        ("merge=rda", ("diloco", "sparseloco")),
+        ("weight_by=equal", ("diloco", "sparseloco")),
+        ("quorum=2", ("diloco", "sparseloco")),
+        ("momentum_every=2", ("async",)),
+        ("momentum_share=0.1", ("async",)),
+        ("dylu=true", ("async",)),
+    ],
+)
+def test_settings_are_refused_where_they_have_no_effect(assignment: str, names: tuple[str, ...]) -> None:
+    only = f"{assignment.replace('=', ' is ')}, which only method.name = {' or '.join(names)} has a use for, not"
+    for name in set(METHODS) - set(names):
+        with pytest.raises(ConfigError, match=f"{only} {name}: leave it out"):
+            method(f"method.name={name}", f"method.{assignment}")
+
+
+def test_a_value_of_two_kinds_that_is_of_neither_is_named_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        method("method.fragments=many", "method.delay_steps=-1")
+    assert len(caught.value.message.splitlines()) == 2
+
+
+def test_the_preset_of_streaming_is_that_of_the_paper() -> None:
+    made = method("method.preset=streaming")
+    assert (made.name, made.inner_steps, made.fragments, made.fragment_pattern) == ("diloco", 100, "paper", "strided")
+    assert (made.delay_steps, made.mix_alpha, made.outer_lr, made.codec) == (1, 0.5, 0.4, "e3m0-b128")
+
+
+def test_overlap_by_itself_is_on_any_method() -> None:
+    assert method(NOLOCO, "method.delay_steps=2").alpha == 0.5
+
+
+@pytest.mark.parametrize(
+    ("assignments", "alpha"),
+    [
+        ([], 0.0),
+        (["method.fragments=3"], 0.0),
+        (["method.delay_steps=1"], 0.5),
+        (["method.delay_steps=auto"], 0.5),
+        (["method.preset=eager"], 0.0),
+        (["method.delay_steps=1", "method.mix_alpha=0"], 0.0),
+        (["method.mix_alpha=0.25"], 0.25),
+    ],
+)
+def test_what_is_kept_of_local_work_goes_by_the_overlap_if_it_is_not_said(assignments: list[str], alpha: float) -> None:
+    founded = resolve_method(load(None, assignments).swarm)
+    assert founded.method.mix_alpha == alpha
+    assert diff(load(None, [*assignments, "method.mix_alpha=auto"]).explicit, founded) == []
+
+
+def test_a_joiner_that_would_keep_another_share_is_told() -> None:
+    founded = resolve_method(load(None, ["method.delay_steps=1"]).swarm)
+    assert diff(load(None, ["method.mix_alpha=0.75"]).explicit, founded) == [
+        "method.mix_alpha: 0.75 here, 0.5 in the swarm"
+    ]
+
+
+def test_auto_fragments_and_overlap_are_what_all_have_to_agree_on() -> None:
+    stated = load(None, ["method.fragments=auto", "method.delay_steps=auto"])
+    assert diff(stated.explicit, resolve_method(stated.swarm)) == []
+    assert diff(stated.explicit, resolve_method(load().swarm)) == [
+        'method.fragments: "auto" here, 1 in the swarm',
+        'method.delay_steps: "auto" here, 0 in the swarm',
+    ]
+
+
+def test_a_configuration_from_before_these_keys_is_what_it_was() -> None:
+    added = {"eager", "fragment_pattern", "merge", "weight_by", "quorum", "quorum_grace"}
+    added |= {"momentum_every", "momentum_share", "dylu"}
+    founded = resolve_method(load(None, ["method.preset=diloco"]).swarm)
+    old = json.loads(founded.to_json())
+    old["method"] = {key: value for key, value in old["method"].items() if key not in added}
+    assert SwarmConfig.from_json(json.dumps(old)) == founded
+    del old["method"]["mix_alpha"]
+    assert SwarmConfig.from_json(json.dumps(old)).method.alpha == 0
+
+
 @pytest.mark.parametrize("key", ["anchor_codec", "pull_codec"])
 def test_a_codec_of_gossip_that_is_stated_stays_if_it_exists(key: str) -> None:
     assert getattr(resolve_method(load(None, [NOLOCO, f"method.{key}=bf16"]).swarm).method, key) == "bf16"
@@ -168,9 +336,9 @@ def test_auto_states_nothing_of_gossip_either() -> None:
     assert explicit["method.pull_codec"] == "fp32"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_resolved_configuration_survives_its_file(tmp_path: Path, name: str) -> None:
-    swarm = resolve_method(load(None, [f"method.name={name}"]).swarm)
+    swarm = resolve_method(load(None, [f"method.preset={name}"]).swarm)
     (tmp_path / "run.toml").write_text(to_toml(swarm))
     again = load(tmp_path / "run.toml")
     assert resolve_method(again.swarm) == swarm
