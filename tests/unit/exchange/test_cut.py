@@ -1,3 +1,6 @@
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +37,25 @@ def test_a_small_fragment_is_not_cut() -> None:
     roll = roll_of(8)
     (part,) = Wire((1000,), FP32, FP32).parts(roll)
     assert part == Part(0, 0, 1000, reducers(roll.members, roll.key, 1)[0])
+
+
+TENSORS = ((100, 90_000), (90_000, 90_500), (90_500, 150_000), (170_000, 300_000))
+
+
+@given(num_members=st.integers(1, 30), round_=st.integers(0, 50))
+def test_no_tensor_that_keeps_its_norm_is_cut(num_members: int, round_: int) -> None:
+    wire, roll = Wire((7, 301_000), FP32, FP32, directed=((), TENSORS)), roll_of(num_members, round_, fragment=1)
+    parts = wire.parts(roll)
+    inside = [(part.start + start, part.start + stop) for part in parts for start, stop in wire.directed_in(roll, part)]
+    assert tuple(inside) == TENSORS
+    assert all(0 <= start < stop <= part.numel for part in parts for start, stop in wire.directed_in(roll, part))
+    assert not wire.directed_in(roll_of(num_members), Wire((7,), FP32, FP32).parts(roll_of(num_members))[0])
+
+
+@pytest.mark.parametrize("wrong", [{"over_senders": True}, {"sends_changes": True}, {"directed": ((), ())}])
+def test_means_that_contradict_each_other(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"made of whole pseudo-gradients|tensors of 2 fragments were given"):
+        Wire(**{"numels": (4,), "codec": FP32, "mean_codec": FP32, "directed": (((0, 4),),), **wrong})
 
 
 @given(num_members=st.sampled_from([1, 3, 64, 900]), numel=st.sampled_from([1, 1000, 70_000]))

@@ -70,6 +70,15 @@ def test_over_senders_each_value_is_the_mean_of_those_who_sent_it() -> None:
     assert over_senders.tolist() == [7.0, 4.0, 2.0, 0.0]
 
 
+def test_directed_ranges_keep_the_norm_and_the_rest_is_the_mean() -> None:
+    ledger = Ledger(MEMBERS)
+    ledger.enter(A, Entry(5.0, torch.tensor([4.0, 2.0, 0.0, 3.0])))
+    ledger.enter(C, Entry(5.0, torch.tensor([0.0, 0.0, 2.0, -3.0])))
+    mean_S = ledger.mean(directed=((1, 3), (3, 4)))
+    assert mean_S is not None
+    assert mean_S.tolist() == pytest.approx([2.0, math.sqrt(2), math.sqrt(2), 0.0])
+
+
 def test_nobody_contributed() -> None:
     ledger = Ledger(MEMBERS)
     assert ledger.mean() is None

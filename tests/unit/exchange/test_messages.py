@@ -190,6 +190,19 @@ def test_who_sent_a_call_is_who_calls() -> None:
     assert convene.call_of(PeerId("a")) == Call(PeerId("a"), "base", 3)
 
 
+@pytest.mark.parametrize("slack_s", [0.0, 1.5, math.inf])
+def test_how_long_a_caller_can_wait_travels_with_its_call(slack_s: float) -> None:
+    convene = Convene(SyncKey(1, 0), "base", 3, (), slack_s)
+    assert unpack_convene(pack_convene(convene)) == convene
+    assert convene.call_of(PeerId("a")).slack_s == slack_s
+
+
+@pytest.mark.parametrize("slack_s", [-1.0, math.nan, 1, None, "1"])
+def test_a_slack_that_is_none(slack_s: Any) -> None:
+    with pytest.raises(FrameError, match="duration expected"):
+        unpack_convene(bytes(msgpack.packb([(1, 0), "base", 3, [], slack_s])))
+
+
 NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
 
 

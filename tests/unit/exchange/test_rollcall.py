@@ -1,8 +1,10 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decentral.exchange.rollcall import Call, Roll, RollCall
+from decentral.exchange.rollcall import Call, Quorum, Roll, RollCall
 from decentral.types import PeerId, SyncKey
 
 KEY = SyncKey(4, 0)
@@ -107,6 +109,86 @@ def test_patience_starts_again_when_all_callers_fell_silent() -> None:
     rollcall.call(call(A), 100.0)
     assert conclude(rollcall, 104.9, (A, B)) is None
     assert conclude(rollcall, 105.0, (A, B)) is not None
+
+
+def with_quorum(size: int, grace_s: float) -> RollCall:
+    return RollCall(KEY, A, Quorum(size, grace_s))
+
+
+EVERYBODY = (A, B, C, D)
+
+
+def test_a_quorum_and_its_grace_window_are_enough() -> None:
+    rollcall = with_quorum(2, 1.0)
+    rollcall.call(call(A), 0.0)
+    assert conclude(rollcall, 4.0, EVERYBODY) is None
+    rollcall.call(call(C), 4.0)
+    assert conclude(rollcall, 4.9, EVERYBODY) is None
+    rollcall.call(call(B), 4.95)
+    rollcall.call(call(A), 4.95)
+    roll = conclude(rollcall, 5.0, EVERYBODY, patience_s=60.0)
+    assert roll is not None
+    assert roll.members == (A, B, C), "who came within the window is in"
+    assert roll.absent == ((D, "did not call within 5.0 s"),)
+
+
+def test_nobody_waits_for_the_window_once_everybody_is_there() -> None:
+    rollcall = with_quorum(1, 10.0)
+    rollcall.call(call(A), 0.0)
+    rollcall.call(call(B), 0.0)
+    assert conclude(rollcall, 0.0, (A, B)) is not None
+
+
+def test_patience_ends_the_wait_for_a_quorum() -> None:
+    rollcall = with_quorum(3, 0.0)
+    rollcall.call(call(A), 0.0)
+    assert conclude(rollcall, 4.9, EVERYBODY) is None
+    assert conclude(rollcall, 5.0, EVERYBODY) is not None
+
+
+def test_the_grace_window_is_a_part_of_the_smallest_slack() -> None:
+    """The quorum is there at 4 s, and the first caller would stand still at 6 s: 0.8 of these 2 s."""
+    rollcall = with_quorum(2, 60.0)
+    rollcall.call(Call(A, "base", 4, slack_s=6.0), 0.0)
+    rollcall.call(Call(B, "base", 4, slack_s=30.0), 4.0)
+    assert conclude(rollcall, 5.5, EVERYBODY, patience_s=60.0) is None
+    assert conclude(rollcall, 5.61, EVERYBODY, patience_s=60.0) is not None
+
+
+def test_no_window_where_a_caller_stands_still_already() -> None:
+    rollcall = with_quorum(2, 60.0)
+    rollcall.call(Call(A, "base", 4, slack_s=3.0), 0.0)
+    assert conclude(rollcall, 3.5, EVERYBODY, patience_s=60.0) is None, "there is no quorum yet"
+    rollcall.call(Call(B, "base", 4, slack_s=9.0), 4.0)
+    assert conclude(rollcall, 4.0, EVERYBODY, patience_s=60.0) is not None
+
+
+def test_a_quorum_holds_one_anchor() -> None:
+    rollcall = with_quorum(2, 0.0)
+    rollcall.call(call(A, "odd"), 0.0)
+    rollcall.call(call(B), 0.0)
+    assert conclude(rollcall, 1.0, EVERYBODY) is None
+    rollcall.call(call(C), 1.0)
+    roll = conclude(rollcall, 1.0, EVERYBODY)
+    assert roll is not None
+    assert roll.members == (B, C)
+
+
+def test_a_quorum_that_fell_silent_is_none() -> None:
+    rollcall = with_quorum(2, 1.0)
+    rollcall.call(call(A), 0.0)
+    rollcall.call(call(B), 2.0)
+    rollcall.drop_silent(1.0)
+    assert conclude(rollcall, 3.5, EVERYBODY) is None
+    rollcall.call(call(C), 4.0)
+    assert conclude(rollcall, 4.9, EVERYBODY) is None, "a new quorum, a new window"
+    assert conclude(rollcall, 5.0, EVERYBODY, patience_s=60.0) is not None
+
+
+@pytest.mark.parametrize(("size", "grace_s"), [(0, 1.0), (-1, 1.0), (1, -0.1), (1, math.inf), (1, math.nan)])
+def test_no_such_quorum(size: int, grace_s: float) -> None:
+    with pytest.raises(ValueError, match=r"at least one member|finite and at least 0 s"):
+        Quorum(size, grace_s)
 
 
 calls = st.lists(

@@ -111,6 +111,36 @@ def test_shards_cover_everything_once(numel: int, num_members: int, min_values: 
     assert all(stop - start >= min_values for start, stop in ranges[:-1])
 
 
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 30)), max_size=12),
+    num_members=st.integers(1, 20),
+    min_values=st.integers(1, 30),
+)
+def test_shards_leave_ranges_in_one_piece(lengths: list[tuple[int, int]], num_members: int, min_values: int) -> None:
+    uncut, numel = [], 0
+    for length, gap in lengths:
+        uncut.append((numel, numel + length))
+        numel += length + gap
+    ranges = shards(numel, num_members, min_values=min_values, align=1, uncut=tuple(uncut))
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == numel
+    assert len(ranges) <= num_members
+    assert all(start < stop for start, stop in ranges) or not numel
+    cuts = {start for start, _ in ranges}
+    assert not any(start < cut < stop for start, stop in uncut for cut in cuts)
+    # Each end of a shard is moved by half of a range at most.
+    longest = max((stop - start for start, stop in uncut), default=0)
+    even = -(-numel // max(1, min(num_members, numel // min_values)))
+    assert max(stop - start for start, stop in ranges) <= even + longest
+
+
+def test_shards_around_ranges_by_hand() -> None:
+    uncut = ((0, 30), (30, 60), (60, 90))
+    assert shards(100, 4, min_values=1, align=1, uncut=uncut) == ((0, 30), (30, 60), (60, 100))
+    assert shards(100, 2, min_values=1, align=1, uncut=((10, 90),)) == ((0, 10), (10, 100))
+    assert shards(100, 8, min_values=1, align=1, uncut=((0, 100),)) == ((0, 100),)
+
+
 def test_shards_by_hand() -> None:
     assert shards(100, 4, min_values=1, align=1) == ((0, 25), (25, 50), (50, 75), (75, 100))
     assert shards(100, 4, min_values=40, align=1) == ((0, 50), (50, 100))
