@@ -12,7 +12,10 @@ from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
+from decentral.exchange.keeping import Keeping
+from decentral.exchange.merge import Merge, WeightBy
 from decentral.exchange.pairing import Pairing
+from decentral.exchange.rollcall import Quorum
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.rule import OuterRule
@@ -50,7 +53,12 @@ class Scenario:
     codec: str = "fp32"
     feedback: Callable[[int], Feedback] = Feedback
     over_senders: bool = False
+    merge: Merge = "mean"
+    weight_by: WeightBy = "tokens"
+    quorum: Quorum | None = None
     pairing: Pairing | None = None
+    keeping: Keeping | None = None
+    """With the rule ``Follow``."""
     rule: OuterRule = field(default_factory=lambda: DiLoCo(lr=0.7, momentum=0.5))
     timing: Timing = field(default_factory=Timing)
     conditions: Conditions = field(default_factory=Conditions)
@@ -141,7 +149,11 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         mean_codec=default_mean_codec(codec),
         feedback=scenario.feedback,
         over_senders=scenario.over_senders,
+        merge=scenario.merge,
+        weight_by=scenario.weight_by,
+        quorum=scenario.quorum,
         pairing=scenario.pairing,
+        keeping=scenario.keeping,
         timing=scenario.timing,
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)
