@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from decentral.codecs.feedback import Feedback
     from decentral.engine.options import RunOptions
+    from decentral.exchange.keeping import Keeping
     from decentral.exchange.pairing import Pairing
     from decentral.exchange.rollcall import Quorum
     from decentral.outer.eager import Eager
@@ -57,6 +58,7 @@ def run_options(swarm: SwarmConfig, run_id: str, parameters: "Mapping[str, Tenso
         weight_by=method.weight_by,
         quorum=_quorum(method),
         pairing=_pairing(method),
+        keeping=_keeping(method),
         mix_alpha=method.alpha,
         eval_every_rounds=swarm.eval_every_rounds,
         timing=Timing(**timing.model_dump()),
@@ -95,6 +97,7 @@ def _rule(method: MethodSection) -> "OuterRule":
     """The outer rule."""
     from decentral.outer.diloco import DiLoCo
     from decentral.outer.ef21 import Ef21
+    from decentral.outer.follow import Follow
     from decentral.outer.noloco import NoLoCo
     from decentral.outer.sparseloco import SparseLoCo
 
@@ -102,6 +105,8 @@ def _rule(method: MethodSection) -> "OuterRule":
         return DiLoCo(method.outer_lr, method.outer_momentum, nesterov=False)
     if method.name == "noloco":
         return NoLoCo(method.outer_lr, method.outer_momentum, method.gamma, method.group_size)
+    if method.name == "async":
+        return Follow()
     if method.name == "sparseloco":
         return SparseLoCo(method.outer_lr)
     rule = DiLoCo(method.outer_lr, method.outer_momentum, method.nesterov)
@@ -128,6 +133,21 @@ def _pairing(method: MethodSection) -> "Pairing | None":
         group_size=method.group_size,
         events_per_round=method.events_per_round if method.schedule == "poisson" else None,
         gamma=method.gamma,
+    )
+
+
+def _keeping(method: MethodSection) -> "Keeping | None":
+    """How keepers step, if there are any."""
+    from decentral.exchange.keeping import Keeping
+
+    if method.name != "async":
+        return None
+    return Keeping(
+        lr=method.outer_lr,
+        momentum=method.outer_momentum,
+        every=method.momentum_every,
+        share=method.momentum_share,
+        dylu=method.dylu,
     )
 
 

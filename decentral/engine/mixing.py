@@ -7,6 +7,7 @@ from torch import Tensor
 from decentral.engine.options import Parts, RunOptions
 from decentral.exchange.allreduce import AllReduce
 from decentral.exchange.api import Exchange
+from decentral.exchange.asynchronous import Asynchronous
 from decentral.exchange.company import Company
 from decentral.exchange.context import Context
 from decentral.exchange.cut import Wire
@@ -45,8 +46,11 @@ def make_exchange(
     Raises:
         ValueError: options that do not go together.
     """
-    if options.pairing is not None and (options.merge != "mean" or options.quorum is not None):
-        raise ValueError("merge and quorum are the all-reduce's, and this run gossips")
+    others = (options.pairing is not None) + (options.keeping is not None)
+    if others > 1:
+        raise ValueError("a run gossips or has keepers, not both")
+    if others and (options.merge != "mean" or options.quorum is not None):
+        raise ValueError("merge and quorum are the all-reduce's, and this run has none")
     wire = Wire(
         tuple(numels),
         options.codec,
@@ -56,6 +60,8 @@ def make_exchange(
         sends_changes=sends_changes,
         directed=tuple(layered) if options.merge == "rda" else (),
     )
+    if options.keeping is not None:
+        return Asynchronous(parts.transport, parts.clock, roster, wire, options.timing, options.keeping, anchor)
     if options.pairing is None:
         return AllReduce(parts.transport, parts.clock, roster, wire, options.timing, options.quorum)
     me, size, progress = parts.transport.peer_id, options.pairing.group_size, Progress(len(numels))

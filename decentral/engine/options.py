@@ -7,6 +7,7 @@ from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.feedback import Feedback
+from decentral.exchange.keeping import Keeping
 from decentral.exchange.merge import Merge, WeightBy
 from decentral.exchange.pairing import Pairing
 from decentral.exchange.rollcall import Quorum
@@ -52,6 +53,8 @@ class RunOptions:
     """How many members make a round of the all-reduce; ``None`` for everybody worth waiting for."""
     pairing: Pairing | None = None
     """Gossip in small groups; ``None`` for the all-reduce."""
+    keeping: Keeping | None = None
+    """No rounds, but keepers that count pseudo-gradients as they come; ``rule`` is ``Follow`` then."""
     pattern: Pattern = "strided"
     """How the model's layers are dealt out to fragments."""
     auto_delay: bool = False

@@ -1,0 +1,38 @@
+"""Following: somebody else takes the outer steps, this worker goes on from the anchor that it is told.
+
+Legend: N = values in the fragment.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decentral.outer.rule import Mixed, OuterState, check_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """The worker's side of an outer rule that a keeper runs (see ``exchange.keeper``): a <- the keeper's anchor.
+
+    Source: Asynchronous Local-SGD (arXiv 2401.09135): a worker fetches the server's parameters and begins anew.
+    """
+
+    @property
+    def num_buffers(self) -> int:
+        """None: momentum is the keeper's."""
+        return 0
+
+    def init(self, anchor_N: Tensor) -> OuterState:
+        """Nothing but the count of steps."""
+        return OuterState()
+
+    def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
+        """The keeper's anchor [N], which is ``mixed.anchor_N`` itself, and the next count.
+
+        Raises:
+            ValueError: there is none, or tensors differ in shape.
+        """
+        check_shapes(self, anchor_N, mixed, state)
+        if mixed.anchor_N is None:
+            raise ValueError("there is no anchor to follow")
+        return mixed.anchor_N, OuterState(num_steps=state.num_steps + 1)
