@@ -108,6 +108,7 @@ def local(
     torch.set_num_threads(own.threads)
     # Finds what is wrong with task and data before any process starts, and measures the result at the end.
     trainer = compose.build_trainer(swarm, own.device, (), stream_seed=0)
+    check_cut(swarm, trainer)
     pace = measure(trainer, steps=12 if minutes is not None else 1)
     if minutes is not None:
         crowding = max(1.0, workers * own.threads / cores) if own.device == "cpu" else float(workers)
@@ -119,6 +120,19 @@ def local(
     from decentral.cli.local_run import LocalRun
 
     return asyncio.run(LocalRun(swarm, own, workers, folder, trainer, pace.tokens_per_step, result).run())
+
+
+def check_cut(swarm: SwarmConfig, trainer: "Trainer") -> None:
+    """Cut the model as its workers will.
+
+    Raises:
+        ConfigError: it has too few layers, or too many fragments come out for the overlap.
+    """
+    from decentral.cli.run_options import run_options
+    from decentral.tensors.layout import Layout
+
+    options = run_options(swarm, "", trainer.parameters())
+    Layout.of(trainer.parameters(), options.plan.num_fragments, options.pattern)
 
 
 @dataclass(frozen=True, slots=True)

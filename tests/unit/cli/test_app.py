@@ -111,6 +111,11 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
             "",
             3,
         ),
+        (["worker", "--new", "--fragments", "some"], 'method.fragments = "some": must be a whole number', "", 3),
+        (["worker", "--new", "--overlap", "3"], "method.delay_steps is 3, which must be below", "", 3),
+        (["local", "--mix", "2"], "method.mix_alpha = 2: must be a number, at least 0 and at most 1, or auto", "", 3),
+        (["worker", "--join", "a:1", "--max-upload", "20"], 'worker.max_upload = "20": it has no unit', "", 3),
+        (["local", "--max-upload", "9kbit"], "9kbit is less than 100kbit", "", 3),
         (["status", ""], "The address is empty.", "variable", 2),
         (
             ["local", "--result", "4"],
@@ -209,6 +214,27 @@ def test_the_method_of_a_founder_and_of_a_joiner(compose, tmp_path):
     (swarm, *_), (*_, explicit) = compose.calls
     assert (swarm.method.name, swarm.method.inner_steps) == ("noloco", 50)
     assert (explicit["method.name"], explicit["method.inner_steps"]) == ("noloco", 50)
+
+
+def test_overlap_of_a_founder_and_of_a_joiner(compose, tmp_path):
+    flags = (
+        "--out",
+        str(tmp_path),
+        "--fragments",
+        "paper",
+        "--overlap",
+        "2",
+        "--mix",
+        "auto",
+        "--max-upload",
+        "20mbit",
+    )
+    run("worker", "--new", *TOY, *flags)
+    run("worker", "--join", "a:1", *flags)
+    (swarm, founder, *_), (_, joiner, _, explicit) = compose.calls
+    assert (swarm.method.fragments, swarm.method.delay_steps, swarm.method.mix_alpha) == ("paper", 2, 0.5)
+    assert explicit == {"method.fragments": "paper", "method.delay_steps": 2}
+    assert founder.max_upload == joiner.max_upload == 2_500_000
 
 
 def test_the_data_of_a_founder_is_the_data_of_the_run(compose, tmp_path):

@@ -16,10 +16,13 @@ from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback, Feedback
 from decentral.engine.options import RunOptions
 from decentral.errors import ConfigError
+from decentral.exchange.rollcall import Quorum
 from decentral.outer.diloco import DiLoCo
+from decentral.outer.eager import Eager
 from decentral.outer.ef21 import Ef21
 from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
+from decentral.schedule.plan import SyncPlan
 from decentral.state.files import save_weights
 
 MODEL = {"embedding": torch.zeros(2), **{f"layers.{number}": torch.zeros(3) for number in range(6)}}
@@ -100,6 +103,49 @@ def test_events_at_random_moments_have_a_rate() -> None:
 @pytest.mark.parametrize("preset", ["short", "diloco", "sparseloco"])
 def test_without_gossip_there_is_no_pairing(preset: str) -> None:
     assert options(f"method.preset={preset}").pairing is None
+
+
+def test_without_a_word_all_is_one_fragment_that_everybody_waits_for() -> None:
+    made = options()
+    assert made.plan == SyncPlan(3)
+    assert (made.auto_delay, made.auto_groups, made.mix_alpha, made.eager) == (False, False, 0.0, None)
+    assert (made.merge, made.weight_by, made.quorum) == ("mean", "tokens", None)
+
+
+def test_the_preset_of_streaming() -> None:
+    made = options("method.preset=streaming")
+    assert made.plan == SyncPlan(100, num_fragments=3, delay_steps=1)
+    assert (made.pattern, made.mix_alpha, made.auto_delay, made.auto_groups) == ("strided", 0.5, False, False)
+    assert (made.rule, made.codec.name, made.keep_rest) == (DiLoCo(0.4, 0.9), "e3m0-b128", False)
+
+
+def test_the_preset_of_eager() -> None:
+    made = options("method.preset=eager")
+    assert made.plan == SyncPlan(30)
+    assert (made.rule, made.eager, made.mix_alpha) == (DiLoCo(0.4, 0.9), Eager(0.4, 0.9), 0.0)
+
+
+def test_what_is_measured_begins_with_what_the_model_allows() -> None:
+    made = options("method.inner_steps=30", "method.fragments=auto", "method.delay_steps=auto")
+    assert made.plan == SyncPlan(30, num_fragments=7, num_groups=3)
+    assert (made.auto_groups, made.auto_delay, made.mix_alpha) == (True, True, 0.5)
+    few = options("method.fragments=auto", "method.inner_steps=2", "method.delay_steps=1")
+    assert (few.plan.num_fragments, few.plan.num_groups) == (2, 1)
+
+
+def test_every_setting_of_a_sync_arrives() -> None:
+    made = options("method.fragments=2", "method.fragment_pattern=sequential", "method.mix_alpha=0.25")
+    assert (made.plan, made.pattern, made.mix_alpha) == (SyncPlan(3, 2), "sequential", 0.25)
+    made = options("method.merge=rda", "method.weight_by=equal", "method.quorum=2", "method.quorum_grace=1.5")
+    assert (made.merge, made.weight_by, made.quorum) == ("rda", "equal", Quorum(2, 1.5))
+
+
+@pytest.mark.parametrize(("fragments", "most"), [("paper", 9), ("4", 7)])
+def test_an_overlap_longer_than_the_model_allows_is_refused(fragments: str, most: int) -> None:
+    assignments = ["method.inner_steps=29", f"method.fragments={fragments}"]
+    assert options(*assignments, f"method.delay_steps={most - 1}").plan.delay_steps == most - 1
+    with pytest.raises(ConfigError, match=f"method.delay_steps is {most}, "):
+        options(*assignments, f"method.delay_steps={most}")
 
 
 @pytest.mark.parametrize(

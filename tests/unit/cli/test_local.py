@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from decentral.cli import children, outcome
+from decentral.cli.app import app
 from decentral.cli.config import SwarmConfig, to_toml
 from decentral.cli.folder import MODEL
 from decentral.cli.local import measure, rounds_for
@@ -181,6 +183,44 @@ class TestOutcome:
         totals = summarize(children_facts(), [], ttl_s=6.0).totals
         text = outcome.summary(tmp_path, None, "", toy.build({}, Seat(0, 1, 1)), totals, 4, 1.0)
         assert "weights          none were saved" in text
+
+
+class TestStart:
+    """What ``local`` does before the first worker trains."""
+
+    def test_every_worker_gets_the_cap_of_the_upload(self, tmp_path, monkeypatch):
+        told: list[list[str]] = []
+
+        class Said:
+            async def first_line(self, timeout_s: float) -> str:
+                return "decentral worker --join 127.0.0.1:1"
+
+        async def start(index, arguments, folder, env):
+            told.append(list(arguments))
+            return Said()
+
+        monkeypatch.setattr("decentral.cli.local_run.start", start)
+        loaded = load(None, ["task.factory=workers.toy:build", "worker.max_upload=20mbit"])
+        trainer = toy.build({}, Seat(0, 1, 10))
+        asyncio.run(LocalRun(loaded.swarm, loaded.worker, 3, tmp_path, trainer, 8)._start())
+        caps = [arguments[arguments.index("--max-upload") + 1] for arguments in told]
+        assert [load(None, [], {"worker.max_upload": cap}).worker.max_upload for cap in caps] == [2_500_000] * 3
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--fragments", "6"], "6 fragments asked for, but the model has 5 layers"),
+            (["--fragments", "paper", "--overlap", "5"], "method.delay_steps is 5, but with 2 fragments"),
+        ],
+    )
+    def test_a_cut_that_the_model_does_not_allow_is_refused_before(self, tmp_path, monkeypatch, flags, message):
+        monkeypatch.chdir(tmp_path)
+        toy_of_five = ["task.factory=workers.toy:build", "task.settings.num_layers=5", "method.inner_steps=10"]
+        settings = [part for setting in toy_of_five for part in ("--set", setting)]
+        result = CliRunner().invoke(app, ["local", *settings, *flags])
+        assert result.exit_code == ExitCode.CONFIG
+        assert message in result.stderr
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestResult:
