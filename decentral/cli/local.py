@@ -73,13 +73,7 @@ def local(
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
-    if minutes is not None and tokens is not None:
-        raise UsageError("--minutes and --tokens exclude each other.", hint="Give the one that should end the run.")
-    if (minutes is not None and not 0 < minutes <= 100_000) or (tokens is not None and tokens < 1):
-        raise UsageError("--minutes and --tokens must be above 0.")
-    if result is not None and result not in ("average", "best", "newest", *map(str, range(workers))):
-        hint = f"Take average, best, newest, or a worker from 0 to {workers - 1}."
-        raise UsageError(f"--result {result} is not known.", hint=hint)
+    check_length_and_result(minutes, tokens, result, workers)
     flags = {
         "data.paths": data_paths(data, more_data),
         "method.preset": method,
@@ -120,6 +114,21 @@ def local(
     from decentral.cli.local_run import LocalRun
 
     return asyncio.run(LocalRun(swarm, own, workers, folder, trainer, pace.tokens_per_step, result).run())
+
+
+def check_length_and_result(minutes: float | None, tokens: int | None, result: str | None, workers: int) -> None:
+    """Refuse what makes no run.
+
+    Raises:
+        UsageError: two lengths, none above 0, or a result that so many workers cannot have.
+    """
+    if minutes is not None and tokens is not None:
+        raise UsageError("--minutes and --tokens exclude each other.", hint="Give the one that should end the run.")
+    if (minutes is not None and not 0 < minutes <= 100_000) or (tokens is not None and tokens < 1):
+        raise UsageError("--minutes and --tokens must be above 0.")
+    if result is not None and result not in ("average", "best", "newest", *map(str, range(workers))):
+        hint = f"Take average, best, newest, or a worker from 0 to {workers - 1}."
+        raise UsageError(f"--result {result} is not known.", hint=hint)
 
 
 def check_cut(swarm: SwarmConfig, trainer: "Trainer") -> None:
