@@ -15,6 +15,8 @@ from decentral.monitor.status import Health, StatusReport, WorkerRow
 
 #: From this width on, the reason has a column of its own; below it follows the table.
 _WIDE = 110
+#: From this width on, there is room for the rates of the uplink and the pace of the exchanges.
+_WIDER = 140
 #: Of an id in a report, which may be longer than ours are.
 _ID_WIDTH = 6
 #: A worker without a partner in more than this share of its rounds is shown as such; a few happen to everybody.
@@ -34,7 +36,7 @@ def view(report: StatusReport, width: int) -> Group:
     """The line of the run, a row for each worker, why some do not contribute, and what went wrong with partners."""
     parts: list[Text | Table] = [run_line(report)]
     if report.workers:
-        parts.append(_table(report, wide=width >= _WIDE))
+        parts.append(_table(report, width))
     if width < _WIDE:
         parts += [_text(f"{row.id}: {row.reason}", _colour(row)) for row in report.workers if not row.healthy]
     if report.run.gossip:
@@ -67,11 +69,12 @@ def traffic(sent_bytes: int, dp_bytes: int) -> str:
     return f"sent {size(sent_bytes)} (data-parallel {size(dp_bytes)}, {times}x)"
 
 
-def _table(report: StatusReport, *, wide: bool) -> Table:
+def _table(report: StatusReport, width: int) -> Table:
+    wide = width >= _WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for name in ("worker", "state"):
         table.add_column(name, no_wrap=True)
-    figures = [_figures(row, gossip=report.run.gossip, wide=wide) for row in report.workers]
+    figures = [_figures(row, report.run.gossip, width) for row in report.workers]
     for name in figures[0]:
         table.add_column(name, no_wrap=True, justify="right")
     if wide:
@@ -82,15 +85,19 @@ def _table(report: StatusReport, *, wide: bool) -> Table:
     return table
 
 
-def _figures(row: WorkerRow, *, gossip: bool, wide: bool) -> dict[str, str | Text]:
+def _figures(row: WorkerRow, gossip: bool, width: int) -> dict[str, str | Text]:
     """The figures of a worker by the name of their column. Those of gossip leave no room for bytes in 80 columns."""
     shares = (row.compute_share, row.waiting_share, row.transfer_share)
     cells: dict[str, str | Text] = {"round": str(row.round), "loss": loss(row.loss), "tok/s": amount(row.tokens_per_s)}
     if gossip:
         cells |= {"partner": _text(_partner(row.partners), "default"), "spread": percent(row.spread)}
     cells["work/wait/move"] = "/".join(f"{share:.0%}" for share in shares)
-    if wide or not gossip:
+    if width >= _WIDE or not gossip:
         cells |= {"in": size(row.received_bytes), "out": size(row.sent_bytes)}
+    if width >= _WIDER:
+        rates = f"{mbit(row.sent_bytes_per_s)}/{mbit(row.peak_sent_bytes_per_s)}"
+        pace = {"overlap": amount(row.delay_steps), "launches": amount(row.num_groups)}
+        cells |= {"up mbit/s mean/peak": rates} | pace
     return cells | {"seen": f"{min(row.age_s, 99_999):.0f}s"}
 
 
@@ -137,6 +144,12 @@ def amount(value: float) -> str:
         if value >= factor:
             return f"{min(value / factor, 9999):.3g}{unit}"
     return f"{value:.0f}"
+
+
+def mbit(bytes_per_s: float) -> str:
+    """A rate in mbit/s: ``19.8``."""
+    rate = min(bytes_per_s * 8e-6, 99_999)
+    return f"{rate:.0f}" if rate >= 99.95 else f"{rate:.1f}" if rate >= 0.095 else f"{rate:.2f}"
 
 
 def size(num_bytes: int) -> str:

@@ -36,6 +36,9 @@ class Replay:
         self._tokens_per_step = max(1, tokens_per_step)
         self._num_members = max(1, num_workers)
         self._meter = Meter(total_numel, "", "")
+        self._training = False
+        self._overlaps = False
+        self._anchors = _Anchors()
         self._presence: Presence | None = None
         self._last_event_at = 0.0
 
@@ -54,7 +57,8 @@ class Replay:
         self._last_event_at = time
         if name == "started":
             self._meter = Meter(self._total_numel, event["version"], event["device"])
-            self._meter.start(time)
+            self._training = self._overlaps = False
+            self._anchors = _Anchors()
             self._avoided.clear()
             self._presence = Presence(PeerId(event["peer"]), event["run"], 0, State.JOINING, 0, 0, "")
         elif self._presence is not None:
@@ -65,11 +69,16 @@ class Replay:
         """The record after an event; the meter is brought up to date on the way."""
         meter = self._meter
         if name == "joined":
+            self._training = True
             meter.start(time)
             return replace(presence, state=State.TRAINING, round=event["round"])
         if name == "stretch_done":
+            if not self._training:
+                self._training = True
+                meter.start(time - (event["seconds"] or 0.0))
             self._trained(event)
-            return replace(presence, state=State.SYNCING, round=event["round"])
+            state = State.TRAINING if self._overlaps else State.SYNCING
+            return replace(presence, state=state, round=event["round"])
         if name == "round_mixed":
             counted = presence.peer in event["members"]
             meter.explain("" if counted else "the round was closed before its part arrived")
@@ -79,9 +88,9 @@ class Replay:
                 self._num_members = len(event["members"])
             meter.moved(time, sent_bytes=event["sent_bytes"], received_bytes=event["received_bytes"])
             self._synced(time, event, counted)
-            digest = "" if self._gossip else event["digest"]
-            return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest=digest)
+            return self._advanced(presence, event, "" if self._gossip else event["digest"])
         if name == "paced":
+            self._overlaps = event["delay_steps"] > 0
             meter.paced(event["delay_steps"], event["num_groups"])
         if name == "pulled":
             meter.swapped([event["partner"]], _number(event["spread"]))
@@ -92,11 +101,12 @@ class Replay:
         if name == "round_aborted":
             meter.explain(f"{event['reason']}: {event['detail']}")
             self._synced(time, event, False)
-            return replace(presence, state=State.TRAINING, round=event["round"] + 1, digest="")
+            return self._advanced(presence, event, "")
         if name == "repaired":
             meter.downloaded(event["seconds"] or 0.0)
             meter.explain("")
-            return replace(presence, state=State.TRAINING, round=event["round"])
+            self._anchors = _Anchors()
+            return replace(presence, state=State.TRAINING, round=event["round"], digest="")
         if name == "validated":
             meter.validated(event["round"], _number(event["val_loss"]))
         if name == "sat_out":
@@ -105,6 +115,11 @@ class Replay:
             done = event["round"] >= self._rounds
             return replace(presence, round=event["round"], state=State.DONE if done else State.LEAVING)
         return presence
+
+    def _advanced(self, presence: Presence, event: Mapping[str, Any], digest: str) -> Presence:
+        """A fragment is in its next round."""
+        self._anchors.replaced(event["fragment"], event["round"] + 1, digest)
+        return replace(presence, state=State.TRAINING, round=self._anchors.round, digest=self._anchors.digest())
 
     def _swapped(self, partners: Sequence[PeerId], event: Mapping[str, Any]) -> None:
         """A round of a gossip ended; one without a deadline had no partner to wait for."""
@@ -125,6 +140,36 @@ class Replay:
     def _synced(self, time: float, event: Mapping[str, Any], counted: bool) -> None:
         held_s, waiting_s = event["held_s"] or 0.0, event["held_waiting_s"] or 0.0
         self._meter.synced(time, counted=counted, waiting_s=waiting_s, transfer_s=held_s - waiting_s)
+
+
+class _Anchors:
+    """The anchors of all fragments, as far as a journal has told of them."""
+
+    def __init__(self) -> None:
+        self._rounds: dict[int, int] = {}
+        """The next round of every fragment."""
+        self._digests: dict[int, dict[int, str]] = {}
+        """By the round that began with it, and by fragment."""
+        self._all_seen = False
+
+    def replaced(self, fragment: int, round_: int, digest: str) -> None:
+        """``round_`` begins with an anchor of this digest, which is empty if it is not known."""
+        # Nobody says how many there are; when one comes again, all have been here.
+        self._all_seen = self._all_seen or fragment in self._rounds
+        self._rounds[fragment] = round_
+        self._digests.setdefault(round_, {})[fragment] = digest
+        self._digests = {known: digests for known, digests in self._digests.items() if known >= self.round}
+
+    @property
+    def round(self) -> int:
+        """The earliest that a fragment is in."""
+        return min(self._rounds.values())
+
+    def digest(self) -> str:
+        """Of all anchors with which the round began; empty while one is unknown."""
+        digests = self._digests.get(self.round, {})
+        whole = self._all_seen and len(digests) == len(self._rounds) and all(digests.values())
+        return "/".join(digests[fragment] for fragment in sorted(digests)) if whole else ""
 
 
 def _number(value: float | None) -> float:

@@ -94,14 +94,29 @@ class WorkerRow:
     tokens: int
     tokens_per_s: float
     compute_share: float
-    """Of the time accounted for; the three shares add up to 1, or are all 0 at the start."""
+    """Of the time since training began, or of what is accounted for if that is more. What is missing to 1 went into
+    validating, saving and the like; an exchange that passes during inner steps is not in the other two."""
     waiting_share: float
+    """While training stood still for others."""
     transfer_share: float
+    """While training stood still for values to be moved."""
+    wall_s: float
+    """Since training began."""
     sent_bytes: int
     received_bytes: int
+    sent_bytes_per_s: float
+    """Over ``wall_s``, as is ``received_bytes_per_s``; 0 before training."""
+    received_bytes_per_s: float
+    peak_sent_bytes_per_s: float
+    """The most in any second or two, as is ``peak_received_bytes_per_s``."""
+    peak_received_bytes_per_s: float
     rounds_in: int
     """Rounds whose mean included this worker."""
     rounds_out: int
+    delay_steps: int
+    """Inner steps between the launch of an exchange and its application; 0 without overlap."""
+    num_groups: int
+    """Launches a round that its link would allow."""
     partners: tuple[str, ...]
     """Gossip: short ids of the other members of its last group."""
     spread: float
@@ -213,11 +228,8 @@ _CALM = {
 def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
     """The row of one worker."""
     metrics = presence.metrics
-    spent_s = [_amount(s) for s in (metrics.compute_s, metrics.waiting_s, metrics.transfer_s)]
-    # max first: three finite times may add up to infinity.
-    unit_s = max(spent_s) or 1.0
-    parts = [s / unit_s for s in spent_s]
-    compute, waiting, transfer = (part / (sum(parts) or 1.0) for part in parts)
+    wall_s = _amount(metrics.wall_s)
+    compute, waiting, transfer = _shares(wall_s, metrics.compute_s, metrics.waiting_s, metrics.transfer_s)
     reason = trouble or _CALM.get(presence.state, "")
     return WorkerRow(
         id=short_id(presence.peer),
@@ -234,10 +246,17 @@ def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
         compute_share=compute,
         waiting_share=waiting,
         transfer_share=transfer,
+        wall_s=wall_s,
         sent_bytes=metrics.sent_bytes,
         received_bytes=metrics.received_bytes,
+        sent_bytes_per_s=_amount(metrics.sent_bytes / wall_s) if wall_s else 0.0,
+        received_bytes_per_s=_amount(metrics.received_bytes / wall_s) if wall_s else 0.0,
+        peak_sent_bytes_per_s=_amount(metrics.peak_sent_bytes_per_s),
+        peak_received_bytes_per_s=_amount(metrics.peak_received_bytes_per_s),
         rounds_in=metrics.rounds_in,
         rounds_out=metrics.rounds_out,
+        delay_steps=metrics.delay_steps,
+        num_groups=metrics.num_groups,
         partners=_ids(metrics.partners),
         spread=_share(metrics.spread),
         rounds_alone=metrics.rounds_alone,
@@ -247,6 +266,16 @@ def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
         device=metrics.device,
         version=metrics.version,
     )
+
+
+def _shares(wall_s: float, *spent_s: float) -> list[float]:
+    """Of the whole, each of the times in it; the whole is their sum if that is more."""
+    times_s = [_amount(s) for s in spent_s]
+    # max first: finite times may add up to infinity.
+    unit_s = max(wall_s, *times_s) or 1.0
+    parts = [s / unit_s for s in times_s]
+    whole = max(wall_s / unit_s, sum(parts)) or 1.0
+    return [part / whole for part in parts]
 
 
 def _totals(

@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from decentral.cli.render import amount, console, loss, percent, size, view
+from decentral.cli.render import amount, console, loss, mbit, percent, size, view
 from decentral.monitor.status import RunFacts, StatusReport, summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
@@ -20,6 +20,10 @@ def report(**changes: object) -> StatusReport:
         compute_s=90.0,
         waiting_s=9.0,
         transfer_s=1.0,
+        wall_s=100.0,
+        peak_sent_bytes_per_s=2.5e6,
+        delay_steps=7,
+        num_groups=4,
         sent_bytes=12_345_678,
         received_bytes=987_654_321,
         dp_bytes=1_234_567_890,
@@ -36,7 +40,7 @@ def rendered(width: int) -> list[str]:
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 120, 150])
 def test_no_line_is_wider_than_the_terminal_and_nothing_of_a_row_is_cut(width):
     lines = rendered(width)
     assert max(map(len, lines)) <= width
@@ -44,6 +48,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_of_a_row_is_cut(width):
     row = next(line for line in lines if line.startswith("QmWell"))
     for cell in ("training", "39", "2.346", "98.8k", "90%/9%/1%", "988MB", "12.3MB", "0s"):
         assert cell in row.split()
+    assert (row.split()[8:11] == ["1.0/20.0", "7", "4"]) is (width == 150)
 
 
 def test_a_narrow_terminal_has_reasons_below_the_table_and_a_wide_one_in_the_row():
@@ -79,7 +84,7 @@ def busy(**metrics: object) -> Metrics:
     return Metrics(loss=2.5, tokens_per_s=98_765.4, compute_s=34, waiting_s=33, transfer_s=33, **metrics)
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [80, 120, 150])
 def test_a_gossip_run_has_partners_and_spread_and_nothing_is_cut(width):
     traffic = {"sent_bytes": 123_456_789, "received_bytes": 234_567_890}
     one = busy(partners="000001,000002,000003", spread=0.1234, **traffic)
@@ -149,6 +154,25 @@ def test_amounts(value, text):
 )
 def test_shares(value, text):
     assert percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.00"), (1250.0, "0.01"), (12_400.0, "0.1"), (2.5e6, "20.0"), (12_495_000.0, "100"), (1e300, "99999")],
+)
+def test_rates(value, text):
+    assert mbit(value) == text
+
+
+@pytest.mark.parametrize("absurd", [math.nan, math.inf, -1.0, 1e308, 5e-324])
+def test_absurd_times_and_rates_of_a_stranger_do_not_widen_the_table(absurd):
+    times = {"wall_s": absurd, "compute_s": absurd, "waiting_s": absurd, "transfer_s": absurd}
+    most = (1 << 62) - 1
+    evil = Metrics(**times, peak_sent_bytes_per_s=absurd, sent_bytes=most, delay_steps=most, num_groups=most)
+    lines = gossip(evil, busy(), width=160)
+    assert max(map(len, lines)) <= 160
+    assert "…" not in "".join(lines)
+    assert [word for word in ("nan", "inf", "e+308") if word in "".join(lines)] == []
 
 
 @pytest.mark.parametrize(

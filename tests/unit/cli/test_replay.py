@@ -1,4 +1,4 @@
-"""What a replay of journals shows of a gossip; the rest of it is in ``test_local``."""
+"""What a replay of journals shows of a gossip, of fragments and of overlap; the rest of it is in ``test_local``."""
 
 import math
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from decentral.cli.replay import Replay
-from decentral.monitor.events import Avoided, Event, OneSided, Pulled, RoundMixed, Started, StretchDone
+from decentral.monitor.events import Avoided, Event, OneSided, Paced, Pulled, RoundMixed, Started, StretchDone
 from decentral.monitor.journal import JournalReader, JsonLinesJournal
-from decentral.swarm.presence import Metrics
+from decentral.swarm.presence import Metrics, State
 from decentral.types import PeerId
 
 ME, A, B = PeerId("QmMe-aaaaaa"), PeerId("QmIt-bbbbbb"), PeerId("QmIt-cccccc")
@@ -75,5 +75,43 @@ def test_data_parallel_training_would_have_been_among_all_workers_not_the_group(
 
 
 def test_the_digest_of_an_own_anchor_is_not_one_to_agree_on(tmp_path):
-    assert replayed(tmp_path, (1.0, mixed(0, A))).presence.digest == ""
-    assert replayed(tmp_path, (1.0, mixed(0, A)), gossip=False).presence.digest == "own"
+    rounds = [(1.0, mixed(0, A)), (2.0, mixed(1, A))]
+    assert replayed(tmp_path, *rounds).presence.digest == ""
+    assert replayed(tmp_path, *rounds, gossip=False).presence.digest == "own"
+
+
+def anchor(round_: int, fragment: int, digest: str, *, sent_bytes: int = 0) -> RoundMixed:
+    return RoundMixed(round_, fragment, (ME, A), (), 1.0, 0.5, sent_bytes, 0, 0.0, 0.0, digest)
+
+
+def test_workers_are_compared_by_the_anchors_with_which_a_round_began_whatever_they_have_landed_since(tmp_path):
+    events = [anchor(round_, fragment, f"{round_}{fragment}") for round_ in range(3) for fragment in range(2)]
+    seen = []
+    for count in range(1, len(events) + 1):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        presence = replayed(
+            folder, *((float(n), event) for n, event in enumerate(events[:count])), gossip=False
+        ).presence
+        assert presence is not None
+        seen.append((presence.round, presence.digest))
+    # How many fragments there are is known from the second round on.
+    assert seen == [(1, ""), (1, ""), (1, "00/01"), (2, "10/11"), (2, "10/11"), (3, "20/21")]
+
+
+def test_a_worker_whose_exchanges_overlap_trains_on_after_a_launch(tmp_path):
+    launched = StretchDone(0, 5, 50, 2.0, 1.0)
+    for delay_steps, state in ((0, State.SYNCING), (3, State.TRAINING)):
+        folder = tmp_path / str(delay_steps)
+        folder.mkdir()
+        replay = replayed(folder, (1.0, Paced(delay_steps, 2)), (2.0, launched), gossip=False)
+        assert replay.presence is not None
+        assert replay.presence.state is state
+        assert (metrics(replay).delay_steps, metrics(replay).num_groups) == (delay_steps, 2)
+
+
+def test_time_counts_from_the_first_inner_step_and_peaks_are_those_between_rounds(tmp_path):
+    gathered = (30.0, StretchDone(0, 5, 50, 2.0, 4.0))
+    rounds = [(31.0, anchor(0, 0, "a", sent_bytes=100)), (36.0, anchor(1, 0, "b", sent_bytes=600))]
+    seen = metrics(replayed(tmp_path, gathered, *rounds, gossip=False))
+    assert (seen.wall_s, seen.sent_bytes, seen.peak_sent_bytes_per_s) == (10.0, 600, 100.0)

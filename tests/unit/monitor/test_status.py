@@ -137,9 +137,38 @@ def test_totals_add_up_over_the_workers():
     assert totals.val_loss == 1.5
 
 
-def test_shares_add_up_to_one():
+def test_before_training_shares_are_of_what_is_accounted_for():
     worker = row(status(record("a", compute_s=6.0, waiting_s=3.0, transfer_s=1.0)), "a")
     assert (worker.compute_share, worker.waiting_share, worker.transfer_share) == pytest.approx((0.6, 0.3, 0.1))
+
+
+def test_shares_are_of_the_time_since_training_began():
+    worker = row(status(record("a", wall_s=20.0, compute_s=6.0, waiting_s=3.0, transfer_s=1.0)), "a")
+    assert (worker.compute_share, worker.waiting_share, worker.transfer_share) == pytest.approx((0.3, 0.15, 0.05))
+    short = row(status(record("a", wall_s=5.0, compute_s=6.0, waiting_s=3.0, transfer_s=1.0)), "a")
+    assert (short.compute_share, short.waiting_share, short.transfer_share) == pytest.approx((0.6, 0.3, 0.1))
+
+
+def test_rates_are_over_the_time_since_training_began_and_unknown_before():
+    peaks = {"peak_sent_bytes_per_s": 9.0, "peak_received_bytes_per_s": 7.0}
+    moved = {"sent_bytes": 100, "received_bytes": 60, **peaks}
+    report = status(record("a", wall_s=20.0, **moved), record("b", **moved), record("c", wall_s=-1.0, **moved))
+    means = [(worker.sent_bytes_per_s, worker.received_bytes_per_s) for worker in report.workers]
+    assert means == [(5.0, 3.0), (0.0, 0.0), (0.0, 0.0)]
+    assert {(w.peak_sent_bytes_per_s, w.peak_received_bytes_per_s) for w in report.workers} == {(9.0, 7.0)}
+
+
+@pytest.mark.parametrize("absurd", [math.nan, math.inf, -math.inf, -1.0, 5e-324, 1e308])
+def test_absurd_times_and_rates_leave_shares_and_rates_plausible(absurd):
+    peaks = {"peak_sent_bytes_per_s": absurd, "peak_received_bytes_per_s": absurd}
+    times = {"compute_s": absurd, "waiting_s": 1.0, "transfer_s": absurd}
+    for wall_s in (absurd, 10.0):
+        worker = row(status(record("a", wall_s=wall_s, sent_bytes=(1 << 62) - 1, **times, **peaks)), "a")
+        shares = (worker.compute_share, worker.waiting_share, worker.transfer_share)
+        assert all(0 <= share <= 1 for share in shares)
+        assert sum(shares) <= 1 + 1e-9
+        rates = (worker.wall_s, worker.sent_bytes_per_s, worker.peak_sent_bytes_per_s, worker.peak_received_bytes_per_s)
+        assert all(0 <= rate < math.inf for rate in rates)
 
 
 def test_in_gossip_anchors_differ_and_rounds_too_and_nobody_is_in_trouble_for_it():
