@@ -8,20 +8,30 @@ are small multiples of powers of two, so every comparison is exact.
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from decentral.outer.blend import blend
 from decentral.outer.rule import Mixed, OuterRule, OuterState
-from decentral.schedule.plan import Launch, SyncPlan
-from decentral.types import PeerId
+from decentral.schedule.plan import SyncPlan
+from decentral.types import PeerId, SyncKey
+from tests.golden.engines import Engines
 
+#: What torchft has recorded: (tau, alpha), layer, weights after steps.
+RECORDED = [
+    ((0, 0.0), 0, {3: -11.0, 9: -35.0, 15: -59.0}),
+    ((0, 0.0), 1, {6: -23.0, 12: -47.0}),
+    ((1, 0.5), 0, {3: -6.0, 9: -21.5, 15: -35.75}),
+]
 CASES = [(delay_steps, alpha) for delay_steps in (0, 1) for alpha in (0.0, 0.5, 1.0)]
 
 
 class Sgd:
     """The cases' outer optimizer: anchor - 2 delta."""
+
+    num_buffers = 0
 
     def init(self, anchor_N: Tensor) -> OuterState:
         return OuterState()
@@ -46,11 +56,11 @@ class Replica:
     def train_one_step(self) -> tuple[float, float]:
         self.step += 1
         self.local = [local_N - 2 for local_N in self.local]
-        for event in self.plan.events_at(self.step):
-            f = event.key.fragment
-            if isinstance(event, Launch):
+        for f in range(2):
+            launches = [self.plan.launch_step(SyncKey(round, f)) for round in range(4)]
+            if self.step in launches:
                 self.sent[f] = self.anchor[f] - self.local[f]
-            else:
+            if self.step - self.plan.delay_steps in launches:
                 mixed = Mixed(delta_N=self.sent.pop(f), members=(PeerId("0"), PeerId("1")))
                 self.anchor[f], self.state[f] = self.rule.step(self.anchor[f], mixed, self.state[f])
                 self.local[f] = blend(self.local[f], self.anchor[f], self.alpha)
@@ -91,16 +101,25 @@ def test_updates(delay_steps: int, alpha: float) -> None:
     assert sorted(expected.anchor) == [3, 6, 9, 12, 15]
 
 
-@pytest.mark.parametrize(
-    ("delay_steps", "alpha", "layer", "spots"),
-    [
-        (0, 0.0, 0, {3: -11.0, 9: -35.0, 15: -59.0}),
-        (0, 0.0, 1, {6: -23.0, 12: -47.0}),
-        (1, 0.5, 0, {3: -6.0, 9: -21.5, 15: -35.75}),
-    ],
-)
-def test_recorded_values(delay_steps: int, alpha: float, layer: int, spots: dict[int, float]) -> None:
-    replica = Replica(delay_steps, alpha)
+@pytest.mark.parametrize(("delay_steps", "alpha"), CASES)
+def test_updates_by_the_engine(delay_steps: int, alpha: float) -> None:
+    """Two production workers whose inner steps are the cases', over the fifteen recorded steps and three more."""
+    plan, first = SyncPlan(6, 2, delay_steps), np.ones((2, 1))
+    engines = Engines(2, 3, plan, Sgd(), first, lambda step, worker, local: local - 2, {"mix_alpha": alpha})
+    expected = by_hand(18, delay_steps, alpha)
+    for worker in engines.play():
+        local = {step: (values[0, 0], values[1, 0]) for step, values in worker.local.items()}
+        assert local == {step: expected.local[step - 1] for step in range(1, 19)}
+        anchors = {step: (values[0, 0], values[1, 0]) for step, values in worker.anchors.items()}
+        assert anchors == expected.anchor
+        for case, layer, spots in RECORDED:
+            if case == (delay_steps, alpha):
+                assert {step: local[step][layer] for step in spots} == spots
+
+
+@pytest.mark.parametrize(("case", "layer", "spots"), RECORDED)
+def test_recorded_values(case: tuple[int, float], layer: int, spots: dict[int, float]) -> None:
+    replica = Replica(*case)
     history = {step: replica.train_one_step()[layer] for step in range(1, 16)}
     assert {step: history[step] for step in spots} == spots
 
