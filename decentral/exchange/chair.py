@@ -105,10 +105,11 @@ class Chair:
         until = self._clock.monotonic() + self._timing.hold_s
         while True:
             reply = await self._consider(sender, message)
-            left_s = until - self._clock.monotonic()
-            if reply.kind is not Answer.WAIT or left_s <= 0:
+            now = self._clock.monotonic()
+            if reply.kind is not Answer.WAIT or now >= until:
                 return pack_convene_reply(reply)
-            await self._session(message.key).until_called(min(left_s, _TICK_S))
+            session = self._session(message.key)
+            await session.until_called(min(until - now, _TICK_S, session.call.grace_left_s(now)))
 
     def _check(self, key: SyncKey) -> None:
         if key.fragment >= self._progress.num_fragments:

@@ -122,12 +122,20 @@ class RollCall:
         """Whether the wait for those who are missing has lasted for ``patience_s`` seconds and no roll is called."""
         return self.roll is None and self._opened_at is not None and now - self._opened_at >= patience_s
 
+    def grace_left_s(self, now: float) -> float:
+        """How much longer the grace window of the quorum is open; without end if there is none or it is over."""
+        left_s = self._grace_over_at() - now
+        return left_s if left_s > 0 else math.inf
+
+    def _grace_over_at(self) -> float:
+        if self._quorum is None or self._quorum_at == math.inf:
+            return math.inf
+        slack_s = max(0.0, self._needed_by - self._quorum_at)
+        return self._quorum_at + min(self._quorum.grace_s, _SLACK_SHARE * slack_s)
+
     def _has_quorum(self, now: float) -> bool:
         """Whether there is a quorum and its grace window is over."""
-        if self._quorum is None or now < self._quorum_at:
-            return False
-        slack_s = max(0.0, self._needed_by - self._quorum_at)
-        if now < self._quorum_at + min(self._quorum.grace_s, _SLACK_SHARE * slack_s):
+        if self._quorum is None or now < self._grace_over_at():
             return False
         return max(self._votes().values()) >= self._quorum.size
 

@@ -210,3 +210,13 @@ def test_everybody_is_a_member_or_absent_whatever_the_order(calls: list[Call], d
     assert {one.peer for one in calls if one.base == roll.base} == set(roll.members)
     assert all(2 * len(roll.members) >= sum(one.base == base for one in calls) for base in "xyz")
     assert list(roll.members) == sorted(roll.members)
+
+
+def test_how_much_longer_the_window_is_open() -> None:
+    rollcall = with_quorum(2, 3.0)
+    rollcall.call(call(A), 0.0)
+    assert rollcall.grace_left_s(0.0) == math.inf, "there is no quorum"
+    rollcall.call(call(B), 1.0)
+    assert rollcall.grace_left_s(1.5) == 2.5
+    assert rollcall.grace_left_s(4.0) == math.inf, "over, whether or not there is a roll"
+    assert opened(call(A), call(B)).grace_left_s(0.0) == math.inf
