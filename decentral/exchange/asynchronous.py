@@ -221,7 +221,6 @@ class Asynchronous(Exchange):
             self._succession.forget(fragment)
             return err
         except (TransportError, FrameError) as err:
-            self._roster.bury(keeper)
             self._succession.forget(fragment)
             return err
         open_.push, open_.pushed_N = before

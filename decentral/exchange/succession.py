@@ -9,10 +9,9 @@ in a beat, and of two the one with the lower version retires.
 import asyncio
 import contextlib
 import itertools
-import random
 from collections.abc import Callable, Iterator
 
-from decentral.errors import FrameError, TransportError
+from decentral.errors import CallRefused, FrameError, TransportError
 from decentral.exchange.counted import Counted
 from decentral.exchange.keeper import Copy, Keeper
 from decentral.exchange.keeper_messages import (
@@ -76,7 +75,6 @@ class Succession:
         self._vacant: dict[int, asyncio.Event] = {}
         """Fragments to take over, with what those who wait for it wait on."""
         self._wanted = asyncio.Event()
-        self._random = random.Random(f"succession {self._me}")
         self._beats = 0
 
     async def start(self, num_fragments: int) -> None:
@@ -181,8 +179,9 @@ class Succession:
 
     async def _take_over(self, fragment: int) -> None:
         """Keep the fragment from the highest version that anybody living holds, unless somebody keeps it."""
-        live = [p.peer for p in self._roster.live(self._clock.monotonic()) if p.peer != self._me]
-        asked = live if len(live) <= _MAX_ASKED else self._random.sample(live, _MAX_ASKED)
+        # Also those who could not be reached: a lost message must not make a second keeper.
+        latest = self._roster.latest(self._clock.monotonic(), _MAX_ASKED + 1)
+        asked = [peer for peer, _ in latest if peer != self._me][:_MAX_ASKED]
         at_once = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
 
         async def ask(peer: PeerId) -> Standing | None:
@@ -245,13 +244,15 @@ class Succession:
         return itertools.takewhile(lambda peer: peer != self._me, self._order(fragment))
 
     async def _call(self, peer: PeerId, method: str, question: Question) -> Standing | None:
-        """A peer's answer; one that does not answer as it should is buried."""
+        """A peer's answer; one that does not answer is buried."""
         timeout_s = self._timing.hold_s if method == ASK else 2 * self._timing.hold_s * _MAX_ASKED_AHEAD
         try:
             answer = await self._transport.call(
                 peer, method, pack_question(question), timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
             )
             return unpack_standing(answer)
-        except (TransportError, FrameError):
+        except (CallRefused, FrameError):
+            return None
+        except TransportError:
             self._roster.bury(peer)
             return None

@@ -1,4 +1,4 @@
-"""Broken messages of a gossip, drawn from a seed, and what must hold of each; the frames in them are for ``mutants``.
+"""Broken messages of a gossip and of keepers, drawn from a seed; the frames in them are for ``mutants``.
 
 Half of all mutants stay well-formed msgpack: a field has another message's value, a lie about a length, or nonsense.
 """
@@ -13,6 +13,7 @@ import msgpack
 
 from decentral.errors import FrameError
 from decentral.exchange import gossip_messages as messages
+from decentral.exchange import keeper_messages as keeping
 from decentral.exchange.gossip_messages import Anchor, Bring, Kind, Plan, Poll, Reply
 from decentral.types import PeerId
 from tests.support.address_space import at_most_more
@@ -20,7 +21,7 @@ from tests.support.mutants import BREAKS_OF_BYTES, LIES
 
 #: Allowed beyond what the process has when it begins.
 EXTRA_BYTES = 4 << 20
-_LIMIT, _MAX_MEMBERS = 4096, 3
+_LIMIT, _MAX_MEMBERS, _NUM_FRAGMENTS = 4096, 3, 4
 _PEERS = (PeerId("a"), PeerId("b"), PeerId("漢" * 40))
 
 Reader = Callable[[bytes], object]
@@ -31,6 +32,10 @@ READERS: dict[str, Reader] = {
     "bring": lambda data: messages.unpack_bring(data, _LIMIT),
     "poll": messages.unpack_poll,
     "reply": lambda data: messages.unpack_reply(data, _LIMIT, _MAX_MEMBERS),
+    "keeper question": lambda data: keeping.unpack_question(data, _NUM_FRAGMENTS),
+    "keeper standing": keeping.unpack_standing,
+    "keeper push": lambda data: keeping.unpack_push(data, _NUM_FRAGMENTS),
+    "keeper reply": lambda data: keeping.unpack_reply(data, _LIMIT),
 }
 _GOOD: tuple[tuple[str, bytes], ...] = (
     ("question", messages.pack_question(1)),
@@ -43,6 +48,12 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("reply", messages.pack_reply(Reply(Kind.HOLD))),
     ("reply", messages.pack_reply(Reply(Kind.NO, 12.0))),
     ("reply", messages.pack_reply(Reply(Kind.DONE, None, 0.5, _PEERS, (0, 2), bytes(300), bytes(100)))),
+    ("keeper question", keeping.pack_question(keeping.Question(1, 70, bytes(8)))),
+    ("keeper question", keeping.pack_question(keeping.Question(3))),
+    ("keeper standing", keeping.pack_standing(keeping.Standing(70, _PEERS[0], True))),
+    ("keeper push", keeping.pack_push(keeping.Push(2, "d1gest", bytes(range(200))))),
+    ("keeper reply", keeping.pack_reply(keeping.Reply(keeping.Kind.ELSEWHERE))),
+    ("keeper reply", keeping.pack_reply(keeping.Reply(keeping.Kind.CHANGE, 70, bytes(32), bytes(range(200))))),
 )
 #: Announced lengths and numbers far beyond what follows: array, map, text, bytes and extension of 2^32 - 1, and others.
 _WRONG_HEADS = (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",

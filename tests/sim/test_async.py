@@ -1,0 +1,204 @@
+"""Swarms without rounds: keepers that die, drawn faults, slow workers; nobody's work is counted twice."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from decentral.codecs.feedback import ErrorFeedback
+from decentral.exchange.keeping import Keeping
+from decentral.monitor.events import RoundAborted, RoundMixed
+from decentral.outer.follow import Follow
+from decentral.schedule.plan import SyncPlan
+from decentral.sim.checkers import check_async, events, finish
+from decentral.sim.faults import Crash, FaultTape, Loss, Partition, Pause, Plan, Start, draw
+from decentral.sim.network import Conditions
+from decentral.sim.scenario import Record, Scenario, simulate
+from decentral.sim.world import Machine, peer_id
+from tests.sim.counting import ADD_UP, Counting, counted
+
+#: Virtual seconds in which faults happen, and rounds of a second that take well beyond their end.
+FAULTS_S = (5.0, 25.0)
+ROUNDS = 45
+#: RMS distance of the anchors from the goal and of each from their mean; the swarm starts 1 from the goal. The last
+#: few pushes are not averaged with anything, so an anchor leans to whoever pushed last.
+TOLERANCE, MAX_SPREAD = 0.3, 0.3
+
+LOSSY: dict[str, Any] = {"codec": "int4-b8", "feedback": ErrorFeedback}
+THREE = {"plan": SyncPlan(inner_steps=12, num_fragments=3)}
+#: Seeds take turns.
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"keeping": Keeping(lr=0.7, momentum=0.5)},
+    {"keeping": Keeping(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
+    {"keeping": Keeping(lr=0.7, momentum=0.5, every=4), **LOSSY, **THREE},
+)
+
+
+def apart(seed: int, num_workers: int, **settings: Any) -> Scenario:
+    """A swarm with keepers; whoever is junior to the first worker starts a second later."""
+    return Scenario(seed, num_workers, **{"rounds": ROUNDS, "rule": Follow(), **VARIANTS[0], **settings})
+
+
+def hardships(seed: int, num_workers: int) -> tuple[dict[str, Any], FaultTape]:
+    """5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
+    skews, peers = {1: 600.0, 2: -600.0}, [peer_id(number) for number in range(num_workers)]
+    machines = {
+        peer: Machine(skew_s=skews.get(number, 0.0), aside_s=0.01 * (seed % 2)) for number, peer in enumerate(peers)
+    }
+    plan = Plan(*FAULTS_S, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)
+    tape = FaultTape([*draw(seed, peers[:-1], plan), Start(9.0, peers[-1])])
+    return {"machines": machines, "latest": 1, "conditions": Conditions(jitter=0.3)}, tape
+
+
+def counted_twice(scenario: Counting, record: Record) -> list[str]:
+    """Steps that are in some final anchor more often than they were taken."""
+    found = []
+    for peer, outcome in record.outcomes.items():
+        for number, steps in enumerate(counted(outcome).amax(0).tolist()):
+            if steps > scenario.taken[number]:
+                found.append(f"{peer} has {steps} steps of worker {number}, which took {scenario.taken[number]}")
+    return found
+
+
+def best_of(record: Record) -> torch.Tensor:
+    """What the anchor contains that contains most."""
+    return max((counted(outcome) for outcome in record.outcomes.values()), key=lambda steps: float(steps.sum()))
+
+
+# -- what holds whatever happens --------------------------------------------------------------------------------------
+
+
+def assert_holds(seed: int) -> None:
+    num_workers = 5 + seed % 3
+    settings, tape = hardships(seed, num_workers)
+    scenario = apart(seed, num_workers, **VARIANTS[seed % len(VARIANTS)], **settings)
+    record = simulate(scenario, tape, until_s=3000.0)
+    violations = check_async(scenario, record, tolerance=TOLERANCE, max_spread=MAX_SPREAD)
+    assert not violations, f"seed {seed}: {violations}"
+    # A partition that found everybody it separates busy with something else has had no effect; all others must have.
+    assert len(tape.unfired()) <= 1, f"seed {seed}: {tape.unfired()} had no effect"
+
+
+def assert_counted_once(seed: int) -> None:
+    num_workers = 5 + seed % 3
+    settings, tape = hardships(seed, num_workers)
+    scenario = Counting(seed, num_workers, rounds=ROUNDS, **ADD_UP, **(THREE if seed % 2 else {}), **settings)
+    record = simulate(scenario, tape, until_s=3000.0)
+    assert not list(finish(scenario, record)), f"seed {seed}"
+    assert not counted_twice(scenario, record), f"seed {seed}"
+    # What is lost is what crashed with a worker, or was counted by a keeper that others had given up.
+    taken = sum(scenario.taken.values())
+    assert float(best_of(record).sum()) / 3 > 0.7 * taken, f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_survives_drawn_faults(seed: int) -> None:
+    assert_holds(seed)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_counted_twice_under_drawn_faults(seed: int) -> None:
+    assert_counted_once(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("first", range(0, 200, 20))
+def test_survives_two_hundred_seeds(first: int) -> None:
+    for seed in range(first, first + 20):
+        assert_holds(seed)
+        assert_counted_once(seed)
+
+
+# -- a keeper is lost -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{}, THREE])
+def test_a_keeper_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> None:
+    scenario = Counting(1, 5, rounds=25, **ADD_UP, **more)
+    tape = FaultTape([Crash(8.0, scenario.peers[0]), Crash(14.0, scenario.peers[1])])
+    record = simulate(scenario, tape, until_s=300.0)
+    assert tape.exhausted()
+    assert not counted_twice(scenario, record)
+    steps = best_of(record).amax(0).tolist()
+    for number in (2, 3, 4):
+        assert steps[number] == scenario.taken[number]
+        assert record.outcomes[scenario.peers[number]].done
+    for number in (0, 1):  # what was pushed before
+        assert scenario.taken[number] - 15 <= steps[number] <= scenario.taken[number]
+
+
+def test_a_keeper_that_was_stopped_finds_that_it_is_none_any_more() -> None:
+    scenario = Counting(1, 5, rounds=40, **ADD_UP)
+    first = scenario.peers[0]
+    tape = FaultTape([Pause(10.0, first, 15.0)])
+    record = simulate(scenario, tape, until_s=300.0)
+    assert tape.exhausted()
+    assert not counted_twice(scenario, record)
+    steps = best_of(record).amax(0).tolist()
+    # It counted what others pushed in the moment between waking and hearing of the new keeper, at most.
+    assert sum(steps) >= sum(scenario.taken.values()) - 5 * 20
+    assert all(record.outcomes[peer].done for peer in scenario.peers)
+
+
+def test_two_keepers_in_a_parted_network_become_one() -> None:
+    scenario = Counting(1, 6, rounds=40, **ADD_UP)
+    island = scenario.peers[4:]
+    tape = FaultTape([Partition(10.0, island, 12.0)])
+    record = simulate(scenario, tape, until_s=300.0)
+    assert tape.exhausted()
+    assert not counted_twice(scenario, record)
+    steps = best_of(record).amax(0).tolist()
+    for number in range(4):
+        assert steps[number] >= scenario.taken[number] - 20
+    for number in (4, 5):  # the island's keeper counted for itself while it was cut off, and for no longer
+        assert scenario.taken[number] - 170 <= steps[number] <= scenario.taken[number] - 80
+
+
+def test_lost_messages_lose_no_work() -> None:
+    scenario = Counting(3, 5, rounds=30, **ADD_UP)
+    tape = FaultTape([Loss(5.0, 0.1, 18.0)])
+    record = simulate(scenario, tape, until_s=300.0)
+    assert tape.exhausted()
+    assert not counted_twice(scenario, record)
+    assert best_of(record).amax(0).tolist() == [scenario.taken[number] for number in range(5)]
+
+
+# -- who is slow ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dylu", [False, True])
+def test_a_slow_worker_holds_nobody(dylu: bool) -> None:
+    keeping = Keeping(lr=0.7, momentum=0.5, dylu=dylu)
+    swarm = apart(1, 6, rounds=30, together=True, step_s=0.5, keeping=keeping)
+    with_it = simulate(Scenario(**{**vars_of(swarm), "paces": {5: 10.0}}))
+    slow, others = swarm.peers[-1], swarm.peers[:-1]
+    mixed = {
+        peer: [e for who, e in events(with_it) if who == peer and isinstance(e, RoundMixed)] for peer in swarm.peers
+    }
+    assert all(len(mixed[peer]) == 30 for peer in others)
+    assert with_it.ended_at_s < 30 * 5 * 1.1 + 60, "the slow one ends where the others do"
+    assert with_it.outcomes[slow].done
+    # Ten times as slow: it pushes as often with a tenth of the steps, or a tenth as often with all of them.
+    assert (len(mixed[slow]) >= 20) if dylu else (2 <= len(mixed[slow]) <= 5)
+    assert with_it.outcomes[slow].tokens < with_it.outcomes[others[0]].tokens / 5
+
+
+def vars_of(scenario: Scenario) -> dict[str, Any]:
+    return {name: getattr(scenario, name) for name in scenario.__dataclass_fields__}
+
+
+def test_same_seed_same_run() -> None:
+    def digest(seed: int) -> str:
+        settings, tape = hardships(seed, 5)
+        return simulate(apart(seed, 5, **settings), tape, until_s=3000.0).world.network.trace.digest()
+
+    assert digest(5) == digest(5)
+    assert digest(5) != digest(6)
+
+
+def test_drawn_faults_make_trouble() -> None:
+    """Else the checkers would pass on swarms that nothing ever happened to."""
+    settings, tape = hardships(1, 6)
+    record = simulate(apart(1, 6, **settings), tape, until_s=3000.0)
+    assert any(isinstance(event, RoundAborted) for _, event in events(record))
