@@ -2,7 +2,9 @@
 
 import re
 
-LEAST_BYTES_PER_S = 12_500.0
+#: A call that moves S bytes may take 5 s + S / 50 kB/s (``swarm.timing.Timing``), so with less than that values of more
+#: than some 80 kB never arrive, whatever the model. Who sends large ones to several workers at once needs more.
+LEAST_BYTES_PER_S = 50_000.0
 RATE = "a rate such as 20mbit or 2.5MB, in bytes per second if it is a number, or 0 for no limit"
 
 _BITS = {"kbit": 125.0, "mbit": 125e3, "gbit": 125e6}
@@ -37,8 +39,8 @@ def check(bytes_per_s: float) -> float:
         raise ValueError("it must not be negative; 0 stands for no limit")
     if 0 < bytes_per_s < LEAST_BYTES_PER_S:
         raise ValueError(
-            f"{show_rate(bytes_per_s)} is less than {show_rate(LEAST_BYTES_PER_S)}, below which signs of life and the "
-            "messages of a round come too late, and others take this worker for dead"
+            f"{show_rate(bytes_per_s)} is less than {show_rate(LEAST_BYTES_PER_S)}, below which the messages of "
+            "a round come too late, and others go on without this worker"
         )
     return bytes_per_s
 

@@ -115,7 +115,7 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["worker", "--new", "--overlap", "3"], "method.delay_steps is 3, which must be below", "", 3),
         (["local", "--mix", "2"], "method.mix_alpha = 2: must be a number, at least 0 and at most 1, or auto", "", 3),
         (["worker", "--join", "a:1", "--max-upload", "20"], 'worker.max_upload = "20": it has no unit', "", 3),
-        (["local", "--max-upload", "9kbit"], "9kbit is less than 100kbit", "", 3),
+        (["local", "--max-upload", "9kbit"], "9kbit is less than 400kbit", "", 3),
         (["status", ""], "The address is empty.", "variable", 2),
         (
             ["local", "--result", "4"],

@@ -27,7 +27,7 @@ def max_upload(text: str) -> float:
         ("300kB", 300_000),
         ("300KB", 300_000),
         ("1gbit", 125_000_000),
-        ("100kbit", 12_500),
+        ("400kbit", 50_000),
         ("0", 0),
         ("0mbit", 0),
     ],
@@ -62,8 +62,8 @@ def test_a_rate_is_shown_in_bits(bytes_per_s: float, shown: str) -> None:
         ("20Mb/s", "Mb is not a unit"),
         ("20furlong", "furlong is not a unit"),
         ("-5mbit", "it must not be negative; 0 stands for no limit"),
-        ("99kbit", "99kbit is less than 100kbit, below which signs of life"),
-        ("1kB", "8kbit is less than 100kbit"),
+        ("399kbit", "399kbit is less than 400kbit, below which the messages"),
+        ("1kB", "8kbit is less than 400kbit"),
     ],
 )
 def test_what_is_no_rate_is_refused_with_the_reason(text: str, match: str) -> None:
