@@ -177,12 +177,21 @@ class HivemindTransport:
                 status, reply = await self._handle(method, sender, request)
                 async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
                     await self._meter.write(writer, reply_head(status, len(reply)), reply)
+            await self._linger(reader, _GRACE_S)
 
     async def _refuse_unread(self, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Refuse, and keep the stream open until the caller has seen it: closing on unread bytes would reset it."""
         body = _cut(text)
         async with asyncio.timeout(_LINGER_S):
             await self._meter.write(writer, reply_head(Status.REFUSED, len(body)), body)
+        await self._linger(reader, _LINGER_S)
+
+    async def _linger(self, reader: asyncio.StreamReader, longest_s: float) -> None:
+        """Keep the stream open until the caller has what was written and closes it.
+
+        Closing may reset the stream, on unread bytes always and by a race in the daemons else: what has not been read
+        by then is lost, and with it a reply in some hundreds or thousands (on links with a latency, none on loopback).
+        """
+        async with asyncio.timeout(longest_s):
             while await reader.read(1 << 16):
                 pass
 

@@ -17,6 +17,7 @@ from decentral.adapters.hivemind_light import MSGPackSerializer, PeerID
 from decentral.adapters.identity import KeyIdentity
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
+from decentral.adapters.wire import request_head
 from decentral.errors import DecentralError, IdentityError, PortTakenError, UnreachableError, UsageError, WrongPeerError
 from decentral.types import PeerId
 
@@ -190,5 +191,27 @@ def test_a_worker_whose_clock_is_ten_minutes_behind_is_still_found(monkeypatch: 
         assert late.directory is not None
         assert await late.directory.publish("run", "late", b"x", ttl_s=60)
         assert await founder.directory.lookup("run") == {"late": b"x"}
+
+    run(scenario)
+
+
+def test_a_stream_is_the_callers_to_close_as_a_reply_that_it_has_not_read_would_be_lost() -> None:
+    async def scenario(nodes: Nodes) -> None:
+        server = await nodes.found()
+        caller = await nodes.join(server.addresses()[0])
+
+        async def echo(sender: PeerId, request: bytes) -> bytes:
+            return request
+
+        await server.transport.serve("echo", echo, max_request_bytes=10)
+        for request in (b"reply", b"much too long"):
+            reader, writer = await caller.daemon.open_stream(server.transport.peer_id, "/decentral/call/1")
+            writer.write(request_head("echo", len(request)) + request)
+            head = await reader.readexactly(9)
+            await reader.readexactly(int.from_bytes(head[1:], "big"))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await reader.read(1)
+            writer.close()
 
     run(scenario)
