@@ -3,6 +3,7 @@ r"""How the members' pseudo-gradients become one, and what each of them weighs. 
 Legend: S = values in a shard, T = values in one tensor of it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,6 +20,8 @@ Range = tuple[int, int]
 #: Below this norm the mean of directions is no direction. Of 4,096 orthogonal members, the most that a roll holds, it
 #: is 1/64; what is so much shorter is left over where members cancel, and the codecs' rounding is as large.
 _DEGENERATE = 1e-3
+#: What is shorter has no direction: its reciprocal is beyond float32.
+_ZERO = 1e-36
 #: Token rates are weighed in this unit, a power of two: a round of 10^12 tokens stays within what messages may hold.
 _RATE_UNIT = 2.0**20
 
@@ -87,13 +90,14 @@ def radial_directional(mean_T: Tensor, shares: Sequence[float], values: Sequence
     for share, values_T in zip(shares, values, strict=True):
         norm = _norm(values_T)
         radius += share * norm
-        if norm > 0:
-            direction_T.add_(values_T / norm, alpha=share)
+        if norm > _ZERO:
+            direction_T.add_(values_T, alpha=share / norm)
     length = _norm(direction_T)
     if length >= _DEGENERATE:
         torch.mul(direction_T, radius / length, out=mean_T)
 
 
 def _norm(values_T: Tensor) -> float:
-    """In float64: the squares of large float32 values are beyond float32."""
-    return float(torch.linalg.vector_norm(values_T, dtype=torch.float64))
+    norm = float(torch.linalg.vector_norm(values_T))
+    # The squares of float32 values may be beyond float32; in float64 it takes several times as long.
+    return norm if 0 < norm < math.inf else float(torch.linalg.vector_norm(values_T, dtype=torch.float64))
