@@ -85,7 +85,7 @@ class HivemindTransport:
         return self._peer_id
 
     def traffic(self) -> Traffic:
-        """Bytes of requests and replies with our framing (``wire``); libp2p and TCP add 0.3 % to large ones."""
+        """Bytes of requests and replies with our framing (``wire``); what a link carries is 4 % more."""
         return Traffic(self._meter.sent_bytes, self._meter.received_bytes)
 
     async def call(self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int) -> bytes:

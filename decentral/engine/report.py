@@ -49,12 +49,11 @@ class Report:
         verdict: Verdict,
         applied: Applied,
         *,
-        held: Held | None = None,
-        delay_steps: int = 0,
+        held: Held,
+        delay_steps: int,
         excuse: str,
     ) -> None:
         """A round has ended with a result, which was applied ``delay_steps`` inner steps after its launch."""
-        held = held or Held(verdict.waiting_s, verdict.transfer_s)
         counted = self._transport.peer_id in mixed.members
         if not excuse:
             self._meter.explain("" if counted else "the round was closed before our part arrived")
@@ -82,9 +81,8 @@ class Report:
         )
         self._ended(key, verdict, held, counted=counted)
 
-    def aborted(self, key: SyncKey, aborted: Aborted, verdict: Verdict, *, held: Held | None = None) -> None:
+    def aborted(self, key: SyncKey, aborted: Aborted, verdict: Verdict, *, held: Held) -> None:
         """A round has ended without a result."""
-        held = held or Held(verdict.waiting_s, verdict.transfer_s)
         self._journal.record(
             RoundAborted(
                 round=key.round,

@@ -109,3 +109,24 @@ def test_any_number_of_peers_fits_into_a_record() -> None:
     for text in (figures(meter).partners, figures(meter).avoids):
         assert 100 < len(text) <= 200
         assert set(text.split(",")) <= {peer[-6:] for peer in many}
+
+
+def test_peaks_are_those_of_windows_of_a_second_at_least_and_totals_the_last() -> None:
+    meter = Meter(1, "", "")
+    # Before the first reading nothing is known of when; the burst within a second is averaged over its window.
+    for now, sent in ((50.0, 10_000), (50.5, 10_900), (51.0, 11_000), (53.0, 15_000), (53.2, 15_900), (54.0, 16_000)):
+        meter.moved(now, sent_bytes=sent, received_bytes=3 * sent)
+    seen = meter.metrics(54.0)
+    assert (seen.peak_sent_bytes_per_s, seen.peak_received_bytes_per_s) == (2000.0, 6000.0)
+    assert (seen.sent_bytes, seen.received_bytes) == (16_000, 48_000)
+
+
+def test_the_pace_is_that_of_now_and_no_time_passes_before_training() -> None:
+    meter = Meter(1, "", "")
+    first = meter.metrics(70.0)
+    assert (first.delay_steps, first.num_groups, first.wall_s) == (0, 1, 0.0)
+    meter.start(70.0)
+    meter.paced(5, 3)
+    meter.paced(7, 2)
+    seen = meter.metrics(75.0)
+    assert (seen.delay_steps, seen.num_groups, seen.wall_s) == (7, 2, 5.0)
