@@ -7,7 +7,7 @@ result does to the local parameters, and when, is up to the worker.
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from decentral.engine.membership import Membership
 from decentral.engine.replica import Applied, Replica, Taken
@@ -77,18 +77,19 @@ class Flights:
         """The flight of a fragment, if it is on its way."""
         return self._flights.get(fragment)
 
-    async def launch(self, key: SyncKey, step: int, share: float) -> None:
+    async def launch(self, key: SyncKey, step: int, share: float, slack_s: float) -> None:
         """Cut the fragment out of the parameters and send it on its way.
 
         Args:
             key: of the sync.
             step: inner steps taken so far.
             share: see ``Replica.take``.
+            slack_s: see ``Contribution``.
         """
         began = self._clock.monotonic()
         taken = await self._clock.run(lambda: self._replica.take(key, share))
         launched_at = self._clock.monotonic()
-        task = asyncio.create_task(self._fly(key, taken, launched_at))
+        task = asyncio.create_task(self._fly(key, taken, launched_at, slack_s))
         self._flights[key.fragment] = Flight(key, step, launched_at - began, task)
 
     async def fetch(self, flight: Flight) -> Landing:
@@ -111,13 +112,13 @@ class Flights:
             task.cancel()
         return tasks
 
-    async def _fly(self, key: SyncKey, taken: Taken, launched_at: float) -> Landing:
+    async def _fly(self, key: SyncKey, taken: Taken, launched_at: float, slack_s: float) -> Landing:
         """Bring, mix, take the outer step."""
         mine = await self._clock.run_aside(lambda: self._replica.bring(key, taken))
         if self._replica.is_spoilt(mine):
             await self._clock.run(self._replica.reset)
         await self._membership.catch_up()
-        verdict = await self._exchange.mix(key, mine)
+        verdict = await self._exchange.mix(key, replace(mine, slack_s=slack_s))
         applied, mixed = None, verdict.outcome
         if isinstance(mixed, Mixed):
             sent_N = verdict.sent_N if self._me in mixed.members else None

@@ -71,6 +71,11 @@ class RunOptions:
     """Validate the anchor after every so many rounds (0: never)."""
     timing: Timing = field(default_factory=Timing)
 
+    @property
+    def runs_free(self) -> bool:
+        """Whether every worker has rounds and anchors of its own: nobody waits for a slow one, none can be repaired."""
+        return self.pairing is not None or self.keeping is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

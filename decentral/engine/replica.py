@@ -18,6 +18,7 @@ from torch import Tensor
 
 from decentral.codecs.feedback import Feedback, Sent
 from decentral.exchange.api import Contribution
+from decentral.exchange.merge import WeightBy, weight_of
 from decentral.outer.blend import blend, rebase
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
@@ -107,10 +108,18 @@ class Replica:
         feedback: what becomes of the codec's error.
         onward: how local parameters go on from an outer step.
         me: this worker, whom an outer state may count.
+        weight_by: what a contribution weighs.
     """
 
     def __init__(
-        self, trainer: Trainer, layout: Layout, rule: OuterRule, feedback: Feedback, onward: Continuation, me: PeerId
+        self,
+        trainer: Trainer,
+        layout: Layout,
+        rule: OuterRule,
+        feedback: Feedback,
+        onward: Continuation,
+        me: PeerId,
+        weight_by: WeightBy = "tokens",
     ) -> None:
         self._trainer = trainer
         self._layout = layout
@@ -118,6 +127,7 @@ class Replica:
         self._feedback = feedback
         self._onward = onward
         self._me = me
+        self._weight_by = weight_by
         self._staging = Staging(layout, next(iter(trainer.parameters().values())).device)
         self.rounds_diverged = 0
         """Launches in a row at which the parameters were not finite."""
@@ -217,7 +227,7 @@ class Replica:
         brought = self._feedback.bring(key.fragment, delta_N)
         mine = Contribution(
             brought.values_N,
-            self._feedback.weight(taken.tokens),
+            self._feedback.weight(weight_of(taken.tokens, taken.steps, self._weight_by)),
             state.digest,
             state.outer.num_steps,
             brought.relative_N,
@@ -254,7 +264,7 @@ class Replica:
             pending.steps += launched.steps
             self._launched[fragment] = _Pending()
         ahead = self._ahead.get(fragment)
-        if ahead is None:  # the work is still in the parameters
+        if ahead is None or spans == ():  # the work is still in the parameters, or all of it was counted
             return
         uncounted_N = ahead.delta_N
         if spans is not None:

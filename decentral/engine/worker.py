@@ -17,8 +17,9 @@ longer than others so that the algorithm stands in one place.
 
 import asyncio
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -31,16 +32,16 @@ from decentral.engine.mixing import make_exchange
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
+from decentral.engine.timetable import Timetable
 from decentral.errors import DivergedError, UnreachableError
 from decentral.exchange.api import Aborted, Reason
 from decentral.monitor.events import Joined, Repaired, SatOut, Stopped, StretchDone, Validated
 from decentral.outer.rule import Mixed
 from decentral.ports.trainer import StepReport
-from decentral.schedule.pacing import Pacing
 from decentral.state.download import Donor, Download, Downloader
 from decentral.state.snapshot import Snapshot
 from decentral.swarm.matching import evaluator, middle_round
-from decentral.swarm.presence import Metrics, Presence, State
+from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
 
@@ -96,7 +97,7 @@ class Worker:
         numels = tuple(layout.numel(fragment) for fragment in range(layout.num_fragments))
         me, feedback = parts.transport.peer_id, options.feedback(layout.num_fragments)
         onward = Continuation(options.mix_alpha, options.eager)
-        self._replica = Replica(parts.trainer, layout, options.rule, feedback, onward, me)
+        self._replica = Replica(parts.trainer, layout, options.rule, feedback, onward, me, options.weight_by)
         self._meter = Meter(layout.total_numel, __version__, parts.device)
         self.membership = Membership(
             Presence(me, options.run_id, 0, State.JOINING, 0, 0, ""),
@@ -123,9 +124,7 @@ class Worker:
         num_buffers = options.rule.num_buffers
         self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
         self._flights = Flights(self._replica, self._exchange, self.membership, parts.clock, me)
-        self._plan = options.plan
-        self._pacing = Pacing(options.plan.inner_steps, options.plan.num_fragments)
-        self._numels = numels
+        self._timetable = Timetable(options, numels, self._exchange.progress, self._flights)
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
         self._donor_step = 0
@@ -190,7 +189,7 @@ class Worker:
                     if work.done():
                         work.result()
                 self.membership.check_single()
-                await self._train_to(self._next_event(), stop)
+                await self._train_to(self._timetable.next_event(self._step), stop)
                 if not stop.is_set():
                     await self._sync(stop)
             await self._come_to_rest(stop)
@@ -229,43 +228,12 @@ class Worker:
         until = self._clock.monotonic() + _LINGER_S
         await self.membership.announce()
         while self._clock.monotonic() < until and not stop.is_set():
-            if not self.membership.roster.active(self._clock.monotonic()):
+            live = self.membership.roster.live(self._clock.monotonic())
+            if all(presence.state in (State.DONE, State.LEAVING) for presence in live):
                 return
             await asyncio.sleep(self._options.timing.beat_s / 4)
 
     # -- inner steps --------------------------------------------------------------------------------------------------
-
-    def _next_event(self) -> int:
-        """Inner steps taken when next something is to be launched or to land."""
-        last = self._plan.step_of_round(self._options.rounds)
-        events = [last]
-        for fragment in range(self._plan.num_fragments):
-            flight = self._flights.get(fragment)
-            events.append(self._next_launch(fragment))
-            if flight is not None:
-                due = self._landing_step(flight)
-                events.append(due if due > self._step or flight.landed else self._step + 1)
-        return min(events)
-
-    def _next_launch(self, fragment: int) -> int:
-        """Inner steps taken at the next launch of a fragment, one that is not on its way already."""
-        round_ = min(self._round_to_launch(fragment), self._options.rounds)
-        return self._plan.launch_step(SyncKey(round_, fragment))
-
-    def _round_to_launch(self, fragment: int) -> int:
-        """The next round that a fragment is launched for."""
-        flight = self._flights.get(fragment)
-        return self._exchange.progress.next_round(fragment) if flight is None else flight.key.round + 1
-
-    def _landing_step(self, flight: Flight) -> int:
-        """Inner steps taken when a flight is to land, if it has come by then."""
-        return flight.step + self._delay_steps()
-
-    def _delay_steps(self) -> int:
-        """Inner steps between launch and landing."""
-        if self._options.eager is not None:
-            return self._plan.inner_steps
-        return self._pacing.delay_steps if self._options.auto_delay else self._plan.delay_steps
 
     async def _train_to(self, step: int, stop: asyncio.Event) -> None:
         """Inner steps up to global step ``step``, in chunks."""
@@ -278,7 +246,7 @@ class Worker:
             self._step += count
             if seconds > 0:
                 self._step_s = seconds / count
-                self._pacing.stepped(self._step_s)
+                self._timetable.stepped(self._step_s)
                 self._chunk_steps = max(1, int(_CHUNK_S * count / seconds))
             self._stretch.add(report, count, seconds)
             members = len(self.membership.roster.active(self._clock.monotonic()))
@@ -288,63 +256,46 @@ class Worker:
         """The inner steps since the last launch are one event of the journal, and tell the pace."""
         stretch, self._stretch = self._stretch, _Stretch()
         if stretch.steps:
-            self._pace_s = stretch.seconds * self._plan.inner_steps / stretch.steps
+            self._pace_s = stretch.seconds * self._timetable.plan.inner_steps / stretch.steps
             self._journal.record(StretchDone(self._round(), self._step, stretch.tokens, stretch.loss, stretch.seconds))
 
     # -- outer rounds -------------------------------------------------------------------------------------------------
 
     async def _sync(self, stop: asyncio.Event) -> None:
-        """What is due at this step: landings that a launch waits for, launches, other landings."""
-        over = self._step >= self._plan.step_of_round(self._options.rounds)
-        for flight in self._flights:
-            if over or self._next_launch(flight.key.fragment) <= self._step:
-                await self._land(flight, stop)
+        """What is due at this step: landings that cannot be put off, launches, other landings."""
+        for flight in self._timetable.to_wait_for(self._step):
+            await self._land(flight, stop)
         if stop.is_set():
             return
-        due = [f for f in range(self._plan.num_fragments) if self._flights.get(f) is None and self._is_due(f)]
+        due = self._timetable.to_launch(self._step)
         if due:
             self._end_stretch()
-        for fragment in sorted(due, key=self._next_launch):
-            key = SyncKey(self._exchange.progress.next_round(fragment), fragment)
-            await self._flights.launch(key, self._step, self._share(fragment))
+        for key in due:
+            slack_s = self._timetable.delay_steps * self._step_s
+            await self._flights.launch(key, self._step, self._share(key.fragment), slack_s)
         if due:
-            self._follow_the_link()
-            self._catch_up()
-        for flight in self._flights:
-            if self._landing_step(flight) <= self._step and (flight.landed or not self._delay_steps()):
-                await self._land(flight, stop)
-
-    def _is_due(self, fragment: int) -> bool:
-        """Whether a fragment is to be launched now."""
-        rounds = self._exchange.progress.next_round(fragment)
-        return rounds < self._options.rounds and self._next_launch(fragment) <= self._step
+            others = self._others()
+            self._report.paced(self._timetable.delay_steps, self._timetable.follow_the_link(others))
+            paces_s = [presence.round_s for presence in others]
+            self._step = self._timetable.skip_to(self._step, self._donor_step, self._pace_s, paces_s)
+        for flight in self._timetable.to_land(self._step):
+            await self._land(flight, stop)
 
     def _share(self, fragment: int) -> float:
         """Of this worker in the next mean, as the last one was."""
-        active = len(self.membership.roster.active(self._clock.monotonic()))
-        return 1 / (self._num_members[fragment] or max(1, active))
+        return 1 / (self._num_members[fragment] or 1 + len(self._others()))
 
-    def _catch_up(self) -> None:
-        """A newcomer that has launched what its donor had on its way goes on at the donor's step.
+    def _go_to_the_front(self) -> None:
+        """A round was over before this worker came to it: it goes on where most others are, with the work it has.
 
-        Else it would be late with every launch from now on, and the others would have to wait.
+        What it missed on the way there it gets without waiting. Work that fills a round already enters the next one
+        that is open, and is not kept waiting for more.
         """
-        behind = min(self._next_launch(fragment) for fragment in range(self._plan.num_fragments)) - 1
-        self._step = max(self._step, min(self._donor_step, behind))
-
-    def _follow_the_link(self) -> None:
-        """Launch as many fragments together, and leave them as much time, as links and steps ask for."""
-        options, present = self._options, self._plan.num_groups
-        wanted = self._pacing.num_groups(present) if options.auto_groups else present
-        self._report.paced(self._delay_steps(), wanted)
-        rounds = {self._round_to_launch(fragment) for fragment in range(self._plan.num_fragments)}
-        if not options.auto_groups or len(rounds) > 1:  # some of this round are still to be launched
-            return
-        # The slowest link decides. Whoever has not heard of it yet launches at other steps for a round: no harm.
-        active = self.membership.roster.active(self._clock.monotonic())
-        asked = max([wanted, *(p.metrics.num_groups for p in active if p.peer != self._parts.transport.peer_id)])
-        most = self._plan.inner_steps // (self._plan.delay_steps + 1)
-        self._plan = replace(self._plan, num_groups=max(1, min(asked, most, self._plan.num_fragments)))
+        steps = [presence.metrics.step for presence in self._others()]
+        front = statistics.median_low(steps) if steps else 0
+        if self._replica.pending_steps >= self._timetable.plan.inner_steps:
+            front = max(front, self._timetable.next_launches - 1)
+        self._step = max(self._step, min(front, self._timetable.last_step))
 
     def _sit_out(self, key: SyncKey, reason: str) -> None:
         """Nothing to give: listen in this round; give up after several without anything finite."""
@@ -392,7 +343,9 @@ class Worker:
             counted = self._parts.transport.peer_id in outcome.members
             self._replica.give_back(key, outcome.missed if counted else None)
             self._num_members[key.fragment] = len(outcome.members)
-            self._paced(flight, landing)
+            if not counted and not self._options.runs_free:
+                self._go_to_the_front()
+            self._timetable.landed(key.fragment, landing)
             held = self._held(flight, landing, waited_s, self._clock.monotonic() - began)
             delay_steps = self._step - flight.step
             self._report.mixed(
@@ -425,19 +378,9 @@ class Worker:
         moving_s = min(waited_s, landing.verdict.transfer_s)
         return Held(waited_s - moving_s, flight.held_s + taken_s - waited_s + moving_s)
 
-    def _paced(self, flight: Flight, landing: Landing) -> None:
-        """What a flight tells of the link."""
-        together = [n for f, n in enumerate(self._numels) if self._plan.is_together(f, flight.key.fragment)]
-        self._pacing.landed(
-            landing.duration_s,
-            waiting_s=landing.verdict.waiting_s,
-            transfer_s=landing.verdict.transfer_s,
-            share=sum(together) / sum(self._numels),
-        )
-
     def _show_anchors(self) -> None:
         """Tell the exchange of new anchors."""
-        for fragment in range(self._plan.num_fragments):
+        for fragment in range(self._timetable.plan.num_fragments):
             held = self._replica.anchor(fragment)
             if held is not None:
                 self._exchange.adopted(fragment, *held)
@@ -448,28 +391,28 @@ class Worker:
         self._report.pulled(SyncKey(self._round(), fragment), partner, spread)
 
     def _keep_up(self) -> None:
-        """In gossip nobody waits for a slow worker; it goes on where the others are by now.
+        """In gossip, and without rounds, nobody waits for a slow worker; it goes on where the others are by now.
 
         So its learning rate is theirs, and the run ends for it as well. A round behind is nothing: records travel.
         """
         rounds = set(self._exchange.progress.rounds())
-        if self._options.pairing is None or self._flights or len(rounds) > 1:
+        if not self._options.runs_free or self._flights or len(rounds) > 1:
             return
         runners = self.membership.roster.runners(self._clock.monotonic())
         if not runners:  # stopped in the middle of a sync: all look dead, itself included, until they are asked
             return
         middle = middle_round(runners)
         if middle > min(rounds) + 1:
-            self._exchange.progress.resume([middle] * self._plan.num_fragments)
+            self._exchange.progress.resume([middle] * self._timetable.plan.num_fragments)
             self._replica.jump(middle)
-            self._step = self._plan.step_of_round(middle)
+            self._step = self._timetable.plan.step_of_round(middle)
 
     def _get_in_step(self, nearest_s: float) -> None:
         """In gossip, a worker that always is ready when nobody else is makes one stretch shorter, and meets them then.
 
         With several fragments it would jump over events of the plan: those meet somebody sooner or later.
         """
-        plan = self._plan
+        plan = self._timetable.plan
         if math.isnan(nearest_s) or self._step_s <= 0 or plan.num_fragments > 1 or self._flights:
             return
         start = plan.launch_step(SyncKey(self._round(), 0)) - max(1, round(nearest_s / self._step_s))
@@ -478,18 +421,18 @@ class Worker:
     def _until_launch_s(self, fragment: int) -> float:
         """Seconds of inner steps before the next sync of a fragment, as the last steps tell."""
         key = SyncKey(self._exchange.progress.next_round(fragment), fragment)
-        steps = self._plan.launch_step(key) - self._step
+        steps = self._timetable.plan.launch_step(key) - self._step
         return max(0.0, steps * self._step_s - (self._clock.monotonic() - self._stepped_at))
 
     async def _validate(self, key: SyncKey, mixed: Mixed) -> None:
         """One member validates the anchor now and then."""
         every = self._options.eval_every_rounds
-        last_fragment = key.fragment == self._plan.num_fragments - 1
+        last_fragment = key.fragment == self._timetable.plan.num_fragments - 1
         if not every or not last_fragment or (key.round + 1) % every:
             return
         # Groups of a gossip are many, and each would pay; who is done has been here.
         runners = self.membership.roster.runners(self._clock.monotonic())
-        members = mixed.members if self._options.pairing is None else tuple([p.peer for p in runners])
+        members = tuple([p.peer for p in runners]) if self._options.runs_free else mixed.members
         if members and evaluator(members, key) == self._parts.transport.peer_id:
             val_loss = await self._clock.run(self._replica.validate)
             self._meter.validated(key.round + 1, val_loss)
@@ -522,7 +465,7 @@ class Worker:
 
     async def _adopt(self, download: Download) -> None:
         """Go on from a downloaded state, where its donor is."""
-        snapshot, plan = download.snapshot, self._plan
+        snapshot, plan = download.snapshot, self._timetable.plan
         await self._clock.run(lambda: self._replica.adopt(snapshot))
         self._exchange.progress.resume(snapshot.rounds)
         self._show_anchors()
@@ -546,10 +489,13 @@ class Worker:
 
     def _donors(self, first: Sequence[PeerId]) -> list[PeerId]:
         """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
-        me = self._parts.transport.peer_id
-        active = sorted(self.membership.roster.active(self._clock.monotonic()), key=lambda p: -p.round)
-        others = [p.peer for p in active if p.peer != me and p.peer not in first]
-        return [*first, *others][:8]
+        furthest = sorted(self._others(), key=lambda presence: -presence.round)
+        return [*first, *(presence.peer for presence in furthest if presence.peer not in first)][:8]
+
+    def _others(self) -> list[Presence]:
+        """Records of the other members."""
+        active = self.membership.roster.active(self._clock.monotonic())
+        return [presence for presence in active if presence.peer != self._parts.transport.peer_id]
 
     def _snapshot(self) -> Snapshot | None:
         return self._replica.snapshot(self._step) if self._replica.has_state else None
@@ -559,9 +505,17 @@ class Worker:
         return min(self._exchange.progress.rounds())
 
     def _tell(self, state: State) -> None:
-        """Bring the own record up to date."""
-        # In gossip there is nothing to agree on.
-        digest = self._replica.digest_of(self._round()) if self._options.pairing is None else ""
+        """Bring the own record up to date.
+
+        Who is rounds behind is no member until it has caught up: three newcomers would be the majority that holds
+        another anchor than the worker they have it from.
+        """
+        if state in ACTIVE and not self._options.runs_free:
+            others = self._others()
+            if others and self._round() < min(middle_round(others), self._options.rounds) - 1:
+                state = State.CATCHING_UP
+        # Where everybody has an anchor of its own there is nothing to agree on.
+        digest = "" if self._options.runs_free else self._replica.digest_of(self._round())
         self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s)
 
     def _metrics(self) -> Metrics:

@@ -52,6 +52,8 @@ HELD = "held"
 _MAX_ASKED_AT_ONCE = 8
 #: So many are asked for a mean that this member was not there for, before it repairs.
 _MAX_DONORS = 3
+#: For members that missed rounds: as much as anchor and momentum take.
+_ANSWERS_BYTES_PER_VALUE = 8
 #: A chair that others can reach and we cannot is tried so often.
 _MAX_RETRIES = 3
 
@@ -107,7 +109,7 @@ class AllReduce(Exchange):
         self._roster = roster
         self._wire = wire
         self._timing = timing
-        self._answers = Answers(len(wire.numels))
+        self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._chair = Chair(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
 
@@ -139,6 +141,7 @@ class AllReduce(Exchange):
                 absent=called.roll.absent + late,
                 waiting_s=called_at - began,
                 transfer_s=self._clock.monotonic() - called_at,
+                late=called.missed is not None,
             )
         finally:
             del self.progress.rolls[key]
@@ -254,10 +257,11 @@ class AllReduce(Exchange):
     ) -> tuple[Mixed | Aborted, Tensor | None, tuple[tuple[PeerId, str], ...]]:
         """All shards, or nothing; what of ours was sent; who brought nothing.
 
-        Alone, what we bring is the mean, and no codec spoils it.
+        Alone, what we bring is the mean, and no codec spoils it; unless somebody is on its way to join, who will want
+        to catch up with our rounds.
         """
         members, me = called.roll.members, self._transport.peer_id
-        if members == (me,) and mine.weight:
+        if members == (me,) and mine.weight and len(self._roster.live(self._clock.monotonic())) == 1:
             return Mixed(mine.delta_N, members), mine.delta_N, ()
         relative = bool(mine.counted) and members == mine.counted
         values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
@@ -321,7 +325,8 @@ class AllReduce(Exchange):
         """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""
         listening = pack_shard(Shard(called.packed, part.index, 0.0, b""))
         request = ours or listening
-        timeout_s = self._timing.call_timeout_s(len(request) + limit)
+        # Fragments that are on their way together share the line.
+        timeout_s = self._timing.call_timeout_s((len(request) + limit) * max(1, len(self.progress.rolls)))
         began = heard_at = self._clock.monotonic()
         while (now := self._clock.monotonic()) - began < 2 * self._timing.transfer_timeout_s:
             try:

@@ -9,8 +9,10 @@ atomic commitment; Bernstein, Hadzilacos and Goodman 1987, section 7.4).
 
 from collections import OrderedDict
 
-#: Rounds whose rolls are remembered. Members ask within the round, those whom it was called without soon after.
-KEPT_ROUNDS = 3
+#: Rounds whose rolls are remembered at least: members ask within the round.
+_MIN_ROUNDS = 3
+#: And at most: those whom a round was called without, and newcomers whose download took several, ask later.
+MAX_ROUNDS = 64
 
 
 class Answers:
@@ -18,16 +20,20 @@ class Answers:
 
     Args:
         num_fragments: P, of each of which a round may be under way.
+        budget_bytes: rounds beyond the least are kept as long as all answers together are no longer than this.
     """
 
-    def __init__(self, num_fragments: int = 1) -> None:
-        self._max_rolls = KEPT_ROUNDS * num_fragments
+    def __init__(self, num_fragments: int = 1, budget_bytes: int = 0) -> None:
+        self._min_rolls, self._max_rolls = _MIN_ROUNDS * num_fragments, MAX_ROUNDS * num_fragments
+        self._budget_bytes = budget_bytes
+        self._size_bytes = 0
         self._rolls: OrderedDict[bytes, dict[int, bytes | None]] = OrderedDict()
 
     def accept(self, roll: bytes, index: int, answer: bytes) -> bool:
         """Keep the reducer's answer unless it was forsworn; returns whether it may be used."""
-        known = self._of(roll)
-        return known.setdefault(index, answer) is not None
+        if index not in self._of(roll):
+            self.adopt(roll, index, answer)
+        return not self.forsworn(roll, index)
 
     def get(self, roll: bytes, index: int) -> bytes | None:
         """The answer if this worker has it."""
@@ -39,7 +45,9 @@ class Answers:
 
     def adopt(self, roll: bytes, index: int, answer: bytes) -> None:
         """Keep an answer that another member handed over: it exists, so everybody may have it."""
+        self._size_bytes += len(answer) - len(self._of(roll).get(index) or b"")
         self._of(roll)[index] = answer
+        self._drop_oldest()
 
     def forsworn(self, roll: bytes, index: int) -> bool:
         """Whether the answer may not be used any more."""
@@ -48,6 +56,13 @@ class Answers:
     def _of(self, roll: bytes) -> dict[int, bytes | None]:
         known = self._rolls.setdefault(roll, {})
         self._rolls.move_to_end(roll)
-        while len(self._rolls) > self._max_rolls:
-            self._rolls.popitem(last=False)
+        self._drop_oldest()
         return known
+
+    def _drop_oldest(self) -> None:
+        """Forget the rolls that nobody has asked about for longest."""
+        while len(self._rolls) > self._min_rolls and (
+            self._size_bytes > self._budget_bytes or len(self._rolls) > self._max_rolls
+        ):
+            _, dropped = self._rolls.popitem(last=False)
+            self._size_bytes -= sum(len(answer) for answer in dropped.values() if answer)

@@ -5,7 +5,7 @@ import contextlib
 from collections import OrderedDict
 
 from decentral.errors import TransportError
-from decentral.exchange.answers import KEPT_ROUNDS
+from decentral.exchange.answers import MAX_ROUNDS
 from decentral.exchange.messages import (
     MAX_CONVENE_BYTES,
     Answer,
@@ -26,7 +26,6 @@ from decentral.types import PeerId, SyncKey
 
 CONVENE = "convene"
 PING = "ping"
-_MIN_SESSIONS = 16
 _MAX_LEAD_ROUNDS = 1 << 20
 _TICK_S = 0.25
 _PING_S = 1.5
@@ -85,7 +84,7 @@ class Chair:
         self._progress = progress
         self._timing = timing
         self._quorum = quorum
-        self._max_sessions = max(_MIN_SESSIONS, KEPT_ROUNDS * progress.num_fragments)
+        self._max_sessions = MAX_ROUNDS * progress.num_fragments
         self._sessions: OrderedDict[SyncKey, _Session] = OrderedDict()
         self._serial = 0
         self._outlook = Outlook((), timing)
@@ -157,9 +156,9 @@ class Chair:
         return self._late(session, roll, message) if session is not None and roll is not None else None
 
     def _behind(self, message: Convene, session: _Session | None, source: PeerId) -> ConveneReply:
-        """The round is over. With a quorum that is nothing unusual: with the roll the caller can get what it missed."""
+        """The round is over; with its roll the caller can get what it missed, if it holds the anchor from before it."""
         roll = session.call.roll if session is not None else None
-        if session is None or roll is None or self._quorum is None or message.base != roll.base:
+        if session is None or roll is None or message.base != roll.base:
             return ConveneReply(Answer.BEHIND, source=source)
         return ConveneReply(Answer.BEHIND, session.packed, source)
 

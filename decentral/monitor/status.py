@@ -220,6 +220,7 @@ def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, earlies
 #: Reasons that need no look.
 _CALM = {
     State.JOINING: "downloads the current weights",
+    State.CATCHING_UP: "catches up with the rounds that it was not there for",
     State.LEAVING: "has left",
     State.DONE: "has finished the run",
 }

@@ -31,6 +31,8 @@ class State(StrEnum):
 
     JOINING = "joining"
     """Downloads the current weights; not a member yet."""
+    CATCHING_UP = "catching up"
+    """Has the weights of an earlier round and gets what the swarm has agreed on since; not waited for."""
     TRAINING = "training"
     """Takes inner steps."""
     SYNCING = "syncing"

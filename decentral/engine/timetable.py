@@ -1,0 +1,136 @@
+"""When what is due: which fragments to launch after an inner step, and which of those on their way to take in.
+
+Steps come from the plan and from how far this worker is; with ``auto`` they follow what links and steps take.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from decentral.engine.flights import Flight, Flights, Landing
+from decentral.engine.options import RunOptions
+from decentral.exchange.progress import Progress
+from decentral.schedule.dylu import local_steps
+from decentral.schedule.pacing import Pacing
+from decentral.swarm.presence import Presence
+from decentral.types import SyncKey
+
+
+class Timetable:
+    """Due dates in inner steps.
+
+    Args:
+        options: equal on all workers.
+        numels: values in each fragment.
+        progress: the next round of every fragment that is not on its way.
+        flights: those on their way.
+    """
+
+    def __init__(self, options: RunOptions, numels: Sequence[int], progress: Progress, flights: Flights) -> None:
+        self.plan = options.plan
+        self._options = options
+        self._numels = numels
+        self._progress = progress
+        self._flights = flights
+        self._pacing = Pacing(options.plan.inner_steps, options.plan.num_fragments)
+
+    @property
+    def last_step(self) -> int:
+        """Inner steps of the whole run."""
+        return self.plan.step_of_round(self._options.rounds)
+
+    @property
+    def delay_steps(self) -> int:
+        """Inner steps between a launch and the landing, if the result has come by then."""
+        if self._options.eager is not None:
+            return self.plan.inner_steps
+        return self._pacing.delay_steps if self._options.auto_delay else self.plan.delay_steps
+
+    def stepped(self, step_s: float) -> None:
+        """Inner steps take so many seconds now."""
+        self._pacing.stepped(step_s)
+
+    def landed(self, fragment: int, landing: Landing) -> None:
+        """What a flight with a result tells of the link."""
+        together = [numel for f, numel in enumerate(self._numels) if self.plan.is_together(f, fragment)]
+        self._pacing.landed(
+            landing.duration_s,
+            waiting_s=landing.verdict.waiting_s,
+            transfer_s=landing.verdict.transfer_s,
+            share=sum(together) / sum(self._numels),
+        )
+
+    def next_event(self, step: int) -> int:
+        """Inner steps taken when next something is due, as things stand after ``step`` of them."""
+        events = [self.last_step, self.next_launches]
+        for flight in self._flights:
+            due = self._landing_step(flight)
+            # What is late is looked for after every step.
+            events.append(due if due > step or flight.landed else step + 1)
+        return min(events)
+
+    @property
+    def next_launches(self) -> int:
+        """Inner steps taken when next something is launched."""
+        return min(map(self.next_launch, range(self.plan.num_fragments)))
+
+    def next_launch(self, fragment: int) -> int:
+        """Inner steps taken at the next launch of a fragment, after the one on its way if there is one."""
+        round_ = min(self._round_to_launch(fragment), self._options.rounds)
+        return self.plan.launch_step(SyncKey(round_, fragment))
+
+    def to_launch(self, step: int) -> list[SyncKey]:
+        """What to launch after ``step`` inner steps, in order."""
+        due = [
+            fragment
+            for fragment in range(self.plan.num_fragments)
+            if self._flights.get(fragment) is None
+            and self._progress.next_round(fragment) < self._options.rounds
+            and self.next_launch(fragment) <= step
+        ]
+        return [SyncKey(self._progress.next_round(f), f) for f in sorted(due, key=self.next_launch)]
+
+    def to_wait_for(self, step: int) -> list[Flight]:
+        """What must have landed before anything else is done: its next launch is due, or the last step is taken."""
+        over = step >= self.last_step
+        return [flight for flight in self._flights if over or self.next_launch(flight.key.fragment) <= step]
+
+    def to_land(self, step: int) -> list[Flight]:
+        """What is due and there; without overlap, what was just launched."""
+        due = [flight for flight in self._flights if self._landing_step(flight) <= step]
+        return [flight for flight in due if flight.landed or not self.delay_steps]
+
+    def follow_the_link(self, others: Iterable[Presence]) -> int:
+        """Launch as many fragments together as the slowest link asks for; returns how many groups this one would like.
+
+        From a round's end on: whoever has not heard of it yet launches at other steps for a round, which is no harm.
+        """
+        present = self.plan.num_groups
+        if not self._options.auto_groups:
+            return present
+        wanted = self._pacing.num_groups(present)
+        if len({self._round_to_launch(fragment) for fragment in range(self.plan.num_fragments)}) == 1:
+            most = self.plan.inner_steps // (self.plan.delay_steps + 1)
+            asked = max([wanted, *(presence.metrics.num_groups for presence in others)])
+            self.plan = replace(self.plan, num_groups=max(1, min(asked, most, self.plan.num_fragments)))
+        return wanted
+
+    def skip_to(self, step: int, donor_step: int, own_pace_s: float, paces_s: Iterable[float]) -> int:
+        """Where to go on after launches at ``step``: there or later, at least one step before the next launch.
+
+        * A newcomer that has launched what its donor had on its way goes on at the donor's step: else it would be late
+          with every launch from now on, and the others would have to wait.
+        * An asynchronous worker that is slow takes fewer steps than others between two launches.
+        """
+        next_launch = self.next_launches
+        start, keeping = donor_step, self._options.keeping
+        if keeping is not None and keeping.dylu:
+            start = next_launch - local_steps(max(1, next_launch - step), own_pace_s, paces_s)
+        return max(step, min(start, next_launch - 1))
+
+    def _round_to_launch(self, fragment: int) -> int:
+        """The next round that a fragment is launched for."""
+        flight = self._flights.get(fragment)
+        return self._progress.next_round(fragment) if flight is None else flight.key.round + 1
+
+    def _landing_step(self, flight: Flight) -> int:
+        return flight.step + self.delay_steps
