@@ -57,6 +57,7 @@ class Replay:
         self._last_event_at = time
         if name == "started":
             self._meter = Meter(self._total_numel, event["version"], event["device"])
+            self._meter.moved(time, sent_bytes=0, received_bytes=0)
             self._training = self._overlaps = False
             self._anchors = _Anchors()
             self._avoided.clear()

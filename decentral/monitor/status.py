@@ -105,7 +105,8 @@ class WorkerRow:
     sent_bytes: int
     received_bytes: int
     sent_bytes_per_s: float
-    """Over ``wall_s``, as is ``received_bytes_per_s``; 0 before training."""
+    """Over ``wall_s``, as is ``received_bytes_per_s``, but never above the peak: before training, bytes are moved that
+    no ``wall_s`` accounts for. 0 before training."""
     received_bytes_per_s: float
     peak_sent_bytes_per_s: float
     """The most in any second or two, as is ``peak_received_bytes_per_s``."""
@@ -230,6 +231,7 @@ def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
     """The row of one worker."""
     metrics = presence.metrics
     wall_s = _amount(metrics.wall_s)
+    peak_up, peak_down = _amount(metrics.peak_sent_bytes_per_s), _amount(metrics.peak_received_bytes_per_s)
     compute, waiting, transfer = _shares(wall_s, metrics.compute_s, metrics.waiting_s, metrics.transfer_s)
     reason = trouble or _CALM.get(presence.state, "")
     return WorkerRow(
@@ -250,10 +252,10 @@ def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
         wall_s=wall_s,
         sent_bytes=metrics.sent_bytes,
         received_bytes=metrics.received_bytes,
-        sent_bytes_per_s=_amount(metrics.sent_bytes / wall_s) if wall_s else 0.0,
-        received_bytes_per_s=_amount(metrics.received_bytes / wall_s) if wall_s else 0.0,
-        peak_sent_bytes_per_s=_amount(metrics.peak_sent_bytes_per_s),
-        peak_received_bytes_per_s=_amount(metrics.peak_received_bytes_per_s),
+        sent_bytes_per_s=_mean_rate(metrics.sent_bytes, wall_s, peak_up),
+        received_bytes_per_s=_mean_rate(metrics.received_bytes, wall_s, peak_down),
+        peak_sent_bytes_per_s=peak_up,
+        peak_received_bytes_per_s=peak_down,
         rounds_in=metrics.rounds_in,
         rounds_out=metrics.rounds_out,
         delay_steps=metrics.delay_steps,
@@ -267,6 +269,12 @@ def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
         device=metrics.device,
         version=metrics.version,
     )
+
+
+def _mean_rate(num_bytes: int, wall_s: float, peak_bytes_per_s: float) -> float:
+    """Bytes over the time, at most the peak if one is known."""
+    rate = _amount(num_bytes / wall_s) if wall_s else 0.0
+    return min(rate, peak_bytes_per_s or rate)
 
 
 def _shares(wall_s: float, *spent_s: float) -> list[float]:

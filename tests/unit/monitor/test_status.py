@@ -156,6 +156,8 @@ def test_rates_are_over_the_time_since_training_began_and_unknown_before():
     means = [(worker.sent_bytes_per_s, worker.received_bytes_per_s) for worker in report.workers]
     assert means == [(5.0, 3.0), (0.0, 0.0), (0.0, 0.0)]
     assert {(w.peak_sent_bytes_per_s, w.peak_received_bytes_per_s) for w in report.workers} == {(9.0, 7.0)}
+    early = row(status(record("a", wall_s=2.0, **moved)), "a")
+    assert (early.sent_bytes_per_s, early.received_bytes_per_s) == (9.0, 7.0)
 
 
 @pytest.mark.parametrize("absurd", [math.nan, math.inf, -math.inf, -1.0, 5e-324, 1e308])
