@@ -46,27 +46,25 @@ class SyncPlan:
             raise ValueError(
                 f"num_groups must be between 0 and num_fragments = {self.num_fragments}, got {self.num_groups}"
             )
-        if self._groups > self.inner_steps:
-            raise ValueError(f"{self._groups} launches do not fit into inner_steps = {self.inner_steps}")
-        distance = self.inner_steps // self._groups
+        if not self.num_groups:
+            object.__setattr__(self, "num_groups", self.num_fragments)
+        if self.num_groups > self.inner_steps:
+            raise ValueError(f"{self.num_groups} launches do not fit into inner_steps = {self.inner_steps}")
+        distance = self.inner_steps // self.num_groups
         if not 0 <= self.delay_steps < distance:
             raise ValueError(
                 f"delay_steps must be at least 0 and below inner_steps / launches a round = {distance}, "
                 f"got {self.delay_steps}"
             )
 
-    @property
-    def _groups(self) -> int:
-        return self.num_groups or self.num_fragments
-
     def launch_step(self, key: SyncKey) -> int:
         """The number of finished steps at which ``key`` is launched."""
-        place = key.fragment % self._groups + 1
-        return self.step_of_round(key.round) + place * self.inner_steps // self._groups - self.delay_steps
+        place = key.fragment % self.num_groups + 1
+        return self.step_of_round(key.round) + place * self.inner_steps // self.num_groups - self.delay_steps
 
     def is_together(self, one: int, other: int) -> bool:
         """Whether two fragments are launched at the same step."""
-        return (one - other) % self._groups == 0
+        return (one - other) % self.num_groups == 0
 
     def step_of_round(self, round: int) -> int:
         """The number of finished steps at which ``round`` begins: where a joiner starts to count."""

@@ -27,7 +27,7 @@ def plans(draw: st.DrawFn) -> SyncPlan:
 
 def check_three_rounds(plan: SyncPlan) -> None:
     """Every promise of the plan's docstring."""
-    groups = plan.num_groups or plan.num_fragments
+    groups = plan.num_groups
     keys = [SyncKey(round, fragment) for round in range(3) for fragment in range(plan.num_fragments)]
     launched = {key: plan.launch_step(key) for key in keys}
     for key, step in launched.items():
