@@ -96,6 +96,8 @@ class Verdict:
     """Time spent waiting for other members."""
     transfer_s: float = 0.0
     """Time spent moving and reducing values."""
+    late: bool = False
+    """Whether the round's roll was called without us and we have got what came of it afterwards."""
     met: Met | None = None
     """In gossip."""
 
