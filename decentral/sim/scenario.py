@@ -18,6 +18,7 @@ from decentral.exchange.pairing import Pairing
 from decentral.exchange.rollcall import Quorum
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
+from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import FaultTape
@@ -26,6 +27,7 @@ from decentral.sim.network import Conditions
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.swarm.timing import Timing
+from decentral.tensors.layout import Pattern
 from decentral.types import PeerId
 
 #: All joiners start so long after the founder, when it has something to give.
@@ -42,7 +44,11 @@ class Scenario:
     num_workers: int
     rounds: int
     plan: SyncPlan = field(default_factory=lambda: SyncPlan(inner_steps=10))
+    auto_delay: bool = False
+    auto_groups: bool = False
     mix_alpha: float = 0.0
+    eager: Eager | None = None
+    pattern: Pattern = "strided"
     min_workers: int = 1
     step_s: float = 0.1
     """Virtual seconds of an inner step."""
@@ -64,6 +70,8 @@ class Scenario:
     conditions: Conditions = field(default_factory=Conditions)
     machines: Mapping[PeerId, Machine] = field(default_factory=dict)
     num_values: int = 24
+    num_tensors: int = 3
+    """Layers of the model."""
     together: bool = False
     """All found the swarm at once, from the same parameters, instead of joining the first worker one by one."""
     latest: int = 0
@@ -72,7 +80,7 @@ class Scenario:
     @cached_property
     def problem(self) -> ToyProblem:
         """What the swarm learns."""
-        return ToyProblem(self.seed, self.num_workers, num_values=self.num_values)
+        return ToyProblem(self.seed, self.num_workers, num_values=self.num_values, num_tensors=self.num_tensors)
 
     @cached_property
     def peers(self) -> tuple[PeerId, ...]:
@@ -142,7 +150,11 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         config=b"{}",
         rounds=scenario.rounds,
         plan=scenario.plan,
+        pattern=scenario.pattern,
+        auto_delay=scenario.auto_delay,
+        auto_groups=scenario.auto_groups,
         mix_alpha=scenario.mix_alpha,
+        eager=scenario.eager,
         min_workers=scenario.min_workers,
         rule=scenario.rule,
         codec=codec,
