@@ -126,7 +126,7 @@ class Links:
             if built.returncode:
                 raise LinksError(f"cc cannot compile {_SOURCE}:\n{built.stderr}")
             pipe = subprocess.PIPE
-            command = [program, str(self._seed), *self._described()]
+            command: list[str | Path] = [program, str(self._seed), *self._described()]
             self._emulator = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
             line = self._read()
         self._namespaces = [f"/proc/{self._emulator.pid}/fd/{number}" for number in json.loads(line)]

@@ -87,12 +87,12 @@ class Hosts:
     def settled(self, host: int, num_sent: int) -> tuple[list[int], Counters]:
         """The datagrams of all that were sent to ``host`` that are not dropped or lost; and the counters then."""
 
-        def accounted() -> Counters | None:
+        def missing() -> int:
             seen = self.links.counters()
-            gone = sum(flow.dropped + flow.lost for flow in (*seen.up, *seen.down))
-            return seen if seen.down[host].packets + gone == num_sent else None
+            return num_sent - seen.down[host].packets - sum(f.dropped + f.lost for f in (*seen.up, *seen.down))
 
-        seen = wait_for(accounted, "every packet accounted for")
+        wait_for(lambda: not missing(), "every packet accounted for")
+        seen = self.links.counters()
         return [self.receive(host)[0] for _ in range(seen.down[host].packets)], seen
 
 
@@ -184,7 +184,12 @@ def test_tcp_gets_through_loss_and_jitter_unharmed() -> None:
         server.listen()
         client.connect((links.address(1), PORT))
         with Sampler(links, period_s=0.01) as sampler, server.accept()[0] as accepted:
-            sender = threading.Thread(target=lambda: (client.sendall(content), client.shutdown(socket.SHUT_WR)))
+
+            def send() -> None:
+                client.sendall(content)
+                client.shutdown(socket.SHUT_WR)
+
+            sender = threading.Thread(target=send)
             sender.start()
             received = b"".join(iter(lambda: accepted.recv(1 << 16), b""))
             sender.join()
