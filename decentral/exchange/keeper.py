@@ -135,6 +135,7 @@ class Keeper:
         self._rule = keeping.rule
         self.values = Values(wire)
         self._kept: dict[int, _Kept] = {}
+        self._remembers = not wire.mean_codec.lossless
         self._max_holders = max(_MIN_HOLDERS, _MAX_HELD_BYTES // (4 * max(1, sum(wire.numels))))
 
     async def start(self) -> None:
@@ -152,10 +153,11 @@ class Keeper:
         kept = self._kept.get(fragment)
         return None if kept is None else Copy(kept.version, kept.anchor_N, kept.counted.pack())
 
-    def take_over(self, fragment: int, copy: Copy) -> None:
+    async def take_over(self, fragment: int, copy: Copy) -> None:
         """Keep a fragment from here on; momentum starts anew."""
-        state = self._rule.init(copy.anchor_N)
-        self._kept[fragment] = _Kept(copy.version, copy.anchor_N, state, Counted(copy.counted))
+        kept = _Kept(copy.version, copy.anchor_N, self._rule.init(copy.anchor_N), Counted(copy.counted))
+        await self._remember_own(kept)
+        self._kept[fragment] = kept
 
     def retire(self, fragment: int) -> None:
         """Keep it no longer: somebody else has counted more."""
@@ -178,6 +180,7 @@ class Keeper:
         async with kept.turn:
             if delta_N is not None and not (push and kept.counted.has(self._transport.peer_id, push)):
                 await self._step(kept, delta_N)
+            await self._remember_own(kept)
             return self.current(fragment) if self._kept.get(fragment) is kept else None
 
     async def _on_push(self, sender: PeerId, request: bytes) -> bytes:
@@ -204,13 +207,13 @@ class Keeper:
 
             def answer() -> tuple[bytes, str, Tensor]:
                 reply, told_N = self.values.answer(copy, held_N, purpose)
-                return pack_reply(reply), digest(told_N), told_N
+                return pack_reply(reply), digest(told_N) if self._remembers else "", told_N
 
             packed, name, told_N = await self._clock.run_aside(answer)
             if self._kept.get(fragment) is not kept:
                 # Whoever kept on counting for a line that has ended would have counted for nobody.
                 return elsewhere
-            if not self._wire.mean_codec.lossless:
+            if self._remembers:
                 self._remember(kept, sender, name, told_N)
         return packed
 
@@ -241,6 +244,13 @@ class Keeper:
         told = kept.holders.get(sender)
         candidates = (told, *kept.holders.values()) if told is not None else kept.holders.values()
         return next((held_N for known, held_N in candidates if known == name), None)
+
+    async def _remember_own(self, kept: _Kept) -> None:
+        """What this worker holds as one of all: newcomers have it from here, and at first all others may have it."""
+        if self._remembers:
+            anchor_N = kept.anchor_N
+            name = await self._clock.run_aside(lambda: digest(anchor_N))
+            self._remember(kept, self._transport.peer_id, name, anchor_N)
 
     def _remember(self, kept: _Kept, sender: PeerId, name: str, told_N: Tensor) -> None:
         """What a worker holds from now on, if it hears the answer; the dead are forgotten."""

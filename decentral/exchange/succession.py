@@ -204,7 +204,7 @@ class Succession:
                 best = fetched
                 break
         if best is not None:
-            self._keeper.take_over(fragment, best)
+            await self._keeper.take_over(fragment, best)
             self.forget(fragment)
 
     async def _fetch(self, peer: PeerId, fragment: int) -> Copy | None:

@@ -123,13 +123,20 @@ def test_full_values_for_strangers_and_changes_for_all_others(monkeypatch: pytes
     seen = kinds_of_answers(monkeypatch)
 
     async def scenario(crew: Crew) -> None:
-        _, b, c = crew.peers
+        a, b, c = crew.peers
         for turn in range(3):
             await crew.push(b, noise(turn))
-        assert seen == [Kind.VALUES, Kind.CHANGE, Kind.CHANGE]
-        crew.anchors[c, 0] = crew.anchors[b, 0].clone()  # a newcomer whose donor was b
-        await crew.push(c, noise(9))
-        assert seen[3:] == [Kind.CHANGE], "the keeper knows it by its content"
+        assert seen == [Kind.CHANGE] * 3, "all began with the same anchor"
+        await crew.push(c, noise(7))
+        assert seen[3:] == [Kind.CHANGE], "which the keeper itself still holds"
+        await crew.push(a, noise(8))
+        for donor in (a, b):
+            crew.anchors[c, 0] = crew.anchors[donor, 0].clone()  # as a newcomer does
+            await crew.push(c, noise(9))
+        assert seen[4:] == [Kind.CHANGE] * 2, "the keeper knows it by its content"
+        crew.anchors[c, 0] = noise(10)
+        await crew.push(c, noise(11))
+        assert seen[6:] == [Kind.VALUES]
 
     play(scenario, codec="int4-b8")
 
@@ -140,7 +147,8 @@ def test_whoever_is_forgotten_gets_full_values(monkeypatch: pytest.MonkeyPatch) 
     seen = kinds_of_answers(monkeypatch)
 
     async def scenario(crew: Crew) -> None:
-        _, b, c, d = crew.peers
+        a, b, c, d = crew.peers
+        await crew.push(a, noise(9))
         for turn, peer in enumerate((b, c, d, d, b)):
             await crew.push(peer, noise(turn))
         assert seen == [Kind.VALUES, Kind.VALUES, Kind.VALUES, Kind.CHANGE, Kind.VALUES]
@@ -154,7 +162,7 @@ def test_the_dead_are_forgotten() -> None:
         await crew.push(b, noise(1))
         crew.rosters[a].bury(b)
         await crew.push(c, noise(2))
-        assert set(crew.exchanges[a]._keeper._kept[0].holders) == {c}
+        assert set(crew.exchanges[a]._keeper._kept[0].holders) == {a, c}
 
     play(scenario, codec="int4-b8")
 
