@@ -49,13 +49,19 @@ class Timed:
         inner: the real one.
         charge: told the virtual seconds of every stretch.
         loaded: told the parameters that a stretch was followed by.
+        step_s: virtual seconds of an inner step.
     """
 
     def __init__(
-        self, inner: Trainer, charge: Callable[[float], None], loaded: Callable[[Mapping[str, Tensor]], None]
+        self,
+        inner: Trainer,
+        charge: Callable[[float], None],
+        loaded: Callable[[Mapping[str, Tensor]], None],
+        step_s: float,
     ) -> None:
         self._inner = inner
         self._charge = charge
+        self._step_s = step_s
         self._loaded = loaded
         self._trained = False
         self.parameters = inner.parameters
@@ -64,7 +70,7 @@ class Timed:
     def train_steps(self, first_step: int, count: int) -> StepReport:
         """Take the steps and charge their time."""
         report = self._inner.train_steps(first_step, count)
-        self._charge(STEP_S * count)
+        self._charge(self._step_s * count)
         self._trained = True
         return report
 
@@ -107,6 +113,7 @@ def train(
     tokens: int,
     workers: int,
     watch: Watch = lambda worker, parameters: None,
+    step_s: float = STEP_S,
 ) -> Trained:
     """One swarm from its start to its end, on one thread.
 
@@ -116,6 +123,7 @@ def train(
         tokens: over all workers at most; the run has as many whole rounds as fit.
         workers: all there from the first step.
         watch: see ``Watch``.
+        step_s: virtual seconds of an inner step.
     """
     torch.set_num_threads(1)
     swarm = resolve(load(None, [*settings, f"run.seed={seed}", f"run.min_workers={workers}"]).swarm)
@@ -136,7 +144,7 @@ def train(
         async def main(peer: SimPeer) -> None:
             number = peers.index(peer.peer_id)
             inner = build_trainer(swarm, "cpu", (), 1000 * (seed + 1) + number)
-            trainer = Timed(inner, peer.clock.charge, lambda parameters: watch(number, parameters))
+            trainer = Timed(inner, peer.clock.charge, lambda parameters: watch(number, parameters), step_s)
             parts = Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, journals[number])
             worker = Worker(options, parts)
             await (worker.join(peers[:1]) if number else worker.found())
