@@ -243,7 +243,7 @@ def test_after_a_reset_nothing_is_left_out() -> None:
         a, b, _ = crew.peers
         crew.lose_answers(b, 4)
         await crew.push(b, 1.0)
-        await crew.push(b, 0.0, weight=0.0)
+        assert (await crew.push(b, 0.0, weight=0.0)).sent_N is None
         await crew.push(b, 2.0)
         assert torch.equal(crew.kept(a), torch.full((N,), -3.0))
 
@@ -324,6 +324,35 @@ def test_a_living_keeper_stays_although_a_more_senior_one_comes() -> None:
         await crew.push(a, 2.0)
         assert crew.keepers() == [b]
         assert torch.equal(crew.kept(b), torch.full((N,), -3.0))
+
+    play(scenario)
+
+
+def test_whom_one_worker_could_not_reach_is_asked_before_somebody_takes_over() -> None:
+    async def scenario(crew: Crew) -> None:
+        a, b, _ = crew.peers
+        await crew.push(a, 1.0)
+        crew.rosters[b].bury(a)  # so b is the first of those it knows to live
+        assert anchor_of(await crew.push(b, 2.0)) == [-3.0] * N
+        assert crew.keepers() == [a]
+
+    play(scenario)
+
+
+def test_a_keeper_that_retires_in_the_middle_of_a_push_has_not_counted_it() -> None:
+    async def scenario(crew: Crew) -> None:
+        a, b, _ = crew.peers
+        await crew.push(a, 1.0)
+        keeper = crew.exchanges[a]._keeper
+        run_aside = crew.world.peers[a].clock.run_aside
+
+        async def run_aside_while_another_takes_over(work: Any) -> Any:
+            keeper.retire(0)
+            return await run_aside(work)
+
+        crew.world.peers[a].clock.run_aside = run_aside_while_another_takes_over  # type: ignore[method-assign]
+        answer = await send(crew, b, pack_push(Push(0, "base", pack(FP32, torch.ones(N)))))
+        assert answer.kind is Kind.ELSEWHERE
 
     play(scenario)
 
