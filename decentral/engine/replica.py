@@ -129,8 +129,7 @@ class Replica:
         self._me = me
         self._weight_by = weight_by
         self._staging = Staging(layout, next(iter(trainer.parameters().values())).device)
-        self.rounds_diverged = 0
-        """Launches in a row at which the parameters were not finite."""
+        self._rounds_diverged = [0] * layout.num_fragments
         self._fragments: list[FragmentState] = []
         self._bases_N: list[Tensor] = []
         """What the local parameters last went on from: the anchors, unless these were moved since or they are ahead."""
@@ -152,6 +151,14 @@ class Replica:
     def anchor(self, fragment: int) -> tuple[str, Tensor] | None:
         """A fragment's anchor [N] with the digest of its state; ``None`` as long as there is none."""
         return (self._fragments[fragment].digest, self._fragments[fragment].anchor_N) if self._fragments else None
+
+    @property
+    def rounds_diverged(self) -> int:
+        """Launches in a row at which the parameters were not finite, of the fragment with most of them.
+
+        Of all fragments together there may be several at one step.
+        """
+        return max(self._rounds_diverged)
 
     @property
     def pending_steps(self) -> int:
@@ -238,9 +245,9 @@ class Replica:
         tensors = [values_N for values_N in (brought.values_N, brought.relative_N) if values_N is not None]
         if not all(all_finite(values_N.numpy()) for values_N in tensors):
             nothing_N = torch.zeros_like(delta_N)
-            self.rounds_diverged += 1
+            self._rounds_diverged[key.fragment] += 1
             return replace(mine, delta_N=nothing_N, relative_N=None, weight=0.0, excuse=_SPOILT)
-        self.rounds_diverged = 0
+        self._rounds_diverged[key.fragment] = 0
         if self._me in state.outer.counted and not self._feedback.remembers(key.fragment):
             return replace(mine, weight=0.0, excuse="listens once: what the others count of this worker was lost")
         return mine
@@ -363,6 +370,7 @@ class Replica:
             self._load(fragment, local_N)
         with self._changing:
             self._fragments = list(snapshot.fragments)
+            self._ends.clear()  # of rounds that it may have gone ahead to with nobody
             for fragment, state in enumerate(snapshot.fragments):
                 self._end_round(SyncKey(state.round - 1, fragment), state.digest)
         self._bases_N = [state.anchor_N for state in snapshot.fragments]
