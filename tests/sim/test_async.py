@@ -91,12 +91,12 @@ def assert_counted_once(seed: int) -> None:
     assert float(best_of(record).sum()) / 3 > 0.7 * taken, f"seed {seed}"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_survives_drawn_faults(seed: int) -> None:
     assert_holds(seed)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_nothing_is_counted_twice_under_drawn_faults(seed: int) -> None:
     assert_counted_once(seed)
 
@@ -124,8 +124,8 @@ def test_a_keeper_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> No
     for number in (2, 3, 4):
         assert steps[number] == scenario.taken[number]
         assert record.outcomes[scenario.peers[number]].done
-    for number in (0, 1):  # what was pushed before
-        assert scenario.taken[number] - 15 <= steps[number] <= scenario.taken[number]
+    for number in (0, 1):  # what was pushed before: all but the last stretch, and a push on its way
+        assert scenario.taken[number] - 24 <= steps[number] <= scenario.taken[number]
 
 
 def test_a_keeper_that_was_stopped_finds_that_it_is_none_any_more() -> None:
