@@ -6,7 +6,8 @@ result does to the local parameters, and when, is up to the worker.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from decentral.engine.membership import Membership
@@ -18,22 +19,37 @@ from decentral.types import PeerId, SyncKey
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """A round that was over before this worker came to it; it has taken the outer step of the others."""
+
+    key: SyncKey
+    verdict: Verdict
+    applied: Applied
+
+
+@dataclass(frozen=True, slots=True)
 class Landing:
     """A flight that has ended."""
 
+    key: SyncKey
+    """The round to which the work was brought in the end."""
+    passed: tuple[Passed, ...]
+    """The rounds before that, from the launch on."""
     mine: Contribution
     verdict: Verdict
     applied: Applied | None
     """The outer step, if the exchange had a result."""
     duration_s: float
     """Since the launch."""
+    ended_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Flight:
     """A fragment on its way."""
 
     key: SyncKey
+    """A later one than at the launch if the work is brought to a later round."""
     step: int
     """Inner steps taken at its launch."""
     held_s: float
@@ -55,14 +71,27 @@ class Flights:
         membership: to be awake before a round.
         clock: for threads and durations.
         me: this worker.
+        rounds: of the run.
+        passed: called after a round that was over before this worker came to it.
     """
 
-    def __init__(self, replica: Replica, exchange: Exchange, membership: Membership, clock: Clock, me: PeerId) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        exchange: Exchange,
+        membership: Membership,
+        clock: Clock,
+        me: PeerId,
+        rounds: int,
+        passed: Callable[[], None],
+    ) -> None:
         self._replica = replica
         self._exchange = exchange
         self._membership = membership
         self._clock = clock
         self._me = me
+        self._rounds = rounds
+        self._passed = passed
         self._flights: dict[int, Flight] = {}
 
     def __len__(self) -> int:
@@ -118,12 +147,28 @@ class Flights:
         if self._replica.is_spoilt(mine):
             await self._clock.run(self._replica.reset)
         await self._membership.catch_up()
-        verdict = await self._exchange.mix(key, replace(mine, slack_s=slack_s))
-        applied, mixed = None, verdict.outcome
-        if isinstance(mixed, Mixed):
-            sent_N = verdict.sent_N if self._me in mixed.members else None
-            applied = await self._clock.run_aside(lambda: self._replica.step(key, mixed, sent_N))
-            held = self._replica.anchor(key.fragment)
-            if held is not None:
-                self._exchange.adopted(key.fragment, *held)
-        return Landing(mine, verdict, applied, self._clock.monotonic() - launched_at)
+        mine = replace(mine, slack_s=max(0.0, slack_s - (self._clock.monotonic() - launched_at)))
+        passed: list[Passed] = []
+        while True:
+            verdict = await self._exchange.mix(key, mine)
+            applied = await self._step(key, verdict)
+            if applied is None or not verdict.late or not mine.weight or key.round + 1 >= self._rounds:
+                now = self._clock.monotonic()
+                return Landing(key, tuple(passed), mine, verdict, applied, now - launched_at, now)
+            passed.append(Passed(key, verdict, applied))
+            self._passed()
+            key = self._flights[key.fragment].key = SyncKey(key.round + 1, key.fragment)
+            # The others are not to hurry for one who is late already.
+            mine = replace(self._replica.bring_again(mine, key.fragment), slack_s=math.inf)
+
+    async def _step(self, key: SyncKey, verdict: Verdict) -> Applied | None:
+        """The outer step, if there is one to take."""
+        mixed = verdict.outcome
+        if not isinstance(mixed, Mixed):
+            return None
+        sent_N = verdict.sent_N if self._me in mixed.members else None
+        applied = await self._clock.run_aside(lambda: self._replica.step(key, mixed, sent_N))
+        held = self._replica.anchor(key.fragment)
+        if held is not None:
+            self._exchange.adopted(key.fragment, *held)
+        return applied

@@ -257,6 +257,12 @@ class Replica:
         """Whether a contribution is empty because the parameters were not finite."""
         return mine.excuse == _SPOILT
 
+    def bring_again(self, mine: Contribution, fragment: int) -> Contribution:
+        """The same work for the next round: the anchor has moved on, and the local parameters will move along."""
+        state = self._fragments[fragment]
+        outer, anchor_N = state.outer, state.anchor_N
+        return replace(mine, base=state.digest, num_steps=outer.num_steps, counted=outer.counted, anchor_N=anchor_N)
+
     def give_back(self, key: SyncKey, spans: tuple[tuple[int, int], ...] | None = None) -> None:
         """The round did not count the contribution; its work enters the next one.
 

@@ -17,7 +17,6 @@ longer than others so that the algorithm stands in one place.
 
 import asyncio
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,6 +114,7 @@ class Worker:
             parts,
             self.membership.roster,
             numels,
+            layered=[layout.layered(fragment) for fragment in range(layout.num_fragments)],
             sends_changes=feedback.sends_changes,
             until_launch_s=self._until_launch_s,
             anchor=self._replica.anchor,
@@ -123,7 +123,15 @@ class Worker:
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)
         num_buffers = options.rule.num_buffers
         self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
-        self._flights = Flights(self._replica, self._exchange, self.membership, parts.clock, me)
+        self._flights = Flights(
+            self._replica,
+            self._exchange,
+            self.membership,
+            parts.clock,
+            me,
+            options.rounds,
+            passed=lambda: self._tell(State.SYNCING),
+        )
         self._timetable = Timetable(options, numels, self._exchange.progress, self._flights)
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
@@ -157,6 +165,9 @@ class Worker:
                 await self.membership.tell(peer)
             download = await self._downloader.fetch(self._donors(peers))
             if isinstance(download, Download):
+                if self._clock.monotonic() - began > self._options.timing.beat_s:
+                    # What it knows of others is as old, and they may be rounds further by now.
+                    await self.membership.tell(download.donor)
                 await self._adopt(download)
                 owed = await self._clock.run(lambda: self._replica.restore_residuals(self._parts.residuals))
                 # Else those who know it as joining would go on without it, and the round would split in two.
@@ -271,7 +282,7 @@ class Worker:
         if due:
             self._end_stretch()
         for key in due:
-            slack_s = self._timetable.delay_steps * self._step_s
+            slack_s = self._timetable.delay_steps * self._step_s or math.inf
             await self._flights.launch(key, self._step, self._share(key.fragment), slack_s)
         if due:
             others = self._others()
@@ -284,18 +295,6 @@ class Worker:
     def _share(self, fragment: int) -> float:
         """Of this worker in the next mean, as the last one was."""
         return 1 / (self._num_members[fragment] or 1 + len(self._others()))
-
-    def _go_to_the_front(self) -> None:
-        """A round was over before this worker came to it: it goes on where most others are, with the work it has.
-
-        What it missed on the way there it gets without waiting. Work that fills a round already enters the next one
-        that is open, and is not kept waiting for more.
-        """
-        steps = [presence.metrics.step for presence in self._others()]
-        front = statistics.median_low(steps) if steps else 0
-        if self._replica.pending_steps >= self._timetable.plan.inner_steps:
-            front = max(front, self._timetable.next_launches - 1)
-        self._step = max(self._step, min(front, self._timetable.last_step))
 
     def _sit_out(self, key: SyncKey, reason: str) -> None:
         """Nothing to give: listen in this round; give up after several without anything finite."""
@@ -335,7 +334,10 @@ class Worker:
         if not flight.landed:
             return None
         landing, waited_s = await self._flights.fetch(flight), self._clock.monotonic() - began
-        mine, verdict, outcome = landing.mine, landing.verdict, landing.verdict.outcome
+        key, mine, verdict, outcome = landing.key, landing.mine, landing.verdict, landing.verdict.outcome
+        if landing.passed:
+            await self._clock.run(lambda: self._replica.land(key.fragment))
+            self._pass(flight, landing)
         if mine.excuse:
             self._sit_out(key, mine.excuse)
         if isinstance(outcome, Mixed) and landing.applied is not None:
@@ -343,9 +345,8 @@ class Worker:
             counted = self._parts.transport.peer_id in outcome.members
             self._replica.give_back(key, outcome.missed if counted else None)
             self._num_members[key.fragment] = len(outcome.members)
-            if not counted and not self._options.runs_free:
-                self._go_to_the_front()
-            self._timetable.landed(key.fragment, landing)
+            if not verdict.late and not landing.passed:
+                self._timetable.landed(key.fragment, landing)
             held = self._held(flight, landing, waited_s, self._clock.monotonic() - began)
             delay_steps = self._step - flight.step
             self._report.mixed(
@@ -372,6 +373,20 @@ class Worker:
             else:
                 await self._flights.cancel(flight)
                 self._replica.give_back(flight.key)
+
+    def _pass(self, flight: Flight, landing: Landing) -> None:
+        """Rounds went by without this worker: it goes on at the step where those are who did not miss them."""
+        for passed in landing.passed:
+            if isinstance(mixed := passed.verdict.outcome, Mixed):
+                nothing = Held(0.0, 0.0)
+                self._report.mixed(
+                    passed.key, mixed, passed.verdict, passed.applied, held=nothing, delay_steps=0, excuse=""
+                )
+        # As many steps as this worker took since that round was called.
+        since_s = self._clock.monotonic() - landing.ended_at + landing.verdict.transfer_s
+        since = round(since_s / self._step_s) if self._step_s > 0 else 0
+        launched_at = self._timetable.plan.launch_step(landing.key)
+        self._step = max(self._step, launched_at + min(since, self._step - flight.step))
 
     def _held(self, flight: Flight, landing: Landing, waited_s: float, taken_s: float) -> Held:
         """For what the training stood still: of the wait at the end, as much as can be was for moving values."""

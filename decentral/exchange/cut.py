@@ -12,6 +12,11 @@ from decentral.types import PeerId
 
 #: Shorter shards cost more in latency than they save in bandwidth.
 MIN_SHARD_VALUES = 16_384
+#: A reducer has up to so many shards of a fragment, each a call of its own: a stream pauses for its window while others
+#: go on, and a shard is encoded while the one before travels.
+MAX_SHARDS_EACH = 4
+#: It has more than one only of so many values at least: below, a stream's first window (256 KiB) holds nearly all.
+MIN_LONG_SHARD_VALUES = 1 << 18
 #: A multiple of every block size of the block-wise codecs in use: but for the last, blocks are full.
 SHARD_ALIGN = 4_096
 #: Room for the roll and the fields around a frame.
@@ -70,9 +75,11 @@ class Wire:
         numel, whole = self.numels[roll.key.fragment], self._directed(roll)
         # Each shard is encoded by itself; that blocks start at the same values in every round is not worth more.
         align = 1 if whole else SHARD_ALIGN
-        ranges = shards(numel, len(roll.members), min_values=MIN_SHARD_VALUES, align=align, uncut=whole)
-        chosen = reducers(roll.members, roll.key, len(ranges))
-        return tuple(Part(i, *bounds, reducer) for i, (bounds, reducer) in enumerate(zip(ranges, chosen, strict=True)))
+        members = len(roll.members)
+        each = min(MAX_SHARDS_EACH, max(1, numel // members // MIN_LONG_SHARD_VALUES))
+        ranges = shards(numel, members * each, min_values=MIN_SHARD_VALUES, align=align, uncut=whole)
+        chosen = reducers(roll.members, roll.key, min(members, len(ranges)))
+        return tuple([Part(i, *bounds, chosen[i * len(chosen) // len(ranges)]) for i, bounds in enumerate(ranges)])
 
     def directed_in(self, roll: Roll, part: Part) -> tuple[Range, ...]:
         """The tensors inside of a shard whose mean is ``radial_directional``, counted from its start."""

@@ -9,7 +9,7 @@ import msgpack
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.answers import Answers
-from decentral.exchange.cut import Part, Wire, seed_of
+from decentral.exchange.cut import MAX_SHARDS_EACH, Part, Wire, seed_of
 from decentral.exchange.ledger import Entry, Ledger
 from decentral.exchange.messages import MAX_ROLL_BYTES, Mean, Shard, pack_mean, unpack_roll, unpack_shard
 from decentral.exchange.packed import MAX_WEIGHT
@@ -31,7 +31,8 @@ PENDING = b""
 #: The answers of a member that is asked whether it is coming.
 YES, NO = b"y", b"n"
 _MAX_ASKED = 16
-_MAX_OPEN = 64
+#: Reductions open at a time, for each fragment: those of a round that hangs and of the one after it.
+_MAX_OPEN_EACH = 4 * MAX_SHARDS_EACH
 _TICK_S = 0.25
 
 
@@ -145,7 +146,7 @@ class Reducer:
         known = self._open.get((shard.roll, shard.index))
         if known is None:
             self._drop_stale()
-            if len(self._open) >= _MAX_OPEN:
+            if len(self._open) >= _MAX_OPEN_EACH * len(self._wire.numels):
                 raise ValueError("too many open reductions")
             now = self._clock.monotonic()
             known = _Reduction(roll, part, Ledger(roll.members), now, now)
