@@ -158,6 +158,15 @@ class Worker:
             UnreachableError: nobody could give the state.
         """
         await self._serve()
+        # A download may last longer than a record lives, and a founder that takes itself for alone keeps no means.
+        beating = asyncio.create_task(self.membership.run())
+        try:
+            await self._download_from(peers)
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _download_from(self, peers: Sequence[PeerId]) -> None:
         began = self._clock.monotonic()
         problem = "there is no donor"
         for _ in range(_JOIN_ATTEMPTS):
@@ -420,7 +429,9 @@ class Worker:
         if middle > min(rounds) + 1:
             self._exchange.progress.resume([middle] * self._timetable.plan.num_fragments)
             self._replica.jump(middle)
-            self._step = self._timetable.plan.step_of_round(middle)
+            paces_s = [presence.round_s for presence in self._others()]
+            start = self._timetable.plan.step_of_round(middle)
+            self._step = self._timetable.skip_to(start, 0, self._pace_s, paces_s)
 
     def _get_in_step(self, nearest_s: float) -> None:
         """In gossip, a worker that always is ready when nobody else is makes one stretch shorter, and meets them then.
