@@ -382,7 +382,7 @@ class AllReduce(Exchange):
     async def _result_of(self, member: PeerId, called: _Called, part: Part, limit: int) -> bytes | None:
         """The answer to a shard, if ``member`` has it."""
         question = bytes(msgpack.packb([called.packed, part.index]))
-        timeout_s = self._timing.grace_s + limit / self._timing.min_rate_bytes_per_s
+        timeout_s = self._timing.call_timeout_s(limit * max(1, len(self.progress.rolls)))
         try:
             answer = await self._transport.call(member, RESULT, question, timeout_s=timeout_s, max_reply_bytes=limit)
         except TransportError:
