@@ -72,7 +72,8 @@ class Flights:
         clock: for threads and durations.
         me: this worker.
         rounds: of the run.
-        passed: called after a round that was over before this worker came to it.
+        goes_on: asked after a round that was over before this worker came to it, whether to bring the work to the next
+            one at once.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Flights:
         clock: Clock,
         me: PeerId,
         rounds: int,
-        passed: Callable[[], None],
+        goes_on: Callable[[], bool],
     ) -> None:
         self._replica = replica
         self._exchange = exchange
@@ -91,7 +92,7 @@ class Flights:
         self._clock = clock
         self._me = me
         self._rounds = rounds
-        self._passed = passed
+        self._goes_on = goes_on
         self._flights: dict[int, Flight] = {}
 
     def __len__(self) -> int:
@@ -152,11 +153,11 @@ class Flights:
         while True:
             verdict = await self._exchange.mix(key, mine)
             applied = await self._step(key, verdict)
-            if applied is None or not verdict.late or not mine.weight or key.round + 1 >= self._rounds:
+            late = verdict.late and mine.weight > 0 and key.round + 1 < self._rounds
+            if applied is None or not late or not self._goes_on():
                 now = self._clock.monotonic()
                 return Landing(key, tuple(passed), mine, verdict, applied, now - launched_at, now)
             passed.append(Passed(key, verdict, applied))
-            self._passed()
             key = self._flights[key.fragment].key = SyncKey(key.round + 1, key.fragment)
             # The others are not to hurry for one who is late already.
             mine = replace(self._replica.bring_again(mine, key.fragment), slack_s=math.inf)

@@ -130,7 +130,7 @@ class Worker:
             parts.clock,
             me,
             options.rounds,
-            passed=lambda: self._tell(State.SYNCING),
+            self._goes_on,
         )
         self._timetable = Timetable(options, numels, self._exchange.progress, self._flights)
         self._num_members = [0] * layout.num_fragments
@@ -382,6 +382,15 @@ class Worker:
             else:
                 await self._flights.cancel(flight)
                 self._replica.give_back(flight.key)
+
+    def _goes_on(self) -> bool:
+        """Whether a flight that was late goes on to the next round.
+
+        If training waits for it, the others would meanwhile wait in vain for the other fragments of a member.
+        """
+        self._tell(State.SYNCING)
+        waits = not self._timetable.delay_steps and self._timetable.plan.num_fragments > 1
+        return not (waits and self.membership.own.state in ACTIVE)
 
     def _pass(self, flight: Flight, landing: Landing) -> None:
         """Rounds went by without this worker: it goes on at the step where those are who did not miss them."""
