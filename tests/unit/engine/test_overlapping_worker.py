@@ -1,24 +1,25 @@
 """What goes wrong at one worker while fragments are on their way."""
 
-import math
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 
+from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.errors import DivergedError
-from decentral.monitor.events import Repaired, RoundMixed, SatOut, Stopped, StretchDone
+from decentral.monitor.events import Repaired, RoundMixed, SatOut, Stopped
 from decentral.ports.trainer import Trainer
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.network import Line
-from decentral.sim.world import Machine, SimPeer
+from decentral.sim.faults import Pause
+from decentral.sim.world import Main, SimPeer, World
 from decentral.state.snapshot import Snapshot
 from decentral.types import PeerId, SyncKey
 from tests.unit.engine.swarm import FOUNDER, PEERS, SECOND, THIRD, Plan, Seen, ordinary, simulate
-from tests.unit.engine.test_replica import apply, founded, launch, mixed, state
-from tests.unit.engine.test_rounds import Diverging, check_agreement
+from tests.unit.engine.test_replica import apply, founded, mixed, state
+from tests.unit.engine.test_rounds import Diverging
 
 #: Three layers, three launches a round, five steps of overlap at most.
 THREE: dict[str, Any] = {"plan": SyncPlan(12, 3, 2), "mix_alpha": 0.5}
@@ -64,6 +65,63 @@ def check_agreement_of_fragments(seen: Seen, *peers: PeerId) -> None:
         for event in seen.of(RoundMixed, peer):
             digests.setdefault((event.round, event.fragment), set()).add(event.digest)
     assert all(len(found) == 1 for found in digests.values())
+
+
+# -- asked to stop while fragments are on their way -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Has an effect if the machine's worker has left by then."""
+
+    at_s: float
+    peer: PeerId
+
+    async def strike(self, world: World, main: Main) -> bool:
+        return not world.is_running(self.peer)
+
+
+#: Every flight lasts several steps of a tenth of a second.
+FAR = dict.fromkeys(itertools.combinations(PEERS, 2), 0.1)
+LOSSY: dict[str, Any] = {
+    "codec": make_codec("int4-b8"),
+    "mean_codec": make_codec("int8-b8"),
+    "feedback": ErrorFeedback,
+}
+
+
+@pytest.mark.parametrize("at_s", [6.05, 6.25, 6.55])
+def test_what_is_on_its_way_still_counts_when_a_worker_is_asked_to_stop(at_s: float) -> None:
+    leaves = Gone(at_s + 3.0, THIRD)
+    plan = Plan(rounds=10, stops={THIRD: at_s}, latencies=FAR, options={**THREE, **LOSSY}, faults=[leaves])
+    seen = simulate(plan)
+    assert not seen.errors
+    assert not seen.unfired
+    (stopped,) = seen.of(Stopped, THIRD)
+    assert (stopped.reason, seen.outcomes[THIRD].done) == ("asked to stop", False)
+    ended = {(m.round, m.fragment) for m in seen.of(RoundMixed, THIRD)}
+    assert {(key.round, key.fragment) for key, peer in seen.weights if peer == THIRD} <= ended, (
+        "all that it sent counts"
+    )
+    assert seen.outcomes[THIRD].residuals.keys() == seen.outcomes[THIRD].anchors.keys()
+    assert any(value.any() for value in seen.outcomes[THIRD].residuals.values())
+    check_agreement_of_fragments(seen, FOUNDER, SECOND)
+    assert not seen.of(Repaired, FOUNDER)
+
+
+def test_a_worker_that_is_asked_to_stop_does_not_wait_for_others_for_ever() -> None:
+    sleep = [Pause(6.0, peer, 40.0) for peer in (FOUNDER, SECOND)]
+    leaves = Gone(22.0, THIRD)  # eight seconds for what is on its way, and some to say goodbye
+    plan = Plan(rounds=10, stops={THIRD: 6.6}, options={**THREE, **LOSSY}, faults=[*sleep, leaves])
+    seen = simulate(plan)
+    assert not seen.errors
+    assert not seen.unfired
+    assert not seen.outcomes[THIRD].done
+    assert any(value.any() for value in seen.outcomes[THIRD].residuals.values())
+    check_agreement_of_fragments(seen, FOUNDER, SECOND)
+
+
+# -- digests ----------------------------------------------------------------------------------------------------------
 
 
 def test_digests_of_a_history_that_was_given_up_are_forgotten() -> None:
