@@ -52,6 +52,8 @@ class Flight:
     """A later one than at the launch if the work is brought to a later round."""
     step: int
     """Inner steps taken at its launch."""
+    group: float
+    """Of the model's values, the share that was launched at the same step."""
     held_s: float
     """How long the training stood still for the launch."""
     task: asyncio.Task[Landing]
@@ -107,12 +109,13 @@ class Flights:
         """The flight of a fragment, if it is on its way."""
         return self._flights.get(fragment)
 
-    async def launch(self, key: SyncKey, step: int, share: float, slack_s: float) -> None:
+    async def launch(self, key: SyncKey, step: int, group: float, share: float, slack_s: float) -> None:
         """Cut the fragment out of the parameters and send it on its way.
 
         Args:
             key: of the sync.
             step: inner steps taken so far.
+            group: see ``Flight``.
             share: see ``Replica.take``.
             slack_s: see ``Contribution``.
         """
@@ -120,7 +123,7 @@ class Flights:
         taken = await self._clock.run(lambda: self._replica.take(key, share))
         launched_at = self._clock.monotonic()
         task = asyncio.create_task(self._fly(key, taken, launched_at, slack_s))
-        self._flights[key.fragment] = Flight(key, step, launched_at - began, task)
+        self._flights[key.fragment] = Flight(key, step, group, launched_at - began, task)
 
     async def fetch(self, flight: Flight) -> Landing:
         """The end of a flight; waits for it. There may be another one of that fragment afterwards."""

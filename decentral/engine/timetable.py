@@ -49,15 +49,19 @@ class Timetable:
         """Inner steps take so many seconds now."""
         self._pacing.stepped(step_s)
 
-    def landed(self, fragment: int, landing: Landing) -> None:
+    def landed(self, flight: Flight, landing: Landing) -> None:
         """What a flight with a result tells of the link."""
-        together = [numel for f, numel in enumerate(self._numels) if self.plan.is_together(f, fragment)]
         self._pacing.landed(
             landing.duration_s,
             waiting_s=landing.verdict.waiting_s,
             transfer_s=landing.verdict.transfer_s,
-            share=sum(together) / sum(self._numels),
+            share=flight.group,
         )
+
+    def group_of(self, fragment: int) -> float:
+        """Of the model's values, the share that is launched together with a fragment, itself included."""
+        together = [numel for f, numel in enumerate(self._numels) if self.plan.is_together(f, fragment)]
+        return sum(together) / sum(self._numels)
 
     def next_event(self, step: int) -> int:
         """Inner steps taken when next something is due, as things stand after ``step`` of them."""

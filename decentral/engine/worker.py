@@ -292,7 +292,8 @@ class Worker:
             self._end_stretch()
         for key in due:
             slack_s = self._timetable.delay_steps * self._step_s or math.inf
-            await self._flights.launch(key, self._step, self._share(key.fragment), slack_s)
+            group, share = self._timetable.group_of(key.fragment), self._share(key.fragment)
+            await self._flights.launch(key, self._step, group, share, slack_s)
         if due:
             others = self._others()
             self._report.paced(self._timetable.delay_steps, self._timetable.follow_the_link(others))
@@ -355,7 +356,7 @@ class Worker:
             self._replica.give_back(key, outcome.missed if counted else None)
             self._num_members[key.fragment] = len(outcome.members)
             if not verdict.late and not landing.passed:
-                self._timetable.landed(key.fragment, landing)
+                self._timetable.landed(flight, landing)
             held = self._held(flight, landing, waited_s, self._clock.monotonic() - began)
             delay_steps = self._step - flight.step
             self._report.mixed(
@@ -374,6 +375,7 @@ class Worker:
 
     async def _come_to_rest(self, stop: asyncio.Event) -> None:
         """Before leaving: what is on its way may end, if it does so soon."""
+        self._end_stretch()
         if self._flights:
             await asyncio.wait({flight.task for flight in self._flights}, timeout=_LEAVE_S)
         for flight in self._flights:
@@ -508,7 +510,9 @@ class Worker:
         # At least one step before the next launch; work that fills a round already is not kept waiting for another.
         overdue = self._replica.pending_steps >= plan.inner_steps
         self._step = next_launch - 1 if overdue else min(snapshot.step, next_launch - 1)
-        self._donor_step = snapshot.step
+        # It has gone on meanwhile.
+        donor = self.membership.roster.get(download.donor)
+        self._donor_step = max(snapshot.step, donor.metrics.step if donor is not None else 0)
         self._meter.explain("")
         # Junior to everybody who was there when this round began, the founder included.
         self.membership.update(since=min(snapshot.rounds) + 1)

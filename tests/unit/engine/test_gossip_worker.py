@@ -38,7 +38,9 @@ def test_a_slow_worker_goes_on_where_the_others_are(pairing: Pairing, plan: Sync
     assert len(rounds) < 12
     assert rounds[0] < 5
     gaps = [late - early for early, late in itertools.pairwise(rounds)]
-    assert max(gaps) <= 6, "it does not fall behind by more than its own round"
+    # Four rounds of the others pass in one of its own; that it is one behind is no reason to move on; and what it knows
+    # of them is a beat and a bit old, in which they do two.
+    assert max(gaps) <= 7, "it does not fall behind by more than its own round"
     assert Counter(gaps)[4] + Counter(gaps)[3] + Counter(gaps)[5] > len(gaps) / 2
     for event in seen.of(StretchDone, THIRD):
         # A stretch of a round ends within its steps: the learning rate is that of the others.

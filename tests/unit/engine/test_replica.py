@@ -269,7 +269,9 @@ def test_a_validation_that_fails_keeps_the_local_parameters(monkeypatch: pytest.
 
 def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(lr=1.0, momentum=0.0), ErrorFeedback(1), Continuation(), ME)
+    replica = Replica(
+        trainer, Layout.of(trainer.values), DiLoCo(lr=1.0, momentum=0.0), ErrorFeedback(1), Continuation(), ME
+    )
     replica.found()
     replica.train(0, 2)
     assert launch(replica, FIRST).delta_N.tolist() == [2.0, 2.0, 2.0]

@@ -36,9 +36,9 @@ class Sky(Flights):
         self.back: set[SyncKey] = set()
         """Those whose result is there."""
 
-    def up(self, key: SyncKey, step: int) -> Flight:
+    def up(self, key: SyncKey, step: int, group: float = 1.0) -> Flight:
         task = SimpleNamespace(done=lambda: key in self.back)
-        flight = self._flights[key.fragment] = Flight(key, step, 0.0, cast(Any, task))
+        flight = self._flights[key.fragment] = Flight(key, step, group, 0.0, cast(Any, task))
         return flight
 
     def down(self, flight: Flight) -> None:
@@ -58,6 +58,12 @@ class Desk:
         for key in keys:
             self.sky.up(key, step)
         return keys
+
+    def landed(self, fragment: int, landing: Landing) -> None:
+        """A flight of a fragment has been and gone."""
+        flight = self.sky.up(SyncKey(0, fragment), 0, self.timetable.group_of(fragment))
+        self.timetable.landed(flight, landing)
+        self.sky.down(flight)
 
     def land(self, flight: Flight) -> None:
         self.progress.finish(flight.key)
@@ -223,7 +229,7 @@ def test_overlap_follows_the_flights_and_the_steps() -> None:
     desk = Desk(SyncPlan(20), auto_delay=True)
     assert desk.timetable.delay_steps == 1
     desk.timetable.stepped(0.5)
-    desk.timetable.landed(0, landing(transfer_s=3.0))
+    desk.landed(0, landing(transfer_s=3.0))
     assert desk.timetable.delay_steps == 6
     desk.launch(20)
     assert desk.timetable.next_event(20) == 26
@@ -231,7 +237,7 @@ def test_overlap_follows_the_flights_and_the_steps() -> None:
     assert desk.timetable.next_event(20) == 23, "also of what is on its way"
     fixed = Desk(SyncPlan(20, 1, 2))
     fixed.timetable.stepped(0.5)
-    fixed.timetable.landed(0, landing(transfer_s=3.0))
+    fixed.landed(0, landing(transfer_s=3.0))
     assert fixed.timetable.delay_steps == 2
 
 
@@ -239,9 +245,8 @@ def grouped(transfer_s: float, *, plan: SyncPlan | None = None, **options: Any) 
     """One flight of one of eight fragments, by itself, is measured with steps of a second."""
     desk = Desk(plan or SyncPlan(40, 8), auto_groups=True, **options)
     desk.timetable.stepped(1.0)
-    flight = desk.sky.up(SyncKey(0, 0), 5)
-    desk.timetable.landed(0, landing(transfer_s))
-    desk.land(flight)
+    desk.landed(0, landing(transfer_s))
+    desk.progress.finish(SyncKey(0, 0))
     return desk
 
 
@@ -289,7 +294,7 @@ def test_launches_leave_room_for_the_overlap_of_the_plan() -> None:
 def test_launches_stay_where_they_are_to_stay() -> None:
     desk = Desk(SyncPlan(40, 8))
     desk.timetable.stepped(1.0)
-    desk.timetable.landed(0, landing(1.25))
+    desk.landed(0, landing(1.25))
     finish_round(desk)
     assert desk.timetable.follow_the_link([asking(2)]) == 8
     assert desk.timetable.plan.num_groups == 8
