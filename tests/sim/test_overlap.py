@@ -385,10 +385,10 @@ def test_a_worker_that_is_half_as_slow_again_does_not_fall_out(settings: dict[st
     assert not [*check(scenario, record, tolerance=0.5), *in_order(record)]
     assert count(RoundAborted, record) == count(Repaired, record) == 0
     slow = scenario.peers[2]
-    # With ``auto``, members cut the first rounds differently until they have heard of each other's wishes.
-    mixed = [event for event in of(RoundMixed, record, slow) if event.round >= (3 if "auto_groups" in settings else 0)]
+    mixed = of(RoundMixed, record, slow)
     out = [event for event in mixed if slow not in event.members]
-    assert len(out) <= len(mixed) / 20
+    # Where the number of launches changes, members launch at other steps for a round, and patience may not last.
+    assert len(out) <= len(mixed) * (0.2 if "auto_groups" in settings else 0.05)
     assert sum(event.held_waiting_s for event in mixed) < 0.02 * record.ended_at_s, "it has nobody to wait for"
 
 
