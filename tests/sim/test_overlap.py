@@ -388,8 +388,10 @@ def test_a_worker_that_is_half_as_slow_again_does_not_fall_out(settings: dict[st
     mixed = of(RoundMixed, record, slow)
     out = [event for event in mixed if slow not in event.members]
     # Where the number of launches changes, members launch at other steps for a round, and patience may not last.
-    assert len(out) <= len(mixed) * (0.2 if "auto_groups" in settings else 0.05)
-    assert sum(event.held_waiting_s for event in mixed) < 0.02 * record.ended_at_s, "it has nobody to wait for"
+    calm = "auto_groups" not in settings
+    assert len(out) <= len(mixed) * (0.05 if calm else 0.2)
+    held_s = sum(event.held_waiting_s for event in mixed)
+    assert held_s < record.ended_at_s * (0.02 if calm else 0.1), "it has nobody to wait for"
 
 
 def test_a_worker_that_is_far_too_slow_brings_its_work_when_it_can() -> None:
