@@ -24,7 +24,7 @@ def make_exchange(
     roster: Roster,
     numels: Sequence[int],
     *,
-    layered: Sequence[tuple[Range, ...]] = (),
+    layered: Sequence[tuple[Range, ...]],
     sends_changes: bool,
     until_launch_s: Callable[[int], float],
     anchor: Callable[[int], tuple[str, Tensor] | None],

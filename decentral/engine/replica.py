@@ -323,13 +323,12 @@ class Replica:
         if alpha or arrived.missed:
             device = new_N.device
             local_N = self._layout.gather(self._trainer.parameters(), fragment, device)
-            old_N, base_N = arrived.old_N.to(device), self._bases_N[fragment].to(device)
             if arrived.old_N is not self._bases_N[fragment]:
                 # First to where the anchor was moved, or what is kept of them would pull it back.
-                local_N = rebase(local_N, base_N, old_N)
+                local_N = rebase(local_N, self._bases_N[fragment].to(device), arrived.old_N.to(device))
             anchor_N, new_N = new_N, blend(local_N, new_N, alpha)
             for span in (slice(*bounds) for bounds in arrived.missed):
-                new_N[span] = rebase(local_N[span], old_N[span], anchor_N[span])
+                new_N[span] = rebase(local_N[span], arrived.old_N[span].to(device), anchor_N[span])
         self._load(fragment, new_N)
         self._bases_N[fragment] = arrived.anchor_N
 

@@ -191,7 +191,7 @@ def check_engines(engines: Engines, case: Case, expected: Reference) -> list[Wat
     return workers
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(case=cases())
 def test_streaming_engine(case: Case) -> None:
     rule = DiLoCo(case.lr, case.momentum)
@@ -202,7 +202,7 @@ def test_streaming_engine(case: Case) -> None:
             close(worker.anchors[t], expected.anchors[t], f"anchors after step {t}")
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(case=cases())
 def test_eager_engine(case: Case) -> None:
     rule, plan = DiLoCo(case.lr, case.momentum), SyncPlan(case.inner_steps, case.fragments)
