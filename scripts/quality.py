@@ -24,6 +24,7 @@ from decentral.cli.compose import build_trainer
 from decentral.cli.config import SwarmConfig
 from decentral.cli.run_options import run_options
 from decentral.cli.settings import load, resolve
+from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker
 from decentral.monitor.events import RoundMixed
@@ -145,7 +146,8 @@ def train(
             number = peers.index(peer.peer_id)
             inner = build_trainer(swarm, "cpu", (), 1000 * (seed + 1) + number)
             trainer = Timed(inner, peer.clock.charge, lambda parameters: watch(number, parameters), step_s)
-            parts = Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, journals[number])
+            inner = LocalSteps(trainer, peer.clock)
+            parts = Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, inner, journals[number])
             worker = Worker(options, parts)
             await (worker.join(peers[:1]) if number else worker.found())
             outcomes[number] = await worker.run(asyncio.Event())

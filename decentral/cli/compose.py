@@ -131,6 +131,7 @@ async def _work(
 
     from decentral.adapters.clock import RealClock
     from decentral.cli.logs import install
+    from decentral.engine.local_steps import LocalSteps
     from decentral.engine.options import Parts
     from decentral.engine.worker import Worker
     from decentral.monitor.events import Started
@@ -158,7 +159,8 @@ async def _work(
             directory=node.directory,
             clock=clock,
             identity=node.identity,
-            trainer=trainer,
+            model=trainer,
+            inner=LocalSteps(trainer, clock),
             journal=journal,
             residuals=_residuals(out, run_id) if peers else {},
             save=_saver(out, run_id, journal),

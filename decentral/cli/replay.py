@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from decentral.engine.meter import Meter
-from decentral.ports.trainer import StepReport
+from decentral.ports.trainer import StepReport, Steps
 from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId
 
@@ -130,13 +130,10 @@ class Replay:
             self._meter.stepped_alone()
 
     def _trained(self, event: Mapping[str, Any]) -> None:
-        self._meter.trained(
-            event["step"],
-            StepReport(tokens=event["tokens"], loss=_number(event["loss"]), grad_norm=math.nan),
-            count=round(event["tokens"] / self._tokens_per_step),
-            num_members=self._num_members,
-            seconds=event["seconds"] or 0.0,
-        )
+        report = StepReport(tokens=event["tokens"], loss=_number(event["loss"]), grad_norm=math.nan)
+        count = round(event["tokens"] / self._tokens_per_step)
+        steps = Steps(count, report, event["seconds"] or 0.0)
+        self._meter.trained(event["step"], steps, num_members=self._num_members)
 
     def _synced(self, time: float, event: Mapping[str, Any], counted: bool) -> None:
         held_s, waiting_s = event["held_s"] or 0.0, event["held_waiting_s"] or 0.0

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from decentral.ports.trainer import StepReport
+from decentral.ports.trainer import Steps
 from decentral.swarm.presence import Metrics
 from decentral.types import PeerId, short_id
 
@@ -51,17 +51,18 @@ class Meter:
         self._began = now
         self._lap = (now, self.tokens)
 
-    def trained(self, step: int, report: StepReport, *, count: int, num_members: int, seconds: float) -> None:
-        """Inner steps were taken.
+    def trained(self, step: int, steps: Steps, *, num_members: int, waiting_s: float = 0.0) -> None:
+        """Inner steps were taken, the last one was ``step``; of their time so much was spent on waiting.
 
         Data-parallel training would have sent ``2 (n - 1) / n`` times the model in float32 at each of them (ring
         all-reduce, bytes sent by each of n workers).
         """
         self._step = step
-        self.tokens += report.tokens
-        self._loss = report.loss
-        self._compute_s += seconds
-        self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * count
+        self.tokens += steps.report.tokens
+        self._loss = steps.report.loss
+        self._compute_s += steps.compute_s
+        self._waiting_s += waiting_s
+        self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * steps.count
 
     def synced(self, now: float, *, counted: bool, waiting_s: float, transfer_s: float) -> None:
         """A round ended at the time ``now``; training stood still for so long for others and for moving values."""

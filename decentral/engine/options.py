@@ -17,7 +17,7 @@ from decentral.outer.rule import OuterRule
 from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
-from decentral.ports.trainer import Trainer
+from decentral.ports.trainer import InnerLoop, Model
 from decentral.ports.transport import Transport
 from decentral.schedule.plan import SyncPlan
 from decentral.swarm.timing import Timing
@@ -95,13 +95,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The ports and the user's trainer, this worker's own."""
+    """The ports and the user's model, this worker's own."""
 
     transport: Transport
     directory: Directory
     clock: Clock
     identity: Identity
-    trainer: Trainer
+    model: Model
+    inner: InnerLoop
+    """Takes the model's inner steps."""
     journal: Journal
     residuals: Mapping[str, Tensor] = field(default_factory=dict)
     """Of this worker's earlier life in the same run; a founder has none."""

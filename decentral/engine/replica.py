@@ -1,6 +1,6 @@
-"""This worker's copy of the model: the user's trainer, the anchors, and the arithmetic between them.
+"""This worker's copy of the model: the user's model, the anchors, and the arithmetic between them.
 
-What touches the local parameters (``train``, ``take``, ``land``, ...) runs on the clock's thread. What does not
+What touches the local parameters (``take``, ``land``, ...) runs on the clock's thread. What does not
 (``bring``, ``step``, ``move``) may run on any other at the same time: a fragment is cut out of the parameters at once,
 and everything until its new anchor is there goes on beside the training. Nothing here knows a peer. Anchors and outer
 states are never changed in place, so a snapshot is a handful of references.
@@ -10,7 +10,7 @@ Legend: N = values in a fragment.
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from decentral.exchange.merge import WeightBy, weight_of
 from decentral.outer.blend import blend, rebase
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
-from decentral.ports.trainer import StepReport, Trainer
+from decentral.ports.trainer import Model, StepReport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
@@ -44,7 +44,7 @@ class Taken:
 
     state: FragmentState
     delta_N: Callable[[], Tensor]
-    """Its pseudo-gradient; waits for the values to come from the trainer's device."""
+    """Its pseudo-gradient; waits for the values to come from the model's device."""
     tokens: int
     steps: int
 
@@ -68,7 +68,7 @@ class _Arrived:
     """The anchor before it."""
     anchor_N: Tensor
     there_N: Tensor
-    """The anchor on the trainer's device."""
+    """The anchor on the model's device."""
     missed: tuple[tuple[int, int], ...]
 
 
@@ -102,7 +102,7 @@ class Replica:
     """The local model between two anchors.
 
     Args:
-        trainer: the user's side.
+        model: the user's side.
         layout: how its parameters are cut into fragments.
         rule: the outer rule.
         feedback: what becomes of the codec's error.
@@ -113,7 +113,7 @@ class Replica:
 
     def __init__(
         self,
-        trainer: Trainer,
+        model: Model,
         layout: Layout,
         rule: OuterRule,
         feedback: Feedback,
@@ -121,14 +121,14 @@ class Replica:
         me: PeerId,
         weight_by: WeightBy = "tokens",
     ) -> None:
-        self._trainer = trainer
+        self._model = model
         self._layout = layout
         self._rule = rule
         self._feedback = feedback
         self._onward = onward
         self._me = me
         self._weight_by = weight_by
-        self._staging = Staging(layout, next(iter(trainer.parameters().values())).device)
+        self._staging = Staging(layout, next(iter(model.parameters().values())).device)
         self._rounds_diverged = [0] * layout.num_fragments
         self._fragments: list[FragmentState] = []
         self._bases_N: list[Tensor] = []
@@ -165,12 +165,12 @@ class Replica:
         """Inner steps that no round has counted, of the fragment that waits longest."""
         return max(pending.steps for pending in self._pending)
 
-    def found(self) -> None:
-        """Take the trainer's initial parameters as the first anchor."""
-        parameters = self._trainer.parameters()
-        for fragment in range(self._layout.num_fragments):
+    def found(self, rounds: Sequence[int]) -> None:
+        """Take the model's parameters as they are as the first anchor, which begins these rounds of the fragments."""
+        parameters = self._model.parameters()
+        for fragment, round_ in enumerate(rounds):
             anchor_N = self._layout.gather(parameters, fragment)
-            self._fragments.append(FragmentState.of(0, anchor_N, self._rule.init(anchor_N)))
+            self._fragments.append(FragmentState.of(round_, anchor_N, self._rule.init(anchor_N)))
             self._bases_N.append(anchor_N)
 
     def digest_of(self, round: int) -> str:
@@ -193,13 +193,11 @@ class Replica:
         """The anchors as they stand, for newcomers and for files."""
         return Snapshot(step, tuple(self._fragments))
 
-    def train(self, first_step: int, count: int) -> StepReport:
-        """Take inner steps and count them as pending."""
-        report = self._trainer.train_steps(first_step, count)
+    def trained(self, report: StepReport, count: int) -> None:
+        """So many inner steps were taken; they are pending."""
         for pending in self._pending:
             pending.tokens += report.tokens
             pending.steps += count
-        return report
 
     def take(self, key: SyncKey, share: float) -> Taken:
         """Cut one fragment out of the parameters as they are now; its work so far counts as launched.
@@ -210,7 +208,7 @@ class Replica:
         """
         fragment = key.fragment
         state, base_N = self._fragments[fragment], self._bases_N[fragment]
-        values_N = self._staging.take(self._trainer.parameters(), fragment)
+        values_N = self._staging.take(self._model.parameters(), fragment)
         launched = self._launched[fragment] = self._pending[fragment]
         self._pending[fragment] = _Pending()
         if self._onward.eager is None:
@@ -322,7 +320,7 @@ class Replica:
         new_N, alpha = arrived.there_N, self._onward.mix_alpha
         if alpha or arrived.missed:
             device = new_N.device
-            local_N = self._layout.gather(self._trainer.parameters(), fragment, device)
+            local_N = self._layout.gather(self._model.parameters(), fragment, device)
             if arrived.old_N is not self._bases_N[fragment]:
                 # First to where the anchor was moved, or what is kept of them would pull it back.
                 local_N = rebase(local_N, self._bases_N[fragment].to(device), arrived.old_N.to(device))
@@ -363,7 +361,7 @@ class Replica:
 
         No fragment may be on its way.
         """
-        parameters = self._trainer.parameters()
+        parameters = self._model.parameters()
         for fragment, state in enumerate(snapshot.fragments):
             self._ahead.pop(fragment, None)
             local_N = state.anchor_N
@@ -393,11 +391,11 @@ class Replica:
 
     def validate(self) -> float:
         """Validation loss of the anchors; the local parameters are kept."""
-        parameters = self._trainer.parameters()
+        parameters = self._model.parameters()
         local = [self._layout.gather(parameters, fragment) for fragment in range(self._layout.num_fragments)]
         try:
             self._load_anchors()
-            loss = self._trainer.validate()
+            loss = self._model.validate()
         finally:
             for fragment, local_N in enumerate(local):
                 self._load(fragment, local_N)
@@ -434,7 +432,7 @@ class Replica:
         return math.hypot(*(float(residual_N.norm()) for residual_N in residuals if residual_N is not None))
 
     def _load(self, fragment: int, values_N: Tensor) -> None:
-        self._trainer.load(self._layout.scatter(values_N, fragment))
+        self._model.load(self._layout.scatter(values_N, fragment))
 
     def _load_anchors(self) -> list[Tensor]:
         """Set the parameters to the anchors and return these: they may be moved meanwhile."""

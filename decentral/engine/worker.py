@@ -92,11 +92,11 @@ class Worker:
         self._parts = parts
         self._clock = parts.clock
         self._journal = parts.journal
-        layout = Layout.of(parts.trainer.parameters(), options.plan.num_fragments, options.pattern)
+        layout = Layout.of(parts.model.parameters(), options.plan.num_fragments, options.pattern)
         numels = tuple(layout.numel(fragment) for fragment in range(layout.num_fragments))
         me, feedback = parts.transport.peer_id, options.feedback(layout.num_fragments)
         onward = Continuation(options.mix_alpha, options.eager)
-        self._replica = Replica(parts.trainer, layout, options.rule, feedback, onward, me, options.weight_by)
+        self._replica = Replica(parts.model, layout, options.rule, feedback, onward, me, options.weight_by)
         self._meter = Meter(layout.total_numel, __version__, parts.device)
         self.membership = Membership(
             Presence(me, options.run_id, 0, State.JOINING, 0, 0, ""),
@@ -145,9 +145,16 @@ class Worker:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    async def found(self) -> None:
-        """Found a swarm: the trainer's initial parameters are the first anchor."""
-        await self._clock.run(self._replica.found)
+    async def found(self, step: int = 0) -> None:
+        """Found a swarm: the model's parameters are the first anchor.
+
+        Args:
+            step: inner steps that are behind it; above 0 where an earlier swarm was lost.
+        """
+        self._step = step
+        rounds = self._timetable.plan.rounds_after(step)
+        await self._clock.run(lambda: self._replica.found(rounds))
+        self._exchange.progress.resume(rounds)
         await self._serve()
         self._tell(State.TRAINING)
 
@@ -260,17 +267,20 @@ class Worker:
         while self._step < step and not stop.is_set():
             count = min(self._chunk_steps, step - self._step)
             start, began = self._step, self._clock.monotonic()
-            report = await self._clock.run(lambda start=start, count=count: self._replica.train(start, count))  # type: ignore[misc]
+            steps = await self._parts.inner.take(start, count, stop)
             self._stepped_at = self._clock.monotonic()
-            seconds = self._stepped_at - began
-            self._step += count
-            if seconds > 0:
-                self._step_s = seconds / count
+            seconds, taken = self._stepped_at - began, steps.count
+            self._replica.trained(steps.report, taken)
+            self._step += taken
+            if seconds > 0 and taken:
+                self._step_s = seconds / taken
                 self._timetable.stepped(self._step_s)
-                self._chunk_steps = max(1, int(_CHUNK_S * count / seconds))
-            self._stretch.add(report, count, seconds)
+                self._chunk_steps = max(1, int(_CHUNK_S * taken / seconds))
+            self._stretch.add(steps.report, taken, seconds)
             members = len(self.membership.roster.active(self._clock.monotonic()))
-            self._meter.trained(self._step, report, count=count, num_members=max(1, members), seconds=seconds)
+            self._meter.trained(
+                self._step, steps, num_members=max(1, members), waiting_s=max(0.0, seconds - steps.compute_s)
+            )
 
     def _end_stretch(self) -> None:
         """The inner steps since the last launch are one event of the journal, and tell the pace."""

@@ -162,6 +162,69 @@ class SatOut:
 
 
 @dataclass(frozen=True, slots=True)
+class StagePlaced:
+    """Pipeline: this worker holds ``stage`` from global step ``step`` on (0 is the head)."""
+
+    stage: int
+    slot: int
+    """Of a head: which part of the data it draws."""
+    source: str
+    """Where the weights came from, a ``pipeline.recovery.Source``."""
+    donors: tuple[PeerId, ...]
+    step: int
+    downloaded_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageLost:
+    """Pipeline: a head sees that nobody holds ``stage`` any more; the batch under way waits."""
+
+    stage: int
+    step: int
+    loss: float
+    """Of the last batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecovered:
+    """Pipeline: the first batch has passed a stage that this worker brought back."""
+
+    stage: int
+    source: str
+    donors: tuple[PeerId, ...]
+    step: int
+    loss_before: float
+    """Of the last batch before the loss of the stage, as far as this worker knows; nats per token."""
+    loss_after: float
+    """Of the first batch after it."""
+    seconds: float
+    """Since this worker began to take the stage over."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCounted:
+    """Pipeline: at ``stage``, this worker's step ``step`` counted these micro-batches of a batch."""
+
+    stage: int
+    step: int
+    slot: int
+    batch: int
+    indices: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resent:
+    """Pipeline: a head sends a micro-batch again."""
+
+    batch: int
+    index: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PeerSeen:
     """A peer entered the roster."""
 
@@ -207,6 +270,11 @@ Event = (
     | Repaired
     | Validated
     | SatOut
+    | StagePlaced
+    | StageLost
+    | StageRecovered
+    | BatchCounted
+    | Resent
     | PeerSeen
     | PeerLost
     | Saved

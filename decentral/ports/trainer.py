@@ -1,5 +1,6 @@
-"""The user's side: a model with its inner optimizer and its stream of data."""
+"""The user's side: a model with its inner optimizer and its stream of data, and what takes its inner steps."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,11 +20,10 @@ class StepReport:
     """Mean norm of the gradient before clipping."""
 
 
-class Trainer(Protocol):
-    """A model, its inner optimizer and its data. Any class with these methods can be trained by a swarm.
+class Model(Protocol):
+    """Named parameters that a swarm agrees on.
 
-    The engine calls one method at a time, from one thread other than the event loop's. The inner optimizer's state
-    is the trainer's own and is never exchanged (DiLoCo, arXiv 2311.08105, section 2).
+    The engine calls one method at a time, from one thread other than the event loop's.
     """
 
     def parameters(self) -> Mapping[str, Tensor]:
@@ -34,12 +34,37 @@ class Trainer(Protocol):
         """Overwrite the named parameters (float32 on CPU, a subset of ``parameters()``) and keep the rest."""
         ...
 
+    def validate(self) -> float:
+        """Mean loss per token (nats) of the current parameters on held-out data; NaN if it cannot tell."""
+        ...
+
+
+class Trainer(Model, Protocol):
+    """A model, its inner optimizer and its data. Any class with these methods can be trained by a swarm.
+
+    The inner optimizer's state is the trainer's own and is never exchanged (DiLoCo, arXiv 2311.08105, section 2).
+    """
+
     def train_steps(self, first_step: int, count: int) -> StepReport:
         """Take ``count`` inner steps. ``first_step`` is the global step, which drives the learning-rate schedule."""
         ...
 
-    def validate(self) -> float:
-        """Mean loss per token (nats) of the current parameters on held-out data."""
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Inner steps that were taken together."""
+
+    count: int
+    report: StepReport
+    compute_s: float
+    """Of the time that they took; the rest was spent on waiting for others."""
+
+
+class InnerLoop(Protocol):
+    """Takes a worker's inner steps: those of a trainer on this machine, or its part of a pipeline's."""
+
+    async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
+        """Take up to ``count`` inner steps from global step ``first_step`` on; fewer if ``stop`` is set meanwhile."""
         ...
 
 

@@ -66,6 +66,14 @@ class SyncPlan:
         """Whether two fragments are launched at the same step."""
         return (one - other) % self.num_groups == 0
 
+    def rounds_after(self, step: int) -> tuple[int, ...]:
+        """For each fragment the first round that is launched after ``step`` finished steps."""
+        rounds = [max(0, step // self.inner_steps - 1)] * self.num_fragments
+        for fragment in range(self.num_fragments):
+            while self.launch_step(SyncKey(rounds[fragment], fragment)) <= step:
+                rounds[fragment] += 1
+        return tuple(rounds)
+
     def step_of_round(self, round: int) -> int:
         """The number of finished steps at which ``round`` begins: where a joiner starts to count."""
         return round * self.inner_steps

@@ -10,6 +10,7 @@ from functools import cached_property
 from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
+from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.exchange.keeping import Keeping
@@ -170,8 +171,9 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)
     trainer = scenario.problem.trainer(number, _charge(scenario, peer), step_s=step_s)
+    inner = LocalSteps(trainer, peer.clock)
     return Worker(
-        options, Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer=trainer, journal=journal)
+        options, Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal=journal)
     )
 
 

@@ -101,6 +101,20 @@ class Metrics:
     """Gossip: swaps of which it does not know whether the other side has them too."""
     avoids: str = ""
     """Gossip: short ids of the peers that it avoids for a while, with commas."""
+    queue: int = 0
+    """Pipeline: micro-batches that wait for this worker."""
+    microbatch_s: float = 0.0
+    """Pipeline: seconds that a micro-batch takes, forward and backward, over the last ones."""
+    activation_bytes: int = 0
+    """Pipeline: activations and their gradients that it sent."""
+    resent: int = 0
+    """Pipeline: micro-batches that a head had to send again."""
+    failures: str = ""
+    """Pipeline: holders that a head lost, by stage, such as ``2:1,4:1``."""
+    recoveries: int = 0
+    """Pipeline: lost stages that it brought back."""
+    recovery: str = ""
+    """Pipeline: the last one in words."""
     reason: str = ""
     """Why it does not contribute; empty if it does."""
     version: str = ""
@@ -127,6 +141,14 @@ class Presence:
     round_s: float = 0.0
     """Seconds its last stretch of inner steps took."""
     metrics: Metrics = field(default_factory=Metrics)
+    holds: str = ""
+    """Pipeline: the stages it holds, with commas; 0 is the head. Empty for a spare, and without a pipeline."""
+    takes: str = ""
+    """Pipeline: the stages it is about to hold, with commas."""
+    stored: str = ""
+    """Pipeline: the stages that it has a checkpoint of, with commas."""
+    slot: int = 0
+    """Pipeline: which part of the data a head draws."""
 
 
 def encode(presence: Presence, identity: Identity) -> bytes:
@@ -202,5 +224,9 @@ _PRESENCE_KINDS: dict[str, type] = {
     "since": int,
     "digest": str,
     "round_s": float,
+    "holds": str,
+    "takes": str,
+    "stored": str,
+    "slot": int,
 }
 _METRIC_KINDS: dict[str, type] = {name: type(value) for name, value in asdict(Metrics()).items()}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decentral.codecs.codec import make_codec
+from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.monitor.journal import MemoryJournal
@@ -116,7 +117,8 @@ class Engines:
             peer.directory,
             peer.clock,
             peer.identity,
-            trainer=trainer,
+            trainer,
+            LocalSteps(trainer, peer.clock),
             journal=MemoryJournal(),
             save=trainer.landed,
             save_every_s=0.0,

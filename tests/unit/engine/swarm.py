@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from decentral.codecs.codec import make_codec
+from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.exchange.messages import unpack_roll, unpack_shard
@@ -170,7 +171,9 @@ def _worker(plan: Plan, peer: SimPeer, seen: Seen) -> Worker:
     make = plan.trainers.get(peer.peer_id, lambda peer: ordinary(peer, plan.step_s.get(peer.peer_id, STEP_S)))
     transport = Tap(peer.transport, seen)
     residuals = plan.residuals(peer.peer_id)
-    parts = Parts(transport, peer.directory, peer.clock, peer.identity, make(peer), journal, residuals)
+    trainer = make(peer)
+    inner = LocalSteps(trainer, peer.clock)
+    parts = Parts(transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal, residuals)
     return Worker(options, parts)
 
 

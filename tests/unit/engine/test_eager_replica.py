@@ -21,6 +21,7 @@ from decentral.ports.trainer import StepReport
 from decentral.state.snapshot import Snapshot
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
+from tests.support.training import train
 from tests.unit.engine.test_replica import anchors, founded, launch, mixed, state
 
 Values = NDArray[np.float64]
@@ -113,7 +114,7 @@ def test_a_lost_round_counts_nothing_and_its_work_comes_with_the_next(
     for round_, fate in enumerate(rounds):
         key, mine = SyncKey(round_, 0), list[Contribution]()
         for i, replica in enumerate(replicas):
-            replica.train(0, 1)
+            train(replica, 0, 1)
             delta = starts[i] - trainers[i].local
             worked[i] += delta
             starts[i] = references[i].launch(delta, anchor)
@@ -148,7 +149,7 @@ def test_a_lost_round_counts_nothing_and_its_work_comes_with_the_next(
 def eager_replica(trainer: Wandering, me: PeerId) -> Replica:
     onward = Continuation(eager=Eager(LR, MOMENTUM))
     replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(LR, MOMENTUM), Feedback(1), onward, me)
-    replica.found()
+    replica.found((0,))
     return replica
 
 
@@ -161,7 +162,7 @@ def test_the_weight_is_of_all_the_work_that_is_brought() -> None:
     replica, _ = founded(eager=EAGER)
     for round_ in range(3):
         key = SyncKey(round_, 0)
-        replica.train(0, 2)
+        train(replica, 0, 2)
         assert launch(replica, key).weight == 20.0 * (round_ + 1)
         replica.give_back(key)
         replica.skip(key)
@@ -170,11 +171,11 @@ def test_the_weight_is_of_all_the_work_that_is_brought() -> None:
 
 def test_ranges_that_were_missed_are_carried_without_their_tokens() -> None:
     replica, _ = founded(eager=EAGER)
-    replica.train(0, 2)
+    train(replica, 0, 2)
     launch(replica, SyncKey(0, 0))
     replica.step(SyncKey(0, 0), mixed(2.0, 0.0, 0.0, missed=((1, 3),)), None)
     replica.give_back(SyncKey(0, 0), ((1, 3),))
-    replica.train(2, 1)
+    train(replica, 2, 1)
     mine = launch(replica, SyncKey(1, 0))
     assert mine.delta_N.tolist() == [1.0, 3.0, 3.0]
     assert mine.weight == 10.0, "these were counted with the rest"
@@ -183,9 +184,9 @@ def test_ranges_that_were_missed_are_carried_without_their_tokens() -> None:
 @pytest.mark.parametrize("num_fragments", [1, 2])
 def test_work_that_was_not_counted_survives_a_repair(num_fragments: int) -> None:
     replica, trainer = founded(num_fragments, eager=EAGER)
-    replica.train(0, 2)
+    train(replica, 0, 2)
     launch(replica, SyncKey(0, 0))
-    replica.train(2, 1)
+    train(replica, 2, 1)
     replica.give_back(SyncKey(0, 0))
     replica.skip(SyncKey(0, 0))
     whole = (100.0, 200.0, 300.0)
@@ -202,7 +203,7 @@ def test_work_that_was_not_counted_survives_a_repair(num_fragments: int) -> None
 
 def test_after_values_that_are_not_finite_nothing_is_carried() -> None:
     replica, trainer = founded(eager=EAGER)
-    replica.train(0, 2)
+    train(replica, 0, 2)
     launch(replica, SyncKey(0, 0))
     replica.give_back(SyncKey(0, 0))
     replica.skip(SyncKey(0, 0))
@@ -211,7 +212,7 @@ def test_after_values_that_are_not_finite_nothing_is_carried() -> None:
     replica.give_back(SyncKey(1, 0))
     replica.skip(SyncKey(1, 0))
     assert trainer.flat() == anchors(replica)
-    replica.train(2, 1)
+    train(replica, 2, 1)
     mine = launch(replica, SyncKey(2, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([1.0] * 3, 10.0)
 
@@ -219,12 +220,12 @@ def test_after_values_that_are_not_finite_nothing_is_carried() -> None:
 def test_a_reset_for_another_fragment_takes_back_what_was_gone_ahead() -> None:
     """The flight may still be counted; what comes back of it otherwise is not finite work of a lost phase."""
     replica, trainer = founded(2, eager=EAGER)
-    replica.train(0, 2)
+    train(replica, 0, 2)
     launch(replica, SyncKey(0, 0))
     trainer.values["layers.1"].fill_(float("nan"))
     launch(replica, SyncKey(0, 1))
     replica.give_back(SyncKey(0, 0))
     replica.skip(SyncKey(0, 0))
-    replica.train(2, 1)
+    train(replica, 2, 1)
     mine = launch(replica, SyncKey(1, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([1.0, 1.0], 10.0)

@@ -1,7 +1,7 @@
 import math
 
 from decentral.engine.meter import Meter
-from decentral.ports.trainer import StepReport
+from decentral.ports.trainer import StepReport, Steps
 from decentral.swarm.presence import Metrics
 from decentral.types import PeerId
 
@@ -17,11 +17,11 @@ def test_counters() -> None:
     meter = Meter(total_numel=1000, version="9.9", device="cpu")
     assert math.isnan(figures(meter).loss)
     meter.start(100.0)
-    meter.trained(5, StepReport(tokens=50, loss=3.0, grad_norm=1.0), count=5, num_members=4, seconds=2.0)
-    meter.trained(8, StepReport(tokens=30, loss=2.0, grad_norm=1.0), count=3, num_members=1, seconds=1.0)
+    meter.trained(5, Steps(5, StepReport(tokens=50, loss=3.0, grad_norm=1.0), 2.0), num_members=4)
+    meter.trained(8, Steps(3, StepReport(tokens=30, loss=2.0, grad_norm=1.0), 1.0), num_members=1)
     meter.synced(108.0, counted=True, waiting_s=4.0, transfer_s=0.5)
     meter.downloaded(0.25)
-    meter.trained(9, StepReport(tokens=10, loss=1.5, grad_norm=1.0), count=1, num_members=2, seconds=0.5)
+    meter.trained(9, Steps(1, StepReport(tokens=10, loss=1.5, grad_norm=1.0), 0.5), num_members=2)
     meter.synced(110.0, counted=False, waiting_s=1.0, transfer_s=0.0)
     meter.validated(3, 0.75)
     assert figures(meter) == Metrics(

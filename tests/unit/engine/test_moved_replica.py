@@ -12,6 +12,7 @@ from decentral.outer.rule import Mixed, OuterState
 from decentral.state.snapshot import Snapshot
 from decentral.tensors.layout import Layout
 from decentral.types import SyncKey
+from tests.support.training import train
 from tests.unit.engine.test_replica import FIRST, ME, Descent, anchors, apply, founded, launch, mixed, state
 
 SHIFT = torch.tensor([10.0, 20.0, 30.0])
@@ -20,15 +21,15 @@ SHIFT = torch.tensor([10.0, 20.0, 30.0])
 def moved(mix_alpha: float = 0.0) -> tuple[Replica, Descent]:
     """Two inner steps of 1, and a move in between."""
     replica, trainer = founded(mix_alpha=mix_alpha)
-    replica.train(0, 1)
+    train(replica, 0, 1)
     replica.move(0, SHIFT)
-    replica.train(1, 1)
+    train(replica, 1, 1)
     return replica, trainer
 
 
 def test_a_move_changes_the_anchor_its_digest_and_nothing_else() -> None:
     replica, trainer = founded()
-    replica.train(0, 1)
+    train(replica, 0, 1)
     before = replica.snapshot(1)
     replica.move(0, SHIFT)
     after = replica.snapshot(1)
@@ -59,7 +60,7 @@ def test_the_outer_step_starts_from_the_moved_anchor_and_the_parameters_follow()
     # First step of Nesterov: anchor - 0.5 * (1 + 0.5) * delta.
     apply(replica, FIRST, mixed(4.0, 4.0, 4.0), None)
     assert anchors(replica) == trainer.flat() == [13.0 - 3.0, 19.0 - 3.0, 19.0 - 3.0]
-    replica.train(2, 1)
+    train(replica, 2, 1)
     assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == [1.0] * 3
 
 
@@ -69,9 +70,9 @@ def test_what_is_kept_of_the_parameters_follows_the_move(alpha: float) -> None:
     replica, trainer = founded(mix_alpha=alpha)
     still, still_trainer = founded(mix_alpha=alpha)
     for one in (replica, still):
-        one.train(0, 2)
+        train(one, 0, 2)
         launch(one, FIRST)
-        one.train(2, 2)
+        train(one, 2, 2)
     replica.move(0, SHIFT)
     for one in (replica, still):
         apply(one, FIRST, mixed(4.0, 4.0, 4.0), None)
@@ -102,7 +103,7 @@ def test_going_back_to_the_anchor_goes_to_the_moved_one() -> None:
     trainer.values["layers.0"][0] = math.nan
     assert launch(replica, FIRST).weight == 0.0
     assert trainer.flat() == anchors(replica) == [18.0, 29.0, 34.0]
-    replica.train(2, 1)
+    train(replica, 2, 1)
     assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == [1.0] * 3
 
 
@@ -117,7 +118,7 @@ def test_a_move_while_it_goes_back_to_the_anchor_is_no_work() -> None:
     trainer.load = load_slowly  # type: ignore[method-assign,assignment]
     replica.reset()
     trainer.load = load  # type: ignore[method-assign]
-    replica.train(0, 1)
+    train(replica, 0, 1)
     assert launch(replica, FIRST).delta_N.tolist() == [1.0] * 3
     assert anchors(replica) == [18.0, 29.0, 34.0]
 
@@ -155,7 +156,7 @@ class Sum:
 def test_moves_and_outer_steps_at_once_lose_nothing() -> None:
     trainer = Descent()
     replica = Replica(trainer, Layout.of(trainer.values), Sum(), Feedback(1), Continuation(), ME)
-    replica.found()
+    replica.found((0,))
     num = 300
     start = threading.Barrier(3)
 

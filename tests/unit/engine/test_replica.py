@@ -18,6 +18,7 @@ from decentral.ports.trainer import StepReport
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
+from tests.support.training import train
 
 ME = PeerId("me")
 FIRST = SyncKey(0, 0)
@@ -59,7 +60,7 @@ def founded(num_fragments: int = 1, mix_alpha: float = 0.0, eager: Eager | None 
         ME,
     )
     assert not replica.has_state
-    replica.found()
+    replica.found((0,) * num_fragments)
     assert replica.has_state
     return replica, trainer
 
@@ -97,14 +98,14 @@ def test_the_founder_starts_from_its_trainer() -> None:
     assert anchors(replica) == trainer.flat() == [8.0, 9.0, 4.0]
     snapshot = replica.snapshot(0)
     assert (snapshot.step, snapshot.rounds, snapshot.fragments[0].outer.num_steps) == (0, (0,), 0)
-    replica.train(0, 1)
+    train(replica, 0, 1)
     assert anchors(replica) == [8.0, 9.0, 4.0], "the anchor is no view of the parameters"
 
 
 def test_launch_takes_anchor_minus_local_and_its_tokens() -> None:
     replica, _ = founded()
-    replica.train(0, 2)
-    replica.train(2, 1)
+    train(replica, 0, 2)
+    train(replica, 2, 1)
     assert replica.pending_steps == 3
     mine = launch(replica, FIRST)
     assert mine.delta_N.tolist() == [3.0, 3.0, 3.0]
@@ -114,7 +115,7 @@ def test_launch_takes_anchor_minus_local_and_its_tokens() -> None:
 
 def test_apply_takes_the_outer_step() -> None:
     replica, trainer = founded()
-    replica.train(0, 3)
+    train(replica, 0, 3)
     launch(replica, FIRST)
     before = replica.snapshot(3)
     applied = apply(replica, FIRST, mixed(2.0, 4.0, -8.0), None)
@@ -134,9 +135,9 @@ def test_apply_takes_the_outer_step() -> None:
 
 def test_apply_keeps_a_share_of_the_steps_taken_meanwhile() -> None:
     replica, trainer = founded(mix_alpha=0.25)
-    replica.train(0, 2)
+    train(replica, 0, 2)
     launch(replica, FIRST)
-    replica.train(2, 2)
+    train(replica, 2, 2)
     apply(replica, FIRST, mixed(4.0, 4.0, 4.0), None)
     assert anchors(replica) == [5.0, 6.0, 1.0]
     # 0.25 of local (8 - 4, ...) and 0.75 of the anchor.
@@ -146,7 +147,7 @@ def test_apply_keeps_a_share_of_the_steps_taken_meanwhile() -> None:
 
 def test_ranges_that_missed_our_part_move_along_with_the_anchor() -> None:
     replica, trainer = founded()
-    replica.train(0, 2)
+    train(replica, 0, 2)
     launch(replica, FIRST)
     apply(replica, FIRST, mixed(4.0, 4.0, 4.0, missed=((1, 3),)), None)
     assert anchors(replica) == [5.0, 6.0, 1.0]
@@ -155,9 +156,9 @@ def test_ranges_that_missed_our_part_move_along_with_the_anchor() -> None:
 
 def test_what_was_given_back_enters_the_next_round_with_its_weight() -> None:
     replica, _ = founded()
-    replica.train(0, 2)
+    train(replica, 0, 2)
     base = launch(replica, FIRST).base
-    replica.train(2, 1)
+    train(replica, 2, 1)
     replica.give_back(FIRST)
     replica.skip(FIRST)
     assert replica.pending_steps == 3
@@ -172,11 +173,11 @@ def test_what_was_given_back_enters_the_next_round_with_its_weight() -> None:
 
 def test_fragments_are_apart() -> None:
     replica, trainer = founded(num_fragments=2)
-    replica.train(0, 2)
+    train(replica, 0, 2)
     assert launch(replica, SyncKey(0, 1)).delta_N.tolist() == [2.0]
     apply(replica, SyncKey(0, 1), mixed(4.0), None)
     assert trainer.flat() == [6.0, 7.0, 1.0]
-    replica.train(2, 1)
+    train(replica, 2, 1)
     mine = launch(replica, SyncKey(0, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([3.0, 3.0], 30.0)
     assert replica.pending_steps == 1
@@ -186,7 +187,7 @@ def test_fragments_are_apart() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_parameters_that_are_not_finite_go_back_to_the_anchor(value: float) -> None:
     replica, trainer = founded()
-    replica.train(0, 3)
+    train(replica, 0, 3)
     trainer.values["layers.1"].fill_(value)
     mine = launch(replica, FIRST)
     assert (mine.delta_N.tolist(), mine.weight) == ([0.0, 0.0, 0.0], 0.0)
@@ -196,13 +197,13 @@ def test_parameters_that_are_not_finite_go_back_to_the_anchor(value: float) -> N
 
 def test_lost_steps_give_no_weight_even_if_the_round_is_aborted() -> None:
     replica, trainer = founded(num_fragments=2)
-    replica.train(0, 3)
+    train(replica, 0, 3)
     launch(replica, SyncKey(0, 0))
     trainer.values["layers.1"].fill_(math.nan)
     assert launch(replica, SyncKey(0, 1)).weight == 0.0
     for fragment in (0, 1):
         replica.give_back(SyncKey(0, fragment))
-    replica.train(3, 1)
+    train(replica, 3, 1)
     for fragment in (0, 1):
         mine = launch(replica, SyncKey(1, fragment))
         assert (mine.weight, set(mine.delta_N.tolist())) == (10.0, {1.0})
@@ -210,7 +211,7 @@ def test_lost_steps_give_no_weight_even_if_the_round_is_aborted() -> None:
 
 def test_adopt_moves_uncounted_work_along() -> None:
     replica, trainer = founded()
-    replica.train(0, 2)
+    train(replica, 0, 2)
     replica.adopt(Snapshot(40, (state(100.0, 200.0, 300.0, momentum=1.0),)))
     assert anchors(replica) == [100.0, 200.0, 300.0]
     assert trainer.flat() == [98.0, 198.0, 298.0]
@@ -230,7 +231,7 @@ def test_adopt_of_a_newcomer_takes_the_anchor_as_it_is() -> None:
 
 def test_adopt_drops_work_that_is_not_finite() -> None:
     replica, trainer = founded()
-    replica.train(0, 2)
+    train(replica, 0, 2)
     trainer.values["layers.0"][0] = math.nan
     replica.adopt(Snapshot(40, (state(1.0, 2.0, 3.0),)))
     assert trainer.flat() == [1.0, 2.0, 3.0]
@@ -246,7 +247,7 @@ def test_adopt_without_uncounted_work_takes_the_anchor_even_if_the_parameters_di
 
 def test_validation_is_of_the_anchors_and_keeps_the_local_parameters() -> None:
     replica, trainer = founded(num_fragments=2)
-    replica.train(0, 3)
+    train(replica, 0, 3)
     assert replica.validate() == 21.0
     assert trainer.flat() == [5.0, 6.0, 1.0]
     assert replica.pending_steps == 3
@@ -254,7 +255,7 @@ def test_validation_is_of_the_anchors_and_keeps_the_local_parameters() -> None:
 
 def test_a_validation_that_fails_keeps_the_local_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     replica, trainer = founded()
-    replica.train(0, 3)
+    train(replica, 0, 3)
 
     def fail() -> float:
         raise RuntimeError("out of memory")
@@ -272,8 +273,8 @@ def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
     replica = Replica(
         trainer, Layout.of(trainer.values), DiLoCo(lr=1.0, momentum=0.0), ErrorFeedback(1), Continuation(), ME
     )
-    replica.found()
-    replica.train(0, 2)
+    replica.found((0,))
+    train(replica, 0, 2)
     assert launch(replica, FIRST).delta_N.tolist() == [2.0, 2.0, 2.0]
     assert replica.residuals() == {}
     applied = apply(replica, FIRST, mixed(2.0, 1.0, 2.0), torch.tensor([2.0, 1.0, 2.0]))
@@ -282,11 +283,11 @@ def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
         "layers.0": [0.0, 1.0],
         "layers.1": [[0.0]],
     }
-    replica.train(2, 1)
+    train(replica, 2, 1)
     assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == [1.0, 2.0, 1.0]
     replica.give_back(SyncKey(1, 0))
     replica.skip(SyncKey(1, 0))
-    replica.train(3, 1)
+    train(replica, 3, 1)
     mine = launch(replica, SyncKey(2, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([2.0, 3.0, 2.0], 20.0), "the work of both, the residual once"
 
@@ -294,13 +295,13 @@ def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
 def test_values_that_are_not_finite_take_the_residual_along() -> None:
     trainer = Descent()
     replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), ErrorFeedback(1), Continuation(), ME)
-    replica.found()
+    replica.found((0,))
     replica.restore_residuals({name: torch.full_like(value, math.inf) for name, value in trainer.values.items()})
-    replica.train(0, 1)
+    train(replica, 0, 1)
     mine = launch(replica, FIRST)
     assert (mine.weight, mine.delta_N.tolist(), replica.rounds_diverged) == (0.0, [0.0] * 3, 1)
     assert replica.residuals() == {}
-    replica.train(1, 1)
+    train(replica, 1, 1)
     assert launch(replica, FIRST).delta_N.tolist() == [1.0] * 3
     assert replica.rounds_diverged == 0
 

@@ -18,7 +18,7 @@ texts = st.text("aé漢 ", max_size=20)
 KINDS = {"int": counts, "float": st.floats(), "str": texts}
 
 #: The layout of a record's two lists, written down a second time: a change of it is a change of the protocol.
-FIELDS = ["run", "seq", "round", "since", "digest", "round_s"]
+FIELDS = ["run", "seq", "round", "since", "digest", "round_s", "holds", "takes", "stored", "slot"]
 METRICS = [field.name for field in fields(Metrics)]
 
 metrics = st.builds(Metrics, **{name: KINDS[type(getattr(Metrics(), name)).__name__] for name in METRICS})
@@ -33,6 +33,10 @@ records = st.builds(
     digest=texts,
     round_s=st.floats(),
     metrics=metrics,
+    holds=texts,
+    takes=texts,
+    stored=texts,
+    slot=counts,
 )
 #: Anything msgpack can carry.
 junk = st.recursive(
