@@ -40,6 +40,13 @@ def duration(value: object) -> float:
     return value
 
 
+def flag(value: object) -> bool:
+    """Yes or no."""
+    if not isinstance(value, bool):
+        raise ValueError(f"yes or no expected, got {shown(value)}")
+    return value
+
+
 def blob(value: object) -> bytes:
     """Bytes."""
     if not isinstance(value, bytes):
