@@ -105,8 +105,9 @@ class Wiring:
 
     Interleaved weighted round robin. A replica's turn is a time: the one with the earliest is chosen, and its turn
     moves on by what a micro-batch is expected to take there: its seconds each, times one more than are queued before
-    it, as a moving average. Turns never lie before the last one that was given, so that a newcomer and one that comes back
-    are tried at once and owe nobody the past. While nothing is known of a replica it counts as the mean of the others.
+    it, as a moving average. Turns never lie before the last one that was given, so that a newcomer and one that comes
+    back are tried at once and owe nobody the past. While nothing is known of a replica it counts as the mean of the
+    others.
 
     Args:
         seed: decides among equals.

@@ -27,6 +27,10 @@ PURE = [
     "decentral/exchange/progress.py",
     "decentral/exchange/rollcall.py",
     "decentral/monitor/status.py",
+    "decentral/pipeline/assignment.py",
+    "decentral/pipeline/cut.py",
+    "decentral/pipeline/recovery.py",
+    "decentral/pipeline/routing.py",
     "decentral/types.py",
     "decentral/errors.py",
 ]
