@@ -44,7 +44,7 @@ def cast() -> tuple[int, PeerId, PeerId]:
 
 ROUND, CHAIR, REDUCER = cast()
 # The lines of those that will be killed are slow, so that their replies leave one after the other.
-PLAN = Plan(rounds=ROUNDS, machines={peer: Machine(Line(up_bytes_per_s=4000.0)) for peer in (CHAIR, REDUCER)})
+PLAN = Plan(rounds=ROUNDS, machines={peer: Machine(Line(up_bytes_per_s=5000.0)) for peer in (CHAIR, REDUCER)})
 
 
 def span(plan: Plan, method: str) -> tuple[float, float]:
