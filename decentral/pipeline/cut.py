@@ -11,7 +11,7 @@ from decentral.errors import ConfigError
 Healing = Literal["checkfree+", "checkfree", "checkpoint"]
 
 #: The fewest stages that each needs, the best first: a stage between two others; two pairs to swap.
-_FEWEST_STAGES: dict[Healing, int] = {"checkfree+": 4, "checkfree": 3, "checkpoint": 1}
+FEWEST_STAGES: dict[Healing, int] = {"checkfree+": 4, "checkfree": 3, "checkpoint": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def cut(num_blocks: int, num_stages: int, healing: Healing | Literal["auto"]) ->
             f"a model of {num_blocks} blocks cannot be cut into {num_stages} stages",
             hint=f"set pipeline.stages to 1 up to {num_blocks}, or add blocks to the model",
         )
-    obstacles = {way: _obstacle(num_blocks, num_stages, way) for way in _FEWEST_STAGES}
+    obstacles = {way: _obstacle(num_blocks, num_stages, way) for way in FEWEST_STAGES}
     chosen = next(way for way, obstacle in obstacles.items() if not obstacle) if healing == "auto" else healing
     if obstacles[chosen]:
         possible = ", ".join(f"'{way}'" for way, obstacle in obstacles.items() if not obstacle)
@@ -58,8 +58,8 @@ def cut(num_blocks: int, num_stages: int, healing: Healing | Literal["auto"]) ->
 
 def _obstacle(num_blocks: int, num_stages: int, healing: Healing) -> str:
     """Why stages cannot heal in this way; empty if they can."""
-    if num_stages < _FEWEST_STAGES[healing]:
-        return f"needs at least {_FEWEST_STAGES[healing]} stages; there are {num_stages}"
+    if num_stages < FEWEST_STAGES[healing]:
+        return f"needs at least {FEWEST_STAGES[healing]} stages; there are {num_stages}"
     if healing != "checkpoint" and num_blocks % num_stages:
         return f"needs equal stages; {num_blocks} blocks cannot be divided by {num_stages}"
     return ""
