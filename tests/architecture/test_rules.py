@@ -29,6 +29,8 @@ PURE = [
     "decentral/monitor/status.py",
     "decentral/pipeline/assignment.py",
     "decentral/pipeline/cut.py",
+    "decentral/pipeline/ledger.py",
+    "decentral/pipeline/packets.py",
     "decentral/pipeline/recovery.py",
     "decentral/pipeline/routing.py",
     "decentral/types.py",

@@ -1,4 +1,4 @@
-"""Broken messages of a gossip and of keepers, drawn from a seed; the frames in them are for ``mutants``.
+"""Broken messages of a gossip, of keepers and of a pipeline, drawn from a seed; the frames in them are for ``mutants``.
 
 Half of all mutants stay well-formed msgpack: a field has another message's value, a lie about a length, or nonsense.
 """
@@ -15,14 +15,18 @@ from decentral.errors import FrameError
 from decentral.exchange import gossip_messages as messages
 from decentral.exchange import keeper_messages as keeping
 from decentral.exchange.gossip_messages import Anchor, Bring, Kind, Plan, Poll, Reply
+from decentral.pipeline import packets
+from decentral.pipeline.packets import Commit, Committed, Failed, Hop, Load, Packet, Settle, Settled
 from decentral.types import PeerId
 from tests.support.address_space import at_most_more
 from tests.support.mutants import BREAKS_OF_BYTES, LIES
 
 #: Allowed beyond what the process has when it begins.
 EXTRA_BYTES = 4 << 20
-_LIMIT, _MAX_MEMBERS, _NUM_FRAGMENTS = 4096, 3, 4
+_LIMIT, _MAX_MEMBERS, _NUM_FRAGMENTS, _NUM_STAGES = 4096, 3, 4, 2
 _PEERS = (PeerId("a"), PeerId("b"), PeerId("漢" * 40))
+_PATH = (Hop(0, _PEERS[2]), Hop(2, _PEERS[0]), Hop(1, _PEERS[1]), Hop(0, _PEERS[2]))
+_LOADS = (Load(2, _PEERS[0], 3, 0.25), Load(1, _PEERS[1], 0, 0.5))
 
 Reader = Callable[[bytes], object]
 READERS: dict[str, Reader] = {
@@ -36,6 +40,12 @@ READERS: dict[str, Reader] = {
     "keeper standing": keeping.unpack_standing,
     "keeper push": lambda data: keeping.unpack_push(data, _NUM_FRAGMENTS),
     "keeper reply": lambda data: keeping.unpack_reply(data, _LIMIT),
+    "packet": lambda data: packets.unpack(data, num_stages=_NUM_STAGES, frame_bytes=_LIMIT),
+    "commit": packets.unpack_commit,
+    "committed": packets.unpack_committed,
+    "failed": packets.unpack_failed,
+    "settle": packets.unpack_settle,
+    "settled": packets.unpack_settled,
 }
 _GOOD: tuple[tuple[str, bytes], ...] = (
     ("question", messages.pack_question(1)),
@@ -54,6 +64,14 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("keeper push", keeping.pack_push(keeping.Push(2, "d1gest", bytes(range(200))))),
     ("keeper reply", keeping.pack_reply(keeping.Reply(keeping.Kind.ELSEWHERE))),
     ("keeper reply", keeping.pack_reply(keeping.Reply(keeping.Kind.CHANGE, 70, bytes(32), bytes(range(200))))),
+    ("packet", packets.pack(Packet(1, 70, 3, 0, _PATH, 1, True, (), bytes(range(200))))),
+    ("packet", packets.pack(Packet(0, 70, 3, 2, _PATH, 3, True, _LOADS, bytes(300)))),
+    ("commit", packets.pack_commit(Commit(1, 70, 71, (0, 2, 200), 2.5, 8192))),
+    ("commit", packets.pack_commit(Commit(1, 70, 71, None, 2.5, 8192))),
+    ("committed", packets.pack_committed(Committed(72, (2, 200)))),
+    ("failed", packets.pack_failed(Failed(1, 70, 3, 2, _PEERS[1], "out of reach"))),
+    ("settle", packets.pack_settle(Settle(1))),
+    ("settled", packets.pack_settled(Settled(-1, 72, 5))),
 )
 #: Announced lengths and numbers far beyond what follows: array, map, text, bytes and extension of 2^32 - 1, and others.
 _WRONG_HEADS = (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",

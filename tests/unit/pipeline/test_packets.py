@@ -1,0 +1,272 @@
+"""Messages of a pipeline: what is packed is read again, everything else is refused by a ``FrameError``."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decentral.errors import FrameError
+from decentral.pipeline.packets import (
+    MAX_HEADER_BYTES,
+    MAX_MICROBATCHES,
+    MAX_SMALL_BYTES,
+    MAX_STAGES,
+    Commit,
+    Committed,
+    Failed,
+    Hop,
+    Load,
+    Packet,
+    Settle,
+    Settled,
+    pack,
+    pack_commit,
+    pack_committed,
+    pack_failed,
+    pack_settle,
+    pack_settled,
+    unpack,
+    unpack_commit,
+    unpack_committed,
+    unpack_failed,
+    unpack_settle,
+    unpack_settled,
+)
+from decentral.types import PeerId
+from tests.unit.swarm.test_presence import junk
+
+FRAME_BYTES = 60
+MOST = (1 << 53) - 1
+counts = st.integers(0, MOST)
+indices = st.integers(0, MAX_MICROBATCHES - 1)
+shares = st.sets(indices, max_size=9).map(lambda some: tuple(sorted(some)))
+peers = st.text("aé漢xyz", max_size=8).map(PeerId)
+commits = st.builds(
+    Commit, counts, counts, counts, st.none() | shares, st.floats(allow_nan=False, allow_infinity=False), counts
+)
+failures = st.builds(Failed, counts, counts, indices, counts, st.none() | peers, st.text("aé漢 ", max_size=200))
+
+
+@st.composite
+def packets(draw: st.DrawFn) -> Packet:
+    num_stages = draw(st.integers(1, 6))
+    head = Hop(0, draw(peers))
+    between = [Hop(stage, draw(peers)) for stage in draw(st.permutations(range(1, num_stages + 1)))]
+    loaded = draw(st.lists(st.sampled_from(between), unique=True))
+    return Packet(
+        draw(counts),
+        draw(counts),
+        draw(indices),
+        draw(counts),
+        (head, *between, head),
+        draw(st.integers(0, num_stages + 1)),
+        draw(st.booleans()),
+        tuple(Load(hop.stage, hop.peer, draw(counts), draw(st.floats(0, 1e9))) for hop in loaded),
+        draw(st.binary(max_size=FRAME_BYTES)),
+    )
+
+
+@settings(max_examples=60)
+@given(packet=packets())
+def test_round_trip_of_a_packet(packet: Packet) -> None:
+    num_stages = len(packet.path) - 2
+    assert unpack(pack(packet), num_stages=num_stages, frame_bytes=FRAME_BYTES) == packet
+    assert packet.head == packet.path[-1].peer
+    for other in (num_stages - 1, num_stages + 1):
+        with pytest.raises(FrameError, match="every stage once"):
+            unpack(pack(packet), num_stages=other, frame_bytes=FRAME_BYTES)
+
+
+@settings(max_examples=40)
+@given(
+    commit=commits,
+    committed=st.builds(Committed, counts, shares),
+    failed=failures,
+    settle=st.builds(Settle, counts),
+    settled=st.builds(Settled, st.integers(-1, MOST - 1), counts, counts),
+)
+def test_round_trips(commit: Commit, committed: Committed, failed: Failed, settle: Settle, settled: Settled) -> None:
+    assert unpack_commit(pack_commit(commit)) == commit
+    assert unpack_committed(pack_committed(committed)) == committed
+    assert unpack_failed(pack_failed(failed)) == failed
+    assert unpack_settle(pack_settle(settle)) == settle
+    assert unpack_settled(pack_settled(settled)) == settled
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_no_number(loss: float) -> None:
+    assert math.isnan(unpack_commit(pack_commit(Commit(0, 0, 0, None, loss, 0))).loss)
+
+
+def test_a_long_reason_is_cut() -> None:
+    assert unpack_failed(pack_failed(Failed(0, 0, 0, 0, None, "x" * 500))).reason == "x" * 200
+
+
+A, B, C, HEAD = (PeerId(name) for name in ("a", "b", "c", "head"))
+PATH = (Hop(0, HEAD), Hop(2, B), Hop(1, A), Hop(3, A), Hop(0, HEAD))
+PACKET = Packet(1, 2, 3, 4, PATH, 2, True, (Load(1, A, 5, 0.5), Load(3, A, 0, 0.25)), b"frame")
+read_packet = functools.partial(unpack, num_stages=3, frame_bytes=FRAME_BYTES)
+GOOD: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
+    "packet": (read_packet, pack(PACKET)),
+    "commit": (unpack_commit, pack_commit(Commit(1, 2, 3, (0, 2), 0.5, 640))),
+    "answer to a commit": (unpack_committed, pack_committed(Committed(4, (1,)))),
+    "failure": (unpack_failed, pack_failed(Failed(1, 2, 3, 4, B, "gone"))),
+    "question for a slot": (unpack_settle, pack_settle(Settle(1))),
+    "answer for a slot": (unpack_settled, pack_settled(Settled(-1, 0, 0))),
+}
+READERS = tuple(read for read, _ in GOOD.values())
+NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
+NOT_COUNTS = (-1, 1 << 53, 1.0, True, None, "1", [], NESTED)
+NOT_INDICES = (*NOT_COUNTS, MAX_MICROBATCHES)
+NOT_SHARES = (5, "01", {"a": 1}, [1, 0], [0, 0], [-1], [True], ["0"], [[0]], [MAX_MICROBATCHES], NESTED)
+NOT_TEXTS = (1, b"a", ["a"], "a" * 201, NESTED)
+WIRE = [[hop.stage, hop.peer] for hop in PATH]
+NOT_PATHS = (
+    None,
+    [],
+    "aaaaa",
+    NESTED,
+    [NESTED] * 5,
+    WIRE[:-1],
+    WIRE[1:],
+    WIRE[1:-1],
+    [*WIRE, WIRE[-1]],
+    [WIRE[0], [2, "b"], [2, "b"], [3, "a"], WIRE[-1]],
+    [WIRE[0], [2, "b"], [0, "head"], [3, "a"], WIRE[-1]],
+    [WIRE[0], [2, "b"], [1, "a"], [4, "a"], WIRE[-1]],
+    [WIRE[0], *WIRE[1:-1], [0, "another head"]],
+    [WIRE[1], WIRE[0], WIRE[0], *WIRE[2:4]],
+    *([*WIRE[:3], wrong, WIRE[4]] for wrong in (3, [], [3], [3, "a", 0], ["3", "a"], [3, 1], [3.0, "a"], {"3": "a"})),
+    *([*WIRE[:3], wrong, WIRE[4]] for wrong in ([3, "a" * 201], [True, "a"], [-3, "a"], [3, None], [3, NESTED])),
+)
+NOT_LOADS = (
+    None,
+    5,
+    "a",
+    NESTED,
+    [[1, "a", 5, 0.5]] * 2,
+    [[0, "head", 5, 0.5]],
+    [[1, "b", 5, 0.5]],
+    [[4, "a", 5, 0.5]],
+    *([[1, "a", queued, 0.5]] for queued in NOT_COUNTS),
+    *([[1, "a", 5, seconds]] for seconds in (1, None, True, "1", -1.0, math.nan, math.inf, [], NESTED)),
+    *([wrong] for wrong in ([], [1, "a", 5], [1, "a", 5, 0.5, 0], {"a": 1}, b"abcd")),
+)
+#: Values that a field does not take, by message and position.
+BAD: dict[str, dict[int, tuple[Any, ...]]] = {
+    "packet": {
+        0: NOT_COUNTS,
+        1: NOT_COUNTS,
+        2: NOT_INDICES,
+        3: NOT_COUNTS,
+        4: NOT_PATHS,
+        5: (*NOT_COUNTS, len(PATH)),
+        6: (None, 0, 1, "true", b"", [], NESTED),
+        7: NOT_LOADS,
+        8: (None, 1, "a", [b"a"], bytes(FRAME_BYTES + 1), NESTED),
+    },
+    "commit": {
+        0: NOT_COUNTS,
+        1: NOT_COUNTS,
+        2: NOT_COUNTS,
+        3: NOT_SHARES,
+        4: (None, 1, True, "1", math.inf, -math.inf, [], NESTED),
+        5: NOT_COUNTS,
+    },
+    "answer to a commit": {0: NOT_COUNTS, 1: (None, *NOT_SHARES)},
+    "failure": {
+        0: NOT_COUNTS,
+        1: NOT_COUNTS,
+        2: NOT_INDICES,
+        3: NOT_COUNTS,
+        4: NOT_TEXTS,
+        5: (None, *NOT_TEXTS),
+    },
+    "question for a slot": {0: NOT_COUNTS},
+    "answer for a slot": {0: NOT_COUNTS, 1: NOT_COUNTS, 2: NOT_COUNTS},
+}
+FIELDS = [(name, position, value) for name, fields in BAD.items() for position in fields for value in fields[position]]
+
+
+def test_every_field_has_values_that_it_does_not_take() -> None:
+    for name, (_, data) in GOOD.items():
+        assert sorted(BAD[name]) == list(range(len(msgpack.unpackb(data)))), name
+
+
+@pytest.mark.parametrize(("name", "position", "value"), FIELDS, ids=str)
+def test_a_malformed_field_is_refused(name: str, position: int, value: Any) -> None:
+    read, data = GOOD[name]
+    values = msgpack.unpackb(data)
+    values[position] = value
+    with pytest.raises(FrameError, match=f"malformed {name}"):
+        read(bytes(msgpack.packb(values)))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_cut_and_extended_messages(name: str) -> None:
+    read, data = GOOD[name]
+    read(data)
+    for length in range(len(data)):
+        with pytest.raises(FrameError):
+            read(data[:length])
+    values = msgpack.unpackb(data)
+    for wrong in (values[:-1], [*values, 0], bytes(len(values)), "0" * len(values)):
+        with pytest.raises(FrameError, match=f"malformed {name}"):
+            read(bytes(msgpack.packb(wrong)))
+    with pytest.raises(FrameError, match="not msgpack"):
+        read(data + b"\x00")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_is_too_long_is_not_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = MAX_HEADER_BYTES + FRAME_BYTES if name == "packet" else MAX_SMALL_BYTES
+    monkeypatch.delattr(msgpack, "unpackb")
+    with pytest.raises(FrameError, match=f"{name} of {limit + 1} bytes, allowed are {limit}"):
+        GOOD[name][0](bytes(limit + 1))
+
+
+def test_the_longest_messages_fit() -> None:
+    """With ids as libp2p has them for RSA keys; no number takes more than nine bytes."""
+    ids = [PeerId(f"Qm{number:044d}") for number in range(MAX_STAGES + 1)]
+    hops = [Hop(stage, peer) for stage, peer in enumerate(ids)]
+    loads = tuple(Load(hop.stage, hop.peer, MOST, 1e9) for hop in hops[1:])
+    packet = Packet(MOST, MOST, MAX_MICROBATCHES - 1, MOST, (*hops, hops[0]), len(hops), True, loads, bytes(1000))
+    assert unpack(pack(packet), num_stages=MAX_STAGES, frame_bytes=1000) == packet
+    everything = tuple(range(MAX_MICROBATCHES))
+    commit, committed = Commit(MOST, MOST, MOST, everything, math.pi, MOST), Committed(MOST, everything)
+    failed = Failed(MOST, MOST, MAX_MICROBATCHES - 1, MOST, PeerId("漢" * 200), "漢" * 200)
+    assert unpack_commit(pack_commit(commit)) == commit
+    assert unpack_committed(pack_committed(committed)) == committed
+    assert unpack_failed(pack_failed(failed)) == failed
+
+
+@settings(max_examples=50)
+@given(data=st.binary(max_size=100))
+def test_noise_is_only_ever_a_frame_error(data: bytes) -> None:
+    for read in READERS:
+        with contextlib.suppress(FrameError):
+            read(data)
+
+
+@settings(max_examples=30)
+@given(content=junk | st.lists(junk, min_size=1, max_size=9))
+def test_well_formed_nonsense_is_only_ever_a_frame_error(content: Any) -> None:
+    for read in READERS:
+        with contextlib.suppress(FrameError):
+            read(bytes(msgpack.packb(content)))
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("depth", [900, 1100, 12_000])
+def test_fields_nested_without_end_are_refused(name: str, depth: int) -> None:
+    read, data = GOOD[name]
+    nested = b"\x91" * depth + b"\x00"
+    for num_fields in {1, len(msgpack.unpackb(data))}:
+        with pytest.raises(FrameError):
+            read(bytes([0x90 + num_fields]) + nested + bytes(num_fields - 1))
