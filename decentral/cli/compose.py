@@ -19,7 +19,7 @@ from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
 from decentral.cli.config import SwarmConfig, WorkerConfig, diff
 from decentral.cli.folder import CONFIG, IDENTITY, JOURNAL, MODEL, RESIDUAL, whole_file
-from decentral.cli.run_options import run_options
+from decentral.cli.run_options import run_options, seat_of
 from decentral.cli.settings import import_task
 from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, ExitCode, MismatchError, UnreachableError, UsageError
@@ -207,20 +207,11 @@ def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_s
     Raises:
         DecentralError: the machine cannot run the task, or there is no data.
     """
-    from decentral.ports.trainer import Seat
-
     module, build = import_task(swarm.task.factory)
     check = getattr(module, "check", None)
     if check is not None:
         check(swarm.task.settings, device)
-    seat = Seat(
-        run_seed=swarm.run.seed,
-        stream_seed=stream_seed,
-        total_steps=swarm.run.rounds * swarm.method.inner_steps,
-        device=device,
-        data=tuple(data or swarm.data.paths),
-    )
-    trainer: Trainer = build(swarm.task.settings, seat)
+    trainer: Trainer = build(swarm.task.settings, seat_of(swarm, device, data, stream_seed))
     return trainer
 
 

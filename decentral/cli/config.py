@@ -1,7 +1,7 @@
 """What can be configured. ``SwarmConfig`` is the same for all workers of a run; ``WorkerConfig`` is this machine's own.
 
-Here are names, types, ranges and defaults, those of the method in ``cli.method``; reading them from files and flags is
-``cli.settings``.
+Here are names, types, ranges and defaults, those of the method in ``cli.method`` and those of a pipeline in
+``cli.pipeline``; reading them from files and flags is ``cli.settings``.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from decentral.cli import rate
 from decentral.cli.method import MethodSection
+from decentral.cli.pipeline import STAGE, STAGE_IN_WORDS, PipelineSection
 from decentral.cli.section import Section
 from decentral.errors import ConfigError
 
@@ -31,6 +32,11 @@ def _max_upload(value: Any) -> Any:
         raise ValueError(f"worker.max_upload = {show(value)}: {err}") from err
 
 
+def _stage(value: Any) -> Any:
+    """A lone stage may be written as a number."""
+    return str(value) if type(value) is int else value
+
+
 class RunSection(Section):
     """What the run is called and how long it is."""
 
@@ -38,7 +44,7 @@ class RunSection(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     rounds: int = Field(default=2000, ge=1, le=10_000_000)
     min_workers: int = Field(default=1, ge=1, le=4096)
-    """The first step waits for so many workers, for two minutes at most."""
+    """The first step waits for so many workers, for two minutes at most; a pipeline waits for all its stages."""
 
 
 class TaskSection(Section):
@@ -85,9 +91,19 @@ class SwarmConfig(Section):
     run: RunSection = RunSection()
     task: TaskSection = TaskSection()
     method: MethodSection = MethodSection()
+    pipeline: PipelineSection = PipelineSection()
     data: DataSection = DataSection()
     timing: TimingSection = TimingSection()
     eval_every_rounds: int = Field(default=10, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _starts_somehow(self) -> Self:
+        if self.pipeline.stages and self.run.min_workers > 1:
+            raise ValueError(
+                f"run.min_workers is {self.run.min_workers}, but a pipeline begins when its stages have holders: leave "
+                "it out, or set pipeline.replicas to how many each stage should have"
+            )
+        return self
 
     def to_json(self) -> str:
         """Canonical JSON: equal configurations give equal text."""
@@ -132,6 +148,8 @@ class WorkerConfig(Section):
     """In place of the swarm's ``data.paths``."""
     max_upload: Annotated[float, BeforeValidator(_max_upload)] = Field(default=0.0, description=rate.RATE)
     """Most bytes a second that this worker sends; 0 for no limit."""
+    stage: Annotated[str, BeforeValidator(_stage)] = Field(default="", pattern=STAGE, description=STAGE_IN_WORDS)
+    """Of a pipeline: what this worker insists on holding; empty for what is needed most."""
     out: str = ""
     """Folder for weights, journal and identity."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

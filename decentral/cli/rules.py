@@ -1,14 +1,16 @@
-"""What of the section ``method`` goes together with what; each refusal names key, value and what to do.
+"""What of the configuration goes together with what; each refusal names key, value and what to do.
 
-Ranges of single values are with the values, in ``cli.method``.
+Ranges of single values are with the values, in ``cli.method`` and ``cli.pipeline``.
 """
 
 from typing import TYPE_CHECKING
 
 from decentral.outer.gamma import gamma_range
+from decentral.pipeline.cut import FEWEST_STAGES
 
 if TYPE_CHECKING:
     from decentral.cli.method import MethodSection
+    from decentral.cli.pipeline import PipelineSection
 
 _ALL_REDUCE = ("diloco", "sparseloco")
 #: Keys that are without effect on all methods but these.
@@ -39,6 +41,38 @@ def check(method: "MethodSection") -> None:
     """
     for rule in (_fits_in_a_round, _is_of_the_method, _feedback_fits, _eager_fits, _merge_fits, _gossips, _is_async):
         rule(method)
+
+
+def check_pipeline(pipeline: "PipelineSection") -> None:
+    """Refuse what makes no pipeline.
+
+    Raises:
+        ValueError: the first that was found, in words.
+    """
+    if not pipeline.stages:
+        for key, field in type(pipeline).model_fields.items():
+            if (value := getattr(pipeline, key)) != field.default:
+                raise ValueError(
+                    f"pipeline.{key} is {value}, but pipeline.stages is 0, with which every worker has the whole "
+                    "model: set pipeline.stages (or --stages) to how many parts it is cut into"
+                )
+        return
+    least = 1 if pipeline.recovery == "auto" else FEWEST_STAGES[pipeline.recovery]
+    if pipeline.stages < least:
+        raise ValueError(
+            f"pipeline.recovery is {pipeline.recovery}, which needs at least {least} stages, but pipeline.stages is "
+            f"{pipeline.stages}: take more stages, or another recovery (auto takes the best that is possible)"
+        )
+    if pipeline.in_flight > pipeline.microbatches:
+        raise ValueError(
+            f"pipeline.in_flight is {pipeline.in_flight}, which must be at most pipeline.microbatches "
+            f"({pipeline.microbatches}): one batch is under way at a time; 0 stands for all of it"
+        )
+    if pipeline.codec.startswith(("topk", "sign")):
+        raise ValueError(
+            f"pipeline.codec is {pipeline.codec}, which is for changes of parameters: activations would be lost in it; "
+            "take bf16, int8-b128 or fp32"
+        )
 
 
 def _default(method: "MethodSection", key: str) -> object:

@@ -1,7 +1,8 @@
 """From the configuration to the engine's options. What is heavy (torch) is imported inside, as in ``compose``."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from decentral.cli.config import SwarmConfig
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from decentral.exchange.rollcall import Quorum
     from decentral.outer.eager import Eager
     from decentral.outer.rule import OuterRule
+    from decentral.pipeline.options import PipelineOptions
+    from decentral.ports.trainer import Seat
     from decentral.schedule.plan import SyncPlan
 
 
@@ -62,6 +65,77 @@ def run_options(swarm: SwarmConfig, run_id: str, parameters: "Mapping[str, Tenso
         mix_alpha=method.alpha,
         eval_every_rounds=swarm.eval_every_rounds,
         timing=Timing(**timing.model_dump()),
+    )
+
+
+def stage_options(swarm: SwarmConfig, run_id: str, stage: int, parameters: "Mapping[str, Tensor]") -> "RunOptions":
+    """The engine's options for the swarm of a stage's replicas.
+
+    Args:
+        swarm: resolved, with a pipeline.
+        run_id: of the whole run.
+        stage: 0 is the head.
+        parameters: of the stage alone, whose layers decide how it can be cut into fragments.
+
+    Raises:
+        ConfigError: launches do not fit into a round.
+    """
+    return replace(
+        run_options(swarm, f"{run_id}/{stage}", parameters),
+        min_workers=max(1, swarm.pipeline.replicas),
+        eval_every_rounds=0,  # a stage alone has no loss
+    )
+
+
+def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
+    """What is the same for all who take part in a pipeline.
+
+    Args:
+        swarm: resolved, with a pipeline.
+        num_blocks: of the task's model.
+
+    Raises:
+        ConfigError: so many blocks cannot be cut like that.
+    """
+    from decentral.codecs.codec import make_codec
+    from decentral.pipeline.cut import cut
+    from decentral.pipeline.options import PipelineOptions
+
+    pipeline = swarm.pipeline
+    made = cut(num_blocks, pipeline.stages, pipeline.recovery)
+    return PipelineOptions(
+        num_stages=pipeline.stages,
+        spans=made.spans,
+        healing=made.healing,
+        norm=pipeline.norm,
+        num_replicas=pipeline.replicas,
+        num_microbatches=pipeline.microbatches,
+        in_flight=pipeline.in_flight or pipeline.microbatches,
+        codec=make_codec(pipeline.codec),
+        routing=pipeline.routing,
+        lr_boost=pipeline.lr_boost,
+        lr_boost_steps=pipeline.lr_boost_steps,
+        checkpoint_s=pipeline.checkpoint_s,
+    )
+
+
+def seat_of(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int) -> "Seat":
+    """A worker's place in the run.
+
+    Args:
+        swarm: with the length of the run.
+        device: to compute on.
+        data: paths of this machine in place of the swarm's; empty for the swarm's.
+        stream_seed: of this worker's own stream of data.
+    """
+    from decentral.ports.trainer import Seat
+
+    return Seat(
+        run_seed=swarm.run.seed,
+        stream_seed=stream_seed,
+        total_steps=swarm.run.rounds * swarm.method.inner_steps,
+        device=device,
+        data=tuple(data or swarm.data.paths),
     )
 
 

@@ -29,7 +29,9 @@ _METHOD = "method.name"
 _WORKER = "worker"
 #: Left to us in these keys, and chosen when a run is founded.
 _AUTO = "auto"
-_CHOSEN = frozenset({"method.mean_codec", "method.anchor_codec", "method.pull_codec", "method.mix_alpha"})
+_CHOSEN = frozenset(
+    {"method.mean_codec", "method.anchor_codec", "method.pull_codec", "method.mix_alpha", "pipeline.recovery"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,12 @@ def with_values(swarm: SwarmConfig, values: Mapping[str, Any]) -> SwarmConfig:
 def resolve(swarm: SwarmConfig) -> SwarmConfig:
     """The configuration with nothing left open: the method's choices made, the task's settings filled in.
 
-    Imports torch.
+    How a pipeline is cut is left to ``stages``, which knows the blocks. Imports torch.
 
     Raises:
         ConfigError: an unknown codec; and see ``resolve_task``.
     """
-    return resolve_task(resolve_method(swarm))
+    return resolve_task(resolve_pipeline(resolve_method(swarm)))
 
 
 def resolve_method(swarm: SwarmConfig) -> SwarmConfig:
@@ -105,6 +107,19 @@ def resolve_method(swarm: SwarmConfig) -> SwarmConfig:
             codecs[key] = make_codec(name)
     names = {f"method.{key}": codec.name for key, codec in codecs.items()}
     return with_values(swarm, {**names, "method.mix_alpha": method.alpha})
+
+
+def resolve_pipeline(swarm: SwarmConfig) -> SwarmConfig:
+    """The configuration with a codec for activations that exists, if there are any.
+
+    Raises:
+        ConfigError: there is no such codec; the nearest is named.
+    """
+    from decentral.codecs.codec import make_codec
+
+    if not swarm.pipeline.stages:
+        return swarm
+    return with_values(swarm, {"pipeline.codec": make_codec(swarm.pipeline.codec).name})
 
 
 def resolve_task(swarm: SwarmConfig) -> SwarmConfig:

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from decentral.cli.config import SwarmConfig
+from decentral.cli.pipeline import check_founder
 from decentral.cli.presets import PRESETS
 from decentral.cli.settings import Settings, load, resolve, value_of
 from decentral.errors import ConfigError, DecentralError, ExitCode, UsageError
@@ -25,6 +27,9 @@ METHOD = typer.Option(help=f"How workers come to agree: {', '.join(PRESETS)}.", 
 FRAGMENTS = typer.Option(help="Parts of the model with a sync each.", metavar="P|auto|paper")
 OVERLAP = typer.Option(help="Inner steps to hide a sync under.", metavar="TAU|auto")
 MIX = typer.Option(help="Share of local work kept when a sync arrives.", metavar="ALPHA|auto")
+STAGES = typer.Option(help="Cut the model into this many stages, beside the head.", metavar="S")
+REPLICAS = typer.Option(help="Holders of each stage and of the head; more wait as spares.", metavar="R")
+_STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
 MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
@@ -49,6 +54,9 @@ def worker(
     fragments: Annotated[str | None, FRAGMENTS] = None,
     overlap: Annotated[str | None, OVERLAP] = None,
     mix: Annotated[str | None, MIX] = None,
+    stages: Annotated[int | None, STAGES] = None,
+    replicas: Annotated[int | None, REPLICAS] = None,
+    stage: Annotated[str | None, _STAGE] = None,
     max_upload: Annotated[str | None, MAX_UPLOAD] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
@@ -71,6 +79,9 @@ def worker(
         "method.preset": method,
         "method.codec": codec,
         **overlap_flags(fragments, overlap, mix),
+        "pipeline.stages": stages,
+        "pipeline.replicas": replicas,
+        "worker.stage": stage,
         # A founder's text is the run's; a joiner's stands for it on the joiner's machine.
         "data.paths" if new else "worker.data": data_paths(data, more_data),
     }
@@ -120,7 +131,7 @@ def run(settings: Settings, join: Sequence[str]) -> int:
     from decentral.cli import compose
 
     # A joiner's statements are compared with the swarm's, whose task may be another than the default.
-    swarm = None if join else resolve(settings.swarm)
+    swarm = None if join else _founded(settings)
     own = settings.worker.model_copy(update={"out": str(make_folder(settings.worker.out, "worker"))})
 
     async def main() -> int:
@@ -134,6 +145,22 @@ def run(settings: Settings, join: Sequence[str]) -> int:
             with suppress(OSError):  # a start that failed leaves no empty folder behind
                 os.rmdir(own.out)
         raise
+
+
+def _founded(settings: Settings) -> SwarmConfig:
+    """The configuration of a new swarm, with nothing left open.
+
+    Raises:
+        ConfigError: see ``resolve`` and ``stages.settle``; or this worker insists on what a founder cannot hold.
+    """
+    own, swarm = settings.worker, resolve(settings.swarm)
+    if own.stage:
+        check_founder(own.stage, swarm.pipeline.stages)
+    if not swarm.pipeline.stages:
+        return swarm
+    from decentral.cli.stages import settle
+
+    return settle(swarm, own.device, own.data)
 
 
 def make_folder(given: str, name: str) -> Path:
