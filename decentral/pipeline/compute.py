@@ -10,7 +10,7 @@ the forward pass again from the kept input. Gradients are summed in place, one s
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -142,12 +142,15 @@ class _Part:
     def _backward(self, y: Tensor, grad_y: Tensor | None, x: Tensor | None, slot: int | None) -> None:
         """Run ``y``'s graph backwards: into ``x.grad`` if given, and into the sum of ``slot`` if given."""
         wanted = [] if x is None else [x]
-        with nullcontext([]) if slot is None else self._summing(slot) as weights:
+        with self._summing(slot) as weights:
             torch.autograd.backward(y, grad_y, inputs=[*wanted, *weights])
 
     @contextmanager
-    def _summing(self, slot: int) -> Iterator[list[nn.Parameter]]:
-        """Let autograd add to the sum of ``slot`` in place, as ``grad`` of the parameters it yields."""
+    def _summing(self, slot: int | None) -> Iterator[list[nn.Parameter]]:
+        """Let autograd add to the sum of ``slot`` in place, as ``grad`` of the parameters it yields; none for None."""
+        if slot is None:
+            yield []
+            return
         for parameter, gradient in zip(self._trained, self._sums.get(slot, [None] * len(self._trained)), strict=True):
             parameter.grad = gradient
         try:

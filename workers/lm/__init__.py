@@ -1,19 +1,21 @@
 """A byte-level language model on text files: the task ``workers.lm:build``.
 
 Beside ``build`` the module offers what the command line asks of a task (see ``docs/tasks.md``): ``defaults``,
-``resolve`` and ``check``.
+``resolve`` and ``check``, and ``blocks``, the same model in pieces for a pipeline.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from decentral.ports.blocks import Blocks
 from decentral.ports.trainer import Seat
+from workers.lm.blocks import make_blocks
 from workers.lm.corpus import load_corpus
 from workers.lm.settings import check_machine, read_settings
 from workers.lm.trainer import LmTrainer
 from workers.settings import write
 
-__all__ = ["build", "check", "defaults", "resolve"]
+__all__ = ["blocks", "build", "check", "defaults", "resolve"]
 
 
 def build(settings: Mapping[str, Any], seat: Seat) -> LmTrainer:
@@ -25,6 +27,15 @@ def build(settings: Mapping[str, Any], seat: Seat) -> LmTrainer:
     """
     read = read_settings(settings)
     return LmTrainer(read, seat, load_corpus(seat.data, read.window))
+
+
+def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> Blocks:
+    """The model in pieces, for a pipeline whose batches have ``num_microbatches`` equal parts.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range, or the sequences of a batch cannot be dealt out evenly.
+    """
+    return make_blocks(read_settings(settings), seat, num_microbatches)
 
 
 def defaults() -> dict[str, Any]:

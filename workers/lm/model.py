@@ -58,9 +58,21 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """Trained values of the model, without building it."""
-        block = 4 * self.d_model**2 + 3 * self.d_model * self.hidden + 2 * self.d_model
+        return self.num_parameters_of(self.num_layers, ends=True)
+
+    def num_parameters_of(self, num_layers: int, *, ends: bool) -> int:
+        """Trained values of some layers, and of embedding, last norm and output layer with ``ends``."""
+        layer = 4 * self.d_model**2 + 3 * self.d_model * self.hidden + 2 * self.d_model
         embeddings = NUM_BYTES * self.d_model * (1 if self.tie_embeddings else 2)
-        return self.num_layers * block + self.d_model + embeddings
+        return num_layers * layer + (self.d_model + embeddings if ends else 0)
+
+
+def turns(config: ModelConfig, start: int, stop: int) -> Tensor:
+    """``exp(i * angle)`` of positions start..stop, complex [T, 1, K/2]."""
+    half = config.d_model // config.num_heads // 2
+    speed_K = config.rope_base ** (-torch.arange(half) / half)
+    angles_TK = torch.arange(start, stop)[:, None] * speed_K
+    return torch.polar(torch.ones_like(angles_TK), angles_TK)[:, None]
 
 
 def rotate(x_BTHK: Tensor, turn_TK: Tensor) -> Tensor:
@@ -92,7 +104,12 @@ class Cache:
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)).
+
+    Its weights are not yet values: see ``initialise``.
+    """
+
+    turns: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,9 +122,18 @@ class Block(nn.Module):
         self.gate = nn.Parameter(torch.empty(hidden, width))
         self.up = nn.Parameter(torch.empty(hidden, width))
         self.mlp_out = nn.Parameter(torch.empty(width, hidden))
+        self.register_buffer("turns", turns(config, 0, config.context), persistent=False)
 
-    def forward(self, x_BTD: Tensor, turn_TK: Tensor, cache: Cache | None) -> Tensor:
-        """The residual stream after this layer, [B, T, D]."""
+    def forward(self, x_BTD: Tensor, turn_TK: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """The residual stream after this layer, [B, T, D].
+
+        Args:
+            x_BTD: the residual stream before it; T is at most ``config.context``.
+            turn_TK: turns of its positions; those from 0 on if not given.
+            cache: keys and values of earlier positions, if there are any.
+        """
+        if turn_TK is None:
+            turn_TK = self.turns[: x_BTD.shape[1]]
         x_BTD = x_BTD + self._attend(rms_norm(x_BTD, self.attention_norm), turn_TK, cache)
         normed_BTD = rms_norm(x_BTD, self.mlp_norm)
         hidden_BTF = functional.silu(functional.linear(normed_BTD, self.gate)) * functional.linear(normed_BTD, self.up)
@@ -133,6 +159,35 @@ def rms_norm(x_BTD: Tensor, weight_D: Tensor) -> Tensor:
     return functional.rms_norm(x_BTD, weight_D.shape, weight_D, eps=1e-6)
 
 
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Normal weights of standard deviation fan_in^-1/2; what writes to the residual stream starts at 0, norms at 1.
+
+    An embedding far smaller than that (0.02 is common) is overwritten by its first few AdamW steps: with it the loss
+    after 200 steps was 0.4 higher.
+
+    Args:
+        module: a model or a part of one.
+        generator: on the CPU, so that every device starts from the same values.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        elif name.endswith("_out"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+
+
+def logits(x_BTD: Tensor, final_norm_D: Tensor, head_VD: Tensor) -> Tensor:
+    """The output layer: logits of the next byte at every position, [B, T, V]."""
+    return functional.linear(rms_norm(x_BTD, final_norm_D), head_VD)
+
+
+def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per byte, computed in fp32."""
+    return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+
+
 class GPT(nn.Module):
     """The model.
 
@@ -141,8 +196,6 @@ class GPT(nn.Module):
         generator: source of the initial weights (on the CPU, so that every device starts from the same ones).
     """
 
-    turns: Tensor
-
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
@@ -150,45 +203,21 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.Parameter(torch.empty(config.d_model))
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(NUM_BYTES, config.d_model))
-        self.register_buffer("turns", self._turns(0, config.context), persistent=False)
-        self._initialise(generator)
-
-    def _initialise(self, generator: torch.Generator) -> None:
-        """Normal weights of standard deviation fan_in^-1/2; what writes to the residual stream starts at 0.
-
-        An embedding far smaller than that (0.02 is common) is overwritten by its first few AdamW steps: with it the
-        loss after 200 steps was 0.4 higher.
-        """
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                nn.init.ones_(parameter)
-            elif name.endswith("_out"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+        initialise(self, generator)
 
     def forward(self, bytes_BT: Tensor) -> Tensor:
         """Logits of the next byte at every position, [B, T, V]; T is at most ``config.context``."""
-        return self._run(bytes_BT, self.turns[: bytes_BT.shape[1]], [None] * len(self.blocks))
+        return self._run(bytes_BT, None, [None] * len(self.blocks))
 
-    def _run(self, bytes_BT: Tensor, turn_TK: Tensor, caches: Sequence[Cache | None]) -> Tensor:
+    def _run(self, bytes_BT: Tensor, turn_TK: Tensor | None, caches: Sequence[Cache | None]) -> Tensor:
         x_BTD = functional.embedding(bytes_BT, self.embedding)
         for block, cache in zip(self.blocks, caches, strict=True):
             x_BTD = block(x_BTD, turn_TK, cache)
-        x_BTD = rms_norm(x_BTD, self.final_norm)
-        return functional.linear(x_BTD, self.embedding if self.head is None else self.head)
-
-    def _turns(self, start: int, stop: int) -> Tensor:
-        """``exp(i * angle)`` of positions start..stop, complex [T, 1, K/2]."""
-        half = self.config.d_model // self.config.num_heads // 2
-        speed_K = self.config.rope_base ** (-torch.arange(half) / half)
-        angles_TK = torch.arange(start, stop)[:, None] * speed_K
-        return torch.polar(torch.ones_like(angles_TK), angles_TK)[:, None]
+        return logits(x_BTD, self.final_norm, self.embedding if self.head is None else self.head)
 
     def loss(self, window_BT: Tensor) -> Tensor:
         """Mean cross-entropy (nats per byte) of bytes 1..T given those before, for windows [B, T + 1] of integers."""
-        logits_BTV = self(window_BT[:, :-1])
-        return functional.cross_entropy(logits_BTV.flatten(0, 1).float(), window_BT[:, 1:].flatten())
+        return cross_entropy(self(window_BT[:, :-1]), window_BT[:, 1:])
 
     @torch.no_grad()
     def generate(
@@ -211,7 +240,7 @@ class GPT(nn.Module):
         fresh, position = list(prompt[-self.config.context :]), 0
         drawn = bytearray()
         while len(drawn) < num_bytes:
-            turn_TK = self._turns(position, position + len(fresh)).to(device)
+            turn_TK = turns(self.config, position, position + len(fresh)).to(device)
             logits_V = self._run(torch.tensor([fresh], device=device), turn_TK, caches)[0, -1].float().cpu()
             position += len(fresh)
             values, indices = logits_V.topk(min(top_k, NUM_BYTES))

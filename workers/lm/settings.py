@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from decentral.errors import ConfigError, IncapableError
+from decentral.schedule.inner_lr import warmup_cosine
 from workers import settings as reader
 from workers.lm.model import NUM_BYTES, ModelConfig
 
@@ -38,6 +39,16 @@ class OptimizerConfig:
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
         _require(0 <= self.floor_fraction <= 1, "optimizer.floor_fraction", self.floor_fraction, "in [0, 1]")
 
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of the global ``step`` in a run of ``total_steps``."""
+        return warmup_cosine(
+            step,
+            peak=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            total_steps=total_steps,
+            floor_fraction=self.floor_fraction,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class LmSettings:
@@ -66,11 +77,15 @@ class LmSettings:
     @property
     def required_bytes(self) -> int:
         """Rough upper estimate of the memory that training takes, without the interpreter and the corpus."""
+        return self.required_bytes_of(self.model.num_layers, ends=True)
+
+    def required_bytes_of(self, num_layers: int, *, ends: bool) -> int:
+        """The same for some layers, and embedding and output layer with ``ends``, with all of a batch in flight."""
         model = self.model
         positions = self.batch_sequences * model.context
         # What autograd keeps of a layer (about ten tensors of the width, four of the hidden layer), and the logits.
-        activations = model.num_layers * (10 * model.d_model + 4 * model.hidden) + 3 * NUM_BYTES
-        return 4 * (VALUES_PER_PARAMETER * model.num_parameters + positions * activations)
+        activations = num_layers * (10 * model.d_model + 4 * model.hidden) + (3 * NUM_BYTES if ends else 0)
+        return 4 * (VALUES_PER_PARAMETER * model.num_parameters_of(num_layers, ends=ends) + positions * activations)
 
 
 def read_settings(settings: Mapping[str, Any]) -> LmSettings:
@@ -79,7 +94,12 @@ def read_settings(settings: Mapping[str, Any]) -> LmSettings:
 
 
 def check_machine(settings: LmSettings, device: str) -> None:
-    """Make sure that this machine can train with ``settings``.
+    """Make sure that this machine can train the whole model with ``settings``. Raises as ``check_part`` does."""
+    check_part(settings, settings.model.num_layers, ends=True, device=device)
+
+
+def check_part(settings: LmSettings, num_layers: int, *, ends: bool, device: str) -> None:
+    """Make sure that this machine can train some layers with ``settings``, and embedding and output with ``ends``.
 
     Raises:
         ConfigError: ``device`` is not a device's name.
@@ -102,12 +122,15 @@ def check_machine(settings: LmSettings, device: str) -> None:
             f"precision 'bf16' was asked for, but {device!r} cannot compute in it",
             hint="Every worker of a swarm may use its own precision: set precision to fp32 on this one.",
         )
-    available = available_bytes(device)
-    if settings.required_bytes > available:
+    required, available = settings.required_bytes_of(num_layers, ends=ends), available_bytes(device)
+    if required > available:
+        whole = ends and num_layers == settings.model.num_layers
         raise IncapableError(
-            f"training {settings.model.num_parameters:,} parameters takes about {settings.required_bytes / 2**20:,.0f} "
-            f"MiB, and {device!r} has {available / 2**20:,.0f} MiB free",
-            hint="Lower batch_sequences or the size of the model, or use a machine with more memory.",
+            f"training {settings.model.num_parameters_of(num_layers, ends=ends):,} parameters takes about "
+            f"{required / 2**20:,.0f} MiB, and {device!r} has {available / 2**20:,.0f} MiB free",
+            hint="Lower batch_sequences or the size of the model, or use a machine with more memory."
+            if whole
+            else "Give this machine fewer layers: more stages have fewer each.",
         )
 
 

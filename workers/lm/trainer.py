@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from decentral.ports.trainer import Seat, StepReport
-from decentral.schedule.inner_lr import warmup_cosine
 from workers.lm.corpus import Corpus
 from workers.lm.model import GPT
-from workers.lm.settings import LmSettings, OptimizerConfig
+from workers.lm.optimizer import adamw
+from workers.lm.settings import LmSettings
 
 
 class LmTrainer:
@@ -31,7 +31,7 @@ class LmTrainer:
         self._corpus = corpus
         self._model = GPT(settings.model, torch.Generator().manual_seed(seat.run_seed)).to(seat.device)
         self._named = dict(self._model.named_parameters())
-        self._adamw = _adamw(self._named, settings.optimizer)
+        self._adamw = adamw(self._named, settings.optimizer)
 
     def parameters(self) -> Mapping[str, Tensor]:
         """Names and values in the order of the layers, sharing memory with the model; a tied head appears once."""
@@ -76,13 +76,7 @@ class LmTrainer:
         loss_nats, norm = loss.item(), grad_norm.item()
         if math.isfinite(loss_nats) and math.isfinite(norm):
             for group in self._adamw.param_groups:
-                group["lr"] = warmup_cosine(
-                    step,
-                    peak=optimizer.learning_rate,
-                    warmup_steps=optimizer.warmup_steps,
-                    total_steps=self._seat.total_steps,
-                    floor_fraction=optimizer.floor_fraction,
-                )
+                group["lr"] = optimizer.learning_rate_at(step, self._seat.total_steps)
             self._adamw.step()
         self._adamw.zero_grad()
         return loss_nats, norm
@@ -118,11 +112,3 @@ class LmTrainer:
     def _autocast(self) -> torch.autocast:
         device_type = self._seat.device.partition(":")[0]
         return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self._settings.precision == "bf16")
-
-
-def _adamw(named: Mapping[str, Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone. The fused form is the fastest on every device that has it."""
-    matrices = [parameter for parameter in named.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in named.values() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
