@@ -123,13 +123,18 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The answer: what was committed last."""
+    """The answer: what was committed last, and what the replica is like since."""
 
     batch: int
     """-1 for none."""
     step: int
+    """The next one it will take."""
     pending: int
     """Micro-batches counted of the batch after it."""
+    grad_norm: float
+    """L2 norm of its last mean gradient, before clipping; NaN for none."""
+    loss: float
+    """Of the last batch of any head, nats per token; NaN if it is not known."""
 
 
 def pack(packet: Packet) -> bytes:
@@ -180,11 +185,9 @@ def unpack_commit(data: bytes) -> Commit:
     """The inverse of ``pack_commit``; raises FrameError."""
 
     def commit(slot: Any, batch: Any, step: Any, indices: Any, loss: Any, num_tokens: Any) -> Commit:
-        if not isinstance(loss, float) or math.isinf(loss):
-            raise ValueError(f"loss {checked.shown(loss)}")
         share = None if indices is None else _indices(indices)
         count = checked.count
-        return Commit(count(slot), count(batch), count(step), share, loss, count(num_tokens))
+        return Commit(count(slot), count(batch), count(step), share, _figure(loss), count(num_tokens))
 
     return _read(data, MAX_SMALL_BYTES, "commit", commit)
 
@@ -237,14 +240,16 @@ def unpack_settle(data: bytes) -> Settle:
 
 def pack_settled(settled: Settled) -> bytes:
     """How far a data slot is; the wire counts batches, so that nothing on it is negative."""
-    return bytes(msgpack.packb([settled.batch + 1, settled.step, settled.pending]))
+    figures = [value if math.isfinite(value) else math.nan for value in (settled.grad_norm, settled.loss)]
+    return bytes(msgpack.packb([settled.batch + 1, settled.step, settled.pending, *figures]))
 
 
 def unpack_settled(data: bytes) -> Settled:
     """The inverse of ``pack_settled``; raises FrameError."""
 
-    def settled(num_batches: Any, step: Any, pending: Any) -> Settled:
-        return Settled(checked.count(num_batches) - 1, checked.count(step), checked.count(pending))
+    def settled(num_batches: Any, step: Any, pending: Any, grad_norm: Any, loss: Any) -> Settled:
+        figures = (_figure(grad_norm), _figure(loss))
+        return Settled(checked.count(num_batches) - 1, checked.count(step), checked.count(pending), *figures)
 
     return _read(data, MAX_SMALL_BYTES, "answer for a slot", settled)
 
@@ -253,6 +258,13 @@ def _read(data: bytes, limit: int, what: str, build: Callable[..., T]) -> T:
     """What ``build`` makes of the list in ``data``; it gets one argument for each element."""
     fields = unpacked(data, limit, what)
     return reading(what, lambda: build(*checked.all_of(lambda value: value, fields)))
+
+
+def _figure(value: object) -> float:
+    """A finite number, or NaN for one that is not known."""
+    if not isinstance(value, float) or math.isinf(value):
+        raise ValueError(f"number expected, got {checked.shown(value)}")
+    return value
 
 
 def _below(limit: int, what: str, value: object) -> int:

@@ -118,7 +118,7 @@ GOOD: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "answer to a commit": (unpack_committed, pack_committed(Committed(4, (1,)))),
     "failure": (unpack_failed, pack_failed(Failed(1, 2, 3, 4, B, "gone"))),
     "question for a slot": (unpack_settle, pack_settle(Settle(1))),
-    "answer for a slot": (unpack_settled, pack_settled(Settled(-1, 0, 0))),
+    "answer for a slot": (unpack_settled, pack_settled(Settled(-1, 0, 0, math.nan, 2.5))),
 }
 READERS = tuple(read for read, _ in GOOD.values())
 NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
