@@ -175,10 +175,8 @@ def unpack(data: bytes, *, num_stages: int, frame_bytes: int) -> Packet:
 
 def pack_commit(commit: Commit) -> bytes:
     """A batch is complete."""
-    loss = commit.loss if math.isfinite(commit.loss) else math.nan
-    return bytes(
-        msgpack.packb([commit.slot, commit.batch, commit.step, commit.indices, float(loss), commit.num_tokens])
-    )
+    loss = _finite(commit.loss)
+    return bytes(msgpack.packb([commit.slot, commit.batch, commit.step, commit.indices, loss, commit.num_tokens]))
 
 
 def unpack_commit(data: bytes) -> Commit:
@@ -240,7 +238,7 @@ def unpack_settle(data: bytes) -> Settle:
 
 def pack_settled(settled: Settled) -> bytes:
     """How far a data slot is; the wire counts batches, so that nothing on it is negative."""
-    figures = [value if math.isfinite(value) else math.nan for value in (settled.grad_norm, settled.loss)]
+    figures = (_finite(settled.grad_norm), _finite(settled.loss))
     return bytes(msgpack.packb([settled.batch + 1, settled.step, settled.pending, *figures]))
 
 
@@ -248,8 +246,10 @@ def unpack_settled(data: bytes) -> Settled:
     """The inverse of ``pack_settled``; raises FrameError."""
 
     def settled(num_batches: Any, step: Any, pending: Any, grad_norm: Any, loss: Any) -> Settled:
-        figures = (_figure(grad_norm), _figure(loss))
-        return Settled(checked.count(num_batches) - 1, checked.count(step), checked.count(pending), *figures)
+        if _figure(grad_norm) < 0:
+            raise ValueError(f"norm {grad_norm}")
+        count = checked.count
+        return Settled(count(num_batches) - 1, count(step), count(pending), grad_norm, _figure(loss))
 
     return _read(data, MAX_SMALL_BYTES, "answer for a slot", settled)
 
@@ -258,6 +258,10 @@ def _read(data: bytes, limit: int, what: str, build: Callable[..., T]) -> T:
     """What ``build`` makes of the list in ``data``; it gets one argument for each element."""
     fields = unpacked(data, limit, what)
     return reading(what, lambda: build(*checked.all_of(lambda value: value, fields)))
+
+
+def _finite(value: float) -> float:
+    return float(value) if math.isfinite(value) else math.nan
 
 
 def _figure(value: object) -> float:

@@ -3,6 +3,7 @@
 Half of all mutants stay well-formed msgpack: a field has another message's value, a lie about a length, or nonsense.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("committed", packets.pack_committed(Committed(72, (2, 200)))),
     ("failed", packets.pack_failed(Failed(1, 70, 3, 2, _PEERS[1], "out of reach"))),
     ("settle", packets.pack_settle(Settle(1))),
-    ("settled", packets.pack_settled(Settled(-1, 72, 5))),
+    ("settled", packets.pack_settled(Settled(-1, 72, 5, 0.5, math.nan))),
 )
 #: Announced lengths and numbers far beyond what follows: array, map, text, bytes and extension of 2^32 - 1, and others.
 _WRONG_HEADS = (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",

@@ -47,9 +47,8 @@ counts = st.integers(0, MOST)
 indices = st.integers(0, MAX_MICROBATCHES - 1)
 shares = st.sets(indices, max_size=9).map(lambda some: tuple(sorted(some)))
 peers = st.text("aé漢xyz", max_size=8).map(PeerId)
-commits = st.builds(
-    Commit, counts, counts, counts, st.none() | shares, st.floats(allow_nan=False, allow_infinity=False), counts
-)
+figures = st.floats(allow_nan=False, allow_infinity=False)
+commits = st.builds(Commit, counts, counts, counts, st.none() | shares, figures, counts)
 failures = st.builds(Failed, counts, counts, indices, counts, st.none() | peers, st.text("aé漢 ", max_size=200))
 
 
@@ -89,7 +88,7 @@ def test_round_trip_of_a_packet(packet: Packet) -> None:
     committed=st.builds(Committed, counts, shares),
     failed=failures,
     settle=st.builds(Settle, counts),
-    settled=st.builds(Settled, st.integers(-1, MOST - 1), counts, counts),
+    settled=st.builds(Settled, st.integers(-1, MOST - 1), counts, counts, st.floats(0, 1e300), figures),
 )
 def test_round_trips(commit: Commit, committed: Committed, failed: Failed, settle: Settle, settled: Settled) -> None:
     assert unpack_commit(pack_commit(commit)) == commit
@@ -100,8 +99,11 @@ def test_round_trips(commit: Commit, committed: Committed, failed: Failed, settl
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_is_no_number(loss: float) -> None:
+def test_a_figure_that_is_not_finite_is_no_number(loss: float) -> None:
     assert math.isnan(unpack_commit(pack_commit(Commit(0, 0, 0, None, loss, 0))).loss)
+    settled = unpack_settled(pack_settled(Settled(0, 0, 0, loss, loss)))
+    assert math.isnan(settled.grad_norm)
+    assert math.isnan(settled.loss)
 
 
 def test_a_long_reason_is_cut() -> None:
@@ -125,6 +127,7 @@ NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
 NOT_COUNTS = (-1, 1 << 53, 1.0, True, None, "1", [], NESTED)
 NOT_INDICES = (*NOT_COUNTS, MAX_MICROBATCHES)
 NOT_SHARES = (5, "01", {"a": 1}, [1, 0], [0, 0], [-1], [True], ["0"], [[0]], [MAX_MICROBATCHES], NESTED)
+NOT_FIGURES = (None, 1, True, "1", math.inf, -math.inf, [], NESTED)
 NOT_TEXTS = (1, b"a", ["a"], "a" * 201, NESTED)
 WIRE = [[hop.stage, hop.peer] for hop in PATH]
 NOT_PATHS = (
@@ -176,7 +179,7 @@ BAD: dict[str, dict[int, tuple[Any, ...]]] = {
         1: NOT_COUNTS,
         2: NOT_COUNTS,
         3: NOT_SHARES,
-        4: (None, 1, True, "1", math.inf, -math.inf, [], NESTED),
+        4: NOT_FIGURES,
         5: NOT_COUNTS,
     },
     "answer to a commit": {0: NOT_COUNTS, 1: (None, *NOT_SHARES)},
@@ -189,7 +192,13 @@ BAD: dict[str, dict[int, tuple[Any, ...]]] = {
         5: (None, *NOT_TEXTS),
     },
     "question for a slot": {0: NOT_COUNTS},
-    "answer for a slot": {0: NOT_COUNTS, 1: NOT_COUNTS, 2: NOT_COUNTS},
+    "answer for a slot": {
+        0: NOT_COUNTS,
+        1: NOT_COUNTS,
+        2: NOT_COUNTS,
+        3: (*NOT_FIGURES, -0.5),
+        4: NOT_FIGURES,
+    },
 }
 FIELDS = [(name, position, value) for name, fields in BAD.items() for position in fields for value in fields[position]]
 
