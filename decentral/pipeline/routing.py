@@ -4,12 +4,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from decentral.pipeline.packets import Load
 from decentral.types import PeerId
-
-if TYPE_CHECKING:
-    from decentral.pipeline.packets import Load
 
 #: Swaps need two pairs of stages that do not overlap.
 _FEWEST_TO_SWAP = 4
@@ -63,7 +61,7 @@ class Router(Protocol):
         """
         ...
 
-    def told(self, load: "Load") -> None:
+    def told(self, load: Load) -> None:
         """Learn how busy and how fast a replica is."""
         ...
 
@@ -96,7 +94,7 @@ class Permutation:
         block, position = divmod(index * num_slots + slot, len(replicas))
         return sorted(replicas, key=lambda peer: _draw(self._seed, batch, stage, block, peer))[position]
 
-    def told(self, load: "Load") -> None:
+    def told(self, load: Load) -> None:
         """Nothing is made of it."""
 
 
@@ -139,7 +137,7 @@ class Wiring:
         turns[peer] = turn + seconds.get(peer, statistics.fmean(known))
         return peer
 
-    def told(self, load: "Load") -> None:
+    def told(self, load: Load) -> None:
         """See ``Router``."""
         seconds = max(load.seconds, _LEAST_S) * (load.queued + 1)
         before = self._seconds[load.stage].setdefault(load.peer, seconds)
