@@ -323,4 +323,5 @@ def _facts(hello: Hello, swarm: SwarmConfig) -> RunFacts:
         version=hello.version,
         config_digest=swarm.digest(),
         gossip=swarm.method.name == "noloco",
+        num_stages=swarm.pipeline.stages,
     )

@@ -42,8 +42,8 @@ class PipelineSection(Section):
     """Factor of a healed stage's learning rate."""
     lr_boost_steps: int = Field(default=100, ge=0, le=10_000_000)
     """Inner steps for which it holds."""
-    checkpoint_s: float = Field(default=60.0, gt=0, le=86_400)
-    """Seconds between two writings of a stage to its holder's disk."""
+    checkpoint_s: float = Field(default=60.0, ge=0, le=86_400)
+    """Seconds between two checkpoints of a stage on its holder's disk; 0 for none."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from decentral.monitor.stages import StageRow
 from decentral.monitor.status import Health, StatusReport, WorkerRow
 
 #: From this width on, the reason has a column of its own; below it follows the table.
@@ -21,6 +22,8 @@ _WIDER = 140
 _ID_WIDTH = 6
 #: A worker without a partner in more than this share of its rounds is shown as such; a few happen to everybody.
 _ALONE_SHARE = 0.1
+#: Holders of a stage that are shown by their ids.
+_HOLDERS = 3
 #: Of a table in a pipe: wide enough that nothing is cut.
 _PIPE_WIDTH = 400
 
@@ -33,8 +36,12 @@ def console(file: IO[str]) -> Console:
 
 
 def view(report: StatusReport, width: int) -> Group:
-    """The line of the run, a row for each worker, why some do not contribute, and what went wrong with partners."""
+    """The line of the run, a row for each stage and each worker, why some do not contribute, and what went wrong."""
     parts: list[Text | Table] = [run_line(report)]
+    if report.stages:
+        parts.append(_stages(report.stages, width))
+    if width < _WIDE:
+        parts += [_text(note, style) for row in report.stages for note, style in [_event(row)] if note]
     if report.workers:
         parts.append(_table(report, width))
     if width < _WIDE:
@@ -48,13 +55,15 @@ def run_line(report: StatusReport) -> Text:
     """The run in one line."""
     run, totals = report.run, report.totals
     parts = [
-        f"{run.run_id}: {run.method}, {run.codec}",
+        f"{run.run_id}: {run.method}, {run.codec}" + (f", {run.num_stages} stages" if run.num_stages else ""),
         f"round {totals.round} of {run.rounds}",
         f"{amount(totals.tokens)} tokens",
         f"loss {loss(totals.loss)}" + (f" (val {loss(totals.val_loss)})" if math.isfinite(totals.val_loss) else ""),
         f"{amount(totals.tokens_per_s)} tokens/s",
         *([f"spread {percent(totals.spread)}"] if run.gossip else []),
         traffic(totals.sent_bytes, totals.dp_bytes),
+        *([f"activations {size(totals.activation_bytes)}"] if run.num_stages else []),
+        *([f"{amount(totals.resent)} sent again"] if totals.resent else []),
     ]
     line = Text(f"{report.health.value}  ", style=_COLOURS[report.health])
     return line.append_text(_text(" | ".join(parts), "default"))
@@ -69,30 +78,83 @@ def traffic(sent_bytes: int, dp_bytes: int) -> str:
     return f"sent {size(sent_bytes)} (data-parallel {size(dp_bytes)}, {times}x)"
 
 
+def _stages(stages: Sequence[StageRow], width: int) -> Table:
+    """The head and every stage, in a line each."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("holders", no_wrap=True)
+    for name in ("load", "queue", "ms each", "lost", "healed"):
+        table.add_column(name, no_wrap=True, justify="right")
+    if width >= _WIDE:
+        table.add_column("what happened")
+    for row in stages:
+        ids = ", ".join(id[:_ID_WIDTH] for id in row.holders[:_HOLDERS])
+        more = f" +{len(row.holders) - _HOLDERS}" if len(row.holders) > _HOLDERS else ""
+        load = "-" if math.isnan(row.load) else f"{row.load:.0%}"
+        each = "-" if math.isnan(row.microbatch_s) else f"{min(1000 * row.microbatch_s, 99_999):.0f}"
+        counts = [amount(count) for count in (row.failures, row.recoveries)]
+        note, style = _event(row)
+        name = "head" if row.stage == 0 else str(row.stage)
+        table.add_row(
+            *(_text(cell, style if row.reason else "default") for cell in (name, f"{ids}{more}" or "nobody")),
+            *(load, amount(row.queue), each, *counts),
+            *([_text(note, style)] if width >= _WIDE else []),
+        )
+    return table
+
+
+def _event(row: StageRow) -> tuple[str, str]:
+    """Why a stage has no holder, or how it came back last, and the colour for that."""
+    if row.reason:
+        return row.reason, "yellow"
+    return row.recovery, "default"
+
+
 def _table(report: StatusReport, width: int) -> Table:
     wide = width >= _WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    for name in ("worker", "state"):
+    pipeline = report.run.num_stages > 0
+    for name in ("worker", *(["stage"] if pipeline else []), "state"):
         table.add_column(name, no_wrap=True)
-    figures = [_figures(row, report.run.gossip, width) for row in report.workers]
+    short = report.run.gossip or pipeline
+    figures = [_figures(row, report.run.gossip, short, width) for row in report.workers]
     for name in figures[0]:
         table.add_column(name, no_wrap=True, justify="right")
     if wide:
         table.add_column("why not contributing")
     for row, cells in zip(report.workers, figures, strict=True):
         why = [_text(row.reason, _colour(row))] if wide else []
-        table.add_row(_text(row.id, "default"), _text(row.state, _colour(row)), *cells.values(), *why)
+        place = [_place(row)] if pipeline else []
+        table.add_row(_text(row.id, "default"), *place, _text(row.state, _colour(row)), *cells.values(), *why)
     return table
 
 
-def _figures(row: WorkerRow, gossip: bool, width: int) -> dict[str, str | Text]:
-    """The figures of a worker by the name of their column. Those of gossip leave no room for bytes in 80 columns."""
+def _place(row: WorkerRow) -> str:
+    """The stages of a worker: what it holds, else what it is about to hold."""
+    if row.holds or not row.takes:
+        return ranges(row.holds) or "spare"
+    return f"takes {ranges(row.takes)}"
+
+
+def ranges(stages: Sequence[int]) -> str:
+    """Numbers in rising order, such as ``0,2-4``."""
+    parts: list[list[int]] = []
+    for stage in stages:
+        if parts and stage == parts[-1][-1] + 1:
+            parts[-1].append(stage)
+        else:
+            parts.append([stage])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
+def _figures(row: WorkerRow, gossip: bool, short: bool, width: int) -> dict[str, str | Text]:
+    """The figures of a worker by the name of their column. With ``short`` there is no room for bytes in 80 columns."""
     shares = (row.compute_share, row.waiting_share, row.transfer_share)
     cells: dict[str, str | Text] = {"round": str(row.round), "loss": loss(row.loss), "tok/s": amount(row.tokens_per_s)}
     if gossip:
         cells |= {"partner": _text(_partner(row.partners), "default"), "spread": percent(row.spread)}
     cells["work/wait/move"] = "/".join(f"{share:.0%}" for share in shares)
-    if width >= _WIDE or not gossip:
+    if width >= _WIDE or not short:
         cells |= {"in": size(row.received_bytes), "out": size(row.sent_bytes)}
     if width >= _WIDER:
         rates = f"{mbit(row.sent_bytes_per_s)}/{mbit(row.peak_sent_bytes_per_s)}"

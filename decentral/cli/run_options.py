@@ -104,18 +104,19 @@ def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
     pipeline = swarm.pipeline
     made = cut(num_blocks, pipeline.stages, pipeline.recovery)
     return PipelineOptions(
-        num_stages=pipeline.stages,
         spans=made.spans,
         healing=made.healing,
+        codec=make_codec(pipeline.codec),
+        seed=swarm.run.seed,
+        num_microbatches=pipeline.microbatches,
+        in_flight=pipeline.in_flight,
+        routing=pipeline.routing,
         norm=pipeline.norm,
         num_replicas=pipeline.replicas,
-        num_microbatches=pipeline.microbatches,
-        in_flight=pipeline.in_flight or pipeline.microbatches,
-        codec=make_codec(pipeline.codec),
-        routing=pipeline.routing,
         lr_boost=pipeline.lr_boost,
         lr_boost_steps=pipeline.lr_boost_steps,
         checkpoint_s=pipeline.checkpoint_s,
+        eval_every_steps=swarm.eval_every_rounds * swarm.method.inner_steps,
     )
 
 

@@ -1,18 +1,19 @@
 """From presence records to an answer to "is my machine helping?". Pure; must not import torch.
 
 Every number comes from a record that a stranger may have written, so what is not finite or below zero counts as
-absent, and no record can make the summary fail.
+absent, and no record can make the summary fail. Half of the module says what the fields of a report mean.
 """
 
 import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from decentral.monitor.journal import finite
+from decentral.monitor.stages import StageRow, is_spare, name_of, stage_numbers, stage_rows
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
 from decentral.swarm.timing import lifetime_s
 from decentral.types import PeerId, short_id
@@ -29,7 +30,7 @@ class Health(StrEnum):
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
-    """At least one worker does not contribute as it should; its row says why."""
+    """At least one worker does not contribute as it should, or a stage has no holder; its row says why."""
     EMPTY = "empty"
     """Nobody has been seen within the time to live."""
 
@@ -49,11 +50,16 @@ class RunFacts:
     config_digest: str
     gossip: bool = False
     """Whether each worker has an anchor of its own, mixed with few others' at a time."""
+    num_stages: int = 0
+    """Of a pipeline, beside the head; 0 if every worker has the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums and means over the workers listed. Counters are since each worker started."""
+    """Sums and means over the workers listed. Counters are since each worker started.
+
+    In a pipeline tokens and losses are those of the heads: every stage has to do with the same tokens.
+    """
 
     round: int
     """The newest round that a worker is in."""
@@ -72,6 +78,10 @@ class Totals:
     """Workers that take part in rounds."""
     spread: float
     """Gossip: median over the active workers of each one's ``spread``; NaN if unknown."""
+    activation_bytes: int
+    """Pipeline: activations and their gradients that were sent; part of ``sent_bytes``."""
+    resent: int
+    """Pipeline: micro-batches that heads had to send again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,26 @@ class WorkerRow:
     """Gossip: swaps of which it does not know whether the other side has them too."""
     avoids: tuple[str, ...]
     """Gossip: short ids of the peers that it avoids for a while."""
+    holds: tuple[int, ...]
+    """Pipeline: its stages; 0 is the head. Empty for a spare."""
+    takes: tuple[int, ...]
+    """Pipeline: the stages that it is about to hold."""
+    stored: tuple[int, ...]
+    """Pipeline: the stages that it has a checkpoint of."""
+    slot: int
+    """Pipeline: which part of the data a head draws."""
+    queue: int
+    """Pipeline: micro-batches that wait for it."""
+    microbatch_s: float
+    """Pipeline: seconds that a micro-batch takes, forward and backward; 0 if unknown."""
+    activation_bytes: int
+    """Pipeline: activations and their gradients that it sent."""
+    resent: int
+    """Pipeline: micro-batches that a head had to send again."""
+    recoveries: int
+    """Pipeline: lost stages that it brought back."""
+    recovery: str
+    """Pipeline: the last one in words."""
     age_s: float
     """Since it was last seen."""
     device: str
@@ -143,6 +173,8 @@ class StatusReport:
     run: RunFacts
     totals: Totals
     workers: tuple[WorkerRow, ...]
+    stages: tuple[StageRow, ...] = ()
+    """The head and every stage of a pipeline; empty without one."""
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self, *, indent: int | None = 2) -> str:
@@ -174,17 +206,43 @@ def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: f
     active = [presence for presence in present if presence.state in ACTIVE]
     front = max((presence.round for presence in active or present or [p for p, _ in records]), default=0)
     strays = _out_of_sync(active)
-    # In gossip every worker has rounds of its own, and nobody waits for one that has fewer.
-    earliest = 0 if run.gossip else front - _MAX_ROUNDS_BEHIND
-    workers = tuple(
-        _row(presence, age_s, _trouble(presence, age_s, ttl_s, front, earliest, presence.peer in strays))
+    fronts = _fronts(run, active)
+    troubles = [
+        _trouble(presence, age_s, ttl_s, _front(run, presence, front, fronts), presence.peer in strays)
         for presence, age_s in records
+    ]
+    workers = tuple(
+        _row(presence, age_s, run.num_stages, trouble)
+        for (presence, age_s), trouble in zip(records, troubles, strict=True)
     )
-    troubled = any(not row.healthy for row in workers)
+    stages = stage_rows(run.num_stages, records, workers, ttl_s=ttl_s)
+    troubled = any(not row.healthy for row in workers) or any(stage.reason for stage in stages)
     health = Health.DEGRADED if troubled else Health.HEALTHY
     if not present:
         health = Health.EMPTY
-    return StatusReport(health, run, _totals(front, [p for p, _ in records], active, workers), workers)
+    return StatusReport(health, run, _totals(run, front, [p for p, _ in records], active, workers), workers, stages)
+
+
+def _fronts(run: RunFacts, active: Iterable[Presence]) -> dict[int, int]:
+    """The newest round of each stage's replicas."""
+    fronts: dict[int, int] = {}
+    for presence in active:
+        for stage in stage_numbers(presence.holds, run.num_stages):
+            fronts[stage] = max(fronts.get(stage, 0), presence.round)
+    return fronts
+
+
+def _front(run: RunFacts, presence: Presence, front: int, fronts: Mapping[int, int]) -> int:
+    """The round of those whom a worker has to keep up with.
+
+    In gossip every worker has rounds of its own, and nobody waits for one that has fewer; and so has every stage.
+    """
+    if run.gossip:
+        return presence.round
+    if not run.num_stages:
+        return front
+    mine = stage_numbers(presence.holds, run.num_stages)
+    return min((fronts[stage] for stage in mine if stage in fronts), default=presence.round)
 
 
 def _out_of_sync(active: Iterable[Presence]) -> set[PeerId]:
@@ -201,7 +259,7 @@ def _out_of_sync(active: Iterable[Presence]) -> set[PeerId]:
     return strays
 
 
-def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, earliest: int, stray: bool) -> str:
+def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, stray: bool) -> str:
     """Why this worker does not contribute though it should; empty if all is well."""
     if presence.state in (State.LEAVING, State.DONE):
         return ""
@@ -213,7 +271,7 @@ def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, earlies
         return "repairing: its weights differ from the swarm's"
     if stray:
         return f"out of sync: its weights differ from other workers' in round {presence.round}"
-    if presence.state in ACTIVE and presence.round < earliest:
+    if presence.state in ACTIVE and presence.round < front - _MAX_ROUNDS_BEHIND:
         return f"behind: in round {presence.round}, the swarm is in {front}"
     return ""
 
@@ -227,13 +285,23 @@ _CALM = {
 }
 
 
-def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
+def _calm(presence: Presence, num_stages: int) -> str:
+    """Why this worker does not contribute and need not; empty if it does."""
+    if num_stages and presence.state not in (State.LEAVING, State.DONE):
+        if is_spare(presence):
+            return "waits as a spare"
+        if not presence.holds:
+            return f"takes {' and '.join(name_of(stage) for stage in stage_numbers(presence.takes, num_stages))}"
+    return _CALM.get(presence.state, "")
+
+
+def _row(presence: Presence, age_s: float, num_stages: int, trouble: str) -> WorkerRow:
     """The row of one worker."""
     metrics = presence.metrics
     wall_s = _amount(metrics.wall_s)
     peak_up, peak_down = _amount(metrics.peak_sent_bytes_per_s), _amount(metrics.peak_received_bytes_per_s)
     compute, waiting, transfer = _shares(wall_s, metrics.compute_s, metrics.waiting_s, metrics.transfer_s)
-    reason = trouble or _CALM.get(presence.state, "")
+    reason = trouble or _calm(presence, num_stages)
     return WorkerRow(
         id=short_id(presence.peer),
         peer=presence.peer,
@@ -265,6 +333,16 @@ def _row(presence: Presence, age_s: float, trouble: str) -> WorkerRow:
         rounds_alone=metrics.rounds_alone,
         one_sided=metrics.one_sided,
         avoids=_ids(metrics.avoids),
+        holds=stage_numbers(presence.holds, num_stages),
+        takes=stage_numbers(presence.takes, num_stages),
+        stored=stage_numbers(presence.stored, num_stages),
+        slot=presence.slot,
+        queue=metrics.queue,
+        microbatch_s=_amount(metrics.microbatch_s),
+        activation_bytes=metrics.activation_bytes,
+        resent=metrics.resent,
+        recoveries=metrics.recoveries,
+        recovery=metrics.recovery,
         age_s=round(age_s, 3),
         device=metrics.device,
         version=metrics.version,
@@ -288,23 +366,37 @@ def _shares(wall_s: float, *spent_s: float) -> list[float]:
 
 
 def _totals(
-    front: int, everybody: Sequence[Presence], active: Sequence[Presence], workers: Sequence[WorkerRow]
+    run: RunFacts,
+    front: int,
+    everybody: Sequence[Presence],
+    active: Sequence[Presence],
+    workers: Sequence[WorkerRow],
 ) -> Totals:
-    """Counters over everybody listed, speed and loss over those who are active."""
+    """Counters over everybody listed, speed and loss over those who are active; tokens and losses over the heads."""
     sent_bytes = sum(presence.metrics.sent_bytes for presence in everybody)
     dp_bytes = sum(presence.metrics.dp_bytes for presence in everybody)
+    heads, busy = everybody, active
+    if run.num_stages:
+        heads = [presence for presence in everybody if _is_head(presence, run)]
+        busy = [presence for presence in active if _is_head(presence, run)]
     return Totals(
         round=front,
-        tokens=sum(presence.metrics.tokens for presence in everybody),
-        loss=_mean_loss([presence.metrics for presence in active or everybody]),
+        tokens=sum(presence.metrics.tokens for presence in heads),
+        loss=_mean_loss([presence.metrics for presence in busy or heads]),
         val_loss=_last_val_loss(everybody),
-        tokens_per_s=sum(_amount(presence.metrics.tokens_per_s) for presence in active),
+        tokens_per_s=sum(_amount(presence.metrics.tokens_per_s) for presence in busy),
         sent_bytes=sent_bytes,
         dp_bytes=dp_bytes,
         dp_ratio=dp_bytes / sent_bytes if sent_bytes else math.nan,
         contributing=sum(row.contributes for row in workers),
         spread=_median([_share(presence.metrics.spread) for presence in active]),
+        activation_bytes=sum(presence.metrics.activation_bytes for presence in everybody),
+        resent=sum(presence.metrics.resent for presence in everybody),
     )
+
+
+def _is_head(presence: Presence, run: RunFacts) -> bool:
+    return 0 in stage_numbers(presence.holds, run.num_stages)
 
 
 def _mean_loss(metrics: Iterable[Metrics]) -> float:

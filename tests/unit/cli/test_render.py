@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from decentral.cli.render import amount, console, loss, mbit, percent, size, view
+from decentral.cli.render import amount, console, loss, mbit, percent, ranges, size, view
 from decentral.monitor.status import RunFacts, StatusReport, summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
@@ -187,3 +187,58 @@ def test_sizes(value, text):
 )
 def test_losses(value, text):
     assert loss(value) == text
+
+
+def pipeline(width: int) -> list[str]:
+    facts = RunFacts("demo-3f2a", "diloco", "int8-b128", 40, 5, "0.1.0", "c0ffee", num_stages=3)
+    traffic = {"sent_bytes": 123_456_789, "received_bytes": 234_567_890, "activation_bytes": 98_765_432}
+    head = busy(failures="2:1,3:2", resent=5, **traffic)
+    healed = "stage 2 blended from 1 and 3: loss 2.310 before, 2.877 after"
+    told = [
+        ("QmHead", "0", "", head),
+        ("QmSame", "1,2", "", busy(queue=3, microbatch_s=0.0123, recoveries=1, recovery=healed, **traffic)),
+        *((f"Qm{index:04}", "1", "", busy(queue=99_999, microbatch_s=1e6, **traffic)) for index in range(4)),
+        ("QmTake", "", "3", busy(**traffic)),
+        ("QmRest", "", "", busy()),
+    ]
+    records = [
+        (Presence(PeerId(name), "demo-3f2a", 1, State.TRAINING, 9999, 0, "", holds=h, takes=t, metrics=m), 99_999.0)
+        for name, h, t, m in told
+    ]
+    file = io.StringIO()
+    screen = Console(file=file, width=width, highlight=False)
+    screen.print(view(summarize(facts, records, ttl_s=math.inf), width))
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [80, 120, 150])
+def test_a_pipeline_has_a_line_for_each_stage_and_nothing_is_cut(width):
+    lines = pipeline(width)
+    assert max(map(len, lines)) <= width
+    text = " ".join(" ".join(lines).split())
+    assert "…" not in text
+    for words in ("diloco, int8-b128, 3 stages", "activations 691MB", "5 sent again", "loss 2.310 before, 2.877 after"):
+        assert words in text
+    rows = {line.split()[0]: line.split() for line in lines if line[:1].isdigit() or line.startswith("head ")}
+    assert rows["head"][:7] == ["head", "QmHead", "34%", "0", "-", "0", "0"]
+    assert rows["1"][:5] == ["1", "Qm0000,", "Qm0001,", "Qm0002", "+2"]
+    assert rows["2"][:7] == ["2", "QmSame", "34%", "3", "12", "1", "1"]
+    assert rows["3"][:7] == ["3", "nobody", "-", "0", "-", "2", "0"]
+    assert "stage 3 has no holder: QmTake takes it" in text
+
+
+def test_a_worker_of_a_pipeline_shows_its_stages():
+    rows = {line.split()[0]: line for line in pipeline(80) if line.startswith("Qm")}
+    places = {name: row[8:].split("training")[0].strip() for name, row in rows.items()}
+    assert places == {
+        "QmHead": "0",
+        "QmSame": "1-2",
+        **{f"Qm{index:04}": "1" for index in range(4)},
+        "QmTake": "takes 3",
+        "QmRest": "spare",
+    }
+
+
+@pytest.mark.parametrize(("stages", "text"), [((), ""), ((0,), "0"), ((1, 2, 3), "1-3"), ((0, 2, 3, 5), "0,2-3,5")])
+def test_ranges_of_stages(stages, text):
+    assert ranges(stages) == text

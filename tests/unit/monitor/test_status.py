@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -220,12 +221,14 @@ def test_replicas_each_validate_their_own_anchor_and_the_newest_counts():
 
 
 def test_the_json_is_versioned_strict_and_fully_documented(request):
-    parsed = json.loads(status(record("a")).to_json(), parse_constant=pytest.fail)
+    pipeline = replace(RUN, num_stages=2)
+    parsed = json.loads(status(record("a"), run=pipeline).to_json(), parse_constant=pytest.fail)
     assert parsed["schema_version"] == 1
-    assert parsed["health"] == "healthy"
+    assert parsed["health"] == "degraded"
+    assert parsed["stages"][2]["load"] is None
     assert parsed["totals"]["dp_ratio"] is None
     text = (request.config.rootpath / "docs" / "status-schema.md").read_text()
-    fields = [*parsed, *parsed["run"], *parsed["totals"], *parsed["workers"][0]]
+    fields = [*parsed, *parsed["run"], *parsed["totals"], *parsed["workers"][0], *parsed["stages"][0]]
     assert [field for field in fields if f"`{field}`" not in text] == []
 
 
