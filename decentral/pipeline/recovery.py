@@ -75,9 +75,9 @@ def decide(
     Raises:
         ValueError: there is no such stage.
 
-    Source: CheckFree (arXiv 2506.15461), algorithm 1 and section 4, and the authors' code (gensyn-ai/CheckFree).
-    Difference: a copy stands in for the first and the last stage only, as in the paper; the code copies the second and
-    the last but one as well. See docs/algorithms/checkfree.md.
+    Source: CheckFree and CheckFree+ (arXiv 2506.15461), and the authors' code (gensyn-ai/CheckFree). Difference: a copy
+    stands in for the first and the last stage only, as in the paper; the code copies the second and the last but one
+    as well. See docs/algorithms/checkfree.md.
     """
     if not 0 <= stage <= num_stages:
         raise ValueError(f"there is no stage {stage}, only the head 0 and 1 to {num_stages}")

@@ -28,7 +28,7 @@ def stage_order(num_stages: int, index: int, *, swap: bool) -> tuple[int, ...]:
     Raises:
         ValueError: too few stages to swap.
 
-    Source: CheckFree+ (arXiv 2506.15461), section 4; odd ones as in the authors' code.
+    Source: CheckFree+ (arXiv 2506.15461); odd ones as in the authors' code.
     """
     order = list(range(1, num_stages + 1))
     if not swap:

@@ -124,7 +124,7 @@ def stages(num_stages: int, seed: int) -> dict[int, Stage]:
 
 
 def by_the_paper(lost: int, living: Mapping[int, Stage], norms: Mapping[int, float], norm: Norm, plus: bool) -> Stage:
-    """Section 4 and algorithm 1 of CheckFree, tensor by tensor."""
+    """The rules of CheckFree and CheckFree+, tensor by tensor."""
     last = max([*living, lost])
     if plus and lost == 1:
         return living[2]
