@@ -107,7 +107,7 @@ class Swarm:
                 self.ledger.lost(hop.peer)
             elif not {(hop.stage, index) for index in indices} <= replica.counted:
                 self.unnoticed.discard(hop.peer)
-                assert self.ledger.lost(hop.peer)
+                self.ledger.lost(hop.peer)
                 assert self.ledger.pardon(hop.peer)
         return self.ledger.complete
 
