@@ -53,6 +53,12 @@ class Ledger:
         """Whose loss would cost work: all that have counted something or are to count it."""
         return {peer for stages in self._tried for peers in stages.values() for peer in peers} - self._banned
 
+    def hops(self, peer: PeerId) -> set[Hop]:
+        """Where such a replica is in use."""
+        if peer in self._banned:
+            return set()
+        return {Hop(stage, peer) for stages in self._tried for stage, peers in stages.items() if peer in peers}
+
     def keep(self, index: int) -> Mapping[int, PeerId]:
         """The replicas, by stage, that the next path of ``index`` must go through: they may have counted it."""
         return {stage: peer for stage, peers in self._tried[index].items() for peer in peers - self._banned}
@@ -73,13 +79,25 @@ class Ledger:
             self._tried[index][hop.stage].add(hop.peer)
         self._waiting.remove(index)
         self._paths[index] = path
-        self._attempts[index] = self._attempts.get(index, -1) + 1
+        self._attempts[index] = self.attempt(index) + 1
         return self._attempts[index]
+
+    def attempt(self, index: int) -> int:
+        """The number of the last attempt, -1 for none."""
+        return self._attempts.get(index, -1)
+
+    def attempt(self, index: int) -> int:
+        """Number of the last attempt; -1 before the first."""
+        return self._attempts.get(index, -1)
+
+    def stages(self, peer: PeerId) -> set[int]:
+        """Where ``peer`` may have counted something."""
+        return {stage for stages in self._tried for stage, peers in stages.items() if peer in peers}
 
     def is_current(self, index: int, attempt: int) -> bool:
         """Whether ``attempt`` is the one under way."""
         under_way = index not in self._waiting and index not in self._done
-        return under_way and self._attempts.get(index) == attempt
+        return under_way and self.attempt(index) == attempt
 
     def done(self, index: int, attempt: int) -> bool:
         """Enter that an attempt came back; ``False`` if it is stale."""

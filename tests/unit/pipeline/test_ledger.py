@@ -47,8 +47,10 @@ def test_by_hand() -> None:
 
 def test_a_failed_one_goes_again_through_the_same_replicas() -> None:
     ledger = Ledger(1)
+    assert ledger.attempt(0) == -1
     ledger.sent(0, path("a", "b"))
     ledger.failed(0, 0)
+    assert ledger.attempt(0) == 0
     assert ledger.waiting() == [0]
     assert ledger.keep(0) == {1: A, 2: B}
     for other in (path("a", "c"), path("c", "b")):
@@ -93,8 +95,10 @@ def test_a_peer_that_holds_two_stages_is_lost_at_both() -> None:
     ledger = Ledger(2)
     ledger.sent(0, path("a", "b"))
     ledger.sent(1, path("c", "a"))
+    assert ledger.hops(A) == {Hop(1, A), Hop(2, A)}
     assert ledger.lost(A) == [0, 1]
     assert (ledger.keep(0), ledger.keep(1)) == ({2: B}, {1: C})
+    assert ledger.hops(A) == set()
 
 
 def test_who_has_a_substitute_is_not_pardoned() -> None:
@@ -199,7 +203,7 @@ class Credulous(Ledger):
     """Takes any answer for that of the attempt under way."""
 
     def is_current(self, index: int, attempt: int) -> bool:
-        return super().is_current(index, self._attempts.get(index, 0))
+        return super().is_current(index, self.attempt(index))
 
 
 class Satisfied(Ledger):
