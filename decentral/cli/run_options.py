@@ -116,7 +116,8 @@ def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
         lr_boost=pipeline.lr_boost,
         lr_boost_steps=pipeline.lr_boost_steps,
         checkpoint_s=pipeline.checkpoint_s,
-        eval_every_steps=swarm.eval_every_rounds * swarm.method.inner_steps,
+        inner_steps=swarm.method.inner_steps,
+        eval_every_rounds=swarm.eval_every_rounds,
     )
 
 

@@ -546,7 +546,7 @@ class Worker:
         active = self.membership.roster.active(self._clock.monotonic())
         return [presence for presence in active if presence.peer != self._parts.transport.peer_id]
 
-    def _snapshot(self) -> Snapshot | None:
+    async def _snapshot(self) -> Snapshot | None:
         return self._replica.snapshot(self._step) if self._replica.has_state else None
 
     def _round(self) -> int:

@@ -86,14 +86,6 @@ class Ledger:
         """The number of the last attempt, -1 for none."""
         return self._attempts.get(index, -1)
 
-    def attempt(self, index: int) -> int:
-        """Number of the last attempt; -1 before the first."""
-        return self._attempts.get(index, -1)
-
-    def stages(self, peer: PeerId) -> set[int]:
-        """Where ``peer`` may have counted something."""
-        return {stage for stages in self._tried for stage, peers in stages.items() if peer in peers}
-
     def is_current(self, index: int, attempt: int) -> bool:
         """Whether ``attempt`` is the one under way."""
         under_way = index not in self._waiting and index not in self._done

@@ -36,8 +36,10 @@ class PipelineOptions:
     """... for so many steps."""
     checkpoint_s: float = 60.0
     """Between two checkpoints of a stage; 0 for none."""
-    eval_every_steps: int = 0
-    """Steps between two validations by the head of the lowest slot; 0 for none."""
+    inner_steps: int = 1
+    """H, of every stage's swarm."""
+    eval_every_rounds: int = 0
+    """Rounds between two validations by the head of the lowest slot; 0 for none."""
 
     @property
     def num_stages(self) -> int:

@@ -1,4 +1,4 @@
-"""A transport on which several swarms live side by side in one process: every method has the name of its swarm before it."""
+"""A transport that several swarms of one process share: every method has the name of its swarm before it."""
 
 from decentral.errors import CallRefused
 from decentral.ports.transport import Handler, Traffic, Transport

@@ -7,7 +7,7 @@ Legend: N = values in a fragment.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgpack
@@ -56,10 +56,10 @@ class Donor:
     Args:
         transport: to answer through.
         layout: signature of the cut of the model.
-        current: the latest snapshot, or ``None`` while there is none to give.
+        current: makes the latest snapshot, or ``None`` while there is none to give.
     """
 
-    def __init__(self, transport: Transport, layout: str, current: Callable[[], Snapshot | None]) -> None:
+    def __init__(self, transport: Transport, layout: str, current: Callable[[], Awaitable[Snapshot | None]]) -> None:
         self._transport = transport
         self._layout = layout
         self._current = current
@@ -73,7 +73,7 @@ class Donor:
         )
 
     async def _head(self, sender: PeerId, request: bytes) -> bytes:
-        snapshot = self._current()
+        snapshot = await self._current()
         if snapshot is None:
             raise ValueError("no state to give yet")
         self._kept[snapshot.name] = snapshot

@@ -27,6 +27,7 @@ from decentral.state.files import save_weights
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.presence import Presence, State
 from decentral.tensors.layout import Layout
+from tests.support.later import later
 
 NUMEL = 6
 
@@ -253,7 +254,7 @@ class TestFetching:
                 anchor_N = layout.gather(weights(number), 0)
                 own = FragmentState.of(7 + number, anchor_N, OuterState((torch.zeros(NUMEL),)))
                 snapshot = Snapshot(0, (own,))
-                await Donor(peer.transport, layout.signature, lambda snapshot=snapshot: snapshot).start()
+                await Donor(peer.transport, layout.signature, later(lambda snapshot=snapshot: snapshot)).start()
                 digest = "" if method == "noloco" else f"digest {number > 0}"
                 record = Presence(peer.peer_id, "demo-1", 1, state, 7 + number, 0, digest)
                 records.append((record, 99.0 if number == silent else 0.5))

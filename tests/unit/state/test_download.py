@@ -17,6 +17,7 @@ from decentral.state.download import CHUNK, HEAD, Donor, Download, Downloader
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
+from tests.support.later import later
 
 LAYOUT = "layout"
 NUMELS = (700, 90)
@@ -56,7 +57,7 @@ class Nursery:
     ) -> Callable[[Snapshot | None], None]:
         """Let a peer serve; returns a function that changes what it serves."""
         states = [state]
-        await Donor(peer.transport, layout, lambda: states[-1]).start()
+        await Donor(peer.transport, layout, later(lambda: states[-1])).start()
         return states.append
 
     async def fake(self, peer: SimPeer, change: Callable[[str, bytes, bytes], bytes], state: Snapshot) -> None:
@@ -68,7 +69,7 @@ class Nursery:
                 handlers[method] = handler
 
         recorder: Any = Recorder()
-        await Donor(recorder, LAYOUT, lambda: state).start()
+        await Donor(recorder, LAYOUT, later(lambda: state)).start()
         for method, handler in handlers.items():
 
             async def answer(sender: Any, request: bytes, method: str = method, handler: Any = handler) -> bytes:
@@ -158,7 +159,7 @@ def test_a_donor_keeps_what_is_fetched_while_it_trains_on() -> None:
         states = [snapshot(seed=number) for number in range(4)]
         served = [0]
         transport = nursery.peers[FIRST].transport
-        await Donor(transport, LAYOUT, lambda: states[served[0]]).start()
+        await Donor(transport, LAYOUT, later(lambda: states[served[0]])).start()
         downloader = Downloader(nursery.peers[JOINER].transport, LAYOUT, NUMELS, 1, Timing())
 
         def train_on(received: int, total: int) -> None:

@@ -1,0 +1,124 @@
+"""How a micro-batch gets from hop to hop: encoded, sent with a deadline, decoded and checked. Decides nothing."""
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from decentral.codecs.codec import Codec
+from decentral.codecs.frame import framed_nbytes, pack, unpack
+from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable
+from decentral.pipeline import packets
+from decentral.pipeline.packets import MAX_HEADER_BYTES, Failed, Packet
+from decentral.ports.clock import Clock
+from decentral.ports.transport import Handler, Transport
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId
+
+FORWARD = "forward"
+BACKWARD = "backward"
+FAILED = "failed"
+COMMIT = "commit"
+SETTLE = "settle"
+#: Calls of one method that are served at a time.
+_MAX_CONCURRENT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Undelivered:
+    """A packet that did not arrive, or of which that is not known."""
+
+    peer: PeerId
+    reason: str
+    gone: bool
+    """Whether the peer could not be reached at all."""
+
+
+class Courier:
+    """Sends and receives for all stages of one process.
+
+    Args:
+        transport: to the peers.
+        clock: packing is done on its second thread.
+        codec: of the values.
+        shape: of a micro-batch's activations.
+        num_stages: without the head.
+        timing: deadlines of calls.
+    """
+
+    def __init__(
+        self, transport: Transport, clock: Clock, codec: Codec, shape: tuple[int, ...], num_stages: int, timing: Timing
+    ) -> None:
+        self.sent_bytes = 0
+        """Of activations and gradients that went to other peers."""
+        self._transport = transport
+        self._clock = clock
+        self._codec = codec
+        self._shape = shape
+        self._numel = math.prod(shape)
+        self._frame_bytes = framed_nbytes(codec, self._numel)
+        self._num_stages = num_stages
+        self._timing = timing
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This peer's own identity."""
+        return self._transport.peer_id
+
+    async def serve(self, stage: int, method: str, handler: Handler) -> None:
+        """Answer ``method`` of a stage; packets carry values, other messages are small."""
+        size = MAX_HEADER_BYTES + self._frame_bytes if method in (FORWARD, BACKWARD) else packets.MAX_SMALL_BYTES
+        await self._transport.serve(
+            f"{stage}/{method}", handler, max_request_bytes=size, max_concurrent=_MAX_CONCURRENT
+        )
+
+    async def read(self, sender: PeerId, request: bytes, stage: int, *, backward: bool) -> tuple[Packet, Tensor]:
+        """What a packet to ``stage`` holds: its header, and its values in the shape of activations.
+
+        Raises:
+            FrameError: it is malformed, not for this hop, or not from the hop before.
+        """
+        packet = packets.unpack(request, num_stages=self._num_stages, frame_bytes=self._frame_bytes)
+        here, before = packet.path[packet.hop], packet.hop + (1 if backward else -1)
+        if (here.stage, here.peer) != (stage, self.peer_id):
+            raise FrameError(f"packet for stage {here.stage} of {here.peer}")
+        if not 0 <= before < len(packet.path) or packet.path[before].peer != sender:
+            raise FrameError("packet that does not come from the hop before")
+        values_N = await self._clock.run_aside(lambda: unpack(packet.frame, self._codec, self._numel))
+        return replace(packet, frame=b""), values_N.view(self._shape)
+
+    async def send(self, packet: Packet, values: Tensor, *, backward: bool) -> Undelivered | None:
+        """Send ``values`` to the next hop of ``packet``, which is as it is here; returns what went wrong.
+
+        Raises:
+            ValueError: the values are not finite.
+        """
+        at = packet.hop + (-1 if backward else 1)
+        to = packet.path[at]
+        frame = await self._clock.run_aside(lambda: pack(self._codec, values.reshape(-1)))
+        request = packets.pack(replace(packet, hop=at, frame=frame))
+        if to.peer != self.peer_id:
+            self.sent_bytes += len(request)
+        return await self.tell(to.peer, to.stage, BACKWARD if backward else FORWARD, request)
+
+    async def tell(self, peer: PeerId, stage: int, method: str, request: bytes) -> Undelivered | None:
+        """A message that wants no answer but that it has arrived."""
+        reply = await self.ask(peer, stage, method, request)
+        return reply if isinstance(reply, Undelivered) else None
+
+    async def ask(self, peer: PeerId, stage: int, method: str, request: bytes) -> bytes | Undelivered:
+        """A message and its answer, which is small."""
+        timeout_s = self._timing.call_timeout_s(len(request))
+        try:
+            return await self._transport.call(
+                peer, f"{stage}/{method}", request, timeout_s=timeout_s, max_reply_bytes=packets.MAX_SMALL_BYTES
+            )
+        except PeerUnreachable as err:
+            return Undelivered(peer, str(err), gone=True)
+        except (CallTimeout, CallRefused) as err:
+            return Undelivered(peer, str(err), gone=False)
+
+    async def report(self, packet: Packet, culprit: PeerId | None, reason: str) -> None:
+        """Tell the head of a packet that it goes no further; if the head is gone nobody needs to know."""
+        failed = Failed(packet.slot, packet.batch, packet.index, packet.attempt, culprit, reason)
+        await self.tell(packet.head, 0, FAILED, packets.pack_failed(failed))

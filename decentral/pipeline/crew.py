@@ -1,0 +1,82 @@
+"""Who holds which stage, as this worker believes: a view of the swarm's roster. Makes no calls."""
+
+from collections.abc import Iterable
+
+from decentral.pipeline.assignment import Member
+from decentral.ports.clock import Clock
+from decentral.swarm.presence import Presence, State
+from decentral.swarm.roster import Roster
+from decentral.types import PeerId
+
+#: What a member is that takes no more part: it has gone or is about to, or it has done all its steps.
+_AWAY = frozenset({State.LEAVING, State.DONE})
+
+
+class Crew:
+    """The roster by stages.
+
+    Args:
+        roster: of the whole swarm, this worker included.
+        clock: for the time.
+    """
+
+    def __init__(self, roster: Roster, clock: Clock) -> None:
+        self._roster = roster
+        self._clock = clock
+
+    def present(self) -> list[Presence]:
+        """Records of those who live and take part, in order of peer id."""
+        live = self._roster.live(self._clock.monotonic())
+        return [presence for presence in live if presence.state not in _AWAY]
+
+    def holders(self, stage: int) -> tuple[PeerId, ...]:
+        """Live holders of a stage, in order of peer id."""
+        return tuple(presence.peer for presence in self.present() if stage in stages_of(presence.holds))
+
+    def is_present(self, peer: PeerId) -> bool:
+        """Whether a peer lives and takes part."""
+        return any(presence.peer == peer for presence in self.present())
+
+    def slots(self) -> frozenset[int]:
+        """Data slots of the live heads."""
+        return frozenset(presence.slot for presence in self.present() if 0 in stages_of(presence.holds))
+
+    def lost(self, num_stages: int) -> list[int]:
+        """Stages that nobody holds, the head as 0."""
+        held = {stage for presence in self.present() for stage in stages_of(presence.holds)}
+        return [stage for stage in range(num_stages + 1) if stage not in held]
+
+    def members(self) -> list[Member]:
+        """All who take part, for ``assignment``."""
+        return [
+            Member(
+                presence.peer,
+                stages_of(presence.holds),
+                stages_of(presence.takes),
+                stages_of(presence.stored),
+                presence.metrics.queue,
+            )
+            for presence in self.present()
+        ]
+
+    def heard_of(self, peer: PeerId) -> Presence | None:
+        """The last record of a peer, dead or alive."""
+        return self._roster.get(peer)
+
+    def records(self) -> list[Presence]:
+        """All records that are remembered, of the dead as well."""
+        return [presence for presence, _ in self._roster.with_ages(self._clock.monotonic())]
+
+    def bury(self, peer: PeerId) -> None:
+        """A peer could not be reached."""
+        self._roster.bury(peer)
+
+
+def stages_of(text: str) -> frozenset[int]:
+    """The stages named in a record; what is no number there is none of ours."""
+    return frozenset(int(part) for part in text.split(",") if part.isascii() and part.isdigit())
+
+
+def named(stages: Iterable[int]) -> str:
+    """The inverse of ``stages_of``."""
+    return ",".join(str(stage) for stage in sorted(stages))

@@ -1,0 +1,158 @@
+"""Weights for those who bring back a stage: a stage's own as they are now, and copies of heads that it keeps.
+
+Both are handed over as snapshots are: in chunks, checked by digest. Legend: N = values of a stage or of the head.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import msgpack
+from torch import Tensor
+
+from decentral.codecs.codec import make_codec
+from decentral.codecs.frame import framed_nbytes, pack, unpack
+from decentral.errors import CallRefused, FrameError
+from decentral.exchange.packed import reading, unpacked
+from decentral.outer.rule import OuterState
+from decentral.pipeline.scoped import Scoped
+from decentral.ports.clock import Clock
+from decentral.ports.trainer import Model
+from decentral.ports.transport import Transport
+from decentral.state.download import Donor, Download, Downloader
+from decentral.state.snapshot import FragmentState, Snapshot
+from decentral.swarm import checked
+from decentral.swarm.timing import Timing
+from decentral.tensors.layout import Layout
+from decentral.types import PeerId
+
+KEEP = "keep"
+_LIVE = "live"
+_KEPT = "kept"
+_EXACT = make_codec("fp32")
+_HEADER_BYTES = 64
+#: Copies of a head: that of the last commit, and that of the one which may be under way.
+_NUM_KEPT = 2
+#: Data slots that a stage keeps copies for.
+_MAX_SLOTS = 256
+
+
+def shapes_signature(parameters: Mapping[str, Tensor]) -> str:
+    """16 hex characters, equal for stages whose values can stand for each other's, whatever their names."""
+    shapes = [list(value.shape) for value in parameters.values()]
+    return hashlib.blake2b(json.dumps(shapes).encode(), digest_size=8).hexdigest()
+
+
+class LiveWeights:
+    """Hands out the weights of a stage as they are between two micro-batches.
+
+    Args:
+        transport: of the stage.
+        model: its weights.
+        clock: they are copied on its thread.
+    """
+
+    def __init__(self, transport: Transport, model: Model, clock: Clock) -> None:
+        self._model = model
+        self._clock = clock
+        self._layout = Layout.of(model.parameters())
+        signature = shapes_signature(model.parameters())
+        self._donor = Donor(Scoped(transport, _LIVE), signature, self._copy)
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._donor.start()
+
+    async def _copy(self) -> Snapshot:
+        values_N = await self._clock.run(lambda: self._layout.gather(self._model.parameters(), 0))
+        return _as_snapshot(0, values_N)
+
+
+class KeptHeads:
+    """Keeps exact copies of heads, those after their last two batches, and hands out the one that was committed.
+
+    Args:
+        transport: of the stage that keeps them.
+        numel: N, of a head.
+        signature: of a head's shapes.
+        committed: last committed batch of a slot.
+    """
+
+    def __init__(self, transport: Transport, numel: int, signature: str, committed: Callable[[int], int]) -> None:
+        self._transport = transport
+        self._numel = numel
+        self._signature = signature
+        self._committed = committed
+        self._kept: dict[int, dict[int, Tensor]] = {}
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        size = _HEADER_BYTES + framed_nbytes(_EXACT, self._numel)
+        await self._transport.serve(KEEP, self._on_keep, max_request_bytes=size)
+
+    async def _on_keep(self, sender: PeerId, request: bytes) -> bytes:
+        try:
+            slot, batch, values_N = _unpack_keep(request, self._numel)
+        except FrameError as err:
+            raise CallRefused(str(err)) from err
+        copies = self._kept.get(slot)
+        if copies is None:
+            if len(self._kept) >= _MAX_SLOTS:
+                raise CallRefused(f"copies of {_MAX_SLOTS} heads are kept already")
+            copies = self._kept[slot] = {}
+            donor = Donor(_kept_scope(self._transport, slot), self._signature, functools.partial(self._current, slot))
+            await donor.start()
+        copies[batch] = values_N
+        for old in sorted(copies)[:-_NUM_KEPT]:
+            del copies[old]
+        return b""
+
+    async def _current(self, slot: int) -> Snapshot | None:
+        """The copy of the last committed batch; of none that is only about to be."""
+        committed = self._committed(slot)
+        known = [batch for batch in self._kept.get(slot, {}) if batch <= committed]
+        return _as_snapshot(max(known), self._kept[slot][max(known)]) if known else None
+
+
+def pack_keep(slot: int, batch: int, values_N: Tensor) -> bytes:
+    """The copy of a head after a batch."""
+    return bytes(msgpack.packb([slot, batch, pack(_EXACT, values_N)]))
+
+
+async def fetch_live(
+    transport: Transport, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing
+) -> Download | str:
+    """The weights of a stage as one of its holders has them now, or in words why nobody gave them."""
+    return await Downloader(Scoped(transport, _LIVE), signature, (numel,), 0, timing).fetch(peers)
+
+
+async def fetch_kept(
+    transport: Transport, slot: int, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing
+) -> Download | str:
+    """The copy of a slot's head that holders of a stage keep; its step is the batch after which it was made."""
+    return await Downloader(_kept_scope(transport, slot), signature, (numel,), 0, timing).fetch(peers)
+
+
+def values_of(download: Download) -> Tensor:
+    """What was fetched [N]."""
+    return download.snapshot.fragments[0].anchor_N
+
+
+def _kept_scope(transport: Transport, slot: int) -> Scoped:
+    return Scoped(transport, f"{_KEPT}/{slot}")
+
+
+def _as_snapshot(step: int, values_N: Tensor) -> Snapshot:
+    return Snapshot(step, (FragmentState.of(0, values_N, OuterState()),))
+
+
+def _unpack_keep(request: bytes, numel: int) -> tuple[int, int, Tensor]:
+    fields = unpacked(request, _HEADER_BYTES + framed_nbytes(_EXACT, numel), "copy of a head")
+
+    def read() -> tuple[int, int, bytes]:
+        slot, batch, frame = checked.all_of(lambda value: value, fields)
+        return checked.count(slot), checked.count(batch), checked.blob(frame)
+
+    slot, batch, frame = reading("copy of a head", read)
+    return slot, batch, unpack(frame, _EXACT, numel)

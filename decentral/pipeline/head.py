@@ -1,0 +1,504 @@
+"""A head at work: batches of its data through the stages and back, each micro-batch counted once at every stage.
+
+    for every batch:
+        while not all micro-batches are back:
+            send those that wait, each on a path of its own    at most ``window`` are under way
+            take in what comes:  activations  -> loss, gradient, on its way back
+                                 gradients    -> done
+                                 a failure    -> again, without the replica that is lost
+        step of the head's own weights
+        commit: tell every replica what it is to have counted, while the next batch begins
+
+Tokens and labels stay here. A head decides alone and waits for nobody but the stages; what it cannot know (who counted
+what before it died) it need not know, because a micro-batch is only ever sent through one living replica of a stage.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from decentral.errors import CallRefused, DivergedError, FrameError
+from decentral.monitor.events import BatchCounted, Resent, StageLost, Validated
+from decentral.monitor.journal import Journal
+from decentral.pipeline.compute import HeadCompute
+from decentral.pipeline.courier import BACKWARD, COMMIT, FAILED, FORWARD, Courier, Undelivered
+from decentral.pipeline.crew import Crew
+from decentral.pipeline.errands import Errands
+from decentral.pipeline.handover import KEEP, pack_keep
+from decentral.pipeline.ledger import Ledger
+from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.packets import Commit, Hop, Packet, pack_commit, unpack_committed, unpack_failed
+from decentral.pipeline.routing import stage_order
+from decentral.ports.blocks import BatchSource, Blocks
+from decentral.ports.clock import Clock
+from decentral.ports.trainer import StepReport, Steps
+from decentral.tensors.layout import Layout
+from decentral.types import PeerId
+
+#: Between two looks at who lives, who is late, and who wants this worker to stop.
+_LOOK_S = 0.25
+#: A micro-batch is sent again if it is not back after so long, or after so many times what the last ones took.
+_MIN_PATIENCE_S = 15.0
+_PATIENCE_FACTOR = 5.0
+#: Attempts of one micro-batch after which its batch is given up: something in it cannot be computed.
+_MAX_ATTEMPTS = 12
+#: Of a new measurement in the moving average.
+_SMOOTHING = 0.2
+#: A commit is tried for so long with a replica that lives and does not answer.
+_COMMIT_TRIES = 5
+#: So many batches in a row without a finite loss end the head.
+_MAX_SPOILT = 10
+#: At the end, what is under way may take so long.
+_LEAVE_S = 8.0
+
+
+@dataclass(slots=True)
+class _Came:
+    """Something that came back for a micro-batch."""
+
+    packet: Packet
+    values: Tensor
+    backward: bool
+
+
+@dataclass(slots=True)
+class _Failure:
+    """A micro-batch that goes no further."""
+
+    index: int
+    attempt: int
+    culprit: PeerId | None
+    reason: str
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One batch under way."""
+
+    number: int
+    step: int
+    train: bool
+    ledger: Ledger
+    data: Sequence[tuple[Tensor, Tensor]]
+    """Inputs and targets of every micro-batch."""
+    came: "asyncio.Queue[_Came | _Failure]" = field(default_factory=asyncio.Queue)
+    sent_at: dict[int, float] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+    counted_output: set[int] = field(default_factory=set)
+    """Micro-batches whose gradient the output layer has counted, and below the embedding."""
+    counted_embedding: set[int] = field(default_factory=set)
+    spoilt: bool = False
+
+    @property
+    def loss(self) -> float:
+        """Mean over the micro-batches."""
+        return math.nan if self.spoilt else sum(self.losses.values()) / max(1, len(self.losses))
+
+
+class HeadLoop:
+    """Implements ``ports.trainer.InnerLoop`` for a head: every inner step is a batch.
+
+    Args:
+        compute: embedding and output layer.
+        blocks: the model.
+        source: this head's data.
+        slot: which part of the data it draws.
+        batch: number of the first batch, that of the head before this one or 0.
+        options: of the pipeline.
+        courier: to the stages.
+        crew: who lives.
+        clock: for the thread and the time.
+        journal: hears what was counted, lost and sent again.
+    """
+
+    def __init__(
+        self,
+        compute: HeadCompute,
+        blocks: Blocks,
+        source: BatchSource,
+        *,
+        slot: int,
+        batch: int,
+        options: PipelineOptions,
+        courier: Courier,
+        crew: Crew,
+        clock: Clock,
+        journal: Journal,
+    ) -> None:
+        self.loss = math.nan
+        self.grad_norm = math.nan
+        self.resent = 0
+        self.failures: Counter[int] = Counter()
+        """Replicas lost, by stage."""
+        self.step = 0
+        self.waits_for = ""
+        """Why no micro-batch can be sent; empty if they can."""
+        self.validated: tuple[int, float] = (0, math.nan)
+        """Round and loss of the last validation."""
+        self._compute = compute
+        self._blocks = blocks
+        self._source = source
+        self._slot = slot
+        self._number = batch
+        self._options = options
+        self._courier = courier
+        self._crew = crew
+        self._clock = clock
+        self._journal = journal
+        self._router = options.router()
+        self._layout = Layout.of(compute.parameters())
+        self._errands = Errands()
+        self._batches: dict[tuple[int, bool], _Batch] = {}
+        """Those under way: one in training or validation, and the one before that is being committed."""
+        self._committing: asyncio.Task[None] | None = None
+        self._trip_s = 0.0
+        self._lost: set[int] = set()
+        """Stages known to have no holder."""
+        self._owed = 0
+        self._spoilt = 0
+        """Batches in a row whose loss was not finite."""
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._courier.serve(0, FORWARD, self._on_forward)
+        await self._courier.serve(0, BACKWARD, self._on_backward)
+        await self._courier.serve(0, FAILED, self._on_failed)
+
+    async def close(self) -> None:
+        """End what is under way: a batch that is complete is committed first, if that is soon."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing}, timeout=_LEAVE_S)
+            self._committing.cancel()
+            await asyncio.gather(self._committing, return_exceptions=True)
+        await self._errands.end(0.0)
+
+    async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
+        """See ``InnerLoop``."""
+        self.step = first_step
+        taken, tokens, compute_s = 0, 0, 0.0
+        losses: list[float] = []
+        while taken < count and not stop.is_set():
+            if self._owed:  # the stages are ahead: their learning rate and their rounds are
+                skipped = min(self._owed, count - taken)
+                self._owed -= skipped
+                taken += skipped
+                self.step += skipped
+                continue
+            await self._validate_if_due(stop)
+            data = await self._clock.run(lambda: self._draw(self._number))
+            batch = self._open(_Batch(self._number, self.step, True, Ledger(len(data)), data))
+            spent_s = await self._drive(batch, stop)
+            compute_s += spent_s
+            if not batch.ledger.complete and not batch.spoilt:
+                break  # asked to stop: nobody counts it, and a successor draws it again
+            tokens += await self._finish(batch)
+            losses.append(batch.loss)
+            taken += 1
+            self.step += 1
+            self._number += 1
+        loss = sum(losses) / len(losses) if losses else math.nan
+        return Steps(taken, StepReport(tokens, loss, self.grad_norm), compute_s)
+
+    def _draw(self, number: int) -> list[tuple[Tensor, Tensor]]:
+        return [self._source.batch(self._slot, number, index) for index in range(self._options.num_microbatches)]
+
+    def _open(self, batch: _Batch) -> _Batch:
+        self._batches[batch.number, batch.train] = batch
+        return batch
+
+    # -- one batch ----------------------------------------------------------------------------------------------------
+
+    async def _drive(self, batch: _Batch, stop: asyncio.Event) -> float:
+        """Bring all micro-batches through the stages and back; returns the seconds spent on computing."""
+        computing_s = 0.0
+        while not batch.ledger.complete and not batch.spoilt and not stop.is_set():
+            self._errands.check()
+            self._look_for_losses(batch)
+            computing_s += await self._launch(batch)
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    came = await batch.came.get()
+            except TimeoutError:
+                self._look_for_the_late(batch)
+                continue
+            if isinstance(came, _Failure):
+                self._fail(batch, came)
+            else:
+                began = self._clock.monotonic()
+                await self._take_in(batch, came)
+                computing_s += self._clock.monotonic() - began
+        return computing_s
+
+    async def _launch(self, batch: _Batch) -> float:
+        """Send what waits, as far as the window allows; returns the seconds spent on computing."""
+        began = self._clock.monotonic()
+        for index in batch.ledger.waiting():
+            if batch.ledger.in_flight >= self._options.window:
+                break
+            path = self._path(batch, index)
+            if path is None:
+                break
+            attempt = batch.ledger.sent(index, path)
+            batch.sent_at[index] = self._clock.monotonic()
+            key, inputs = (self._slot, batch.number, index), batch.data[index][0]
+            x = await self._clock.run(lambda: self._compute.embed(key, inputs, train=batch.train))  # noqa: B023
+            packet = Packet(self._slot, batch.number, index, attempt, path, 0, batch.train, (), b"")
+            self._errands.run(self._send(batch, packet, x, backward=False))
+        return self._clock.monotonic() - began
+
+    def _path(self, batch: _Batch, index: int) -> tuple[Hop, ...] | None:
+        """Through every stage and back; ``None`` while a stage has nobody."""
+        me, kept = Hop(0, self._courier.peer_id), batch.ledger.keep(index)
+        hops = [me]
+        slots = self._crew.slots() | {self._slot}
+        for stage in stage_order(self._options.num_stages, index, swap=self._options.swap):
+            holders = [peer for peer in self._crew.holders(stage) if peer not in batch.ledger.banned]
+            if not holders and not (holders := self._pardoned(batch, stage)):
+                self._note_lost(stage)
+                return None
+            peer = kept.get(stage)
+            if peer is None:
+                place = sorted(slots).index(self._slot)
+                peer = self._router.choose(
+                    stage, holders, slot=place, num_slots=len(slots), batch=batch.number, index=index
+                )
+            hops.append(Hop(stage, peer))
+        self._lost.clear()
+        self.waits_for = ""
+        return (*hops, me)
+
+    def _pardoned(self, batch: _Batch, stage: int) -> list[PeerId]:
+        """Replicas of a stage that were taken for lost in this batch, live, and have no substitute."""
+        return [peer for peer in self._crew.holders(stage) if batch.ledger.pardon(peer)]
+
+    def _note_lost(self, stage: int) -> None:
+        self.waits_for = f"nobody holds stage {stage}"
+        if stage not in self._lost:
+            self._lost.add(stage)
+            self._journal.record(StageLost(stage, self.step, self.loss))
+
+    async def _send(self, batch: _Batch, packet: Packet, values: Tensor, *, backward: bool) -> None:
+        try:
+            failed = await self._courier.send(packet, values, backward=backward)
+        except ValueError:
+            batch.spoilt = True  # not finite: nothing in this batch can be saved
+            return
+        if failed is not None:
+            if failed.gone:
+                self._crew.bury(failed.peer)
+            failure = _Failure(packet.index, packet.attempt, failed.peer, failed.reason)
+            batch.came.put_nowait(failure)
+
+    async def _take_in(self, batch: _Batch, came: _Came) -> None:
+        """Activations get their loss and go back as a gradient; a gradient ends the way of its micro-batch."""
+        packet, index = came.packet, came.packet.index
+        if not batch.ledger.is_current(index, packet.attempt):
+            return
+        key = (self._slot, batch.number, index)
+        if came.backward:
+            for load in packet.loads:
+                self._router.told(load)
+            count = index not in batch.counted_embedding
+            batch.counted_embedding.add(index)
+            await self._clock.run(lambda: self._compute.finish(key, came.values, count=count))
+            self._end_trip(batch, index, packet.attempt)
+            return
+        count = index not in batch.counted_output
+        batch.counted_output.add(index)
+        targets = batch.data[index][1]
+        loss, gradient = await self._clock.run(
+            lambda: self._compute.loss(key, came.values, targets, train=batch.train, count=count)
+        )
+        batch.losses.setdefault(index, loss)
+        if not math.isfinite(loss):
+            batch.spoilt = True
+        elif batch.train:
+            self._errands.run(self._send(batch, packet, gradient, backward=True))
+        else:
+            self._end_trip(batch, index, packet.attempt)
+
+    def _end_trip(self, batch: _Batch, index: int, attempt: int) -> None:
+        if batch.ledger.done(index, attempt):
+            took_s = self._clock.monotonic() - batch.sent_at[index]
+            self._trip_s = self._trip_s + _SMOOTHING * (took_s - self._trip_s) if self._trip_s else took_s
+
+    # -- what goes wrong ----------------------------------------------------------------------------------------------
+
+    def _look_for_losses(self, batch: _Batch) -> None:
+        """Replicas that died since the last look."""
+        for peer in sorted(batch.ledger.peers()):
+            if not self._crew.is_present(peer):
+                self._lose(batch, peer, "it is gone")
+
+    def _look_for_the_late(self, batch: _Batch) -> None:
+        """Micro-batches that should be back by now: a message may have been lost on the way."""
+        limit_s = max(_MIN_PATIENCE_S, _PATIENCE_FACTOR * self._trip_s)
+        now = self._clock.monotonic()
+        for index, sent_at in list(batch.sent_at.items()):
+            attempt = batch.ledger.attempt(index)
+            if now - sent_at > limit_s and batch.ledger.is_current(index, attempt):
+                batch.ledger.failed(index, attempt)
+                self._note_resent(batch, index, "it did not come back")
+
+    def _fail(self, batch: _Batch, failure: _Failure) -> None:
+        if not batch.ledger.is_current(failure.index, failure.attempt):
+            return
+        culprit = failure.culprit
+        if culprit is not None and culprit in batch.ledger.peers():
+            self._lose(batch, culprit, failure.reason)
+        elif failure.attempt >= _MAX_ATTEMPTS:
+            batch.spoilt = True
+        else:
+            batch.ledger.failed(failure.index, failure.attempt)
+            self._note_resent(batch, failure.index, failure.reason)
+
+    def _lose(self, batch: _Batch, peer: PeerId, reason: str) -> None:
+        """Whatever a replica counts of this batch is not to be relied on."""
+        self.failures.update({hop.stage for hop in batch.ledger.hops(peer)})
+        for index in batch.ledger.lost(peer):
+            self._note_resent(batch, index, reason)
+
+    def _note_resent(self, batch: _Batch, index: int, reason: str) -> None:
+        self.resent += 1
+        self._journal.record(Resent(batch.number, index, batch.ledger.attempt(index) + 1, reason[:200]))
+
+    # -- the end of a batch -------------------------------------------------------------------------------------------
+
+    async def _finish(self, batch: _Batch) -> int:
+        """Step the head's own weights and have the batch committed beside the next one; returns its tokens."""
+        if self._committing is not None:
+            await self._committing
+        self._spoilt = self._spoilt + 1 if batch.spoilt else 0
+        if self._spoilt >= _MAX_SPOILT:
+            raise DivergedError(
+                f"the loss was not finite in {_MAX_SPOILT} batches in a row (step {batch.step})",
+                hint="Lower the learning rate or the outer learning rate, or look at this machine's data.",
+            )
+        count = 0 if batch.spoilt else len(batch.data)
+        norm = await self._clock.run(lambda: self._step(batch, count))
+        if count:
+            self.grad_norm, self.loss = norm, batch.loss
+        copy_N = await self._clock.run(lambda: self._layout.gather(self._compute.parameters(), 0))
+        tokens = count * self._blocks.num_tokens
+        indices = tuple(range(count))
+        self._journal.record(BatchCounted(0, batch.step, self._slot, batch.number, indices, tokens))
+        self._committing = asyncio.create_task(self._commit(batch, copy_N))
+        return tokens
+
+    def _step(self, batch: _Batch, count: int) -> float:
+        norm = self._compute.apply([self._slot], count, batch.step)
+        self._compute.drop(self._slot)
+        return norm
+
+    async def _commit(self, batch: _Batch, copy_N: Tensor) -> None:
+        """Have every replica count its share, after those that keep copies of heads have one of this one.
+
+        Nobody may count a batch that no copy of the head has counted. A replica that came back under its old identity
+        has forgotten its share: it gets it once more.
+        """
+        if self._options.swap:
+            await self._have_kept(batch, copy_N)
+        forgetful = await self._commit_everywhere(batch)
+        for _ in range(_COMMIT_TRIES):
+            if not forgetful:
+                break
+            for peer in forgetful:
+                batch.ledger.lost(peer)
+                batch.ledger.pardon(peer)
+            await self._drive(batch, asyncio.Event())
+            forgetful = await self._commit_everywhere(batch)
+        del self._batches[batch.number, batch.train]
+
+    async def _have_kept(self, batch: _Batch, copy_N: Tensor) -> None:
+        """Give copies of this head to a replica of the first and of the last stage, who stand next to it."""
+        request = await self._clock.run_aside(lambda: pack_keep(self._slot, batch.number, copy_N))
+        keepers = [
+            Hop(stage, peer) for stage in (1, self._options.num_stages) for peer in self._crew.holders(stage)[:1]
+        ]
+        await asyncio.gather(*[self._courier.tell(hop.peer, hop.stage, KEEP, request) for hop in keepers])
+
+    async def _commit_everywhere(self, batch: _Batch) -> list[PeerId]:
+        """Returns the replicas that lack something of their share."""
+        shares = {} if batch.spoilt else batch.ledger.shares()
+        stages = range(1, self._options.num_stages + 1)
+        hops = {Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares)
+        lacking = await asyncio.gather(*[self._commit_at(batch, hop, shares.get(hop, ())) for hop in sorted(hops)])
+        return sorted({hop.peer for hop, lacks in zip(sorted(hops), lacking, strict=True) if lacks})
+
+    async def _commit_at(self, batch: _Batch, hop: Hop, indices: tuple[int, ...]) -> bool:
+        """Returns whether the replica lacks something; what it counts dies with it if it is gone."""
+        tokens = len(batch.data) * self._blocks.num_tokens
+        request = pack_commit(Commit(self._slot, batch.number, batch.step, indices, batch.loss, tokens))
+        for _ in range(_COMMIT_TRIES):
+            reply = await self._courier.ask(hop.peer, hop.stage, COMMIT, request)
+            if isinstance(reply, Undelivered):
+                if reply.gone:
+                    self._crew.bury(hop.peer)
+                if not self._crew.is_present(hop.peer):
+                    return False
+                await asyncio.sleep(_LOOK_S)
+                continue
+            try:
+                committed = unpack_committed(reply)
+            except FrameError:
+                return False
+            self._owed = max(self._owed, committed.step - batch.step - 1)
+            return bool(committed.missing)
+        return False
+
+    # -- validation ---------------------------------------------------------------------------------------------------
+
+    async def _validate_if_due(self, stop: asyncio.Event) -> None:
+        """The head of the lowest slot measures the loss on held-out data now and then, through all stages."""
+        options = self._options
+        every = options.eval_every_rounds * options.inner_steps
+        if not every or self.step % every or not self.step or self._slot != min(self._crew.slots() | {self._slot}):
+            return
+        data = [self._source.held_out(index) for index in range(self._source.num_held_out)]
+        batch = self._open(_Batch(self._number, self.step, False, Ledger(len(data)), data))
+        await self._drive(batch, stop)
+        del self._batches[batch.number, batch.train]
+        if batch.ledger.complete:
+            self.validated = (self.step // options.inner_steps, batch.loss)
+            self._journal.record(Validated(*self.validated))
+
+    # -- what comes ---------------------------------------------------------------------------------------------------
+
+    async def _on_forward(self, sender: PeerId, request: bytes) -> bytes:
+        return await self._receive(sender, request, backward=False)
+
+    async def _on_backward(self, sender: PeerId, request: bytes) -> bytes:
+        return await self._receive(sender, request, backward=True)
+
+    async def _receive(self, sender: PeerId, request: bytes, *, backward: bool) -> bytes:
+        try:
+            packet, values = await self._courier.read(sender, request, 0, backward=backward)
+        except FrameError as err:
+            raise CallRefused(str(err)) from err
+        batch = self._batches.get((packet.batch, packet.train))
+        # What is no attempt under way is stale and of no use, so that no more than the window can wait here.
+        if packet.slot == self._slot and batch is not None and self._is_current(batch, packet.index, packet.attempt):
+            batch.came.put_nowait(_Came(packet, values, backward))
+        return b""
+
+    async def _on_failed(self, sender: PeerId, request: bytes) -> bytes:
+        try:
+            failed = unpack_failed(request)
+        except FrameError as err:
+            raise CallRefused(str(err)) from err
+        for train in (True, False):
+            batch = self._batches.get((failed.batch, train))
+            if failed.slot == self._slot and batch is not None:
+                known = self._is_current(batch, failed.index, failed.attempt)
+                if known and sender in batch.ledger.peers():
+                    failure = _Failure(failed.index, failed.attempt, failed.culprit, failed.reason)
+                    batch.came.put_nowait(failure)
+        return b""
+
+    @staticmethod
+    def _is_current(batch: _Batch, index: int, attempt: int) -> bool:
+        return index < len(batch.data) and batch.ledger.is_current(index, attempt)

@@ -1,0 +1,368 @@
+"""A replica of a stage at work: micro-batches of all heads forwards and backwards, and a step when they are committed.
+
+A micro-batch is counted when its gradient first comes by, whatever the attempt, and never again; what comes again only
+passes through. A head commits a batch with the list of what this replica is to have counted of it. The step is taken
+when all live heads have committed theirs, on the mean gradient of this replica's share, and later batches of a head
+wait for it, so that forward and backward pass of a micro-batch see the same weights.
+
+Backward passes go first (1F1B): they free memory here and further on.
+"""
+
+import asyncio
+import functools
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from decentral.errors import CallRefused, FrameError
+from decentral.monitor.events import BatchCounted
+from decentral.monitor.journal import Journal
+from decentral.pipeline.compute import Key, StageCompute
+from decentral.pipeline.courier import BACKWARD, COMMIT, FORWARD, SETTLE, Courier
+from decentral.pipeline.crew import Crew, stages_of
+from decentral.pipeline.errands import Errands
+from decentral.pipeline.packets import (
+    MAX_MICROBATCHES,
+    Commit,
+    Committed,
+    Load,
+    Packet,
+    Settled,
+    pack_committed,
+    pack_settled,
+    unpack_commit,
+    unpack_settle,
+)
+from decentral.ports.blocks import Blocks
+from decentral.ports.clock import Clock
+from decentral.ports.trainer import StepReport, Steps
+from decentral.types import PeerId
+
+#: Between two looks at who lives and who wants this worker to stop.
+_LOOK_S = 0.25
+#: Of a new measurement in the moving average of a micro-batch's time.
+_SMOOTHING = 0.2
+_MAX_QUEUED = 2 * MAX_MICROBATCHES
+
+
+@dataclass(slots=True)
+class _Job:
+    """A micro-batch that waits to be computed."""
+
+    packet: Packet
+    values: Tensor
+    backward: bool
+    since: float
+
+    @property
+    def key(self) -> Key:
+        return self.packet.slot, self.packet.batch, self.packet.index
+
+
+@dataclass(slots=True)
+class _Share:
+    """What was counted of a batch that is not committed yet."""
+
+    batch: int
+    counted: set[int] = field(default_factory=set)
+
+
+class StageLoop:
+    """Implements ``ports.trainer.InnerLoop`` for a stage: its inner steps are those that heads commit.
+
+    Args:
+        stage: 1 or higher.
+        compute: its blocks.
+        blocks: the model.
+        courier: to the other hops.
+        crew: who lives.
+        clock: for the thread and the time.
+        journal: hears what was counted.
+        patience_s: a head that has not committed so long after another one is not waited for.
+        lr_scale: factor on the learning rate at a global step.
+    """
+
+    def __init__(
+        self,
+        stage: int,
+        compute: StageCompute,
+        blocks: Blocks,
+        *,
+        courier: Courier,
+        crew: Crew,
+        clock: Clock,
+        journal: Journal,
+        patience_s: float,
+        lr_scale: Callable[[int], float],
+    ) -> None:
+        self.grad_norm = math.nan
+        """Of the last mean gradient, after clipping."""
+        self.loss = math.nan
+        self.microbatch_s = 0.0
+        self.step = 0
+        """The next one to take."""
+        self._stage = stage
+        self._compute = compute
+        self._num_tokens = blocks.num_tokens
+        self._clip_norm = blocks.clip_norm
+        self._courier = courier
+        self._crew = crew
+        self._clock = clock
+        self._journal = journal
+        self._patience_s = patience_s
+        self._lr_scale = lr_scale
+        self._errands = Errands()
+        self._waiting: dict[bool, deque[_Job]] = {True: deque(), False: deque()}
+        """Backward and forward jobs."""
+        self._wake = asyncio.Event()
+        self._shares: dict[int, _Share] = {}
+        self._ready: dict[int, Commit] = {}
+        self._ready_since = 0.0
+        self._missed: set[int] = set()
+        """Slots whose head was waited for in vain."""
+        self._applied: dict[int, int] = {}
+        """The last batch of every slot that is part of the weights."""
+        self._attempts: dict[Key, int] = {}
+        """Micro-batches between forward and backward pass."""
+        self._dropped: set[int] = set()
+        """Slots whose gradients are still to be thrown away: on the clock's thread, when nothing is computed there."""
+        self._owed = 0
+        """Steps that the heads are ahead by."""
+        self._open = True
+
+    @property
+    def queue(self) -> int:
+        """Micro-batches that wait for this replica."""
+        return sum(map(len, self._waiting.values()))
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._courier.serve(self._stage, FORWARD, self._on_forward)
+        await self._courier.serve(self._stage, BACKWARD, self._on_backward)
+        await self._courier.serve(self._stage, COMMIT, self._on_commit)
+        await self._courier.serve(self._stage, SETTLE, self._on_settle)
+
+    async def close(self) -> None:
+        """Refuse what comes from now on, and end what is under way."""
+        self._open = False
+        await self._errands.end(0.0)
+
+    async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
+        """See ``InnerLoop``; it lasts as long as the heads take for it."""
+        self.step = first_step
+        taken, tokens, compute_s = 0, 0, 0.0
+        losses: list[float] = []
+        while taken < count and not stop.is_set():
+            self._errands.check()
+            if self._dropped:
+                slots, self._dropped = self._dropped, set()
+                for slot in slots:
+                    await self._clock.run(functools.partial(self._compute.drop, slot))
+            elif self._owed:
+                skipped = min(self._owed, count - taken)
+                self._owed -= skipped
+                taken += skipped
+                self.step += skipped
+            elif self._is_due():
+                began = self._clock.monotonic()
+                tokens += await self._apply()
+                compute_s += self._clock.monotonic() - began
+                losses.append(self.loss)
+                taken += 1
+            elif (job := self._next()) is not None:
+                began = self._clock.monotonic()
+                await self._work(job)
+                compute_s += self._clock.monotonic() - began
+            else:
+                await self._look()
+        loss = sum(losses) / len(losses) if losses else math.nan
+        return Steps(taken, StepReport(tokens, loss, self.grad_norm), compute_s)
+
+    async def _look(self) -> None:
+        """Wait for news, or until it is time to look at who lives."""
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    # -- micro-batches ------------------------------------------------------------------------------------------------
+
+    async def _on_forward(self, sender: PeerId, request: bytes) -> bytes:
+        return await self._enqueue(sender, request, backward=False)
+
+    async def _on_backward(self, sender: PeerId, request: bytes) -> bytes:
+        return await self._enqueue(sender, request, backward=True)
+
+    async def _enqueue(self, sender: PeerId, request: bytes, *, backward: bool) -> bytes:
+        if not self._open:
+            raise CallRefused(f"does not hold stage {self._stage} any more")
+        if self.queue >= _MAX_QUEUED:
+            raise CallRefused(f"{self.queue} micro-batches wait at stage {self._stage}")
+        try:
+            packet, values = await self._courier.read(sender, request, self._stage, backward=backward)
+        except FrameError as err:
+            raise CallRefused(str(err)) from err
+        self._waiting[backward].append(_Job(packet, values, backward, self._clock.monotonic()))
+        self._wake.set()
+        return b""
+
+    def _next(self) -> _Job | None:
+        """What to compute next, backward passes first; jobs that wait for a commit are passed over."""
+        for backward in (True, False):
+            queue = self._waiting[backward]
+            for _ in range(len(queue)):
+                job = queue.popleft()
+                if self._may_start(job):
+                    return job
+                queue.append(job)
+        return None
+
+    def _may_start(self, job: _Job) -> bool:
+        """Whether all earlier batches of the slot are part of the weights, or will never be."""
+        slot, batch = job.packet.slot, job.packet.batch
+        if slot in self._ready:
+            return batch <= self._ready[slot].batch
+        share = self._shares.get(slot)
+        if share is None or batch <= share.batch:
+            return True
+        if self._clock.monotonic() - job.since < self._patience_s:
+            return False
+        # Its head has gone on without committing it here: it counts on other replicas for that batch.
+        self._drop(slot)
+        return True
+
+    async def _work(self, job: _Job) -> None:
+        began = self._clock.monotonic()
+        packet, key = job.packet, job.key
+        if not job.backward:
+            if packet.train:
+                self._attempts[key] = packet.attempt
+            values = await self._clock.run(lambda: self._compute.forward(key, job.values, train=packet.train))
+        else:
+            if self._attempts.get(key) != packet.attempt:
+                if key not in self._attempts:
+                    reason = f"stage {self._stage} does not know it"
+                    self._errands.run(self._courier.report(packet, None, reason))
+                return  # of an earlier attempt: the later one will come back as well
+            del self._attempts[key]
+            count = self._count(key)
+            values = await self._clock.run(lambda: self._compute.backward(key, job.values, count=count))
+            load = Load(self._stage, self._courier.peer_id, self.queue, self.microbatch_s)
+            packet = replace(packet, loads=(*packet.loads, load))
+        seconds = self._clock.monotonic() - began
+        # Forward and backward pass are measured apart: an average of their sum is twice that of both.
+        self.microbatch_s += (_SMOOTHING if self.microbatch_s else 1.0) * (2 * seconds - self.microbatch_s)
+        self._errands.run(self._pass_on(packet, values, backward=job.backward))
+
+    def _count(self, key: Key) -> bool:
+        """Whether this is the first time that a micro-batch is to be counted; it is from now on."""
+        slot, batch, index = key
+        if batch <= self._applied.get(slot, -1) or slot in self._ready:
+            return False
+        share = self._shares.get(slot)
+        if share is None or share.batch < batch:
+            share = self._shares[slot] = _Share(batch)
+        if share.batch != batch or index in share.counted:
+            return False
+        share.counted.add(index)
+        return True
+
+    async def _pass_on(self, packet: Packet, values: Tensor, *, backward: bool) -> None:
+        try:
+            failed = await self._courier.send(packet, values, backward=backward)
+        except ValueError as err:
+            await self._courier.report(packet, None, f"stage {self._stage}: {err}")
+            return
+        if failed is None:
+            return
+        if failed.gone:
+            self._crew.bury(failed.peer)
+        await self._courier.report(packet, failed.peer, failed.reason)
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    async def _on_commit(self, sender: PeerId, request: bytes) -> bytes:
+        """A head's batch is complete; what it should have counted here and has not is told."""
+        known = self._crew.heard_of(sender)
+        if not self._open or known is None or 0 not in stages_of(known.holds) | stages_of(known.takes):
+            raise CallRefused(f"stage {self._stage} knows no head {sender}")
+        try:
+            commit = unpack_commit(request)
+        except FrameError as err:
+            raise CallRefused(str(err)) from err
+        slot = commit.slot
+        missing: tuple[int, ...] = ()
+        if commit.batch > self._committed(slot):
+            share = self._shares.get(slot)
+            if share is not None and share.batch != commit.batch:
+                self._drop(slot)
+                share = None
+            counted = frozenset() if share is None else frozenset(share.counted)
+            wanted = counted if commit.indices is None else frozenset(commit.indices)
+            if counted - wanted:  # it counts on another replica for all of it
+                self._drop(slot)
+                counted = frozenset()
+            missing = tuple(sorted(wanted - counted))
+            if not missing:
+                self._ready_since = self._ready_since if self._ready else self._clock.monotonic()
+                self._ready[slot] = replace(commit, indices=tuple(sorted(wanted)))
+                self._missed.discard(slot)
+                self._wake.set()
+        return pack_committed(Committed(max(self.step, commit.step + 1), missing))
+
+    async def _on_settle(self, sender: PeerId, request: bytes) -> bytes:
+        try:
+            slot = unpack_settle(request).slot
+        except FrameError as err:
+            raise CallRefused(str(err)) from err
+        share = self._shares.get(slot)
+        pending = 0 if share is None or slot in self._ready else len(share.counted)
+        return pack_settled(Settled(self._committed(slot), self.step, pending, self.grad_norm, self.loss))
+
+    def _committed(self, slot: int) -> int:
+        """The last batch of a slot that is, or is about to be, part of the weights; -1 for none."""
+        return self._ready[slot].batch if slot in self._ready else self._applied.get(slot, -1)
+
+    def _is_due(self) -> bool:
+        """Whether the step is to be taken: all live heads have committed, or were waited for long enough."""
+        if not self._ready:
+            return False
+        missing = self._crew.slots() - self._ready.keys() - self._missed
+        if missing and self._clock.monotonic() - self._ready_since < self._patience_s:
+            return False
+        self._missed |= missing
+        return True
+
+    async def _apply(self) -> int:
+        """Take the step; returns the tokens of this replica's share."""
+        commits, step = list(self._ready.values()), max(commit.step for commit in self._ready.values())
+        num_microbatches = sum(len(commit.indices or ()) for commit in commits)
+        slots, scale = [commit.slot for commit in commits], self._lr_scale(step)
+        norm = await self._clock.run(lambda: self._compute.apply(slots, num_microbatches, step, scale))
+        if num_microbatches:
+            self.grad_norm = min(norm, self._clip_norm)
+        self.loss = sum(commit.loss for commit in commits) / len(commits)
+        for commit in commits:
+            del self._ready[commit.slot]
+            self._applied[commit.slot] = commit.batch
+            self._shares.pop(commit.slot, None)
+            for key in [key for key in self._attempts if key[0] == commit.slot and key[1] <= commit.batch]:
+                del self._attempts[key]
+                self._compute.forget(key)
+            indices = commit.indices or ()
+            tokens = len(indices) * self._num_tokens
+            self._journal.record(BatchCounted(self._stage, step, commit.slot, commit.batch, indices, tokens))
+        self._owed += max(0, step - self.step)
+        self.step += 1
+        return num_microbatches * self._num_tokens
+
+    def _drop(self, slot: int) -> None:
+        """What was counted of a slot's batch counts elsewhere."""
+        batch = self._shares.pop(slot).batch
+        self._attempts = {key: n for key, n in self._attempts.items() if key[0] != slot or key[1] > batch}
+        self._dropped.add(slot)
