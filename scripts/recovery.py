@@ -1,0 +1,235 @@
+"""A pipeline of the language model in one process, whose stages are lost and brought back as a plan says.
+
+Stages and head are the ones of ``decentral.pipeline``; what is done about a lost stage is decided and computed there
+too. Only the peers are missing: activations are handed over as they are. Knows nothing of methods compared or of costs.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from decentral.pipeline.compute import HeadCompute, StageCompute
+from decentral.pipeline.cut import Healing, cut
+from decentral.pipeline.recovery import Norm, Source, blend, decide, lr_scale
+from decentral.pipeline.routing import stage_order
+from decentral.ports.trainer import Seat
+from decentral.tensors.layout import Layout
+from workers import lm
+
+NUM_STAGES = 6
+#: Constant learning rate after the warm-up and a clip of 1, as in the paper; width, context and batch are ours.
+TASK: dict[str, Any] = {
+    "model": {"d_model": 32, "num_layers": NUM_STAGES, "num_heads": 2, "context": 32},
+    "optimizer": {"learning_rate": 6e-3, "floor_fraction": 1.0, "clip_norm": 1.0},
+    "batch_sequences": 8,
+}
+VALIDATION_SEQUENCES = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run."""
+
+    healing: Healing
+    """With ``"checkfree+"`` half of a batch goes in swapped order; with ``"checkpoint"`` every loss rolls all back."""
+    boost: float = 1.1
+    boost_steps: int = 100
+    norm: Norm = "l2"
+    checkpoint_every: int = 0
+    """Iterations from one checkpoint to the next; only with ``"checkpoint"``."""
+    task: dict[str, Any] = field(default_factory=lambda: TASK)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """One loss and what became of it."""
+
+    iteration: int
+    stage: int
+    source: str
+    before: float
+    """Validation loss of the iteration before."""
+    after: float
+    """With the stage restored."""
+
+
+def draw_losses(
+    seed: int, num_iterations: int, probability: float, stages: Set[int], num_stages: int = NUM_STAGES
+) -> list[tuple[int, ...]]:
+    """Which stages are lost at the start of each iteration: with ``probability`` each, never two neighbours at once.
+
+    The draws for a seed are the same for all probabilities and lengths, so that what is lost at 5 % is lost at 10 %
+    too, and all methods lose the same stages at the same iterations. Nothing is lost before the first step.
+    """
+    draws: NDArray[np.float64] = np.random.default_rng((seed, 7)).random((num_iterations, num_stages))
+    losses: list[tuple[int, ...]] = []
+    for iteration, row in enumerate(draws):
+        lost: list[int] = []
+        for stage in sorted(stages):
+            if iteration and row[stage - 1] < probability and stage - 1 not in lost:
+                lost.append(stage)
+        losses.append(tuple(lost))
+    return losses
+
+
+class Pipeline:
+    """All stages of a run.
+
+    Args:
+        plan: what is done about losses.
+        seed: of weights and data.
+    """
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        swap = plan.healing == "checkfree+"
+        # Both halves are one batch of the corpus: without swaps they can as well be computed at once.
+        self._orders = [stage_order(NUM_STAGES, index, swap=swap) for index in range(2 if swap else 1)]
+        self._plan = plan
+        seat = Seat(run_seed=seed, stream_seed=seed, total_steps=10**9)
+        self._blocks = lm.blocks(plan.task, seat, len(self._orders))
+        self._data = self._blocks.data()
+        large = {**plan.task, "batch_sequences": VALIDATION_SEQUENCES, "val_batches": 1}
+        self._held_out = lm.blocks(large, seat, 1).data().held_out(0)
+        self._spans = cut(self._blocks.num_blocks, NUM_STAGES, plan.healing).spans
+        self.head = HeadCompute(self._blocks)
+        self.stages = {stage: self._fresh(stage) for stage in range(1, NUM_STAGES + 1)}
+        self.norms = dict.fromkeys(self.stages, 1.0)
+        """Of each stage's last gradient, after clipping."""
+        self._healed: dict[int, int] = {}
+        self.step = 0
+        self._stored = self._state()
+
+    def train(self) -> float:
+        """One iteration; its loss."""
+        losses = []
+        for index, order in enumerate(self._orders):
+            key = (0, self.step, index)
+            inputs, targets = self._data.batch(*key)
+            x = self.head.embed(key, inputs)
+            for stage in order:
+                x = self.stages[stage].forward(key, x)
+            loss, grad = self.head.loss(key, x, targets)
+            for stage in reversed(order):
+                grad = self.stages[stage].backward(key, grad)
+            self.head.finish(key, grad)
+            losses.append(loss)
+        self.head.apply([0], len(losses), self.step)
+        for stage, part in self.stages.items():
+            healed = self._healed.get(stage)
+            scale = lr_scale(None if healed is None else self.step - healed, self._plan.boost, self._plan.boost_steps)
+            norm = part.apply([0], len(losses), self.step, scale)
+            self.norms[stage] = min(norm, self._blocks.clip_norm)
+        self.step += 1
+        if self._plan.checkpoint_every and self.step % self._plan.checkpoint_every == 0:
+            self._stored = self._state()
+        return math.fsum(losses) / len(losses)
+
+    def validate(self) -> float:
+        """Mean loss on held-out windows that are the same in all runs, with the stages in their order."""
+        inputs, targets = self._held_out
+        key = (0, -1, 0)
+        x = self.head.embed(key, inputs, train=False)
+        for stage in sorted(self.stages):
+            x = self.stages[stage].forward(key, x, train=False)
+        return self.head.loss(key, x, targets, train=False)[0]
+
+    def restore(self, lost: Sequence[int]) -> Source:
+        """Bring stages back that were lost at once; where the last came from."""
+        alive = set(range(NUM_STAGES + 1)) - set(lost)
+        stored = self._plan.checkpoint_every > 0
+        for stage in lost:
+            recovery = decide(
+                stage,
+                num_stages=NUM_STAGES,
+                alive=alive,
+                healing=self._plan.healing,
+                started=self.step > 0,
+                kept=frozenset(),
+                stored=stored,
+            )
+            if recovery.source == Source.CHECKPOINT:
+                self._load(self._stored)
+                break
+            self._heal(stage, recovery.source, recovery.stages)
+        return recovery.source
+
+    def _heal(self, stage: int, source: Source, donors: Sequence[int]) -> None:
+        flats = []
+        for donor in donors:
+            parameters = self.stages[donor].parameters()
+            flats.append(Layout.of(parameters).gather(parameters, 0))
+        if source == Source.BLEND:
+            below, above = donors
+            made = blend(*flats, self.norms[below], self.norms[above], self._plan.norm)
+        elif source == Source.COPY:
+            [made] = flats
+        else:
+            raise AssertionError(f"stage {stage} is to come from {source}")
+        fresh = self._fresh(stage)
+        fresh.load(Layout.of(fresh.parameters()).scatter(made, 0))
+        self.stages[stage] = fresh
+        self._healed[stage] = self.step
+
+    def _fresh(self, stage: int) -> StageCompute:
+        return StageCompute(self._blocks, *self._spans[stage - 1])
+
+    def _state(self) -> tuple[Any, ...]:
+        return copy.deepcopy((self.head, self.stages, self.norms, self._healed, self.step))
+
+    def _load(self, state: tuple[Any, ...]) -> None:
+        self.head, self.stages, self.norms, self._healed, self.step = copy.deepcopy(state)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came out of a plan."""
+
+    losses: list[float]
+    """Validation loss before the first iteration and after every ``every`` of them."""
+    steps: list[int]
+    """Steps that the weights had behind them then: fewer than iterations where some were rolled back."""
+    lost: list[Lost]
+    norms: list[float]
+    """Mean norm of each stage's gradient after clipping."""
+
+
+def play(
+    plan: Plan,
+    seed: int,
+    losses: Sequence[Sequence[int]],
+    every: int,
+    said: Callable[[int, float], None] = lambda iteration, loss: None,
+) -> Run:
+    """Train for as many iterations as ``losses`` has entries, on one thread.
+
+    Args:
+        plan: the run.
+        seed: of weights and data.
+        losses: stages that are lost at the start of each iteration.
+        every: iterations from one validation to the next.
+        said: told every validation.
+    """
+    torch.set_num_threads(1)
+    pipeline = Pipeline(plan, seed)
+    curve, steps = [pipeline.validate()], [0]
+    lost: list[Lost] = []
+    norms = np.zeros(NUM_STAGES)
+    for iteration, stages in enumerate(losses):
+        if stages:
+            before = pipeline.validate()
+            source = pipeline.restore(stages)
+            after = pipeline.validate()
+            lost.extend(Lost(iteration, stage, source, before, after) for stage in stages)
+        pipeline.train()
+        norms += list(pipeline.norms.values())
+        if (iteration + 1) % every == 0:
+            curve.append(pipeline.validate())
+            steps.append(pipeline.step)
+            said(iteration + 1, curve[-1])
+    return Run(curve, steps, lost, (norms / len(losses)).tolist())
