@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,26 @@ async def ask_status(addresses: Sequence[str], *, timeout_s: float) -> StatusRep
         DecentralError: nobody can be asked; the error of the last address.
     """
     async with asking(addresses, option="ADDR", timeout_s=timeout_s) as (_, hello):
-        pass
-    swarm = SwarmConfig.from_json(hello.config)
-    return summarize(_facts(hello, swarm), hello.workers, ttl_s=swarm.timing.ttl_s)
+        return _report(hello)
+
+
+async def follow(addresses: Sequence[str], *, every_s: float) -> AsyncGenerator[StatusReport, None]:
+    """Ask for a swarm's status again and again, over one node as long as the worker that is asked lives; never ends.
+
+    Args:
+        addresses: of workers of one swarm, tried in order; may grow meanwhile.
+        every_s: between an answer and the next question.
+    """
+    while True:
+        with contextlib.suppress(DecentralError):
+            async with asking(addresses, option="ADDR", timeout_s=_HELLO_TIMEOUT_S) as (node, hello):
+                while True:
+                    yield _report(hello)
+                    await asyncio.sleep(every_s)
+                    hello = await ask_hello(
+                        node.transport, hello.peer, node.identity.verify, timeout_s=_HELLO_TIMEOUT_S
+                    )
+        await asyncio.sleep(every_s)
 
 
 @contextlib.asynccontextmanager
@@ -311,6 +328,11 @@ async def _node(options: NodeOptions) -> AsyncIterator[Node]:
         yield node
     finally:
         await node.close()
+
+
+def _report(hello: Hello) -> StatusReport:
+    swarm = SwarmConfig.from_json(hello.config)
+    return summarize(_facts(hello, swarm), hello.workers, ttl_s=swarm.timing.ttl_s)
 
 
 def _facts(hello: Hello, swarm: SwarmConfig) -> RunFacts:

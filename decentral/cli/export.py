@@ -2,15 +2,20 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from decentral.cli.config import SwarmConfig
 from decentral.cli.render import console, loss
 from decentral.cli.settings import load
 from decentral.cli.worker import DEBUG, data_paths
 from decentral.errors import ConfigError, ExitCode, UsageError
+
+if TYPE_CHECKING:  # torch
+    from decentral.state.average import Replica
 
 _SOURCE = typer.Argument(
     metavar="SOURCE",
@@ -40,7 +45,7 @@ def export(
     _check_target(out)
     from decentral.cli import fetch, result
     from decentral.cli.compose import build_trainer
-    from decentral.cli.sources import config_at, ensure_any, from_paths, paths_and_addresses
+    from decentral.cli.sources import config_at, ensure_any, paths_and_addresses
     from decentral.state.average import BEST, choose, survey
 
     if no_loss and take == BEST:
@@ -48,10 +53,8 @@ def export(
             f"--take {BEST} goes by the losses, which --no-loss leaves out.", hint="Leave one of them out."
         )
     paths, addresses = paths_and_addresses(sources)
-    replicas, broken = from_paths(paths)
-    for text in broken:
-        _say(f"left out: {text}")
     swarm = next((config for text in paths if (config := config_at(Path(text))) is not None), None)
+    replicas, broken = _replicas(paths, take, swarm)
     trainer = None
     if addresses:
         fetched = asyncio.run(fetch.fetch(addresses, own.device, own.data, _say))
@@ -70,6 +73,23 @@ def export(
     console(sys.stdout).print(result.table(found, chosen))
     print(f"wrote {out}: {result.words(found, chosen)}, round {chosen.round}, loss {loss(chosen.loss)}", flush=True)
     return ExitCode.OK
+
+
+def _replicas(paths: Sequence[str], take: str | None, swarm: SwarmConfig | None) -> tuple["list[Replica]", list[str]]:
+    """The replicas on this machine, of which the stages of a pipeline together are one; and what cannot be used."""
+    from decentral.cli import assemble, result
+    from decentral.cli.sources import from_paths, parts_from_paths
+
+    parts, others, broken_parts = parts_from_paths(paths)
+    replicas, broken = from_paths(others)
+    broken += broken_parts
+    for text in broken:
+        _say(f"left out: {text}")
+    if parts:
+        whole, chosen = assemble.assemble(parts, take or result.default_take(swarm))
+        _say(f"put together of {assemble.told(chosen)}")
+        replicas.append(whole)
+    return replicas, broken
 
 
 def _check_target(out: Path) -> None:

@@ -12,7 +12,7 @@ from decentral.cli.config import SwarmConfig
 from decentral.cli.render import size
 from decentral.cli.run_options import run_options
 from decentral.engine.hello import Hello
-from decentral.errors import UnreachableError
+from decentral.errors import UnreachableError, UsageError
 from decentral.ports.trainer import Trainer
 from decentral.ports.transport import Transport
 from decentral.state.average import Replica
@@ -48,10 +48,16 @@ async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say:
         say: told what is downloaded, and who could not be reached.
 
     Raises:
+        UsageError: it is a pipeline.
         DecentralError: nobody can be asked, the task cannot be built here, or nobody gives its weights.
     """
     async with asking(addresses, option="SOURCE", timeout_s=_ASK_TIMEOUT_S) as (node, hello):
         swarm = SwarmConfig.from_json(hello.config)
+        if swarm.pipeline.stages:
+            raise UsageError(
+                f"{hello.run_id} is a pipeline, whose stages cannot be fetched from its workers.",
+                hint="Copy the files stage-*.safetensors of its workers to this machine and give them to export.",
+            )
         trainer = await asyncio.to_thread(build_trainer, swarm, device, data, 0)
         replicas = await fetch_replicas(node.transport, hello, swarm, trainer, say)
     return Fetched(swarm, trainer, replicas)

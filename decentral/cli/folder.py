@@ -16,6 +16,11 @@ RUN_CONFIG = "config.toml"
 WORKERS = "workers"
 
 
+def stage_file(stage: int | str) -> str:
+    """Where a worker keeps the weights of a pipeline's stage."""
+    return f"stage-{stage}.safetensors"
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file that appears under its name only when it is complete."""

@@ -8,7 +8,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from decentral.cli.config import SwarmConfig
-from decentral.cli.settings import load, resolve, with_values
+from decentral.cli.processes import Processes, processes_for
+from decentral.cli.settings import Settings, load, resolve, with_values
 from decentral.cli.worker import (
     CODEC,
     CONFIG,
@@ -28,7 +29,9 @@ from decentral.cli.worker import (
     MIX,
     MORE_DATA,
     OVERLAP,
+    REPLICAS,
     SET,
+    STAGES,
     data_paths,
     make_folder,
     overlap_flags,
@@ -36,12 +39,15 @@ from decentral.cli.worker import (
 from decentral.errors import UsageError
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
+    from torch import Tensor
+
     from decentral.ports.trainer import Trainer
 
 RESULT = typer.Option(
     help="What becomes of the workers' weights; the average with noloco, else the newest.",
     metavar="average|best|newest|INDEX",
 )
+_WORKERS = "Processes to start; 4 without a pipeline, whose stages and replicas say how many it takes."
 
 DEFAULT_MINUTES = 2.0
 #: Of a round beyond its inner steps, on loopback.
@@ -50,7 +56,10 @@ _ROUND_OVERHEAD_S = 0.5
 
 def local(
     more_data: Annotated[list[str] | None, MORE_DATA] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes to start.")] = 4,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help=_WORKERS)] = None,
+    stages: Annotated[int | None, STAGES] = None,
+    replicas: Annotated[int | None, REPLICAS] = None,
+    spares: Annotated[int | None, typer.Option(min=0, max=64, help="More workers, for stages that are lost.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help=f"Train for about this long; {DEFAULT_MINUTES:g} if nothing else ends the run.")
     ] = None,
@@ -73,12 +82,13 @@ def local(
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
-    check_length_and_result(minutes, tokens, result, workers)
     flags = {
         "data.paths": data_paths(data, more_data),
         "method.preset": method,
         "method.codec": codec,
         **overlap_flags(fragments, overlap, mix),
+        "pipeline.stages": stages,
+        "pipeline.replicas": replicas,
         "worker.device": device,
         "worker.threads": threads,
         "worker.max_upload": max_upload,
@@ -86,15 +96,24 @@ def local(
         "worker.log_level": "debug" if debug else None,
     }
     settings = load(config, assignments or (), flags)
+    processes = processes_for(settings.swarm.pipeline, workers, spares)
+    check_length_and_result(minutes, tokens, result, processes)
     if minutes is None and tokens is None and "run.rounds" not in settings.explicit:
         minutes = DEFAULT_MINUTES
+    return _train(settings, processes, Length(minutes, tokens), result)
+
+
+def _train(settings: Settings, processes: Processes, length: "Length", take: str | None) -> int:
+    """Set up the run and let it run; nothing has been started when it is refused."""
     own = settings.worker
+    if own.stage:
+        raise UsageError(f"worker.stage is {own.stage}, but in a local run every stage finds a worker by itself.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = own.model_copy(update={"threads": own.threads or max(1, cores // workers)})
+    own = own.model_copy(update={"threads": own.threads or max(1, cores // processes.size)})
     swarm = resolve(settings.swarm)
     if own.data:  # all workers are on this machine
         swarm = with_values(swarm, {"data.paths": own.data})
-    swarm = with_values(swarm, {"run.min_workers": workers})
+    swarm = with_values(swarm, processes.values)
     import torch
 
     from decentral.cli import compose
@@ -102,21 +121,37 @@ def local(
     torch.set_num_threads(own.threads)
     # Finds what is wrong with task and data before any process starts, and measures the result at the end.
     trainer = compose.build_trainer(swarm, own.device, (), stream_seed=0)
-    check_cut(swarm, trainer)
-    pace = measure(trainer, steps=12 if minutes is not None else 1)
-    if minutes is not None:
-        crowding = max(1.0, workers * own.threads / cores) if own.device == "cpu" else float(workers)
-        swarm = with_values(swarm, {"run.rounds": rounds_for(60 * minutes, pace.step_s * crowding, swarm)})
-    if tokens is not None:
-        per_round = pace.tokens_per_step * swarm.method.inner_steps * workers
-        swarm = with_values(swarm, {"run.rounds": math.ceil(tokens / per_round)})
+    parts = [trainer.parameters()]
+    if processes.num_stages:
+        from decentral.cli.stages import parts_of, settle
+
+        swarm = settle(swarm, own.device, ())
+        parts = parts_of(swarm, own.device, trainer.parameters())
+    check_cut(swarm, parts)
+    pace = measure(trainer, steps=12 if length.minutes is not None else 1)
+    if length.minutes is not None:
+        step_s = pace.step_s * processes.crowding(own.threads, cores, on_cpu=own.device == "cpu")
+        swarm = with_values(swarm, {"run.rounds": rounds_for(60 * length.minutes, step_s, swarm)})
+    if length.tokens is not None:
+        per_round = pace.tokens_per_step * swarm.method.inner_steps * processes.num_streams
+        swarm = with_values(swarm, {"run.rounds": math.ceil(length.tokens / per_round)})
     folder = make_folder(own.out, swarm.run.name)
     from decentral.cli.local_run import LocalRun
 
-    return asyncio.run(LocalRun(swarm, own, workers, folder, trainer, pace.tokens_per_step, result).run())
+    return asyncio.run(LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take).run())
 
 
-def check_length_and_result(minutes: float | None, tokens: int | None, result: str | None, workers: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Length:
+    """What ends a run, if it is not ``run.rounds``: one of them at most."""
+
+    minutes: float | None
+    tokens: int | None
+
+
+def check_length_and_result(
+    minutes: float | None, tokens: int | None, result: str | None, processes: Processes
+) -> None:
     """Refuse what makes no run.
 
     Raises:
@@ -126,22 +161,34 @@ def check_length_and_result(minutes: float | None, tokens: int | None, result: s
         raise UsageError("--minutes and --tokens exclude each other.", hint="Give the one that should end the run.")
     if (minutes is not None and not 0 < minutes <= 100_000) or (tokens is not None and tokens < 1):
         raise UsageError("--minutes and --tokens must be above 0.")
-    if result is not None and result not in ("average", "best", "newest", *map(str, range(workers))):
-        hint = f"Take average, best, newest, or a worker from 0 to {workers - 1}."
+    names = (
+        ["average", "newest"]
+        if processes.num_stages
+        else ["average", "best", "newest", *map(str, range(processes.size))]
+    )
+    if result is not None and result not in names:
+        hint = f"Take average, best, newest, or a worker from 0 to {processes.size - 1}."
+        if processes.num_stages:
+            hint = "Of a pipeline take average or newest, of each stage: no worker has the whole model."
         raise UsageError(f"--result {result} is not known.", hint=hint)
 
 
-def check_cut(swarm: SwarmConfig, trainer: "Trainer") -> None:
-    """Cut the model as its workers will.
+def check_cut(swarm: SwarmConfig, parts: "Iterable[Mapping[str, Tensor]]") -> None:
+    """Cut the model into fragments as its workers will.
+
+    Args:
+        swarm: resolved.
+        parts: what is synchronised by itself: the parameters of the model, or those of each stage.
 
     Raises:
-        ConfigError: it has too few layers, or too many fragments come out for the overlap.
+        ConfigError: there are too few layers, or too many fragments come out for the overlap.
     """
     from decentral.cli.run_options import run_options
     from decentral.tensors.layout import Layout
 
-    options = run_options(swarm, "", trainer.parameters())
-    Layout.of(trainer.parameters(), options.plan.num_fragments, options.pattern)
+    for parameters in parts:
+        options = run_options(swarm, "", parameters)
+        Layout.of(parameters, options.plan.num_fragments, options.pattern)
 
 
 @dataclass(frozen=True, slots=True)

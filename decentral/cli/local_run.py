@@ -1,6 +1,7 @@
 """The run of ``decentral local``: start the workers, show what they do, gather what they leave.
 
-It follows the workers' journals and never asks them anything, so a worker that hangs cannot hold it up.
+It follows the workers' journals and never asks them anything, so a worker that hangs cannot hold it up. A pipeline's
+journals do not tell who holds what at a time: of that a worker is asked beside everything else.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,21 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import decentral
-from decentral.cli import outcome, result
+from decentral.cli import assemble, compose, outcome, result
 from decentral.cli.children import Child, ending, start, stop
 from decentral.cli.config import SwarmConfig, WorkerConfig, to_toml
 from decentral.cli.folder import JOURNAL, MODEL, RUN_CONFIG, WORKERS, whole_file
+from decentral.cli.processes import Processes
 from decentral.cli.rate import show_rate
 from decentral.cli.render import console, run_line, view
 from decentral.cli.replay import Replay
-from decentral.cli.sources import from_paths
+from decentral.cli.sources import from_paths, parts_from_paths
 from decentral.cli.worker import stopping
-from decentral.errors import DecentralError, ExitCode
+from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.status import RunFacts, StatusReport, summarize
 from decentral.ports.trainer import Trainer
-from decentral.state.average import NEWEST, Chosen, choose, survey
+from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
 
 #: Importing torch and opening a node on a busy machine.
 _START_S = 120.0
@@ -41,6 +43,8 @@ _FINISH_S = 60.0
 #: After they were asked to leave.
 _LEAVE_S = 25.0
 _REFRESH_S = 0.5
+#: Between two questions to a pipeline.
+_ASK_EVERY_S = 1.0
 #: Between two lines of progress in a pipe.
 _LINE_EVERY_S = 10.0
 
@@ -51,7 +55,7 @@ class LocalRun:
     Args:
         swarm: complete configuration of the run.
         own: of each worker.
-        num_workers: processes to start.
+        processes: to start.
         folder: of the run; exists.
         trainer: the task in this process; validates and samples at the end.
         tokens_per_step: of one inner step of one worker.
@@ -62,7 +66,7 @@ class LocalRun:
         self,
         swarm: SwarmConfig,
         own: WorkerConfig,
-        num_workers: int,
+        processes: Processes,
         folder: Path,
         trainer: Trainer,
         tokens_per_step: int,
@@ -70,16 +74,22 @@ class LocalRun:
     ) -> None:
         self._take = take
         self._swarm, self._own, self._folder, self._trainer = swarm, own, folder, trainer
-        self._folders = [folder / WORKERS / str(index) for index in range(num_workers)]
+        self._processes = processes
+        self._folders = [folder / WORKERS / str(index) for index in range(processes.size)]
         for worker in self._folders:
             worker.mkdir(parents=True, exist_ok=True)
         total_numel = sum(value.numel() for value in trainer.parameters().values())
         gossip = swarm.method.name == "noloco"
         self._replays = [
-            Replay(total_numel, tokens_per_step, num_workers, swarm.run.rounds, gossip=gossip) for _ in self._folders
+            Replay(total_numel, tokens_per_step, processes.size, swarm.run.rounds, gossip=gossip) for _ in self._folders
         ]
         self._readers = [JournalReader(worker / JOURNAL) for worker in self._folders]
         self._children: list[Child] = []
+        self._addresses: list[str] = []
+        """Of workers that can be asked."""
+        self._beside: list[asyncio.Task[None]] = []
+        self._told: StatusReport | None = None
+        """Of a pipeline: what it said last."""
         self._screen = console(sys.stderr)
         self._facts = RunFacts(
             run_id=swarm.run.name,
@@ -90,6 +100,7 @@ class LocalRun:
             version=decentral.__version__,
             config_digest=swarm.digest(),
             gossip=gossip,
+            num_stages=swarm.pipeline.stages,
         )
 
     async def run(self) -> int:
@@ -100,13 +111,14 @@ class LocalRun:
         """
         with whole_file(self._folder / RUN_CONFIG) as file:
             file.write(to_toml(self._swarm))
-        self._say(f"{len(self._folders)} workers, {self._swarm.run.rounds} rounds, in {self._folder}")
+        self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
         began = time.monotonic()
         with stopping() as stopped:
             try:
                 await _unless(stopped, self._start())
                 await self._follow(stopped)
             finally:
+                await _cancel(self._beside)
                 await stop(self._children, _LEAVE_S)
         seconds = time.monotonic() - began
         failed = [child for child in self._children if child.code != ExitCode.OK]
@@ -135,9 +147,26 @@ class LocalRun:
         address = line.partition(" --join ")[2]
         if not address:
             raise DecentralError(f"Worker 0 began with {line!r} instead of the command that joins it.")
+        self._addresses.append(address)
         for index in range(1, len(self._folders)):
-            joining = ["worker", "--join", address, *common]
+            stage = self._processes.stage(index)
+            joining = ["worker", "--join", address, *common, *(["--stage", stage] if stage else [])]
             self._children.append(await start(index, joining, self._folders[index], env))
+        if self._processes.num_stages:
+            self._beside = [asyncio.create_task(self._ask())]
+            self._beside += [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
+
+    async def _ask(self) -> None:
+        """Keep up with what a pipeline says of itself."""
+        async with contextlib.aclosing(compose.follow(self._addresses, every_s=_ASK_EVERY_S)) as reports:
+            async for report in reports:
+                self._told = report
+
+    async def _listen(self, child: Child) -> None:
+        """Note where a worker can be asked, should others be gone."""
+        with contextlib.suppress(DecentralError):  # how it ended is told when all have
+            line = await child.first_line(_START_S)
+            self._addresses += [address for address in [line.partition(" --join ")[2]] if address]
 
     async def _follow(self, stopped: asyncio.Event) -> None:
         """Show progress until all workers have ended, the last stragglers are given up, or ``stopped`` is set."""
@@ -170,7 +199,9 @@ class LocalRun:
                     await asyncio.wait_for(stopped.wait(), _REFRESH_S)
 
     def _report(self) -> StatusReport:
-        """What the journals say now."""
+        """What the journals say now, or what a pipeline said last."""
+        if self._processes.num_stages:
+            return self._told or summarize(self._facts, [], ttl_s=math.inf)
         for reader, replay in zip(self._readers, self._replays, strict=True):
             for event in reader.read():
                 replay.take(event)
@@ -200,12 +231,12 @@ class LocalRun:
 
     def _keep_model(self) -> tuple[Chosen | None, str]:
         """Make one model of the workers' replicas; the trainer has it afterwards. With it, what was chosen in words."""
-        replicas, broken = from_paths([str(self._folder)])
+        take = self._take or result.default_take(self._swarm)
+        replicas, broken = self._replicas(take)
         for text in broken:
             self._say(f"left out: {text}")
         if not replicas:
             return None, ""
-        take = self._take or result.default_take(self._swarm)
         if take == NEWEST:  # the others need not even be read
             replicas = [max(replicas, key=lambda replica: replica.round)]
         found = survey(replicas, result.measure_with(self._trainer))
@@ -218,8 +249,28 @@ class LocalRun:
             console(sys.stdout).print(result.table(found, chosen))
         return chosen, result.words(found, chosen)
 
+    def _replicas(self, take: str) -> tuple[list[Replica], list[str]]:
+        """The models that the workers left, or the one that their stages make; and what is wrong with others."""
+        if not self._processes.num_stages:
+            return from_paths([str(self._folder)])
+        parts, _, broken = parts_from_paths([str(self._folder)])
+        if not parts:
+            return [], broken
+        try:
+            whole, chosen = assemble.assemble(parts, take)
+        except ConfigError as err:  # stopped before all were saved
+            return [], [*broken, err.message]
+        self._say(f"model put together of {assemble.told(chosen)}")
+        return [whole], broken
+
     def _say(self, text: str) -> None:
         self._screen.print(text, markup=False, soft_wrap=True)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _unless(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:

@@ -1,19 +1,30 @@
 """Replicas on disk: in the folder of a local run, in a worker's own, or as a file by itself."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from decentral.cli.config import SwarmConfig
-from decentral.cli.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS
+from decentral.cli.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS, stage_file
 from decentral.cli.settings import load
 from decentral.errors import ConfigError, UsageError
 from decentral.state.average import Replica
 from decentral.state.files import load_weights
 
 _KINDS = "a run's folder, a worker's folder, a .safetensors file, or the address of a worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One worker's weights of one stage of a pipeline."""
+
+    stage: int
+    num_stages: int
+    """Of the run, beside the head."""
+    replica: Replica
 
 
 def paths_and_addresses(sources: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -59,6 +70,28 @@ def from_paths(paths: Sequence[str]) -> tuple[list[Replica], list[str]]:
     return list(found.values()), broken
 
 
+def parts_from_paths(paths: Sequence[str]) -> tuple[list[Part], list[str], list[str]]:
+    """The stages of pipelines at ``paths``, each file once.
+
+    Returns:
+        The parts, the paths where there are none, and in words why files in folders cannot be used.
+
+    Raises:
+        ConfigError: a file that was named cannot be read.
+    """
+    found: dict[Path, Part] = {}
+    others: list[str] = []
+    broken: list[str] = []
+    for text in paths:
+        path = Path(text)
+        parts, unusable = ({path: _part(path, text, named=True)}, []) if path.is_file() else _parts_in(path)
+        found |= {file.resolve(): part for file, part in parts.items() if part is not None}
+        broken += unusable
+        if not any(parts.values()) and not unusable:
+            others.append(text)
+    return list(found.values()), others, broken
+
+
 def config_at(path: Path) -> SwarmConfig | None:
     """The run's configuration as it lies in a folder or beside a file; ``None`` if there is none.
 
@@ -86,7 +119,34 @@ def _in_run(folder: Path) -> tuple[list[tuple[Path, Replica]], list[str]]:
     return replicas, broken
 
 
+def _parts_in(folder: Path) -> tuple[dict[Path, Part | None], list[str]]:
+    """The stages in a worker's folder, or of all workers of a run; and why files cannot be used."""
+    files = [*folder.glob(stage_file("*")), *(folder / WORKERS).glob(f"*/{stage_file('*')}")]
+    parts, broken = {}, []
+    for file in sorted(files, key=lambda file: (len(file.parent.name), file)):
+        try:
+            parts[file] = _part(file, f"{file.parent.name}/{file.name}", named=False)
+        except ConfigError as err:
+            broken.append(err.message)
+    return parts, broken
+
+
+def _part(file: Path, name: str, *, named: bool) -> Part | None:
+    """The stage in a file; ``None`` if it is a whole model."""
+    replica, metadata = _opened(file, name, named=named)
+    if "stage" not in metadata:
+        return None
+    try:
+        return Part(int(metadata["stage"]), int(metadata["stages"]), replica)
+    except (KeyError, ValueError) as err:
+        raise ConfigError(f"{file} does not say which stage it is: {err}.") from err
+
+
 def _replica(file: Path, name: str, *, named: bool) -> Replica:
+    return _opened(file, name, named=named)[0]
+
+
+def _opened(file: Path, name: str, *, named: bool) -> tuple[Replica, Mapping[str, str]]:
     """What a file of weights says of itself; the values are read when they are needed.
 
     Raises:
@@ -105,7 +165,7 @@ def _replica(file: Path, name: str, *, named: bool) -> Replica:
         tensors, _ = load_weights(file)
         return {key: value.float() for key, value in tensors.items()}
 
-    return Replica(name, metadata.get("run", ""), round_, load, metadata.get("digest", ""), named)
+    return Replica(name, metadata.get("run", ""), round_, load, metadata.get("digest", ""), named), metadata
 
 
 def ensure_any(replicas: Sequence[Replica], sources: Sequence[str], broken: Sequence[str]) -> None:

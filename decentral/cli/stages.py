@@ -1,6 +1,9 @@
 """What a task says of its blocks, and whether they can be cut as the configuration wants. Imports torch."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 from decentral.cli.config import SwarmConfig
 from decentral.cli.run_options import seat_of
@@ -8,6 +11,8 @@ from decentral.cli.settings import import_task, with_values
 from decentral.errors import ConfigError
 from decentral.pipeline.cut import Cut, cut
 from decentral.ports.blocks import Blocks
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def blocks_of(swarm: SwarmConfig, device: str, data: Sequence[str]) -> Blocks:
@@ -56,3 +61,23 @@ def settle(swarm: SwarmConfig, device: str, data: Sequence[str]) -> SwarmConfig:
     """
     blocks = blocks_of(swarm, device, data)
     return with_values(swarm, {"pipeline.recovery": cut_of(swarm, blocks.num_blocks).healing})
+
+
+def parts_of(swarm: SwarmConfig, device: str, parameters: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    """The parameters of the head and of each stage, out of those of the whole model.
+
+    Args:
+        swarm: resolved, with a pipeline.
+        device: as in ``blocks_of``.
+        parameters: of the whole model, named as ``Blocks`` says.
+
+    Raises:
+        ConfigError: see ``blocks_of`` and ``cut_of``.
+    """
+    parts: list[dict[str, Tensor]] = [{} for _ in range(swarm.pipeline.stages + 1)]
+    spans = cut_of(swarm, blocks_of(swarm, device, ()).num_blocks).spans
+    stage_of = {block: stage for stage, span in enumerate(spans, 1) for block in range(*span)}
+    for name, value in parameters.items():
+        block = _BLOCK.match(name)
+        parts[stage_of[int(block[1])] if block else 0][name] = value
+    return list(parts)

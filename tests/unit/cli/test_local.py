@@ -18,6 +18,7 @@ from decentral.cli.config import SwarmConfig, to_toml
 from decentral.cli.folder import MODEL
 from decentral.cli.local import measure, rounds_for
 from decentral.cli.local_run import LocalRun
+from decentral.cli.processes import Processes
 from decentral.cli.replay import Replay
 from decentral.cli.settings import load, resolve
 from decentral.errors import ConfigError, DecentralError, ExitCode
@@ -202,7 +203,7 @@ class TestStart:
         monkeypatch.setattr("decentral.cli.local_run.start", start)
         loaded = load(None, ["task.factory=workers.toy:build", "worker.max_upload=20mbit"])
         trainer = toy.build({}, Seat(0, 1, 10))
-        asyncio.run(LocalRun(loaded.swarm, loaded.worker, 3, tmp_path, trainer, 8)._start())
+        asyncio.run(LocalRun(loaded.swarm, loaded.worker, Processes(3), tmp_path, trainer, 8)._start())
         caps = [arguments[arguments.index("--max-upload") + 1] for arguments in told]
         assert [load(None, [], {"worker.max_upload": cap}).worker.max_upload for cap in caps] == [2_500_000] * 3
 
@@ -233,7 +234,7 @@ class TestResult:
         swarm = resolve(loaded.swarm)
         trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
         hidden = torch.randn(4, generator=torch.Generator().manual_seed(0))
-        run = LocalRun(swarm, loaded.worker, 3, tmp_path, trainer, 8, take)
+        run = LocalRun(swarm, loaded.worker, Processes(3), tmp_path, trainer, 8, take)
         for round_, value in weights.items():
             file = tmp_path / "workers" / str(round_ % 10) / MODEL
             save_file({"layers.0.weight": hidden + value}, file, {"run": "demo-1", "round": str(round_), "digest": "d"})
