@@ -163,3 +163,7 @@ def test_memory_is_that_of_what_is_held(monkeypatch) -> None:
     with pytest.raises(IncapableError) as caught:
         blocks.check(4, True, "cpu")
     assert "fewer layers" not in caught.value.hint
+    monkeypatch.setattr(lm_settings, "available_bytes", lambda device: sum(parts[1:3]))
+    blocks.check(2, False, "cpu")
+    with pytest.raises(IncapableError):
+        blocks.check(2, True, "cpu")
