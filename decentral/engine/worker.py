@@ -100,7 +100,7 @@ class Worker:
         self._meter = Meter(layout.total_numel, __version__, parts.device)
         self.membership = Membership(
             Presence(me, options.run_id, 0, State.JOINING, 0, 0, ""),
-            metrics=self._metrics,
+            metrics=self.metrics,
             transport=parts.transport,
             directory=parts.directory,
             clock=parts.clock,
@@ -567,7 +567,8 @@ class Worker:
         digest = "" if self._options.runs_free else self._replica.digest_of(self._round())
         self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s)
 
-    def _metrics(self) -> Metrics:
+    def metrics(self) -> Metrics:
+        """This worker's figures as they stand."""
         traffic, now = self._parts.transport.traffic(), self._clock.monotonic()
         self._meter.moved(now, sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
         return self._meter.metrics(now)

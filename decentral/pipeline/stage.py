@@ -297,7 +297,7 @@ class StageLoop:
             raise CallRefused(str(err)) from err
         slot = commit.slot
         missing: tuple[int, ...] = ()
-        if commit.batch > self._committed(slot):
+        if commit.batch > self.committed(slot):
             share = self._shares.get(slot)
             if share is not None and share.batch != commit.batch:
                 self._drop(slot)
@@ -322,9 +322,9 @@ class StageLoop:
             raise CallRefused(str(err)) from err
         share = self._shares.get(slot)
         pending = 0 if share is None or slot in self._ready else len(share.counted)
-        return pack_settled(Settled(self._committed(slot), self.step, pending, self.grad_norm, self.loss))
+        return pack_settled(Settled(self.committed(slot), self.step, pending, self.grad_norm, self.loss))
 
-    def _committed(self, slot: int) -> int:
+    def committed(self, slot: int) -> int:
         """The last batch of a slot that is, or is about to be, part of the weights; -1 for none."""
         return self._ready[slot].batch if slot in self._ready else self._applied.get(slot, -1)
 

@@ -1,0 +1,515 @@
+"""A worker of a pipeline: which stages it holds, how it comes to hold others, and when it gives them up.
+
+    found or join:  the stage that was asked for, or that needs somebody most; or wait as a spare
+    now and then:   is a stage lost?            who takes it follows from what everybody knows (``assignment``)
+                    is it this worker?          from a replica, healed from neighbours, or from a checkpoint
+                    is a spare's time to save?  the stages' weights as they are now, onto its own disk
+
+Each stage is a swarm of its own (``unit``). This module decides about places and nothing else.
+"""
+
+import asyncio
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgpack
+from torch import Tensor
+
+from decentral import __version__
+from decentral.engine.hello import serve_hello
+from decentral.engine.membership import Membership
+from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.takeover import Brought, Standing, Store, Takeover
+from decentral.engine.unit import FirstStep, Unit
+from decentral.errors import TransportError, UnreachableError
+from decentral.monitor.events import StagePlaced, StageRecovered
+from decentral.monitor.journal import Journal
+from decentral.pipeline.assignment import Member, appointed, neediest
+from decentral.pipeline.compute import HeadCompute, StageCompute
+from decentral.pipeline.courier import Courier
+from decentral.pipeline.crew import Crew, named, stages_of
+from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature, values_of
+from decentral.pipeline.head import HeadLoop
+from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.recovery import Recovery, Source, lr_scale
+from decentral.pipeline.scoped import Scoped
+from decentral.pipeline.stage import StageLoop
+from decentral.ports.blocks import Blocks
+from decentral.ports.clock import Clock
+from decentral.ports.directory import Directory
+from decentral.ports.identity import Identity
+from decentral.ports.transport import Transport
+from decentral.state.download import Download
+from decentral.swarm.presence import Metrics, Presence, State
+from decentral.swarm.timing import Timing
+from decentral.tensors.layout import Layout
+from decentral.types import PeerId
+
+PLACE: Final = "place"
+SPARE: Final = "spare"
+_SPARE_ANSWER: Final = -1
+#: Between two looks at who holds what.
+_LOOK_S: Final = 0.5
+#: A joiner that was given a stage counts as its holder for so long, whatever it says of itself.
+_GRANT_S: Final = 60.0
+#: A stage that nobody has held yet waits so long for a joiner before a spare takes it.
+_JOINERS_S: Final = 30.0
+#: Between two attempts to take a stage that could not be taken.
+_RETRY_S: Final = 2.0
+#: Parts with which the learning rate of a healed stage is raised.
+_HEALED: Final = frozenset({Source.BLEND, Source.COPY})
+_AT_REST: Final = (State.LEAVING, State.DONE)
+
+
+@dataclass(frozen=True, slots=True)
+class StationOptions:
+    """Equal on all workers of a run."""
+
+    run_id: str
+    config: bytes
+    """The swarm's configuration as it is handed to joiners."""
+    pipeline: PipelineOptions
+    of_stage: Callable[[int, Mapping[str, Tensor]], RunOptions]
+    """Options of the swarm of a stage's replicas; with the stage's parameters."""
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class StationParts:
+    """The ports and the user's model, this worker's own."""
+
+    transport: Transport
+    directory: Directory
+    clock: Clock
+    identity: Identity
+    journal: Journal
+    stage_journal: Callable[[int], Journal]
+    """Makes the journal of a stage's worker."""
+    blocks: Blocks
+    store: Store
+    wanted: tuple[int, ...] | str = ()
+    """Stages that its user insists on, or ``SPARE``; empty for what is needed most."""
+    device: str = "cpu"
+
+
+class Station:
+    """One process of a pipeline.
+
+    Args:
+        options: equal on all workers.
+        parts: this worker's own.
+    """
+
+    def __init__(self, options: StationOptions, parts: StationParts) -> None:
+        self._options = options
+        self._pipeline = options.pipeline
+        self._parts = parts
+        self._clock = parts.clock
+        me = parts.transport.peer_id
+        self.membership = Membership(
+            Presence(me, options.run_id, 0, State.JOINING, 0, 0, "", stored=named(parts.store.stages())),
+            metrics=self._metrics,
+            transport=parts.transport,
+            directory=parts.directory,
+            clock=parts.clock,
+            identity=parts.identity,
+            timing=options.timing,
+            journal=parts.journal,
+        )
+        self._crew = Crew(self.membership.roster, parts.clock)
+        self._courier = Courier(
+            parts.transport,
+            parts.clock,
+            self._pipeline.codec,
+            parts.blocks.activation_shape,
+            self._pipeline.num_stages,
+            options.timing,
+        )
+        self._takeover = Takeover(
+            parts.transport, self._courier, self._crew, self._pipeline, options.timing, parts.store
+        )
+        self._units: dict[int, Unit] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._taking: set[int] = set()
+        self._granted: dict[PeerId, tuple[int, float]] = {}
+        self._known: set[int] = set()
+        """Stages that somebody has held."""
+        self._since = parts.clock.monotonic()
+        self._retry_at: dict[int, float] = {}
+        self._why: dict[int, str] = {}
+        """Why a lost stage that is this worker's to take could not be taken yet."""
+        self._recoveries = 0
+        self._recovery = ""
+        self._saved_at = parts.clock.monotonic()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def found(self) -> None:
+        """Found a run: hold the stages that were asked for, else the head."""
+        await self._serve()
+        await self._take_all(self._parts.wanted or (0,))
+
+    async def join(self, peers: Sequence[PeerId]) -> None:
+        """Join the run that ``peers`` are in and hold the stages that were asked for, else the one that they give.
+
+        Raises:
+            UnreachableError: none of them answers, or a stage that was asked for cannot be had.
+        """
+        await self._serve()
+        for peer in peers:
+            await self.membership.tell(peer)
+        wanted = self._parts.wanted
+        await self._take_all(wanted if wanted else await self._place(peers))
+
+    async def run(self, stop: asyncio.Event) -> Mapping[int, Outcome]:
+        """Train until the run is done or ``stop`` is set; returns what became of the stages that it held to the end.
+
+        Raises:
+            DivergedError: a stage's values were not finite again and again.
+            IdentityError: another live worker has the same identity.
+        """
+        beating = asyncio.create_task(self.membership.run())
+        try:
+            while not stop.is_set() and not self._is_done():
+                if beating.done():
+                    beating.result()
+                self.membership.check_single()
+                await self._look()
+                with_stop = asyncio.create_task(stop.wait())
+                await asyncio.wait({with_stop}, timeout=_LOOK_S)
+                with_stop.cancel()
+            await self._give_up(self._units)
+            self._tell(State.DONE if not stop.is_set() else State.LEAVING)
+            await self.membership.announce()
+            return self._outcomes
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, *[unit.abandon() for unit in self._units.values()], return_exceptions=True)
+
+    async def _serve(self) -> None:
+        await self.membership.start()
+        await self._parts.transport.serve(PLACE, self._on_place, max_request_bytes=0)
+        options = self._options
+        await serve_hello(self._parts.transport, options.run_id, options.config, self.membership.records)
+
+    def _is_done(self) -> bool:
+        """Whether all of its stages have done all steps; of a spare, whether any head has."""
+        if self._units:
+            return all(unit.over for unit in self._units.values())
+        done = [presence for presence in self._crew.records() if presence.state is State.DONE]
+        return bool(self._outcomes) or any(0 in stages_of(presence.holds) for presence in done)
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    async def _place(self, peers: Sequence[PeerId]) -> tuple[int, ...] | str:
+        """Ask where this worker is needed."""
+        problem = "nobody was asked"
+        for peer in peers:
+            try:
+                timeout_s = self._options.timing.call_timeout_s(0)
+                reply = await self._parts.transport.call(peer, PLACE, b"", timeout_s=timeout_s, max_reply_bytes=16)
+                stage = msgpack.unpackb(reply)
+            except (TransportError, ValueError, msgpack.UnpackException) as err:
+                problem = str(err)
+                continue
+            if isinstance(stage, int) and 0 <= stage <= self._pipeline.num_stages:
+                return (stage,)
+            return SPARE
+        raise UnreachableError(
+            f"nobody in the swarm could say which stage needs this worker: {problem}",
+            hint="`decentral status ADDR` shows who is in it; --stage K takes one without asking.",
+        )
+
+    async def _on_place(self, sender: PeerId, request: bytes) -> bytes:
+        """A joiner asks for a stage; several at once get different ones."""
+        now = self._clock.monotonic()
+        self._granted = {peer: grant for peer, grant in self._granted.items() if grant[1] > now}
+        members = [member for member in self._crew.members() if member.peer != sender]
+        placed = {member.peer for member in members if member.holds or member.takes}
+        expected = [
+            Member(peer, frozenset(), frozenset({stage}), frozenset(), 0)
+            for peer, (stage, _) in self._granted.items()
+            if peer not in placed and peer != sender
+        ]
+        others = [member for member in members if member.peer not in self._granted or member.peer in placed]
+        stage = neediest([*others, *expected], self._pipeline.num_stages, self._pipeline.num_replicas)
+        if stage is None:
+            return bytes(msgpack.packb(_SPARE_ANSWER))
+        self._granted[sender] = stage, now + _GRANT_S
+        return bytes(msgpack.packb(stage))
+
+    async def _look(self) -> None:
+        """Take what is lost and this worker's to take; bring records, and now and then checkpoints, up to date."""
+        for stage, unit in list(self._units.items()):
+            if unit.over:
+                self._outcomes[stage] = unit.outcome()
+        held = {stage for presence in self._crew.records() for stage in stages_of(presence.holds)}
+        self._known |= held
+        waited = self._clock.monotonic() - self._since > _JOINERS_S
+        lost = [k for k in self._crew.lost(self._pipeline.num_stages) if waited or k in self._known]
+        lost = [stage for stage in lost if stage not in self._outcomes]
+        chosen = appointed(self._crew.members(), lost)
+        mine = [stage for stage, peer in chosen.items() if peer == self._parts.transport.peer_id]
+        for stage in mine:
+            if self._clock.monotonic() >= self._retry_at.get(stage, 0.0):
+                moved = [unit for k, unit in self._units.items() if k not in mine and not self._taking]
+                await self._give_up({unit.stage: unit for unit in moved})
+                await self._take(stage)
+        if not mine and self._taking:
+            self._taking.clear()
+        self._why = {stage: why for stage, why in self._why.items() if stage in mine}
+        await self._save_as_spare()
+        self._tell(State.TRAINING if self._units else State.JOINING)
+
+    async def _take_all(self, wanted: Sequence[int] | str) -> None:
+        """Take stages at the start.
+
+        Raises:
+            UnreachableError: one of them cannot be had.
+        """
+        for stage in () if isinstance(wanted, str) else wanted:
+            await self._take(stage)
+            if stage in self._why:
+                raise UnreachableError(
+                    f"stage {stage} cannot be brought here: {self._why[stage]}",
+                    hint="`decentral status ADDR` shows who holds what; without --stage K a worker takes what it can.",
+                )
+        self._tell(State.TRAINING if self._units else State.JOINING)
+
+    async def _give_up(self, units: Mapping[int, Unit]) -> None:
+        """Leave stages in order."""
+        for unit in units.values():
+            unit.ask_to_stop()
+        for stage, unit in list(units.items()):
+            await unit.ended()
+            self._outcomes[stage] = unit.outcome()
+            if not self._outcomes[stage].done:
+                self._units.pop(stage, None)
+                self._tell(State.TRAINING)
+
+    # -- taking a stage -----------------------------------------------------------------------------------------------
+
+    async def _take(self, stage: int) -> None:
+        """Bring a stage here and run it; what keeps that from happening is noted, and tried again later."""
+        began = self._clock.monotonic()
+        self._taking.add(stage)
+        self._tell(self.membership.own.state)
+        await self.membership.announce()
+        compute = await self._clock.run(functools.partial(self._build, stage))
+        recovery = self._takeover.decide(stage)
+        slot = self._free_slot() if stage == 0 else self.membership.own.slot
+        standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
+        brought = await self._takeover.bring(recovery, compute, stage, slot)
+        if isinstance(brought, str):
+            self._why[stage] = brought
+            self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
+            return
+        unit = await self._make(stage, compute, brought, slot, standing, began)
+        me = self._parts.transport.peer_id
+        replicas = [peer for peer in self._crew.holders(stage) if peer != me]
+        try:
+            await unit.start(standing.step, replicas if recovery.source is Source.REPLICA else [])
+        except UnreachableError as err:
+            await unit.abandon()
+            self._why[stage] = err.message
+            self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
+            return
+        self._why.pop(stage, None)
+        self._units[stage] = unit
+        self._taking.discard(stage)
+        seconds = self._clock.monotonic() - began
+        self._parts.journal.record(
+            StagePlaced(stage, slot, recovery.source, brought.donors, standing.step, brought.received_bytes, seconds)
+        )
+        if stage == 0:
+            self.membership.update(slot=slot)
+        self._tell(State.TRAINING)
+        await self.membership.announce()
+
+    def _build(self, stage: int) -> HeadCompute | StageCompute:
+        """The stage as the run began with it."""
+        parts = self._parts
+        held = sum(stop - first for first, stop in self._spans(set(self._units) | {stage}))
+        parts.blocks.check(held, stage == 0 or 0 in self._units, parts.device)
+        if stage == 0:
+            return HeadCompute(parts.blocks, parts.device)
+        first, stop = self._pipeline.spans[stage - 1]
+        return StageCompute(parts.blocks, first, stop, parts.device)
+
+    def _spans(self, stages: set[int]) -> list[tuple[int, int]]:
+        return [self._pipeline.spans[stage - 1] for stage in stages if stage]
+
+    def _free_slot(self) -> int:
+        """That of a head which is gone, or the next one."""
+        live = self._crew.slots()
+        gone = {p.slot for p in self._crew.records() if 0 in stages_of(p.holds)} - live
+        return min(gone) if gone else next(slot for slot in range(len(live) + 1) if slot not in live)
+
+    async def _make(
+        self,
+        stage: int,
+        compute: HeadCompute | StageCompute,
+        brought: Brought,
+        slot: int,
+        standing: Standing,
+        began: float,
+    ) -> Unit:
+        """A unit around weights that are in place."""
+        parts, options = self._parts, self._options
+        source = brought.recovery.source
+        journal = parts.stage_journal(stage)
+        healed_at = standing.step if source in _HEALED else None
+        scope = Scoped(parts.transport, str(stage))
+        loop = await self._loop(compute, stage, slot, standing.batch + 1, healed_at, journal)
+        kept = None
+        if isinstance(loop, StageLoop) and self._pipeline.swap and stage in (1, self._pipeline.num_stages):
+            head = await self._clock.run(lambda: HeadCompute(parts.blocks).parameters())
+            kept = KeptHeads(scope, Layout.of(head).numel(0), shapes_signature(head), loop.committed)
+        recovered = None
+        if source not in (Source.INITIAL, Source.REPLICA):
+            recovered = functools.partial(_recovered, stage, brought, standing.loss)
+        inner = FirstStep(loop, parts.clock, journal, recovered, began, self._note_recovery)
+        worker_parts = Parts(
+            transport=scope,
+            directory=parts.directory,
+            clock=parts.clock,
+            identity=parts.identity,
+            model=compute,
+            inner=inner,
+            journal=journal,
+            save=functools.partial(parts.store.save, stage),
+            save_every_s=self._pipeline.checkpoint_s or math.inf,
+            device=parts.device,
+        )
+        live = LiveWeights(scope, compute, parts.clock)
+        return Unit(stage, loop, options.of_stage(stage, compute.parameters()), worker_parts, scope, live, kept)
+
+    async def _loop(
+        self,
+        compute: HeadCompute | StageCompute,
+        stage: int,
+        slot: int,
+        batch: int,
+        healed_at: int | None,
+        journal: Journal,
+    ) -> HeadLoop | StageLoop:
+        parts, pipeline = self._parts, self._pipeline
+        if isinstance(compute, HeadCompute):
+            return HeadLoop(
+                compute,
+                parts.blocks,
+                await self._clock.run(parts.blocks.data),
+                slot=slot,
+                batch=batch,
+                options=pipeline,
+                courier=self._courier,
+                crew=self._crew,
+                clock=parts.clock,
+                journal=journal,
+            )
+        return StageLoop(
+            stage,
+            compute,
+            parts.blocks,
+            courier=self._courier,
+            crew=self._crew,
+            clock=parts.clock,
+            journal=journal,
+            patience_s=self._options.timing.min_patience_s,
+            lr_scale=functools.partial(_scale, healed_at, pipeline.lr_boost, pipeline.lr_boost_steps),
+        )
+
+    def _note_recovery(self, event: StageRecovered) -> None:
+        self._recoveries += 1
+        donors = f" of {len(event.donors)}" if len(event.donors) > 1 else ""
+        self._recovery = (
+            f"stage {event.stage}: {event.source}{donors} at step {event.step}, "
+            f"loss {event.loss_before:.3f} -> {event.loss_after:.3f}, {event.seconds:.0f} s"
+        )
+
+    # -- checkpoints of a spare ---------------------------------------------------------------------------------------
+
+    async def _save_as_spare(self) -> None:
+        """A spare has nothing to do and a disk: it keeps the stages as they are now, in case neighbours are lost."""
+        now = self._clock.monotonic()
+        every_s = self._pipeline.checkpoint_s
+        if self._units or self._taking or not every_s or now - self._saved_at < every_s:
+            return
+        self._saved_at = now
+        for stage in range(self._pipeline.num_stages + 1):
+            if not self._crew.holders(stage):
+                continue
+            compute = await self._clock.run(functools.partial(self._build, stage))
+            download = await self._takeover.live(stage, compute)
+            if isinstance(download, Download):
+                weights = Layout.of(compute.parameters()).scatter(values_of(download), 0)
+                step = max((p.metrics.step for p in self._crew.present()), default=0)
+                outcome = Outcome(False, step // self._pipeline.inner_steps, 0, download.snapshot.name, weights, {})
+                await self._clock.run(functools.partial(self._parts.store.save, stage, outcome))
+        self.membership.update(stored=named(self._parts.store.stages()))
+
+    # -- what others hear ---------------------------------------------------------------------------------------------
+
+    def _tell(self, state: State) -> None:
+        """Bring the own record up to date."""
+        rounds = [unit.worker.membership.own.round for unit in self._units.values()]
+        changes = {
+            "state": state,
+            "round": min(rounds, default=self.membership.own.round),
+            "round_s": max((unit.worker.membership.own.round_s for unit in self._units.values()), default=0.0),
+            "holds": named(self._units),
+            "takes": named(self._taking - set(self._units)),
+        }
+        own = self.membership.own
+        if any(getattr(own, name) != value for name, value in changes.items()):
+            self.membership.update(**changes)
+
+    def _metrics(self) -> Metrics:
+        """The figures of its stages together; of a head its own come first."""
+        units = [self._units[stage] for stage in sorted(self._units)]
+        figures = units[0].worker.metrics() if units else Metrics(version=__version__, device=self._parts.device)
+        others = [unit.worker.metrics() for unit in units[1:]]
+        loops = [unit.loop for unit in units]
+        stages = [loop for loop in loops if isinstance(loop, StageLoop)]
+        heads = [loop for loop in loops if isinstance(loop, HeadLoop)]
+        traffic = self._parts.transport.traffic()
+        figures = replace(
+            figures,
+            compute_s=figures.compute_s + sum(other.compute_s for other in others),
+            sent_bytes=traffic.sent_bytes,
+            received_bytes=traffic.received_bytes,
+            queue=sum(loop.queue for loop in stages),
+            microbatch_s=sum(loop.microbatch_s for loop in stages),
+            activation_bytes=self._courier.sent_bytes,
+            recoveries=self._recoveries,
+            recovery=self._recovery[:200],
+            reason=self._reason(figures.reason, heads),
+        )
+        for head in heads:
+            val_round, val_loss = head.validated
+            failures = ",".join(f"{stage}:{count}" for stage, count in sorted(head.failures.items()))
+            figures = replace(
+                figures, val_round=val_round, val_loss=val_loss, resent=head.resent, failures=failures[:200]
+            )
+        return figures
+
+    def _reason(self, own: str, heads: Sequence[HeadLoop]) -> str:
+        """Why this worker does not contribute."""
+        reasons = [f"stage {stage} cannot be brought back: {why}" for stage, why in sorted(self._why.items())]
+        reasons += [head.waits_for for head in heads if head.waits_for]
+        return (reasons[0] if reasons else own)[:200]
+
+
+def _scale(healed_at: int | None, boost: float, span: int, step: int) -> float:
+    """Factor on the learning rate at a global step."""
+    return lr_scale(None if healed_at is None else step - healed_at, boost, span)
+
+
+def _recovered(
+    stage: int, brought: Brought, loss_before: float, step: int, loss_after: float, seconds: float
+) -> StageRecovered:
+    source: Recovery = brought.recovery
+    return StageRecovered(stage, source.source, brought.donors, step, loss_before, loss_after, seconds)

@@ -1,0 +1,223 @@
+"""Bringing a stage here: what it is made of, who is asked for it, and how far the run is.
+
+Decisions are those of ``pipeline.recovery``; this is how they are carried out. Whatever cannot be had now is a text
+that says why, and is tried again by the caller. Legend: N = values of a stage.
+"""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from decentral.engine.options import Outcome
+from decentral.errors import FrameError
+from decentral.pipeline.compute import HeadCompute, StageCompute
+from decentral.pipeline.courier import COMMIT, SETTLE, Courier, Undelivered
+from decentral.pipeline.crew import Crew
+from decentral.pipeline.handover import fetch_kept, fetch_live, shapes_signature, values_of
+from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.packets import Commit, Settle, Settled, pack_commit, pack_settle, unpack_settled
+from decentral.pipeline.recovery import Recovery, Source, blend, decide
+from decentral.pipeline.scoped import Scoped
+from decentral.ports.transport import Transport
+from decentral.state.download import Download
+from decentral.swarm.timing import Timing
+from decentral.tensors.layout import Layout
+from decentral.types import PeerId
+
+
+class Store(Protocol):
+    """What this worker has on disk of the run's stages."""
+
+    def stages(self) -> frozenset[int]:
+        """Stages with a checkpoint."""
+        ...
+
+    def load(self, stage: int) -> Mapping[str, Tensor]:
+        """Named weights of a stage's checkpoint. Raises OSError if it cannot be read."""
+        ...
+
+    def save(self, stage: int, outcome: Outcome) -> None:
+        """Replace the checkpoint of a stage; must not raise."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the run is, as the holders of its stages say."""
+
+    step: int = 0
+    """The next one."""
+    batch: int = -1
+    """Last committed batch of the slot that was asked for."""
+    loss: float = math.nan
+    """Of the last batch."""
+    norms: Mapping[int, float] | None = None
+    """Of the last mean gradient, by stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Weights that are in place."""
+
+    recovery: Recovery
+    donors: tuple[PeerId, ...]
+    received_bytes: int = 0
+
+
+class Takeover:
+    """Brings stages to this worker.
+
+    Args:
+        transport: to the peers.
+        courier: for the questions about slots.
+        crew: who lives.
+        options: of the pipeline.
+        timing: deadlines of downloads.
+        store: checkpoints.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        courier: Courier,
+        crew: Crew,
+        options: PipelineOptions,
+        timing: Timing,
+        store: Store,
+    ) -> None:
+        self._transport = transport
+        self._courier = courier
+        self._crew = crew
+        self._options = options
+        self._timing = timing
+        self._store = store
+
+    def decide(self, stage: int) -> Recovery:
+        """What ``stage`` is to be made of, as things are now."""
+        num_stages, me = self._options.num_stages, self._courier.peer_id
+        alive = {k for k in range(num_stages + 1) if any(peer != me for peer in self._crew.holders(k))}
+        # A neighbour that this worker holds itself serves as well as another's.
+        alive |= {k for k in range(num_stages + 1) if k != stage and me in self._crew.holders(k)}
+        return decide(
+            stage,
+            num_stages=num_stages,
+            alive=alive,
+            healing=self._options.healing,
+            started=any(presence.metrics.step > 0 for presence in self._crew.records()),
+            kept={1, num_stages} if self._options.swap else set(),
+            stored=stage in self._store.stages(),
+        )
+
+    async def standing(self, slot: int) -> Standing:
+        """Ask all holders of all stages how far they are."""
+        answers = await self._ask(slot)
+        norms = {stage: answer.grad_norm for (stage, _), answer in answers.items()}
+        losses = [answer.loss for answer in answers.values() if math.isfinite(answer.loss)]
+        return Standing(
+            step=max((answer.step for answer in answers.values()), default=0),
+            batch=max((answer.batch for answer in answers.values()), default=-1),
+            loss=losses[-1] if losses else math.nan,
+            norms=norms,
+        )
+
+    async def settle(self, slot: int) -> Standing:
+        """Make all holders agree on the last batch of a slot whose head is gone.
+
+        Its head committed a batch only when all had counted all of it. So if one holder has it, the others may count
+        theirs; if none has it, it was counted nowhere and is drawn again.
+        """
+        answers = await self._ask(slot)
+        batch = max((answer.batch for answer in answers.values()), default=-1)
+        step = max((answer.step for answer in answers.values()), default=0)
+        commit = pack_commit(Commit(slot, batch, max(0, step - 1), None, math.nan, 0))
+        behind = [(stage, peer) for (stage, peer), answer in answers.items() if answer.batch < batch]
+        await asyncio.gather(*[self._courier.ask(peer, stage, COMMIT, commit) for stage, peer in behind])
+        return await self.standing(slot)
+
+    async def bring(
+        self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, slot: int
+    ) -> Brought | str:
+        """Fill the weights of ``compute``; in words why they cannot be had now.
+
+        A replica's weights are not brought here: who has one joins the swarm of its stage.
+        """
+        layout = Layout.of(compute.parameters())
+        match recovery.source:
+            case Source.NOTHING:
+                return "its neighbours are gone as well, and nobody has a checkpoint"
+            case Source.INITIAL | Source.REPLICA:
+                return Brought(recovery, ())
+            case Source.CHECKPOINT:
+                try:
+                    compute.load(self._store.load(stage))
+                except (OSError, ValueError) as err:
+                    return f"its checkpoint cannot be used: {err}"
+                return Brought(recovery, (self._courier.peer_id,))
+            case Source.BLEND:
+                return await self._blend(recovery, compute, layout, slot)
+            case Source.COPY | Source.KEPT:
+                return await self._copy(recovery, compute, layout, slot)
+
+    async def _blend(
+        self, recovery: Recovery, compute: StageCompute | HeadCompute, layout: Layout, slot: int
+    ) -> Brought | str:
+        signature, numel = shapes_signature(compute.parameters()), layout.numel(0)
+        below, above = await asyncio.gather(*[self._live(stage, signature, numel) for stage in recovery.stages])
+        if isinstance(below, str) or isinstance(above, str):
+            return "; ".join(text for text in (below, above) if isinstance(text, str))
+        norms = (await self.standing(slot)).norms or {}
+        norm_below, norm_above = (norms.get(stage, math.nan) for stage in recovery.stages)
+        healed_N = blend(values_of(below), values_of(above), norm_below, norm_above, self._options.norm)
+        compute.load(layout.scatter(healed_N, 0))
+        return Brought(recovery, (below.donor, above.donor), below.received_bytes + above.received_bytes)
+
+    async def _copy(
+        self, recovery: Recovery, compute: StageCompute | HeadCompute, layout: Layout, slot: int
+    ) -> Brought | str:
+        signature, numel = shapes_signature(compute.parameters()), layout.numel(0)
+        found: Download | str = "nobody has a copy"
+        for stage in recovery.stages:
+            if recovery.source is Source.KEPT:
+                scope, holders = self._scope(stage), self._crew.holders(stage)
+                one = await fetch_kept(scope, slot, holders, signature, numel, self._timing)
+            else:
+                one = await self._live(stage, signature, numel)
+            # Of copies of a head the newest counts: one of them may have been made by a keeper that came late.
+            if isinstance(found, str) or (not isinstance(one, str) and one.head.step > found.head.step):
+                found = one
+        if isinstance(found, str):
+            return found
+        compute.load(layout.scatter(values_of(found), 0))
+        return Brought(recovery, (found.donor,), found.received_bytes)
+
+    async def _live(self, stage: int, signature: str, numel: int) -> Download | str:
+        return await fetch_live(self._scope(stage), self._crew.holders(stage), signature, numel, self._timing)
+
+    async def live(self, stage: int, compute: StageCompute | HeadCompute) -> Download | str:
+        """The weights of a stage as its holders have them now, for a checkpoint; ``compute`` tells its shapes."""
+        numel = Layout.of(compute.parameters()).numel(0)
+        return await self._live(stage, shapes_signature(compute.parameters()), numel)
+
+    def _scope(self, stage: int) -> Scoped:
+        return Scoped(self._transport, str(stage))
+
+    async def _ask(self, slot: int) -> dict[tuple[int, PeerId], Settled]:
+        """The answers of all holders that answer."""
+        hops = [(k, peer) for k in range(1, self._options.num_stages + 1) for peer in self._crew.holders(k)]
+        request = pack_settle(Settle(slot))
+        replies = await asyncio.gather(*[self._courier.ask(peer, stage, SETTLE, request) for stage, peer in hops])
+        answers = {}
+        for hop, reply in zip(hops, replies, strict=True):
+            if isinstance(reply, Undelivered):
+                if reply.gone:
+                    self._crew.bury(reply.peer)
+                continue
+            try:
+                answers[hop] = unpack_settled(reply)
+            except FrameError:
+                continue
+        return answers
