@@ -86,6 +86,10 @@ class Ledger:
         """The number of the last attempt, -1 for none."""
         return self._attempts.get(index, -1)
 
+    def path(self, index: int) -> tuple[Hop, ...]:
+        """The path of the last attempt, empty for none."""
+        return self._paths.get(index, ())
+
     def is_current(self, index: int, attempt: int) -> bool:
         """Whether ``attempt`` is the one under way."""
         under_way = index not in self._waiting and index not in self._done

@@ -47,8 +47,9 @@ def test_by_hand() -> None:
 
 def test_a_failed_one_goes_again_through_the_same_replicas() -> None:
     ledger = Ledger(1)
-    assert ledger.attempt(0) == -1
+    assert (ledger.attempt(0), ledger.path(0)) == (-1, ())
     ledger.sent(0, path("a", "b"))
+    assert ledger.path(0) == path("a", "b")
     ledger.failed(0, 0)
     assert ledger.attempt(0) == 0
     assert ledger.waiting() == [0]
