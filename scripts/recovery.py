@@ -6,7 +6,7 @@ too. Only the peers are missing: activations are handed over as they are. Knows 
 
 import copy
 import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,14 +84,15 @@ class Pipeline:
     Args:
         plan: what is done about losses.
         seed: of weights and data.
+        data: files; empty for the standard library's sources.
     """
 
-    def __init__(self, plan: Plan, seed: int) -> None:
+    def __init__(self, plan: Plan, seed: int, data: tuple[str, ...] = ()) -> None:
         swap = plan.healing == "checkfree+"
         # Both halves are one batch of the corpus: without swaps they can as well be computed at once.
         self._orders = [stage_order(NUM_STAGES, index, swap=swap) for index in range(2 if swap else 1)]
         self._plan = plan
-        seat = Seat(run_seed=seed, stream_seed=seed, total_steps=10**9)
+        seat = Seat(run_seed=seed, stream_seed=seed, total_steps=10**9, data=data)
         self._blocks = lm.blocks(plan.task, seat, len(self._orders))
         self._data = self._blocks.data()
         large = {**plan.task, "batch_sequences": VALIDATION_SEQUENCES, "val_batches": 1}
@@ -204,7 +205,7 @@ def play(
     seed: int,
     losses: Sequence[Sequence[int]],
     every: int,
-    said: Callable[[int, float], None] = lambda iteration, loss: None,
+    data: tuple[str, ...] = (),
 ) -> Run:
     """Train for as many iterations as ``losses`` has entries, on one thread.
 
@@ -213,10 +214,10 @@ def play(
         seed: of weights and data.
         losses: stages that are lost at the start of each iteration.
         every: iterations from one validation to the next.
-        said: told every validation.
+        data: files; empty for the standard library's sources.
     """
     torch.set_num_threads(1)
-    pipeline = Pipeline(plan, seed)
+    pipeline = Pipeline(plan, seed, data)
     curve, steps = [pipeline.validate()], [0]
     lost: list[Lost] = []
     norms = np.zeros(NUM_STAGES)
@@ -231,5 +232,4 @@ def play(
         if (iteration + 1) % every == 0:
             curve.append(pipeline.validate())
             steps.append(pipeline.step)
-            said(iteration + 1, curve[-1])
     return Run(curve, steps, lost, (norms / len(losses)).tolist())
