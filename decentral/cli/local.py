@@ -107,7 +107,10 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     """Set up the run and let it run; nothing has been started when it is refused."""
     own = settings.worker
     if own.stage:
-        raise UsageError(f"worker.stage is {own.stage}, but in a local run every stage finds a worker by itself.")
+        raise UsageError(
+            f"worker.stage is {own.stage}, but in a local run every stage finds a worker by itself.",
+            hint="Leave it out; --spares adds workers that wait.",
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = own.model_copy(update={"threads": own.threads or max(1, cores // processes.size)})
     swarm = resolve(settings.swarm)
@@ -117,17 +120,13 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     import torch
 
     from decentral.cli import compose
+    from decentral.cli.stages import parts_of, settle
 
+    swarm = settle(swarm, own.device, ())
     torch.set_num_threads(own.threads)
     # Finds what is wrong with task and data before any process starts, and measures the result at the end.
     trainer = compose.build_trainer(swarm, own.device, (), stream_seed=0)
-    parts = [trainer.parameters()]
-    if processes.num_stages:
-        from decentral.cli.stages import parts_of, settle
-
-        swarm = settle(swarm, own.device, ())
-        parts = parts_of(swarm, own.device, trainer.parameters())
-    check_cut(swarm, parts)
+    check_cut(swarm, parts_of(swarm, own.device, trainer.parameters()))
     pace = measure(trainer, steps=12 if length.minutes is not None else 1)
     if length.minutes is not None:
         step_s = pace.step_s * processes.crowding(own.threads, cores, on_cpu=own.device == "cpu")

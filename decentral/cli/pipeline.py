@@ -22,7 +22,7 @@ _SPARE = "spare"
 class PipelineSection(Section):
     """How a model is cut into stages, and how micro-batches flow through them."""
 
-    stages: int = Field(default=0, ge=0, le=1024)
+    stages: int = Field(default=0, ge=0, le=256)
     """Parts that the blocks are cut into, beside the head; 0: every worker has the whole model."""
     replicas: int = Field(default=0, ge=0, le=4096)
     """Holders of each stage, the head included; who comes after that waits as a spare. 0 for no limit."""

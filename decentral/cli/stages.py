@@ -49,31 +49,35 @@ def cut_of(swarm: SwarmConfig, num_blocks: int) -> Cut:
 
 
 def settle(swarm: SwarmConfig, device: str, data: Sequence[str]) -> SwarmConfig:
-    """The configuration of a pipeline with its recovery chosen, after all was checked that one machine can check.
+    """The configuration with a pipeline's recovery chosen, after all was checked of it that one machine can check.
 
     Args:
-        swarm: resolved, with a pipeline.
+        swarm: resolved; without a pipeline nothing is to be done.
         device: as in ``blocks_of``, as is ``data``.
         data: see above.
 
     Raises:
         ConfigError: see ``blocks_of`` and ``cut_of``.
     """
+    if not swarm.pipeline.stages:
+        return swarm
     blocks = blocks_of(swarm, device, data)
     return with_values(swarm, {"pipeline.recovery": cut_of(swarm, blocks.num_blocks).healing})
 
 
 def parts_of(swarm: SwarmConfig, device: str, parameters: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
-    """The parameters of the head and of each stage, out of those of the whole model.
+    """What is synchronised by itself: the parameters of the head and of each stage, or those of the whole model.
 
     Args:
-        swarm: resolved, with a pipeline.
+        swarm: resolved.
         device: as in ``blocks_of``.
         parameters: of the whole model, named as ``Blocks`` says.
 
     Raises:
         ConfigError: see ``blocks_of`` and ``cut_of``.
     """
+    if not swarm.pipeline.stages:
+        return [parameters]
     parts: list[dict[str, Tensor]] = [{} for _ in range(swarm.pipeline.stages + 1)]
     spans = cut_of(swarm, blocks_of(swarm, device, ()).num_blocks).spans
     stage_of = {block: stage for stage, span in enumerate(spans, 1) for block in range(*span)}

@@ -156,8 +156,6 @@ def _founded(settings: Settings) -> SwarmConfig:
     own, swarm = settings.worker, resolve(settings.swarm)
     if own.stage:
         check_founder(own.stage, swarm.pipeline.stages)
-    if not swarm.pipeline.stages:
-        return swarm
     from decentral.cli.stages import settle
 
     return settle(swarm, own.device, own.data)

@@ -116,6 +116,30 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["local", "--mix", "2"], "method.mix_alpha = 2: must be a number, at least 0 and at most 1, or auto", "", 3),
         (["worker", "--join", "a:1", "--max-upload", "20"], 'worker.max_upload = "20": it has no unit', "", 3),
         (["local", "--max-upload", "9kbit"], "9kbit is less than 400kbit", "", 3),
+        (["worker", "--new", *TOY, "--stages", "4"], "workers.toy has no function blocks", "docs/tasks.md", 3),
+        (["worker", "--new", "--stages", "9"], "a model of 4 blocks cannot be cut into 9 stages", "1 up to 4", 3),
+        (
+            ["worker", "--new", "--stages", "3", "--set", "pipeline.recovery=checkfree"],
+            "pipeline.recovery is 'checkfree', which needs equal stages",
+            "'checkpoint'",
+            3,
+        ),
+        (
+            ["worker", "--new", "--stages", "4", "--set", "pipeline.microbatches=7"],
+            "batch_sequences is 16 with 7 micro-batches",
+            "multiple of pipeline.microbatches",
+            3,
+        ),
+        (["worker", "--new", "--stages", "4", "--stage", "9"], "stages 0 (the head) to 4", "Leave --stage out", 3),
+        (["worker", "--new", "--stages", "4", "--stage", "spare"], "somebody must have the head", "--stage", 3),
+        (["worker", "--new", "--stage", "2"], "worker.stage is 2, but the swarm has no pipeline", "--stages", 3),
+        (["worker", "--join", "a:1", "--stage", "0-x"], 'worker.stage = "0-x": must be a stage such as 2', "", 3),
+        (["worker", "--new", "--replicas", "2"], "pipeline.replicas is 2, but pipeline.stages is 0", "", 3),
+        (["local", "--stages", "4", "--workers", "5"], "--workers and a pipeline exclude each other", "--spares", 2),
+        (["local", "--spares", "2"], "--spares is for a pipeline, and there is none", "--stages", 2),
+        (["local", "--stages", "2", *TOY], "workers.toy has no function blocks", "docs/tasks.md", 3),
+        (["local", "--stages", "4", "--result", "best"], "--result best is not known.", "average or newest", 2),
+        (["local", "--stages", "4", "--set", "worker.stage=2"], "every stage finds a worker by itself", "", 2),
         (["status", ""], "The address is empty.", "variable", 2),
         (
             ["local", "--result", "4"],
@@ -235,6 +259,16 @@ def test_overlap_of_a_founder_and_of_a_joiner(compose, tmp_path):
     assert (swarm.method.fragments, swarm.method.delay_steps, swarm.method.mix_alpha) == ("paper", 2, 0.5)
     assert explicit == {"method.fragments": "paper", "method.delay_steps": 2}
     assert founder.max_upload == joiner.max_upload == 2_500_000
+
+
+def test_the_pipeline_of_a_founder_and_of_a_joiner(compose, tmp_path):
+    out = ("--out", str(tmp_path))
+    run("worker", "--new", *out, "--stages", "4", "--replicas", "2", "--stage", "0-1")
+    run("worker", "--join", "a:1", *out, "--stages", "4", "--stage", "spare")
+    (swarm, founder, *_), (_, joiner, _, explicit) = compose.calls
+    assert (swarm.pipeline.stages, swarm.pipeline.replicas, swarm.pipeline.recovery) == (4, 2, "checkfree+")
+    assert (founder.stage, joiner.stage) == ("0-1", "spare")
+    assert explicit == {"pipeline.stages": 4}
 
 
 def test_the_data_of_a_founder_is_the_data_of_the_run(compose, tmp_path):

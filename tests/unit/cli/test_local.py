@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from decentral.cli.app import app
 from decentral.cli.config import SwarmConfig, to_toml
 from decentral.cli.folder import MODEL
 from decentral.cli.local import measure, rounds_for
-from decentral.cli.local_run import LocalRun
-from decentral.cli.processes import Processes
+from decentral.cli.local_run import LocalRun, _cancel
+from decentral.cli.processes import Processes, processes_for
 from decentral.cli.replay import Replay
 from decentral.cli.settings import load, resolve
 from decentral.errors import ConfigError, DecentralError, ExitCode
@@ -207,6 +208,54 @@ class TestStart:
         caps = [arguments[arguments.index("--max-upload") + 1] for arguments in told]
         assert [load(None, [], {"worker.max_upload": cap}).worker.max_upload for cap in caps] == [2_500_000] * 3
 
+    def test_a_pipeline_has_spares_and_is_asked_for_what_it_does(self, tmp_path, monkeypatch):
+        started: list[list[str]] = []
+        asked: list[list[str]] = []
+
+        class Said:
+            code = None
+
+            def __init__(self, index: int) -> None:
+                self.index = index
+
+            async def first_line(self, timeout_s: float) -> str:
+                if self.index == 3:
+                    raise DecentralError("It ended.")
+                return f"decentral worker --join 127.0.0.1:{self.index}"
+
+        async def start(index, arguments, folder, env):
+            started.append(list(arguments))
+            return Said(index)
+
+        started_all, told = asyncio.Event(), asyncio.Event()
+
+        async def follow(addresses, *, every_s):
+            await started_all.wait()
+            asked.append(list(addresses))
+            yield summarize(replace(children_facts(), run_id="told"), [], ttl_s=6.0)
+            told.set()
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr("decentral.cli.local_run.start", start)
+        monkeypatch.setattr("decentral.cli.compose.follow", follow)
+        loaded = load(None, ["task.factory=workers.toy:build", "pipeline.stages=2"])
+        processes = processes_for(loaded.swarm.pipeline, None, 1)
+        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, toy.build({}, Seat(0, 1, 10)), 8)
+
+        async def scenario() -> None:
+            await run._start()
+            assert [row.stage for row in run._report().stages] == [0, 1, 2]
+            await asyncio.gather(*run._beside[1:])
+            started_all.set()
+            await told.wait()
+            assert run._report().run.run_id == "told"
+            await _cancel(run._beside)
+
+        asyncio.run(asyncio.wait_for(scenario(), 10))
+        assert ["--new" in arguments for arguments in started] == [True, False, False, False]
+        assert [arguments[-2:] == ["--stage", "spare"] for arguments in started] == [False, False, False, True]
+        assert asked == [["127.0.0.1:0", "127.0.0.1:1", "127.0.0.1:2"]]
+
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
@@ -277,6 +326,38 @@ class TestResult:
         self.end(tmp_path, "noloco", {41: 2.0})
         assert str(torn) in capsys.readouterr().err
         assert self.kept(tmp_path) == 2.0
+
+    def end_of_pipeline(self, tmp_path: Path, saved: list[tuple[int, int, float, int]]) -> LocalRun:
+        """The end of a run whose worker, stage, distance from the hidden vector and round are in ``saved``."""
+        toy_of_three = ["task.factory=workers.toy:build", "task.settings.numel=6", "task.settings.num_layers=3"]
+        loaded = load(None, [*toy_of_three, "worker.threads=1", "pipeline.stages=2"])
+        trainer = toy.build({"numel": 6, "num_layers": 3}, Seat(0, 1, 10))
+        processes = processes_for(loaded.swarm.pipeline, None, None)
+        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, trainer, 8)
+        hidden = torch.randn(6, generator=torch.Generator().manual_seed(0)).chunk(3)
+        for worker, stage, value, round_ in saved:
+            about = {"run": "demo-1", "round": str(round_), "stage": str(stage), "stages": "2"}
+            weights = {f"layers.{stage}.weight": hidden[stage] + value}
+            save_file(weights, tmp_path / "workers" / str(worker) / f"stage-{stage}.safetensors", about)
+        run._finish(61.0)
+        return run
+
+    def test_of_a_pipeline_the_newest_of_each_stage_together(self, tmp_path, capsys):
+        self.end_of_pipeline(tmp_path, [(0, 0, 2.0, 40), (1, 1, 2.0, 40), (2, 2, 9.0, 3), (1, 2, 2.0, 40)])
+        printed = capsys.readouterr()
+        assert "model put together of 2 stages and the head\n" in printed.err
+        assert printed.out.startswith("validation loss  2.000 nats per token, after round 40\ntokens")
+        hidden = torch.randn(6, generator=torch.Generator().manual_seed(0)).chunk(3)
+        written = load_file(tmp_path / MODEL)
+        assert [round(float((written[f"layers.{s}.weight"] - hidden[s]).mean()), 3) for s in range(3)] == [2.0] * 3
+
+    @pytest.mark.parametrize("saved", [[], [(0, 0, 2.0, 40), (1, 1, 2.0, 40)]])
+    def test_of_a_pipeline_that_lacks_a_stage_no_model_is_left(self, tmp_path, capsys, saved):
+        self.end_of_pipeline(tmp_path, saved)
+        printed = capsys.readouterr()
+        assert "weights          none were saved" in printed.out
+        assert ("nobody has saved stage 2" in printed.err) is bool(saved)
+        assert not (tmp_path / MODEL).exists()
 
     def test_the_trainer_samples_from_what_was_kept(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(toy.ToyTrainer, "sample", lambda self: f"loss {self.validate():.3f}", raising=False)

@@ -15,7 +15,7 @@ FOUR = "pipeline.stages=4"
 @pytest.mark.parametrize(
     ("assignments", "match"),
     [
-        (["pipeline.stages=-1"], "pipeline.stages = -1: must be a whole number, at least 0 and at most 1024"),
+        (["pipeline.stages=-1"], "pipeline.stages = -1: must be a whole number, at least 0 and at most 256"),
         (["pipeline.replicas=2"], r"replicas is 2, but pipeline.stages is 0, .* set pipeline.stages \(or --stages\)"),
         (["pipeline.routing=speed"], "pipeline.routing is speed, but pipeline.stages is 0"),
         (["pipeline.stages=3", "pipeline.recovery=checkfree+"], r"checkfree\+, which needs at least 4 stages, .* is 3"),
