@@ -299,19 +299,22 @@ class Station:
         self._tell(self.membership.own.state)
         await self.membership.announce()
         compute = await self._clock.run(functools.partial(self._build, stage))
-        recovery = self._takeover.decide(stage)
         slot = self._free_slot() if stage == 0 else self.membership.own.slot
+        # Whoever does not answer now is known to be gone when it is decided whom to ask.
+        await asyncio.gather(*[self.membership.tell(peer) for peer in self._others(stage)])
         standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
+        recovery = self._takeover.decide(stage)
         brought = await self._takeover.bring(recovery, compute, stage, slot)
         if isinstance(brought, str):
             self._why[stage] = brought
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
             return
         unit = await self._make(stage, compute, brought, slot, standing, began)
-        me = self._parts.transport.peer_id
-        replicas = [peer for peer in self._crew.holders(stage) if peer != me]
+        replicas = self._others(stage) if recovery.source is Source.REPLICA else []
         try:
-            await unit.start(standing.step, replicas if recovery.source is Source.REPLICA else [])
+            if recovery.source is Source.REPLICA and not replicas:
+                raise UnreachableError("its last holder was lost just now")
+            await unit.start(standing.step, replicas)
         except UnreachableError as err:
             await unit.abandon()
             self._why[stage] = err.message
@@ -328,6 +331,10 @@ class Station:
             self.membership.update(slot=slot)
         self._tell(State.TRAINING)
         await self.membership.announce()
+
+    def _others(self, stage: int) -> list[PeerId]:
+        """Other holders of a stage."""
+        return [peer for peer in self._crew.holders(stage) if peer != self._parts.transport.peer_id]
 
     def _build(self, stage: int) -> HeadCompute | StageCompute:
         """The stage as the run began with it."""

@@ -63,6 +63,11 @@ class Crew:
         """The last record of a peer, dead or alive."""
         return self._roster.get(peer)
 
+    def seq(self, peer: PeerId) -> int:
+        """Number of the last record of a peer; -1 for none."""
+        known = self._roster.get(peer)
+        return -1 if known is None else known.seq
+
     def records(self) -> list[Presence]:
         """All records that are remembered, of the dead as well."""
         return [presence for presence, _ in self._roster.with_ages(self._clock.monotonic())]

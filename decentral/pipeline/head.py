@@ -91,6 +91,8 @@ class _Batch:
     counted_output: set[int] = field(default_factory=set)
     """Micro-batches whose gradient the output layer has counted, and below the embedding."""
     counted_embedding: set[int] = field(default_factory=set)
+    lost_at: dict[PeerId, int] = field(default_factory=dict)
+    """The last record of those that were lost, by its number: who is heard of anew is alive."""
     spoilt: bool = False
 
     @property
@@ -157,7 +159,9 @@ class HeadLoop:
         self._committing: asyncio.Task[None] | None = None
         self._trip_s = 0.0
         self._lost: set[int] = set()
-        """Stages known to have no holder."""
+        """Stages known to have lost all holders."""
+        self._complete = False
+        """Whether there ever was a holder of every stage."""
         self._owed = 0
         self._spoilt = 0
         """Batches in a row whose loss was not finite."""
@@ -268,16 +272,18 @@ class HeadLoop:
                 )
             hops.append(Hop(stage, peer))
         self._lost.clear()
+        self._complete = True
         self.waits_for = ""
         return (*hops, me)
 
     def _pardoned(self, batch: _Batch, stage: int) -> list[PeerId]:
-        """Replicas of a stage that were taken for lost in this batch, live, and have no substitute."""
-        return [peer for peer in self._crew.holders(stage) if batch.ledger.pardon(peer)]
+        """Replicas of a stage that were taken for lost in this batch, live all the same, and have no substitute."""
+        heard = [peer for peer in self._crew.holders(stage) if self._crew.seq(peer) > batch.lost_at.get(peer, -1)]
+        return [peer for peer in heard if batch.ledger.pardon(peer)]
 
     def _note_lost(self, stage: int) -> None:
         self.waits_for = f"nobody holds stage {stage}"
-        if stage not in self._lost:
+        if self._complete and stage not in self._lost:
             self._lost.add(stage)
             self._journal.record(StageLost(stage, self.step, self.loss))
 
@@ -358,6 +364,7 @@ class HeadLoop:
 
     def _lose(self, batch: _Batch, peer: PeerId, reason: str) -> None:
         """Whatever a replica counts of this batch is not to be relied on."""
+        batch.lost_at[peer] = self._crew.seq(peer)
         self.failures.update({hop.stage for hop in batch.ledger.hops(peer)})
         for index in batch.ledger.lost(peer):
             self._note_resent(batch, index, reason)
@@ -398,19 +405,21 @@ class HeadLoop:
         """Have every replica count its share, after those that keep copies of heads have one of this one.
 
         Nobody may count a batch that no copy of the head has counted. A replica that came back under its old identity
-        has forgotten its share: it gets it once more.
+        has forgotten its share, and the only one of a stage may have died before it heard of the commit: it, or who
+        comes in its place, gets that share once more. Those who have counted the batch do not count it again.
         """
         if self._options.swap:
             await self._have_kept(batch, copy_N)
-        forgetful = await self._commit_everywhere(batch)
+        lacking = await self._commit_everywhere(batch)
         for _ in range(_COMMIT_TRIES):
-            if not forgetful:
+            if not lacking:
                 break
-            for peer in forgetful:
-                batch.ledger.lost(peer)
-                batch.ledger.pardon(peer)
+            for hop in lacking:
+                batch.ledger.lost(hop.peer)
+                if hop.peer in self._crew.holders(hop.stage):
+                    batch.ledger.pardon(hop.peer)
             await self._drive(batch, asyncio.Event())
-            forgetful = await self._commit_everywhere(batch)
+            lacking = await self._commit_everywhere(batch)
         del self._batches[batch.number, batch.train]
 
     async def _have_kept(self, batch: _Batch, copy_N: Tensor) -> None:
@@ -421,16 +430,19 @@ class HeadLoop:
         ]
         await asyncio.gather(*[self._courier.tell(hop.peer, hop.stage, KEEP, request) for hop in keepers])
 
-    async def _commit_everywhere(self, batch: _Batch) -> list[PeerId]:
-        """Returns the replicas that lack something of their share."""
+    async def _commit_everywhere(self, batch: _Batch) -> list[Hop]:
+        """Returns the replicas whose share is counted by nobody."""
         shares = {} if batch.spoilt else batch.ledger.shares()
         stages = range(1, self._options.num_stages + 1)
-        hops = {Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares)
-        lacking = await asyncio.gather(*[self._commit_at(batch, hop, shares.get(hop, ())) for hop in sorted(hops)])
-        return sorted({hop.peer for hop, lacks in zip(sorted(hops), lacking, strict=True) if lacks})
+        hops = sorted({Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares))
+        counted = await asyncio.gather(*[self._commit_at(batch, hop, shares.get(hop, ())) for hop in hops])
+        return [hop for hop, has in zip(hops, counted, strict=True) if not has]
 
     async def _commit_at(self, batch: _Batch, hop: Hop, indices: tuple[int, ...]) -> bool:
-        """Returns whether the replica lacks something; what it counts dies with it if it is gone."""
+        """Whether the replica has counted its share.
+
+        That of one that died dies with it, as all does that it learned, if its stage has others: they have stepped.
+        """
         tokens = len(batch.data) * self._blocks.num_tokens
         request = pack_commit(Commit(self._slot, batch.number, batch.step, indices, batch.loss, tokens))
         for _ in range(_COMMIT_TRIES):
@@ -439,16 +451,16 @@ class HeadLoop:
                 if reply.gone:
                     self._crew.bury(hop.peer)
                 if not self._crew.is_present(hop.peer):
-                    return False
+                    break
                 await asyncio.sleep(_LOOK_S)
                 continue
             try:
                 committed = unpack_committed(reply)
             except FrameError:
-                return False
+                break
             self._owed = max(self._owed, committed.step - batch.step - 1)
-            return bool(committed.missing)
-        return False
+            return not committed.missing
+        return not indices or any(peer != hop.peer for peer in self._crew.holders(hop.stage))
 
     # -- validation ---------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ class StageLoop:
         self.loss = math.nan
         self.microbatch_s = 0.0
         self.step = 0
-        """The next one to take."""
+        """The next one to take, as the heads count; this worker skips what it was not there for."""
         self._stage = stage
         self._compute = compute
         self._num_tokens = blocks.num_tokens
@@ -129,8 +129,6 @@ class StageLoop:
         """Micro-batches between forward and backward pass."""
         self._dropped: set[int] = set()
         """Slots whose gradients are still to be thrown away: on the clock's thread, when nothing is computed there."""
-        self._owed = 0
-        """Steps that the heads are ahead by."""
         self._open = True
 
     @property
@@ -152,26 +150,20 @@ class StageLoop:
 
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """See ``InnerLoop``; it lasts as long as the heads take for it."""
-        self.step = first_step
-        taken, tokens, compute_s = 0, 0, 0.0
+        self.step = max(self.step, first_step)
+        tokens, compute_s = 0, 0.0
         losses: list[float] = []
-        while taken < count and not stop.is_set():
+        while self.step < first_step + count and not stop.is_set():
             self._errands.check()
             if self._dropped:
                 slots, self._dropped = self._dropped, set()
                 for slot in slots:
                     await self._clock.run(functools.partial(self._compute.drop, slot))
-            elif self._owed:
-                skipped = min(self._owed, count - taken)
-                self._owed -= skipped
-                taken += skipped
-                self.step += skipped
             elif self._is_due():
                 began = self._clock.monotonic()
                 tokens += await self._apply()
                 compute_s += self._clock.monotonic() - began
                 losses.append(self.loss)
-                taken += 1
             elif (job := self._next()) is not None:
                 began = self._clock.monotonic()
                 await self._work(job)
@@ -179,7 +171,7 @@ class StageLoop:
             else:
                 await self._look()
         loss = sum(losses) / len(losses) if losses else math.nan
-        return Steps(taken, StepReport(tokens, loss, self.grad_norm), compute_s)
+        return Steps(min(count, self.step - first_step), StepReport(tokens, loss, self.grad_norm), compute_s)
 
     async def _look(self) -> None:
         """Wait for news, or until it is time to look at who lives."""
@@ -357,8 +349,7 @@ class StageLoop:
             indices = commit.indices or ()
             tokens = len(indices) * self._num_tokens
             self._journal.record(BatchCounted(self._stage, step, commit.slot, commit.batch, indices, tokens))
-        self._owed += max(0, step - self.step)
-        self.step += 1
+        self.step = max(self.step, step + 1)
         return num_microbatches * self._num_tokens
 
     def _drop(self, slot: int) -> None:
