@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from decentral import PROTOCOL, __version__
 from decentral.adapters.address import parse_address
@@ -19,6 +19,7 @@ from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
 from decentral.cli.config import SwarmConfig, WorkerConfig, diff
 from decentral.cli.folder import CONFIG, IDENTITY, JOURNAL, MODEL, RESIDUAL, whole_file
+from decentral.cli.pipeline import check_joiner
 from decentral.cli.run_options import run_options, seat_of
 from decentral.cli.settings import import_task
 from decentral.engine.hello import Hello, ask_hello
@@ -32,10 +33,22 @@ if TYPE_CHECKING:  # torch: see above
     from decentral.engine.options import Outcome
     from decentral.engine.worker import Worker
     from decentral.monitor.journal import Journal
+    from decentral.ports.clock import Clock
     from decentral.ports.trainer import Trainer
 
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result", covariant=True)
 _HELLO_TIMEOUT_S = 10.0
+
+
+class _Member(Protocol[_Result]):
+    """A worker of either kind: with the whole model, or with stages of it."""
+
+    async def found(self) -> None: ...
+
+    async def join(self, peers: Sequence[PeerId]) -> None: ...
+
+    async def run(self, stop: asyncio.Event) -> _Result: ...
 
 
 async def ask_status(addresses: Sequence[str], *, timeout_s: float) -> StatusReport:
@@ -127,6 +140,7 @@ async def run_worker(
         if swarm is None:
             hello = await ask_hello(node.transport, peers[0], node.identity.verify, timeout_s=_HELLO_TIMEOUT_S)
             swarm = _joined_config(hello, explicit)
+            check_joiner(own.stage, swarm.pipeline.stages)
             run_id = hello.run_id
         else:
             # Not of the identity: a run founded anew under it is another one, and nobody owes it residuals.
@@ -148,9 +162,6 @@ async def _work(
 
     from decentral.adapters.clock import RealClock
     from decentral.cli.logs import install
-    from decentral.engine.local_steps import LocalSteps
-    from decentral.engine.options import Parts
-    from decentral.engine.worker import Worker
     from decentral.monitor.events import Started
     from decentral.monitor.journal import FanOut, JsonLinesJournal
 
@@ -165,38 +176,62 @@ async def _work(
         journal.record(Started(run_id, node.identity.peer_id, __version__, own.device, swarm.digest()))
         with whole_file(out / CONFIG) as file:
             file.write(json.dumps(json.loads(swarm.to_json()), indent=2) + "\n")
-        stream_seed = int.from_bytes(
-            hashlib.blake2b(f"{run_id}/{node.identity.peer_id}".encode(), digest_size=6).digest()
-        )
-        trainer = await clock.run(lambda: build_trainer(swarm, own.device, own.data, stream_seed))
-        if node.directory is None:
-            raise AssertionError("a worker's node keeps records")
-        parts = Parts(
-            transport=node.transport,
-            directory=node.directory,
-            clock=clock,
-            identity=node.identity,
-            model=trainer,
-            inner=LocalSteps(trainer, clock),
-            journal=journal,
-            residuals=_residuals(out, run_id) if peers else {},
-            save=_saver(out, run_id, journal),
-            device=own.device,
-        )
-        worker = Worker(run_options(swarm, run_id, trainer.parameters()), parts)
-        await (worker.join(peers) if peers else worker.found())
-        announce_join(node.addresses()[0])
-        outcome = await _guarded(node, worker, stop)
-        await clock.run(lambda: _saver(out, run_id, journal)(outcome))
+        if swarm.pipeline.stages:
+            from decentral.cli.station import make_station
+
+            station, save_stages = await clock.run(lambda: make_station(node, swarm, own, run_id, clock, lines, told))
+            await _live(node, station, save_stages, peers, announce_join, stop, clock)
+        else:
+            worker, save = await _make_worker(node, swarm, own, run_id, clock, journal, joins=bool(peers))
+            await _live(node, worker, save, peers, announce_join, stop, clock)
         return ExitCode.OK
     finally:
         clock.close()
         lines.close()
 
 
-async def _guarded(node: Node, worker: "Worker", stop: asyncio.Event) -> "Outcome":
-    """Train until the end, or until the node's daemon dies under it."""
-    training = asyncio.create_task(worker.run(stop))
+async def _make_worker(
+    node: Node, swarm: SwarmConfig, own: WorkerConfig, run_id: str, clock: "Clock", journal: "Journal", *, joins: bool
+) -> "tuple[Worker, Callable[[Outcome], None]]":
+    """A worker that has the whole model, and what saves its weights."""
+    from decentral.engine.local_steps import LocalSteps
+    from decentral.engine.options import Parts
+    from decentral.engine.worker import Worker
+
+    out = Path(own.out)
+    stream_seed = int.from_bytes(hashlib.blake2b(f"{run_id}/{node.identity.peer_id}".encode(), digest_size=6).digest())
+    trainer = await clock.run(lambda: build_trainer(swarm, own.device, own.data, stream_seed))
+    if node.directory is None:
+        raise AssertionError("a worker's node keeps records")
+    save = _saver(out, run_id, journal)
+    parts = Parts(
+        transport=node.transport,
+        directory=node.directory,
+        clock=clock,
+        identity=node.identity,
+        model=trainer,
+        inner=LocalSteps(trainer, clock),
+        journal=journal,
+        residuals=_residuals(out, run_id) if joins else {},
+        save=save,
+        device=own.device,
+    )
+    return Worker(run_options(swarm, run_id, trainer.parameters()), parts), save
+
+
+async def _live(
+    node: Node,
+    member: "_Member[_Result]",
+    save: Callable[["_Result"], None],
+    peers: Sequence[PeerId],
+    announce_join: Callable[[str], None],
+    stop: asyncio.Event,
+    clock: "Clock",
+) -> None:
+    """Take part from beginning to end, and keep what comes of it; or until the node's daemon dies under it."""
+    await (member.join(peers) if peers else member.found())
+    announce_join(node.addresses()[0])
+    training = asyncio.create_task(member.run(stop))
     dying = asyncio.create_task(node.failed())
     try:
         await asyncio.wait({training, dying}, return_when=asyncio.FIRST_COMPLETED)
@@ -205,11 +240,12 @@ async def _guarded(node: Node, worker: "Worker", stop: asyncio.Event) -> "Outcom
                 f"This worker lost its connection to the network: {dying.result()}",
                 hint="Start it again with the same --out: it rejoins under the same identity.",
             )
-        return training.result()
+        outcome = training.result()
     finally:
         for task in (training, dying):
             task.cancel()
         await asyncio.gather(training, dying, return_exceptions=True)
+    await clock.run(lambda: save(outcome))
 
 
 def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int) -> "Trainer":

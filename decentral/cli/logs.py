@@ -1,4 +1,4 @@
-"""Log lines of a worker on stderr: time, level, short id, round, message. Events of the journal are told in words."""
+"""Log lines of a worker on stderr: time, level, short id, stage, round, message. Events are told in words."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from functools import singledispatchmethod
 from decentral.cli.render import amount, loss, percent, size
 from decentral.monitor import events
 from decentral.monitor.events import Absent, Event
+from decentral.monitor.stages import name_of
 from decentral.types import PeerId, short_id
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,15 @@ class _TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__()
         self.peer = ""
+        self.stage: int | None = None
+        """Of a pipeline, that an event is of."""
         self.round = 0
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = _LEVELS.get(record.levelno, "error").upper()
-        text = f"{moment} {level:7} {self.peer or '-':6} r{self.round} {record.getMessage()}"
+        stage = "" if self.stage is None else f"s{self.stage} "
+        text = f"{moment} {level:7} {self.peer or '-':6} {stage}r{self.round} {record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -58,6 +62,7 @@ class _JsonFormatter(_TextFormatter):
             "time": round(record.created, 3),
             "level": _LEVELS.get(record.levelno, "error"),
             "peer": self.peer,
+            **({} if self.stage is None else {"stage": self.stage}),
             "round": self.round,
             "message": record.getMessage(),
         }
@@ -67,17 +72,31 @@ class _JsonFormatter(_TextFormatter):
 
 
 class LogJournal:
-    """A journal that tells each event in one log line."""
+    """A journal that tells each event in one log line.
 
-    def __init__(self, formatter: _TextFormatter) -> None:
+    Args:
+        formatter: of the lines.
+        stage: of a pipeline, of which the events are.
+        me: this worker, if it is known already.
+    """
+
+    def __init__(self, formatter: _TextFormatter, stage: int | None = None, me: PeerId | None = None) -> None:
         self._formatter = formatter
-        self._me = PeerId("")
+        self._stage = stage
+        self._me = me or PeerId("")
+        self._round = 0
         self._loss = math.nan
+
+    def of_stage(self, stage: int) -> "LogJournal":
+        """A journal of one stage of a pipeline, whose lines say so."""
+        return LogJournal(self._formatter, stage, self._me)
 
     def record(self, event: Event) -> None:
         """Log ``event``."""
-        self._formatter.round = getattr(event, "round", self._formatter.round)
+        self._round = getattr(event, "round", self._round)
+        self._formatter.round, self._formatter.stage = self._round, self._stage
         self._tell(event)
+        self._formatter.stage = None
 
     @singledispatchmethod
     def _tell(self, event: Event) -> None:
@@ -166,6 +185,41 @@ class LogJournal:
     @_tell.register
     def _(self, event: events.SatOut) -> None:
         logger.warning("sits out: %s", event.reason)
+
+    @_tell.register
+    def _(self, event: events.StagePlaced) -> None:
+        donors = f" of {' and '.join(short_id(peer) for peer in event.donors)}" if event.donors else ""
+        logger.info(
+            "holds %s from step %d on (%s%s): %s in %.1f s",
+            name_of(event.stage),
+            event.step,
+            event.source,
+            donors,
+            size(event.downloaded_bytes),
+            event.seconds,
+        )
+
+    @_tell.register
+    def _(self, event: events.StageLost) -> None:
+        logger.warning(
+            "nobody holds %s any more, at step %d, loss %s", name_of(event.stage), event.step, loss(event.loss)
+        )
+
+    @_tell.register
+    def _(self, event: events.StageRecovered) -> None:
+        logger.info(
+            "%s is back at step %d (%s), loss %s before and %s after, %.1f s",
+            name_of(event.stage),
+            event.step,
+            event.source,
+            loss(event.loss_before),
+            loss(event.loss_after),
+            event.seconds,
+        )
+
+    @_tell.register
+    def _(self, event: events.Resent) -> None:
+        logger.warning("sends micro-batch %d of batch %d again: %s", event.index, event.batch, event.reason)
 
     @_tell.register
     def _(self, event: events.PeerSeen) -> None:

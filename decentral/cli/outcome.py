@@ -25,6 +25,8 @@ def merge_journals(journals: Sequence[Path], target: Path) -> list[dict[str, Any
 def draw_losses(events: Sequence[dict[str, Any]], inner_steps: int, target: Path) -> bool:
     """Draw training loss (a thin line for each worker) and validation loss (dots) over global inner steps.
 
+    Of a pipeline the heads alone have a loss of their own.
+
     Returns:
         Whether there was anything to draw.
     """
@@ -34,7 +36,7 @@ def draw_losses(events: Sequence[dict[str, Any]], inner_steps: int, target: Path
     lines: dict[int, list[tuple[int, float]]] = {}
     dots: list[tuple[int, float]] = []
     for event in events:
-        if event["event"] == "stretch_done" and event["loss"] is not None:
+        if event["event"] == "stretch_done" and event["loss"] is not None and not event.get("stage"):
             lines.setdefault(event["worker"], []).append((event["step"], event["loss"]))
         if event["event"] == "validated" and event["val_loss"] is not None:
             dots.append((event["round"] * inner_steps, event["val_loss"]))

@@ -4,19 +4,19 @@ Here are names, types, ranges and defaults; what goes together with what is in `
 in ``cli.run_options``. It imports no torch.
 """
 
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from decentral.cli import rules
 from decentral.cli.section import Section
-from decentral.errors import ConfigError
+from decentral.errors import ConfigError, MismatchError
 
 _CODEC = "the name of a codec for values, such as bf16, int8-b128 or fp32; `decentral codecs` lists them"
 
 STAGE = r"^(|spare|\d{1,4}(-\d{1,4})?)$"
 STAGE_IN_WORDS = "a stage such as 2, a range such as 1-3 (0 is the head), or spare"
-_SPARE = "spare"
+_SPARE: Final = "spare"
 
 
 class PipelineSection(Section):
@@ -62,14 +62,29 @@ def check_founder(stage: str, num_stages: int) -> None:
             f"worker.stage is {stage}, but the swarm has no pipeline: every worker has the whole model.",
             hint="Cut the model with --stages, or leave --stage out.",
         )
-    if not stages_asked(stage, num_stages):
+    if stages_asked(stage, num_stages) == _SPARE:
         raise ConfigError(
             "worker.stage is spare, but whoever founds a swarm is alone in it: somebody must have the head.",
             hint="Leave --stage out to found with the head, and give it to a worker that joins.",
         )
 
 
-def stages_asked(stage: str, num_stages: int) -> frozenset[int] | None:
+def check_joiner(stage: str, num_stages: int) -> None:
+    """Refuse a joiner that insists on a stage where there are none, or none of that number.
+
+    Raises:
+        MismatchError: the swarm has no pipeline.
+        ConfigError: there is no such stage.
+    """
+    if stage and not num_stages:
+        raise MismatchError(
+            f"worker.stage is {stage}, but the swarm has no pipeline: every worker has the whole model.",
+            hint="Leave --stage out, or found a pipeline of your own with --new --stages.",
+        )
+    stages_asked(stage, num_stages)
+
+
+def stages_asked(stage: str, num_stages: int) -> tuple[int, ...] | Literal["spare"]:
     """What ``worker.stage`` insists on.
 
     Args:
@@ -77,15 +92,15 @@ def stages_asked(stage: str, num_stages: int) -> frozenset[int] | None:
         num_stages: beside the head.
 
     Returns:
-        The stages, none for a spare; ``None`` to be given what is needed most.
+        The stages, or ``spare``; none to be given what is needed most.
 
     Raises:
         ConfigError: there is no such stage.
     """
     if not stage:
-        return None
+        return ()
     if stage == _SPARE:
-        return frozenset()
+        return _SPARE
     first, _, last = stage.partition("-")
     low, high = int(first), int(last or first)
     if low > high:
@@ -95,4 +110,4 @@ def stages_asked(stage: str, num_stages: int) -> frozenset[int] | None:
             f"worker.stage is {stage}, but the pipeline has the stages 0 (the head) to {num_stages}.",
             hint="Leave --stage out to be given the stage that needs a worker most.",
         )
-    return frozenset(range(low, high + 1))
+    return tuple(range(low, high + 1))

@@ -81,7 +81,14 @@ class JsonLinesJournal:
 
     def record(self, event: Event) -> None:
         """Append ``event``; on failure count it in ``dropped``."""
-        lines = [_line(self._wall(), event_name(event), asdict(event))]
+        self._append(event, {})
+
+    def of_stage(self, stage: int) -> Journal:
+        """A journal of one stage of a pipeline in the same file: its lines have ``stage`` as well."""
+        return _OfStage(lambda event: self._append(event, {"stage": stage}))
+
+    def _append(self, event: Event, more: dict[str, Any]) -> None:
+        lines = [_line(self._wall(), event_name(event), more | asdict(event))]
         if self._unreported:
             lines.insert(0, _line(self._wall(), "dropped", {"count": self._unreported}))
         data = b"\n" * self._torn + b"".join(lines)
@@ -99,6 +106,17 @@ class JsonLinesJournal:
     def close(self) -> None:
         """Close the file. Idempotent; later events count as dropped."""
         self._file.close()
+
+
+class _OfStage:
+    """Part of another journal."""
+
+    def __init__(self, record: Callable[[Event], None]) -> None:
+        self._record = record
+
+    def record(self, event: Event) -> None:
+        """See ``Journal``."""
+        self._record(event)
 
 
 def event_name(event: Event) -> str:

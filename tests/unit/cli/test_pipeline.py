@@ -5,9 +5,9 @@ import json
 import pytest
 
 from decentral.cli.config import SwarmConfig, diff, to_toml
-from decentral.cli.pipeline import check_founder, stages_asked
+from decentral.cli.pipeline import check_founder, check_joiner, stages_asked
 from decentral.cli.settings import load, resolve_pipeline
-from decentral.errors import ConfigError
+from decentral.errors import ConfigError, MismatchError
 
 FOUR = "pipeline.stages=4"
 
@@ -60,17 +60,17 @@ def test_what_makes_a_pipeline_is_taken_and_survives_its_file(assignments: list[
 @pytest.mark.parametrize(
     ("stage", "asked"),
     [
-        ("", None),
-        ("spare", set()),
-        ("0", {0}),
-        ("4", {4}),
-        ("02", {2}),
-        ("1-3", {1, 2, 3}),
-        ("0-4", {0, 1, 2, 3, 4}),
-        ("2-2", {2}),
+        ("", ()),
+        ("spare", "spare"),
+        ("0", (0,)),
+        ("4", (4,)),
+        ("02", (2,)),
+        ("1-3", (1, 2, 3)),
+        ("0-4", (0, 1, 2, 3, 4)),
+        ("2-2", (2,)),
     ],
 )
-def test_a_worker_may_insist_on_stages(stage: str, asked: set[int] | None) -> None:
+def test_a_worker_may_insist_on_stages(stage: str, asked: tuple[int, ...] | str) -> None:
     assert stages_asked(stage, 4) == asked
 
 
@@ -100,6 +100,17 @@ def test_a_founder_must_hold_something_of_a_pipeline() -> None:
     with pytest.raises(ConfigError, match="the swarm has no pipeline") as caught:
         check_founder("2", 0)
     assert "--stages" in caught.value.hint
+
+
+def test_a_joiner_can_have_a_stage_where_there_are_any() -> None:
+    check_joiner("", 0)
+    check_joiner("", 4)
+    check_joiner("spare", 4)
+    with pytest.raises(MismatchError, match=r"worker.stage is 2, but the swarm has no pipeline") as caught:
+        check_joiner("2", 0)
+    assert "--new --stages" in caught.value.hint
+    with pytest.raises(ConfigError, match=r"worker.stage is 9"):
+        check_joiner("9", 4)
 
 
 def test_a_joiner_that_wants_other_stages_is_told_and_auto_wants_nothing() -> None:
