@@ -227,6 +227,8 @@ class LocalRun:
         outcome.draw_losses(events, self._swarm.method.inner_steps, self._folder / "loss.png")
         chosen, what = self._keep_model()
         totals = self._report().totals
+        if self._processes.num_stages:  # what it said last may be a round old
+            totals = replace(totals, tokens=outcome.tokens_of_heads(events))
         print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))
 
     def _keep_model(self) -> tuple[Chosen | None, str]:

@@ -164,6 +164,16 @@ class TestOutcome:
         assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_of_a_pipeline_the_heads_alone_have_tokens_and_a_loss(self, tmp_path):
+        journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0)
+        for stage in range(3):
+            journal.of_stage(stage).record(StretchDone(0, 25, 250, 3.0, 1.0))
+        journal.close()
+        events = outcome.merge_journals([tmp_path / "j"], tmp_path / "all")
+        assert outcome.tokens_of_heads(events) == 250
+        assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
+        assert not outcome.draw_losses([event for event in events if event["stage"]], 25, tmp_path / "none.png")
+
     def test_the_summary_tells_what_was_kept_and_what_it_cost(self, tmp_path):
         journal = write(
             tmp_path / "j",

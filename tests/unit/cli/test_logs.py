@@ -10,8 +10,12 @@ from decentral.monitor.events import (
     OneSided,
     PeerLost,
     Pulled,
+    Resent,
     RoundAborted,
     RoundMixed,
+    StageLost,
+    StagePlaced,
+    StageRecovered,
     Started,
     Stopped,
     StretchDone,
@@ -74,6 +78,35 @@ def test_swaps_and_what_went_wrong_with_them_are_told(capsys):
         "WARNING -      r6 bbbbbb did not confirm the swap: it may not have its half of it",
         "WARNING -      r6 avoids bbbbbb for 30 s: no answer",
     ]
+
+
+def test_what_becomes_of_a_pipeline_is_told(capsys):
+    journal = install("info", "text")
+    journal.record(Started("run", ME, "0.1", "cpu", "c0"))
+    journal.of_stage(0).record(StageLost(2, 30, 2.5))
+    journal.of_stage(0).record(Resent(10, 3, 2, "bbbbbb is gone"))
+    journal.record(StagePlaced(2, 0, "blend", (OTHER, ME), 30, 4_200_000, 1.25))
+    journal.of_stage(2).record(StageRecovered(2, "blend", (OTHER, ME), 30, 2.5, 3.25, 4.0))
+    journal.record(StagePlaced(0, 1, "initial", (), 0, 0, 0.5))
+    lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().err.splitlines()[1:]]
+    assert lines == [
+        "WARNING aaaaaa s0 r0 nobody holds stage 2 any more, at step 30, loss 2.500",
+        "WARNING aaaaaa s0 r0 sends micro-batch 3 of batch 10 again: bbbbbb is gone",
+        "INFO    aaaaaa r0 holds stage 2 from step 30 on (blend of bbbbbb and aaaaaa): 4.2MB in 1.2 s",
+        "INFO    aaaaaa s2 r0 stage 2 is back at step 30 (blend), loss 2.500 before and 3.250 after, 4.0 s",
+        "INFO    aaaaaa r0 holds the head from step 0 on (initial): 0B in 0.5 s",
+    ]
+
+
+def test_every_stage_has_rounds_of_its_own(capsys):
+    journal = install("info", "json")
+    head, stage = journal.of_stage(0), journal.of_stage(3)
+    head.record(Validated(8, 2.25))
+    stage.record(Stopped("asked to stop", 5, 100))
+    head.record(PeerLost(OTHER, "silent"))
+    journal.record(PeerLost(OTHER, "silent"))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line.get("stage"), line["round"]) for line in lines] == [(0, 8), (3, 5), (0, 8), (None, 0)]
 
 
 def test_levels_are_obeyed(capsys):

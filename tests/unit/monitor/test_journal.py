@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from decentral.errors import ConfigError
-from decentral.monitor.events import PeerLost, RoundMixed, StretchDone, Validated
+from decentral.monitor.events import PeerLost, RoundMixed, StageLost, StretchDone, Validated
 from decentral.monitor.journal import FanOut, JournalReader, JsonLinesJournal, MemoryJournal, event_name
 from decentral.types import PeerId
 
@@ -143,3 +143,17 @@ def test_the_memory_journal_keeps_order():
 
 def test_names_are_the_class_in_snake_case():
     assert event_name(StretchDone(0, 0, 0, 0.0, 0.0)) == "stretch_done"
+
+
+def test_a_stage_of_a_pipeline_has_lines_of_its_own_in_the_same_file(tmp_path):
+    journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0)
+    journal.record(Validated(1, 2.0))
+    journal.of_stage(3).record(Validated(2, 2.0))
+    journal.of_stage(3).record(StageLost(stage=1, step=7, loss=2.0))
+    journal.close()
+    events = JournalReader(tmp_path / "j").read()
+    assert [(event["event"], event.get("stage")) for event in events] == [
+        ("validated", None),
+        ("validated", 3),
+        ("stage_lost", 1),
+    ]
