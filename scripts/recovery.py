@@ -30,6 +30,8 @@ TASK: dict[str, Any] = {
     "batch_sequences": 8,
 }
 VALIDATION_SEQUENCES = 128
+#: What the authors' code copies although it has two neighbours.
+_TWINS = {2: 1, NUM_STAGES - 1: NUM_STAGES}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Plan:
     norm: Norm = "l2"
     checkpoint_every: int = 0
     """Iterations from one checkpoint to the next; only with ``"checkpoint"``."""
+    copies: bool = False
+    """Whether the second and the last but one stage are copies of their neighbours too, as in the authors' code."""
     task: dict[str, Any] = field(default_factory=lambda: TASK)
 
 
@@ -90,11 +94,12 @@ class Pipeline:
     def __init__(self, plan: Plan, seed: int, data: tuple[str, ...] = ()) -> None:
         swap = plan.healing == "checkfree+"
         # Both halves are one batch of the corpus: without swaps they can as well be computed at once.
-        self._orders = [stage_order(NUM_STAGES, index, swap=swap) for index in range(2 if swap else 1)]
+        self.orders = [stage_order(NUM_STAGES, index, swap=swap) for index in range(2 if swap else 1)]
+        """In which each micro-batch passes the stages."""
         self._plan = plan
         seat = Seat(run_seed=seed, stream_seed=seed, total_steps=10**9, data=data)
-        self._blocks = lm.blocks(plan.task, seat, len(self._orders))
-        self._data = self._blocks.data()
+        self._blocks = lm.blocks(plan.task, seat, len(self.orders))
+        self.data = self._blocks.data()
         large = {**plan.task, "batch_sequences": VALIDATION_SEQUENCES, "val_batches": 1}
         self._held_out = lm.blocks(large, seat, 1).data().held_out(0)
         self._spans = cut(self._blocks.num_blocks, NUM_STAGES, plan.healing).spans
@@ -109,9 +114,9 @@ class Pipeline:
     def train(self) -> float:
         """One iteration; its loss."""
         losses = []
-        for index, order in enumerate(self._orders):
+        for index, order in enumerate(self.orders):
             key = (0, self.step, index)
-            inputs, targets = self._data.batch(*key)
+            inputs, targets = self.data.batch(*key)
             x = self.head.embed(key, inputs)
             for stage in order:
                 x = self.stages[stage].forward(key, x)
@@ -144,6 +149,7 @@ class Pipeline:
         """Bring stages back that were lost at once; where the last came from."""
         alive = set(range(NUM_STAGES + 1)) - set(lost)
         stored = self._plan.checkpoint_every > 0
+        source = Source.NOTHING
         for stage in lost:
             recovery = decide(
                 stage,
@@ -156,9 +162,12 @@ class Pipeline:
             )
             if recovery.source == Source.CHECKPOINT:
                 self._load(self._stored)
-                break
-            self._heal(stage, recovery.source, recovery.stages)
-        return recovery.source
+                return recovery.source
+            source, donors = recovery.source, recovery.stages
+            if self._plan.copies and stage in _TWINS and _TWINS[stage] in alive:
+                source, donors = Source.COPY, (_TWINS[stage],)
+            self._heal(stage, source, donors)
+        return source
 
     def _heal(self, stage: int, source: Source, donors: Sequence[int]) -> None:
         flats = []

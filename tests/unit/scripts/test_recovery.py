@@ -109,6 +109,17 @@ def test_with_swaps_an_outer_stage_becomes_its_twin(data: Data, stage: int, twin
     np.testing.assert_array_equal(flat(pipeline, stage), expected)
 
 
+@pytest.mark.parametrize(("stage", "twin"), [(2, 1), (NUM_STAGES - 1, NUM_STAGES)])
+def test_as_in_the_authors_code_their_neighbours_are_copies_too(data: Data, stage: int, twin: int) -> None:
+    pipeline = Pipeline(Plan("checkfree+", copies=True), SEED, data)
+    for _ in range(3):
+        pipeline.train()
+    expected = flat(pipeline, twin)
+    assert pipeline.restore([stage]) == Source.COPY
+    np.testing.assert_array_equal(flat(pipeline, stage), expected)
+    assert pipeline.restore([3]) == Source.BLEND
+
+
 def test_a_healed_stage_learns_faster_for_a_while(data: Data) -> None:
     def moved(boost: float) -> np.ndarray:
         pipeline = Pipeline(Plan("checkfree", boost=boost, boost_steps=1), SEED, data)
