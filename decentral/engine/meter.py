@@ -59,7 +59,8 @@ class Meter:
         """
         self._step = step
         self.tokens += steps.report.tokens
-        self._loss = steps.report.loss
+        if steps.report.tokens:
+            self._loss = steps.report.loss
         self._compute_s += steps.compute_s
         self._waiting_s += waiting_s
         self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * steps.count

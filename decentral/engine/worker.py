@@ -70,7 +70,8 @@ class _Stretch:
         """More of them."""
         self.steps += steps
         self.tokens += report.tokens
-        self.loss_sum += report.loss * report.tokens
+        if report.tokens:  # else there is no loss either, and NaN would spoil the others'
+            self.loss_sum += report.loss * report.tokens
         self.seconds += seconds
 
     @property

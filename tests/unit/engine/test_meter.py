@@ -54,6 +54,13 @@ def test_two_rounds_at_one_moment_do_not_divide_by_zero() -> None:
     assert figures(meter).tokens_per_s == 0.0
 
 
+def test_steps_without_tokens_have_no_loss_and_keep_the_last_one() -> None:
+    meter = Meter(1, "", "")
+    meter.trained(1, Steps(1, StepReport(tokens=10, loss=3.0, grad_norm=1.0), 0.5), num_members=1)
+    meter.trained(2, Steps(1, StepReport(tokens=0, loss=math.nan, grad_norm=1.0), 0.5), num_members=1)
+    assert (figures(meter).loss, figures(meter).step) == (3.0, 2)
+
+
 def test_a_validation_without_result_keeps_the_last_one() -> None:
     meter = Meter(1, "", "")
     meter.validated(4, 2.0)
