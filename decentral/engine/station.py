@@ -159,10 +159,16 @@ class Station:
             UnreachableError: none of them answers, or a stage that was asked for cannot be had.
         """
         await self._serve()
-        for peer in peers:
-            await self.membership.tell(peer)
-        wanted = self._parts.wanted
-        await self._take_all(wanted if wanted else await self._place(peers))
+        # Building a stage may last longer than a record lives, and who is thought dead is given nothing to do.
+        beating = asyncio.create_task(self.membership.run())
+        try:
+            for peer in peers:
+                await self.membership.tell(peer)
+            wanted = self._parts.wanted
+            await self._take_all(wanted if wanted else await self._place(peers))
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
 
     async def run(self, stop: asyncio.Event) -> Mapping[int, Outcome]:
         """Train until the run is done or ``stop`` is set; returns what became of the stages that it held to the end.
