@@ -33,6 +33,7 @@ PURE = [
     "decentral/pipeline/packets.py",
     "decentral/pipeline/recovery.py",
     "decentral/pipeline/routing.py",
+    "decentral/pipeline/shares.py",
     "decentral/types.py",
     "decentral/errors.py",
 ]
