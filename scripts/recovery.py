@@ -39,7 +39,7 @@ class Plan:
     """One run."""
 
     healing: Healing
-    """With ``"checkfree+"`` half of a batch goes in swapped order; with ``"checkpoint"`` every loss rolls all back."""
+    """With ``"checkfree+"`` half of a batch goes in swapped order; with ``"checkpoint"`` a failure rolls all back."""
     boost: float = 1.1
     boost_steps: int = 100
     norm: Norm = "l2"
@@ -52,7 +52,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Lost:
-    """One loss and what became of it."""
+    """A lost stage and what became of it."""
 
     iteration: int
     stage: int
@@ -63,7 +63,7 @@ class Lost:
     """With the stage restored."""
 
 
-def draw_losses(
+def draw_failures(
     seed: int, num_iterations: int, probability: float, stages: Set[int], num_stages: int = NUM_STAGES
 ) -> list[tuple[int, ...]]:
     """Which stages are lost at the start of each iteration: with ``probability`` each, never two neighbours at once.
@@ -72,21 +72,21 @@ def draw_losses(
     too, and all methods lose the same stages at the same iterations. Nothing is lost before the first step.
     """
     draws: NDArray[np.float64] = np.random.default_rng((seed, 7)).random((num_iterations, num_stages))
-    losses: list[tuple[int, ...]] = []
+    failures: list[tuple[int, ...]] = []
     for iteration, row in enumerate(draws):
         lost: list[int] = []
         for stage in sorted(stages):
             if iteration and row[stage - 1] < probability and stage - 1 not in lost:
                 lost.append(stage)
-        losses.append(tuple(lost))
-    return losses
+        failures.append(tuple(lost))
+    return failures
 
 
 class Pipeline:
     """All stages of a run.
 
     Args:
-        plan: what is done about losses.
+        plan: what is done about failures.
         seed: of weights and data.
         data: files; empty for the standard library's sources.
     """
@@ -212,16 +212,16 @@ class Run:
 def play(
     plan: Plan,
     seed: int,
-    losses: Sequence[Sequence[int]],
+    failures: Sequence[Sequence[int]],
     every: int,
     data: tuple[str, ...] = (),
 ) -> Run:
-    """Train for as many iterations as ``losses`` has entries, on one thread.
+    """Train for as many iterations as ``failures`` has entries, on one thread.
 
     Args:
         plan: the run.
         seed: of weights and data.
-        losses: stages that are lost at the start of each iteration.
+        failures: stages that are lost at the start of each iteration.
         every: iterations from one validation to the next.
         data: files; empty for the standard library's sources.
     """
@@ -230,7 +230,7 @@ def play(
     curve, steps = [pipeline.validate()], [0]
     lost: list[Lost] = []
     norms = np.zeros(NUM_STAGES)
-    for iteration, stages in enumerate(losses):
+    for iteration, stages in enumerate(failures):
         if stages:
             before = pipeline.validate()
             source = pipeline.restore(stages)
@@ -241,4 +241,4 @@ def play(
         if (iteration + 1) % every == 0:
             curve.append(pipeline.validate())
             steps.append(pipeline.step)
-    return Run(curve, steps, lost, (norms / len(losses)).tolist())
+    return Run(curve, steps, lost, (norms / len(failures)).tolist())

@@ -10,7 +10,7 @@ from typing import Any
 
 from scripts.recovery_times import Taken, expected, healed, reached, rolled_back, smooth
 
-#: The target is the loss of the run without losses at this part of its iterations.
+#: The target is the loss of the run without failures at this part of its iterations.
 MAIN_TARGET = 0.5
 TARGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 #: What plain CheckFree can repair.
@@ -48,11 +48,11 @@ class Runs:
 
     @property
     def rates(self) -> list[float]:
-        """Those with losses."""
+        """Those with failures."""
         return sorted({run["rate"] for run in self._found.values()} - {0.0})
 
     def target(self, seed: int, part: float) -> float:
-        """Loss of the run without losses at this part of its iterations."""
+        """Loss of the run without failures at this part of its iterations."""
         run = self._found["none", seed]
         return smooth(run["losses"])[round(part * run["iterations"] / run["every"])]
 
@@ -136,8 +136,8 @@ def span(values: Sequence[float], form: str) -> str:
 def main_table(runs: Runs) -> str:
     """Every method at every rate beside the paper's."""
     lines = [
-        "| losses an hour | method | iterations by seed | / no losses | hours at the paper's costs | "
-        "/ checkpoints | paper: / no losses | paper: hours | paper: / checkpoints |\n"
+        "| failures an hour | method | iterations by seed | / no failures | hours at the paper's costs | "
+        "/ checkpoints | paper: / no failures | paper: hours | paper: / checkpoints |\n"
         "|---:|---|---|---|---:|---|---:|---:|---:|\n"
     ]
     for rate in runs.rates:
@@ -168,7 +168,7 @@ def iterations(taken: dict[int, Taken]) -> str:
 def luck_table(runs: Runs, probabilities: dict[float, float]) -> str:
     """Checkpoints as these seeds had them and on average over all draws, and CheckFree against that average."""
     lines = [
-        "| losses an hour | interval | these seeds / no losses | mean of all draws / no losses "
+        "| failures an hour | interval | these seeds / no failures | mean of all draws / no failures "
         "| checkfree / that mean | checkfree+ / that mean |\n|---:|---:|---|---:|---|---|\n"
     ]
     free = {seed: taken.iterations for seed, taken in runs.all_taken("none", 0).items()}
@@ -188,7 +188,7 @@ def luck_table(runs: Runs, probabilities: dict[float, float]) -> str:
 def target_table(runs: Runs, rate: float) -> str:
     """Times against checkpoints by the loss to reach."""
     cost = paper_cost(rate)
-    lines = ["| target at | loss by seed | swaps, no losses | checkfree | checkfree+ | checkfree+ / checkpoints |\n"]
+    lines = ["| target at | loss by seed | swaps, no failures | checkfree | checkfree+ | checkfree+ / checkpoints |\n"]
     lines.append("|---:|---|---|---|---|---|\n")
     for part in TARGETS:
         free = {seed: taken.iterations for seed, taken in runs.all_taken("none", 0, part).items()}
@@ -230,7 +230,7 @@ def our_table(runs: Runs, costs: Record) -> str:
 
 def more_table(runs: Runs, names: Sequence[str]) -> str:
     """Variants at one rate: iterations, and the loss at the end."""
-    lines = ["| variant | iterations to the target by seed | / no losses | loss at the end by seed | mean |\n"]
+    lines = ["| variant | iterations to the target by seed | / no failures | loss at the end by seed | mean |\n"]
     lines.append("|---|---|---|---|---:|\n")
     free = {seed: taken.iterations for seed, taken in runs.all_taken("none", 0).items()}
     for name in names:
@@ -247,13 +247,13 @@ def more_table(runs: Runs, names: Sequence[str]) -> str:
 
 
 def ends_table(runs: Runs, rate: float) -> str:
-    """CheckFree+ where any stage can fail, beside checkpoints with the same losses."""
+    """CheckFree+ where any stage can fail, beside checkpoints with the same failures."""
     name = f"checkfree+ {rate:.0%} all stages"
     free = {seed: taken.iterations for seed, taken in runs.all_taken("none", 0).items()}
     probability = next(run["probability"] for run in runs.of(f"checkfree {rate:.0%}").values())
     cost = paper_cost(rate)
     lines = [
-        "| method | iterations by seed | / no losses | mean of all draws / no losses | / checkpoints every 100 |\n"
+        "| method | iterations by seed | / no failures | mean of all draws / no failures | / checkpoints every 100 |\n"
     ]
     lines.append("|---|---|---|---:|---|\n")
     rolled: dict[int, dict[int, Taken]] = {}
@@ -284,7 +284,7 @@ class Jump:
 
 
 def jumps(records: Sequence[Record], stage: int) -> Jump | None:
-    """Of single losses of a stage over runs."""
+    """Of stages lost alone over runs."""
     found = []
     for run in records:
         alone = [lost for lost in run["lost"] if [other[0] for other in run["lost"]].count(lost[0]) == 1]
@@ -312,12 +312,16 @@ def rollback_check(runs: Runs, name: str) -> str:
         for step, loss in zip(run["steps"], run["losses"], strict=True):
             if step % free["every"] == 0:
                 if loss != free["losses"][step // free["every"]]:
-                    return f"**`{name}`, seed {seed}: the loss at step {step} is not that of the run without losses.**"
+                    return (
+                        f"**`{name}`, seed {seed}: the loss at step {step} is not that of the run without failures.**"
+                    )
                 checked += 1
         counted = rolled_back(run["steps"][-1], run["checkpoint_every"], seed, run["probability"], INNER).iterations
         if counted > run["iterations"]:
             return f"**`{name}`, seed {seed}: {counted} iterations counted for {run['steps'][-1]} steps.**"
-    return f"`{name}` was run: {checked} of its validations have one of the run without losses beside them, all equal."
+    return (
+        f"`{name}` was run: {checked} of its validations have one of the run without failures beside them, all equal."
+    )
 
 
 # -- plot -------------------------------------------------------------------------------------------------------------
@@ -345,7 +349,7 @@ def plot(path: Path, runs: Runs, rate: float = 0.10) -> None:
         run = next(iter(runs.of(name).values()))
         xs = [run["every"] * index for index in range(len(curves[0]))]
         means = [statistics.mean(values) for values in zip(*curves, strict=True)]
-        left.plot(xs, means, label={"none": "no losses"}.get(method, name))
+        left.plot(xs, means, label={"none": "no failures"}.get(method, name))
         if method.startswith("checkfree"):
             middle.plot([cost(method, Taken(x)) / 3600 for x in xs], means, label=name)
     free = runs.of("none")
@@ -374,7 +378,7 @@ def plot(path: Path, runs: Runs, rate: float = 0.10) -> None:
             colour = f"C{runs.rates.index(at)}"
             right.plot([100 * part for part in TARGETS], shown, style + "o", color=colour, label=f"{method} {at:.0%}")
     right.axhline(0.6, color="black", linewidth=0.8)
-    right.set_xlabel("target: loss without losses at this % of the iterations")
+    right.set_xlabel("target: loss without failures at this % of the iterations")
     right.set_ylabel("time to it against checkpoints every 100")
     right.legend(fontsize=7)
     temporary = path.with_name(f"{path.stem}.tmp.png")

@@ -1,6 +1,6 @@
-"""How long each method takes to a loss: from recorded runs, and for checkpoints from the run without losses.
+"""How long each method takes to a loss: from recorded runs, and for checkpoints from the run without failures.
 
-A rollback replays the same batches from the same state, so the loss at a step is the one of the run without losses
+A rollback replays the same batches from the same state, so the loss at a step is the one of the run without failures
 (held in tests/unit/scripts), and only the iterations spent until that step have to be counted. Redundant computation
 loses nothing at all. Knows neither files nor tables.
 """
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from scripts.recovery import draw_losses
+from scripts.recovery import draw_failures
 
 #: Validations in the trailing mean of a curve.
 SMOOTHED = 5
@@ -51,14 +51,14 @@ def healed(run: dict[str, object], target: float) -> Taken:
 
 
 def rolled_back(steps: float, interval: int, seed: int, probability: float, stages: Set[int]) -> Taken:
-    """What ``steps`` steps take with a checkpoint every ``interval`` of them and the losses of a seed."""
+    """What ``steps`` steps take with a checkpoint every ``interval`` of them and the failures of a seed."""
     horizon = math.ceil(steps)
-    losses: list[tuple[int, ...]] = []
+    failures: list[tuple[int, ...]] = []
     iteration = step = stored = recoveries = saves = 0
     while step < horizon:
-        if iteration == len(losses):
-            losses = draw_losses(seed, 2 * len(losses) + 2 * horizon, probability, stages)
-        if losses[iteration]:
+        if iteration == len(failures):
+            failures = draw_failures(seed, 2 * len(failures) + 2 * horizon, probability, stages)
+        if failures[iteration]:
             recoveries += 1
             step = stored
         iteration += 1
@@ -72,7 +72,7 @@ def rolled_back(steps: float, interval: int, seed: int, probability: float, stag
 def expected(steps: float, interval: int, probability: float, num_stages: int) -> float:
     """Mean iterations for ``steps`` steps over all draws: ``((1 - q)^-I - 1) / q`` for every I steps.
 
-    ``q`` is the probability that an iteration begins with a loss; a loss takes an interval back to its start.
+    ``q`` is the probability that an iteration begins with a failure, which takes an interval back to its start.
     """
     q = 1 - (1 - probability) ** num_stages
     return steps / interval * ((1 - q) ** -interval - 1) / q if q else steps

@@ -6,7 +6,7 @@ import torch
 
 from decentral.pipeline.cut import Healing
 from decentral.pipeline.recovery import Source
-from scripts.recovery import NUM_STAGES, TASK, Pipeline, Plan, draw_losses, play
+from scripts.recovery import NUM_STAGES, TASK, Pipeline, Plan, draw_failures, play
 from workers.lm.corpus import load_corpus
 from workers.lm.model import GPT
 from workers.lm.optimizer import adamw
@@ -36,7 +36,7 @@ def flat(pipeline: Pipeline, stage: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("healing", ["checkfree", "checkfree+"])
-def test_without_losses_it_trains_the_unsplit_model(data: Data, healing: Healing) -> None:
+def test_without_failures_it_trains_the_unsplit_model(data: Data, healing: Healing) -> None:
     settings = read_settings(TASK)
     pipeline = Pipeline(Plan(healing), SEED, data)
     source = Pipeline(Plan("checkfree"), SEED, data)._blocks.data()  # With a whole batch as its only micro-batch.
@@ -91,9 +91,10 @@ def test_an_inner_stage_becomes_the_weighted_mean_of_its_neighbours(data: Data, 
     pipeline = Pipeline(Plan("checkfree", norm=norm), SEED, data)  # type: ignore[arg-type]
     for _ in range(3):
         pipeline.train()
+    pipeline.norms |= {2: 0.2, 3: 0.9, 4: 0.7}
     below, above = flat(pipeline, 2), flat(pipeline, 4)
     power = 2 if norm == "squared" else 1
-    weight_below, weight_above = (pipeline.norms[stage] ** power + 1e-4 for stage in (2, 4))
+    weight_below, weight_above = (value**power + 1e-4 for value in (0.2, 0.7))
     assert pipeline.restore([3]) == Source.BLEND
     expected = (weight_below * below + weight_above * above) / (weight_below + weight_above)
     np.testing.assert_allclose(flat(pipeline, 3), expected, rtol=1e-5, atol=1e-7)
@@ -151,9 +152,9 @@ def test_a_rollback_takes_all_back_and_goes_the_same_way_again(data: Data) -> No
 
 
 def test_all_methods_lose_the_same_and_never_two_neighbours() -> None:
-    few, many = (draw_losses(SEED, 3000, probability, {2, 3, 4, 5}) for probability in (0.01, 0.1))
+    few, many = (draw_failures(SEED, 3000, probability, {2, 3, 4, 5}) for probability in (0.01, 0.1))
     assert not many[0]
     assert all(stage + 1 not in lost for lost in many for stage in lost)
-    assert draw_losses(SEED, 100, 0.1, {2, 3, 4, 5}) == many[:100]
+    assert draw_failures(SEED, 100, 0.1, {2, 3, 4, 5}) == many[:100]
     assert 3000 * 4 * 0.01 * 0.7 < sum(map(len, few)) < 3000 * 4 * 0.01 * 1.3
     assert sum(set(rare) <= set(often) for rare, often in zip(few, many, strict=True)) > 2990

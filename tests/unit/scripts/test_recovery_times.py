@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from scripts.recovery import draw_losses
+from scripts.recovery import draw_failures
 from scripts.recovery_times import Taken, expected, healed, reached, rolled_back
 
 INNER = {2, 3, 4, 5}
@@ -31,10 +31,10 @@ def test_only_recoveries_before_the_target_count_and_those_of_an_iteration_once(
 
 def test_rollbacks_by_hand() -> None:
     seed, probability, interval = 5, 0.02, 10
-    losses = draw_losses(seed, 500, probability, INNER)
+    failures = draw_failures(seed, 500, probability, INNER)
     step = stored = iteration = recoveries = 0
     while step < 60:
-        if losses[iteration]:
+        if failures[iteration]:
             step, recoveries = stored, recoveries + 1
         iteration, step = iteration + 1, step + 1
         stored = step - step % interval if step % interval == 0 else stored
@@ -43,7 +43,7 @@ def test_rollbacks_by_hand() -> None:
     assert rolled_back(59.5, interval, seed, probability, INNER).iterations == iteration - 0.5
 
 
-def test_without_losses_every_step_is_one_iteration() -> None:
+def test_without_failures_every_step_is_one_iteration() -> None:
     assert rolled_back(95, 10, 0, 0.0, INNER) == Taken(95, 0, 9)
     assert expected(95, 10, 0.0, 4) == 95
 
