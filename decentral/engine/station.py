@@ -202,11 +202,10 @@ class Station:
         await serve_hello(self._parts.transport, options.run_id, options.config, self.membership.records)
 
     def _is_done(self) -> bool:
-        """Whether all of its stages have done all steps; of a spare, whether any head has."""
+        """Whether all of its stages have done all steps; of a spare, whether anybody has."""
         if self._units:
             return all(unit.over for unit in self._units.values())
-        done = [presence for presence in self._crew.records() if presence.state is State.DONE]
-        return bool(self._outcomes) or any(0 in stages_of(presence.holds) for presence in done)
+        return any(presence.state is State.DONE and presence.holds for presence in self._crew.records())
 
     # -- places -------------------------------------------------------------------------------------------------------
 
@@ -263,6 +262,8 @@ class Station:
             if self._clock.monotonic() >= self._retry_at.get(stage, 0.0):
                 moved = [unit for k, unit in self._units.items() if k not in mine and not self._taking]
                 await self._give_up({unit.stage: unit for unit in moved})
+                # They go on elsewhere: what they were here is no outcome, and this worker may be needed there again.
+                self._outcomes = {k: outcome for k, outcome in self._outcomes.items() if outcome.done}
                 await self._take(stage)
         if not mine and self._taking:
             self._taking.clear()

@@ -84,10 +84,14 @@ class Unit:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._scope.close()
 
     async def _run(self) -> Outcome:
         try:
-            return await self.worker.run(self._stop)
+            outcome = await self.worker.run(self._stop)
+            if outcome.done:
+                await self.loop.finish(self._stop)
+            return outcome
         finally:
             await self.loop.close()
             await self._scope.close()

@@ -41,6 +41,11 @@ class Crew:
         """Data slots of the live heads."""
         return frozenset(presence.slot for presence in self.present() if 0 in stages_of(presence.holds))
 
+    def is_over(self) -> bool:
+        """Whether a head has done all its steps and no other one is at work."""
+        done = (presence for presence in self.records() if presence.state is State.DONE)
+        return not self.slots() and any(0 in stages_of(presence.holds) for presence in done)
+
     def lost(self, num_stages: int) -> list[int]:
         """Stages that nobody holds, the head as 0."""
         held = {stage for presence in self.present() for stage in stages_of(presence.holds)}

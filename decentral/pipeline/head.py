@@ -16,7 +16,7 @@ what before it died) it need not know, because a micro-batch is only ever sent t
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,7 +31,15 @@ from decentral.pipeline.errands import Errands
 from decentral.pipeline.handover import KEEP, pack_keep
 from decentral.pipeline.ledger import Ledger
 from decentral.pipeline.options import PipelineOptions
-from decentral.pipeline.packets import Commit, Hop, Packet, pack_commit, unpack_committed, unpack_failed
+from decentral.pipeline.packets import (
+    MAX_MICROBATCHES,
+    Commit,
+    Hop,
+    Packet,
+    pack_commit,
+    unpack_committed,
+    unpack_failed,
+)
 from decentral.pipeline.routing import stage_order
 from decentral.ports.blocks import BatchSource, Blocks
 from decentral.ports.clock import Clock
@@ -48,12 +56,16 @@ _PATIENCE_FACTOR = 5.0
 _MAX_ATTEMPTS = 12
 #: Of a new measurement in the moving average.
 _SMOOTHING = 0.2
-#: A commit is tried for so long with a replica that lives and does not answer.
+#: A commit is tried so often with a replica that lives and does not answer.
 _COMMIT_TRIES = 5
+#: A replica that lives and refuses, or does not answer, so often in a row is lost to the batch.
+_MAX_REFUSALS = 3
 #: So many batches in a row without a finite loss end the head.
 _MAX_SPOILT = 10
-#: At the end, what is under way may take so long.
+#: When this worker is to stop, the commit under way may take so long; at the end of the run longer, as a stage that
+#: was lost may have to come back for it.
 _LEAVE_S = 8.0
+_LAST_COMMIT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -91,9 +103,16 @@ class _Batch:
     counted_output: set[int] = field(default_factory=set)
     """Micro-batches whose gradient the output layer has counted, and below the embedding."""
     counted_embedding: set[int] = field(default_factory=set)
+    seen: set[tuple[int, int, bool]] = field(default_factory=set)
+    """Index, attempt and direction of all that came: a transport may deliver twice."""
     lost_at: dict[PeerId, int] = field(default_factory=dict)
     """The last record of those that were lost, by its number: who is heard of anew is alive."""
+    refusals: Counter[PeerId] = field(default_factory=Counter)
+    """Packets in a row that a replica which lives has not taken."""
+    counted: bool = False
+    """The head's own weights have taken the step."""
     spoilt: bool = False
+    """Something in it is not finite or cannot be computed; once it is counted, that comes too late."""
 
     @property
     def loss(self) -> float:
@@ -162,7 +181,10 @@ class HeadLoop:
         """Stages known to have lost all holders."""
         self._complete = False
         """Whether there ever was a holder of every stage."""
-        self._owed = 0
+        self._ahead = 0
+        """The step that the stages are at."""
+        self._mending = False
+        """Whether a batch that is being committed goes through some stage once more: the next one waits for it."""
         self._spoilt = 0
         """Batches in a row whose loss was not finite."""
 
@@ -172,40 +194,55 @@ class HeadLoop:
         await self._courier.serve(0, BACKWARD, self._on_backward)
         await self._courier.serve(0, FAILED, self._on_failed)
 
+    async def finish(self, stop: asyncio.Event) -> None:
+        """Wait until the last batch is committed: a stage may have been lost just now, and be brought back for it."""
+        await self._committed(stop, _LAST_COMMIT_S)
+
     async def close(self) -> None:
         """End what is under way: a batch that is complete is committed first, if that is soon."""
+        await self._committed(asyncio.Event(), _LEAVE_S)
         if self._committing is not None:
-            await asyncio.wait({self._committing}, timeout=_LEAVE_S)
             self._committing.cancel()
             await asyncio.gather(self._committing, return_exceptions=True)
         await self._errands.end(0.0)
 
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """See ``InnerLoop``."""
-        self.step = first_step
-        taken, tokens, compute_s = 0, 0, 0.0
+        self.step, last = first_step, first_step + count
+        tokens, compute_s = 0, 0.0
         losses: list[float] = []
-        while taken < count and not stop.is_set():
-            if self._owed:  # the stages are ahead: their learning rate and their rounds are
-                skipped = min(self._owed, count - taken)
-                self._owed -= skipped
-                taken += skipped
-                self.step += skipped
+        while self.step < last and not stop.is_set():
+            if self.step < self._ahead:  # the stages are: their learning rate and their rounds are
+                self.step = min(self._ahead, last)
                 continue
             await self._validate_if_due(stop)
             data = await self._clock.run(lambda: self._draw(self._number))
             batch = self._open(_Batch(self._number, self.step, True, Ledger(len(data)), data))
-            spent_s = await self._drive(batch, stop)
-            compute_s += spent_s
-            if not batch.ledger.complete and not batch.spoilt:
-                break  # asked to stop: nobody counts it, and a successor draws it again
+            compute_s += await self._drive(batch, stop)
+            over = batch.ledger.complete or batch.spoilt
+            if not over or not await self._committed(stop, math.inf):
+                # Asked to stop: nobody counts it, and a successor draws it again.
+                self._close(batch)
+                break
             tokens += await self._finish(batch)
             losses.append(batch.loss)
-            taken += 1
             self.step += 1
             self._number += 1
         loss = sum(losses) / len(losses) if losses else math.nan
-        return Steps(taken, StepReport(tokens, loss, self.grad_norm), compute_s)
+        return Steps(self.step - first_step, StepReport(tokens, loss, self.grad_norm), compute_s)
+
+    async def _committed(self, stop: asyncio.Event, within_s: float) -> bool:
+        """Wait for the end of the commit under way; whether it has come before ``stop`` and in time."""
+        until = self._clock.monotonic() + within_s
+        while (committing := self._committing) is not None:
+            if committing.done():
+                committing.result()
+                self._committing = None
+            elif stop.is_set() or self._clock.monotonic() >= until:
+                return False
+            else:
+                await asyncio.wait({committing}, timeout=_LOOK_S)
+        return True
 
     def _draw(self, number: int) -> list[tuple[Tensor, Tensor]]:
         return [self._source.batch(self._slot, number, index) for index in range(self._options.num_microbatches)]
@@ -213,6 +250,9 @@ class HeadLoop:
     def _open(self, batch: _Batch) -> _Batch:
         self._batches[batch.number, batch.train] = batch
         return batch
+
+    def _close(self, batch: _Batch) -> None:
+        del self._batches[batch.number, batch.train]
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
@@ -222,7 +262,8 @@ class HeadLoop:
         while not batch.ledger.complete and not batch.spoilt and not stop.is_set():
             self._errands.check()
             self._look_for_losses(batch)
-            computing_s += await self._launch(batch)
+            if batch.counted or not self._mending:
+                computing_s += await self._launch(batch)
             try:
                 async with asyncio.timeout(_LOOK_S):
                     came = await batch.came.get()
@@ -256,25 +297,22 @@ class HeadLoop:
 
     def _path(self, batch: _Batch, index: int) -> tuple[Hop, ...] | None:
         """Through every stage and back; ``None`` while a stage has nobody."""
-        me, kept = Hop(0, self._courier.peer_id), batch.ledger.keep(index)
-        hops = [me]
-        slots = self._crew.slots() | {self._slot}
-        for stage in stage_order(self._options.num_stages, index, swap=self._options.swap):
+        order = stage_order(self._options.num_stages, index, swap=self._options.swap)
+        candidates: dict[int, Sequence[PeerId]] = {}
+        for stage in order:
             holders = [peer for peer in self._crew.holders(stage) if peer not in batch.ledger.banned]
             if not holders and not (holders := self._pardoned(batch, stage)):
                 self._note_lost(stage)
                 return None
-            peer = kept.get(stage)
-            if peer is None:
-                place = sorted(slots).index(self._slot)
-                peer = self._router.choose(
-                    stage, holders, slot=place, num_slots=len(slots), batch=batch.number, index=index
-                )
-            hops.append(Hop(stage, peer))
+            candidates[stage] = holders
         self._lost.clear()
         self._complete = True
         self.waits_for = ""
-        return (*hops, me)
+        me, kept = Hop(0, self._courier.peer_id), batch.ledger.keep(index)
+        slots = sorted(self._crew.slots() | {self._slot})
+        key = {"slot": slots.index(self._slot), "num_slots": len(slots), "batch": batch.number, "index": index}
+        chosen = [kept.get(stage) or self._router.choose(stage, candidates[stage], **key) for stage in order]
+        return (me, *map(Hop, order, chosen), me)
 
     def _pardoned(self, batch: _Batch, stage: int) -> list[PeerId]:
         """Replicas of a stage that were taken for lost in this batch, live all the same, and have no substitute."""
@@ -291,7 +329,7 @@ class HeadLoop:
         try:
             failed = await self._courier.send(packet, values, backward=backward)
         except ValueError:
-            batch.spoilt = True  # not finite: nothing in this batch can be saved
+            batch.spoilt = not batch.ledger.complete  # not finite: nothing in this batch can be saved
             return
         if failed is not None:
             if failed.gone:
@@ -328,6 +366,8 @@ class HeadLoop:
             self._end_trip(batch, index, packet.attempt)
 
     def _end_trip(self, batch: _Batch, index: int, attempt: int) -> None:
+        for hop in batch.ledger.path(index):
+            batch.refusals.pop(hop.peer, None)
         if batch.ledger.done(index, attempt):
             took_s = self._clock.monotonic() - batch.sent_at[index]
             self._trip_s = self._trip_s + _SMOOTHING * (took_s - self._trip_s) if self._trip_s else took_s
@@ -355,16 +395,19 @@ class HeadLoop:
             return
         culprit = failure.culprit
         if culprit is not None and culprit in batch.ledger.peers():
-            self._lose(batch, culprit, failure.reason)
-        elif failure.attempt >= _MAX_ATTEMPTS:
+            batch.refusals[culprit] += 1
+            if not self._crew.is_present(culprit) or batch.refusals[culprit] >= _MAX_REFUSALS:
+                self._lose(batch, culprit, failure.reason)
+                return
+        if failure.attempt >= _MAX_ATTEMPTS:
             batch.spoilt = True
-        else:
-            batch.ledger.failed(failure.index, failure.attempt)
-            self._note_resent(batch, failure.index, failure.reason)
+        batch.ledger.failed(failure.index, failure.attempt)
+        self._note_resent(batch, failure.index, failure.reason)
 
     def _lose(self, batch: _Batch, peer: PeerId, reason: str) -> None:
         """Whatever a replica counts of this batch is not to be relied on."""
         batch.lost_at[peer] = self._crew.seq(peer)
+        batch.refusals.pop(peer, None)
         self.failures.update({hop.stage for hop in batch.ledger.hops(peer)})
         for index in batch.ledger.lost(peer):
             self._note_resent(batch, index, reason)
@@ -377,8 +420,6 @@ class HeadLoop:
 
     async def _finish(self, batch: _Batch) -> int:
         """Step the head's own weights and have the batch committed beside the next one; returns its tokens."""
-        if self._committing is not None:
-            await self._committing
         self._spoilt = self._spoilt + 1 if batch.spoilt else 0
         if self._spoilt >= _MAX_SPOILT:
             raise DivergedError(
@@ -391,8 +432,7 @@ class HeadLoop:
             self.grad_norm, self.loss = norm, batch.loss
         copy_N = await self._clock.run(lambda: self._layout.gather(self._compute.parameters(), 0))
         tokens = count * self._blocks.num_tokens
-        indices = tuple(range(count))
-        self._journal.record(BatchCounted(0, batch.step, self._slot, batch.number, indices, tokens))
+        batch.counted = True
         self._committing = asyncio.create_task(self._commit(batch, copy_N))
         return tokens
 
@@ -408,41 +448,45 @@ class HeadLoop:
         has forgotten its share, and the only one of a stage may have died before it heard of the commit: it, or who
         comes in its place, gets that share once more. Those who have counted the batch do not count it again.
         """
+        spoilt, count = batch.spoilt, 0 if batch.spoilt else len(batch.data)
         if self._options.swap:
             await self._have_kept(batch, copy_N)
-        lacking = await self._commit_everywhere(batch)
-        for _ in range(_COMMIT_TRIES):
-            if not lacking:
-                break
+        indices, tokens = tuple(range(count)), count * self._blocks.num_tokens
+        self._journal.record(BatchCounted(0, batch.step, self._slot, batch.number, indices, tokens))
+        while lacking := await self._commit_everywhere(batch, {} if spoilt else batch.ledger.shares()):
+            self._mending = True
             for hop in lacking:
-                batch.ledger.lost(hop.peer)
+                self._lose(batch, hop.peer, "it has not counted its share")
                 if hop.peer in self._crew.holders(hop.stage):
                     batch.ledger.pardon(hop.peer)
+            await asyncio.sleep(_LOOK_S)
             await self._drive(batch, asyncio.Event())
-            lacking = await self._commit_everywhere(batch)
-        del self._batches[batch.number, batch.train]
+            if not batch.ledger.complete:  # what comes of it now is not finite: it stays uncounted there
+                break
+        self._mending = False
+        self._close(batch)
 
     async def _have_kept(self, batch: _Batch, copy_N: Tensor) -> None:
         """Give copies of this head to a replica of the first and of the last stage, who stand next to it."""
         request = await self._clock.run_aside(lambda: pack_keep(self._slot, batch.number, copy_N))
-        keepers = [
-            Hop(stage, peer) for stage in (1, self._options.num_stages) for peer in self._crew.holders(stage)[:1]
-        ]
-        await asyncio.gather(*[self._courier.tell(hop.peer, hop.stage, KEEP, request) for hop in keepers])
+        while True:
+            keepers = [
+                Hop(stage, peer) for stage in (1, self._options.num_stages) for peer in self._crew.holders(stage)[:1]
+            ]
+            failed = await asyncio.gather(*[self._courier.tell(hop.peer, hop.stage, KEEP, request) for hop in keepers])
+            if None in failed:
+                return
+            await asyncio.sleep(_LOOK_S)
 
-    async def _commit_everywhere(self, batch: _Batch) -> list[Hop]:
-        """Returns the replicas whose share is counted by nobody."""
-        shares = {} if batch.spoilt else batch.ledger.shares()
+    async def _commit_everywhere(self, batch: _Batch, shares: Mapping[Hop, tuple[int, ...]]) -> list[Hop]:
+        """Returns the replicas that have not confirmed their share."""
         stages = range(1, self._options.num_stages + 1)
         hops = sorted({Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares))
         counted = await asyncio.gather(*[self._commit_at(batch, hop, shares.get(hop, ())) for hop in hops])
         return [hop for hop, has in zip(hops, counted, strict=True) if not has]
 
     async def _commit_at(self, batch: _Batch, hop: Hop, indices: tuple[int, ...]) -> bool:
-        """Whether the replica has counted its share.
-
-        That of one that died dies with it, as all does that it learned, if its stage has others: they have stepped.
-        """
+        """Whether the replica has counted its share, if it has one."""
         tokens = len(batch.data) * self._blocks.num_tokens
         request = pack_commit(Commit(self._slot, batch.number, batch.step, indices, batch.loss, tokens))
         for _ in range(_COMMIT_TRIES):
@@ -458,9 +502,9 @@ class HeadLoop:
                 committed = unpack_committed(reply)
             except FrameError:
                 break
-            self._owed = max(self._owed, committed.step - batch.step - 1)
+            self._ahead = max(self._ahead, committed.step)
             return not committed.missing
-        return not indices or any(peer != hop.peer for peer in self._crew.holders(hop.stage))
+        return not indices
 
     # -- validation ---------------------------------------------------------------------------------------------------
 
@@ -470,10 +514,11 @@ class HeadLoop:
         every = options.eval_every_rounds * options.inner_steps
         if not every or self.step % every or not self.step or self._slot != min(self._crew.slots() | {self._slot}):
             return
-        data = [self._source.held_out(index) for index in range(self._source.num_held_out)]
+        count = min(self._source.num_held_out, MAX_MICROBATCHES)
+        data = await self._clock.run(lambda: [self._source.held_out(index) for index in range(count)])
         batch = self._open(_Batch(self._number, self.step, False, Ledger(len(data)), data))
         await self._drive(batch, stop)
-        del self._batches[batch.number, batch.train]
+        self._close(batch)
         if batch.ledger.complete:
             self.validated = (self.step // options.inner_steps, batch.loss)
             self._journal.record(Validated(*self.validated))
@@ -492,9 +537,14 @@ class HeadLoop:
         except FrameError as err:
             raise CallRefused(str(err)) from err
         batch = self._batches.get((packet.batch, packet.train))
-        # What is no attempt under way is stale and of no use, so that no more than the window can wait here.
+        # What is no attempt under way is stale, and of no use; so no more than two for each of the window wait here.
         if packet.slot == self._slot and batch is not None and self._is_current(batch, packet.index, packet.attempt):
-            batch.came.put_nowait(_Came(packet, values, backward))
+            if packet.path != batch.ledger.path(packet.index):
+                raise CallRefused(f"micro-batch {packet.index} was sent on another path")
+            mark = packet.index, packet.attempt, backward
+            if mark not in batch.seen and (not backward or (*mark[:2], False) in batch.seen):
+                batch.seen.add(mark)
+                batch.came.put_nowait(_Came(packet, values, backward))
         return b""
 
     async def _on_failed(self, sender: PeerId, request: bytes) -> bytes:

@@ -43,6 +43,8 @@ from decentral.types import PeerId
 
 #: Between two looks at who lives and who wants this worker to stop.
 _LOOK_S = 0.25
+#: Who has taken all steps waits so long for another head, if the last one dies.
+_HEADLESS_S = 60.0
 #: Of a new measurement in the moving average of a micro-batch's time.
 _SMOOTHING = 0.2
 _MAX_QUEUED = 2 * MAX_MICROBATCHES
@@ -130,6 +132,10 @@ class StageLoop:
         self._dropped: set[int] = set()
         """Slots whose gradients are still to be thrown away: on the clock's thread, when nothing is computed there."""
         self._open = True
+        self._heads_at = 0.0
+        """When there last was a head."""
+        self._headless_s = math.inf
+        """So long without one is the end of the run."""
 
     @property
     def queue(self) -> int:
@@ -142,6 +148,16 @@ class StageLoop:
         await self._courier.serve(self._stage, BACKWARD, self._on_backward)
         await self._courier.serve(self._stage, COMMIT, self._on_commit)
         await self._courier.serve(self._stage, SETTLE, self._on_settle)
+
+    async def finish(self, stop: asyncio.Event) -> None:
+        """All steps are taken here; serve heads that have not done theirs."""
+        self._headless_s, self._heads_at = _HEADLESS_S, self._clock.monotonic()
+        while not self._is_over() and not stop.is_set():
+            await self.take(self.step, 1, stop)
+
+    def _is_over(self) -> bool:
+        """Whether there is no head left that might want something."""
+        return self._crew.is_over() or self._clock.monotonic() - self._heads_at > self._headless_s
 
     async def close(self) -> None:
         """Refuse what comes from now on, and end what is under way."""
@@ -168,6 +184,8 @@ class StageLoop:
                 began = self._clock.monotonic()
                 await self._work(job)
                 compute_s += self._clock.monotonic() - began
+            elif self._is_over():  # nobody will take these steps any more
+                self.step = first_step + count
             else:
                 await self._look()
         loss = sum(losses) / len(losses) if losses else math.nan
@@ -180,7 +198,8 @@ class StageLoop:
             async with asyncio.timeout(_LOOK_S):
                 await self._wake.wait()
         except TimeoutError:
-            return
+            if self._crew.slots():
+                self._heads_at = self._clock.monotonic()
 
     # -- micro-batches ------------------------------------------------------------------------------------------------
 
