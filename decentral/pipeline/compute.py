@@ -197,13 +197,14 @@ class StageCompute(_Part):
         """
         return self._forward(key, x.detach().to(self._device).requires_grad_(), train=train)
 
-    def backward(self, key: Key, grad_y: Tensor, *, count: bool = True) -> Tensor:
+    def backward(self, key: Key, grad_y: Tensor, *, count: bool = True, into: int | None = None) -> Tensor:
         """Gradient with respect to the input of ``forward``, at the present weights.
 
         Args:
             key: a micro-batch whose forward pass was for training; forgotten after this.
             grad_y: gradient with respect to its output, float32 on the CPU.
-            count: whether to add the gradients of the weights to the sum of the key's slot.
+            count: whether to add the gradients of the weights to a sum.
+            into: which one, that of the key's slot unless told.
 
         Returns:
             float32 on the CPU.
@@ -212,7 +213,8 @@ class StageCompute(_Part):
             KeyError: the micro-batch is unknown.
         """
         x, y = self._land(key)
-        self._backward(y, grad_y.to(self._device), x, key[0] if count else None)
+        place = key[0] if into is None else into
+        self._backward(y, grad_y.to(self._device), x, place if count else None)
         return _gradient(x)
 
 

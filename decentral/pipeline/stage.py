@@ -1,19 +1,18 @@
 """A replica of a stage at work: micro-batches of all heads forwards and backwards, and a step when they are committed.
 
-A micro-batch is counted when its gradient first comes by, whatever the attempt, and never again; what comes again only
-passes through. A head commits a batch with the list of what this replica is to have counted of it. The step is taken
-when all live heads have committed theirs, on the mean gradient of this replica's share, and later batches of a head
-wait for it, so that forward and backward pass of a micro-batch see the same weights.
+A micro-batch is counted when its gradient first comes by, and never again; what comes again only passes through.
+``shares`` keeps account. A head commits a batch with the list of what this replica is to have counted of it.
+The step is taken when all live heads have committed theirs, on the mean gradient of this replica's share, and later
+batches of a head wait for it, so that forward and backward pass of a micro-batch see the same weights.
 
 Backward passes go first (1F1B): they free memory here and further on.
 """
 
 import asyncio
-import functools
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -26,7 +25,6 @@ from decentral.pipeline.crew import Crew, stages_of
 from decentral.pipeline.errands import Errands
 from decentral.pipeline.packets import (
     MAX_MICROBATCHES,
-    Commit,
     Committed,
     Load,
     Packet,
@@ -36,6 +34,7 @@ from decentral.pipeline.packets import (
     unpack_commit,
     unpack_settle,
 )
+from decentral.pipeline.shares import Shares
 from decentral.ports.blocks import Blocks
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import StepReport, Steps
@@ -47,6 +46,8 @@ _LOOK_S = 0.25
 _HEADLESS_S = 60.0
 #: Of a new measurement in the moving average of a micro-batch's time.
 _SMOOTHING = 0.2
+#: At the end, for what is to be told.
+_LEAVE_S = 1.0
 _MAX_QUEUED = 2 * MAX_MICROBATCHES
 
 
@@ -62,14 +63,6 @@ class _Job:
     @property
     def key(self) -> Key:
         return self.packet.slot, self.packet.batch, self.packet.index
-
-
-@dataclass(slots=True)
-class _Share:
-    """What was counted of a batch that is not committed yet."""
-
-    batch: int
-    counted: set[int] = field(default_factory=set)
 
 
 class StageLoop:
@@ -120,17 +113,12 @@ class StageLoop:
         self._waiting: dict[bool, deque[_Job]] = {True: deque(), False: deque()}
         """Backward and forward jobs."""
         self._wake = asyncio.Event()
-        self._shares: dict[int, _Share] = {}
-        self._ready: dict[int, Commit] = {}
+        self._shares = Shares()
         self._ready_since = 0.0
         self._missed: set[int] = set()
         """Slots whose head was waited for in vain."""
-        self._applied: dict[int, int] = {}
-        """The last batch of every slot that is part of the weights."""
-        self._attempts: dict[Key, int] = {}
-        """Micro-batches between forward and backward pass."""
-        self._dropped: set[int] = set()
-        """Slots whose gradients are still to be thrown away: on the clock's thread, when nothing is computed there."""
+        self._attempts: dict[Key, tuple[PeerId, int]] = {}
+        """Micro-batches between forward and backward pass: head, and its attempt."""
         self._open = True
         self._heads_at = 0.0
         """When there last was a head."""
@@ -160,9 +148,11 @@ class StageLoop:
         return self._crew.is_over() or self._clock.monotonic() - self._heads_at > self._headless_s
 
     async def close(self) -> None:
-        """Refuse what comes from now on, and end what is under way."""
+        """Refuse what comes from now on, tell of what will not be computed, and end what is under way."""
         self._open = False
-        await self._errands.end(0.0)
+        for job in (*self._waiting[True], *self._waiting[False]):
+            self._errands.run(self._courier.report(job.packet, self._courier.peer_id, "it leaves the stage"))
+        await self._errands.end(_LEAVE_S)
 
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """See ``InnerLoop``; it lasts as long as the heads take for it."""
@@ -171,11 +161,9 @@ class StageLoop:
         losses: list[float] = []
         while self.step < first_step + count and not stop.is_set():
             self._errands.check()
-            if self._dropped:
-                slots, self._dropped = self._dropped, set()
-                for slot in slots:
-                    await self._clock.run(functools.partial(self._compute.drop, slot))
-            elif self._is_due():
+            for place in self._shares.take_dropped():
+                await self._drop(place)
+            if self._is_due():
                 began = self._clock.monotonic()
                 tokens += await self._apply()
                 compute_s += self._clock.monotonic() - began
@@ -218,6 +206,8 @@ class StageLoop:
             packet, values = await self._courier.read(sender, request, self._stage, backward=backward)
         except FrameError as err:
             raise CallRefused(str(err)) from err
+        if not self._open:
+            raise CallRefused(f"does not hold stage {self._stage} any more")
         self._waiting[backward].append(_Job(packet, values, backward, self._clock.monotonic()))
         self._wake.set()
         return b""
@@ -234,54 +224,40 @@ class StageLoop:
         return None
 
     def _may_start(self, job: _Job) -> bool:
-        """Whether all earlier batches of the slot are part of the weights, or will never be."""
+        """Whether all earlier batches of the slot that were counted here are part of the weights, or never will be."""
         slot, batch = job.packet.slot, job.packet.batch
-        if slot in self._ready:
-            return batch <= self._ready[slot].batch
-        share = self._shares.get(slot)
-        if share is None or batch <= share.batch:
-            return True
-        if self._clock.monotonic() - job.since < self._patience_s:
-            return False
-        # Its head has gone on without committing it here: it counts on other replicas for that batch.
-        self._drop(slot)
-        return True
+        if self._shares.holds_back(slot, batch) and self._clock.monotonic() - job.since >= self._patience_s:
+            # Its head has gone on without committing it here: it counts on other replicas for that batch.
+            self._shares.give_up(slot, batch)
+        return not self._shares.holds_back(slot, batch)
 
     async def _work(self, job: _Job) -> None:
         began = self._clock.monotonic()
         packet, key = job.packet, job.key
+        attempt, last = (packet.head, packet.attempt), self._attempts.get(key)
         if not job.backward:
             if packet.train:
-                self._attempts[key] = packet.attempt
+                if last is not None and last[0] == packet.head and last[1] > packet.attempt:
+                    return  # overtaken by a later attempt
+                self._attempts[key] = attempt
             values = await self._clock.run(lambda: self._compute.forward(key, job.values, train=packet.train))
         else:
-            if self._attempts.get(key) != packet.attempt:
-                if key not in self._attempts:
+            if last != attempt:
+                if last is None:
                     reason = f"stage {self._stage} does not know it"
                     self._errands.run(self._courier.report(packet, None, reason))
                 return  # of an earlier attempt: the later one will come back as well
             del self._attempts[key]
-            count = self._count(key)
-            values = await self._clock.run(lambda: self._compute.backward(key, job.values, count=count))
+            place = self._shares.count(*key)
+            values = await self._clock.run(
+                lambda: self._compute.backward(key, job.values, count=place is not None, into=place)
+            )
             load = Load(self._stage, self._courier.peer_id, self.queue, self.microbatch_s)
             packet = replace(packet, loads=(*packet.loads, load))
         seconds = self._clock.monotonic() - began
         # Forward and backward pass are measured apart: an average of their sum is twice that of both.
         self.microbatch_s += (_SMOOTHING if self.microbatch_s else 1.0) * (2 * seconds - self.microbatch_s)
         self._errands.run(self._pass_on(packet, values, backward=job.backward))
-
-    def _count(self, key: Key) -> bool:
-        """Whether this is the first time that a micro-batch is to be counted; it is from now on."""
-        slot, batch, index = key
-        if batch <= self._applied.get(slot, -1) or slot in self._ready:
-            return False
-        share = self._shares.get(slot)
-        if share is None or share.batch < batch:
-            share = self._shares[slot] = _Share(batch)
-        if share.batch != batch or index in share.counted:
-            return False
-        share.counted.add(index)
-        return True
 
     async def _pass_on(self, packet: Packet, values: Tensor, *, backward: bool) -> None:
         try:
@@ -306,24 +282,13 @@ class StageLoop:
             commit = unpack_commit(request)
         except FrameError as err:
             raise CallRefused(str(err)) from err
-        slot = commit.slot
-        missing: tuple[int, ...] = ()
-        if commit.batch > self.committed(slot):
-            share = self._shares.get(slot)
-            if share is not None and share.batch != commit.batch:
-                self._drop(slot)
-                share = None
-            counted = frozenset() if share is None else frozenset(share.counted)
-            wanted = counted if commit.indices is None else frozenset(commit.indices)
-            if counted - wanted:  # it counts on another replica for all of it
-                self._drop(slot)
-                counted = frozenset()
-            missing = tuple(sorted(wanted - counted))
-            if not missing:
-                self._ready_since = self._ready_since if self._ready else self._clock.monotonic()
-                self._ready[slot] = replace(commit, indices=tuple(sorted(wanted)))
-                self._missed.discard(slot)
-                self._wake.set()
+        waited = bool(self._shares.slots_ready())
+        missing = self._shares.commit(commit)
+        if not missing:
+            self._missed.discard(commit.slot)
+        if not waited:
+            self._ready_since = self._clock.monotonic()
+        self._wake.set()
         return pack_committed(Committed(max(self.step, commit.step + 1), missing))
 
     async def _on_settle(self, sender: PeerId, request: bytes) -> bytes:
@@ -331,19 +296,20 @@ class StageLoop:
             slot = unpack_settle(request).slot
         except FrameError as err:
             raise CallRefused(str(err)) from err
-        share = self._shares.get(slot)
-        pending = 0 if share is None or slot in self._ready else len(share.counted)
-        return pack_settled(Settled(self.committed(slot), self.step, pending, self.grad_norm, self.loss))
+        shares = self._shares
+        settled = Settled(shares.committed(slot), self.step, shares.pending(slot), self.grad_norm, self.loss)
+        return pack_settled(settled)
 
     def committed(self, slot: int) -> int:
         """The last batch of a slot that is, or is about to be, part of the weights; -1 for none."""
-        return self._ready[slot].batch if slot in self._ready else self._applied.get(slot, -1)
+        return self._shares.committed(slot)
 
     def _is_due(self) -> bool:
         """Whether the step is to be taken: all live heads have committed, or were waited for long enough."""
-        if not self._ready:
+        ready = self._shares.slots_ready()
+        if not ready:
             return False
-        missing = self._crew.slots() - self._ready.keys() - self._missed
+        missing = self._crew.slots() - ready - self._missed
         if missing and self._clock.monotonic() - self._ready_since < self._patience_s:
             return False
         self._missed |= missing
@@ -351,28 +317,25 @@ class StageLoop:
 
     async def _apply(self) -> int:
         """Take the step; returns the tokens of this replica's share."""
-        commits, step = list(self._ready.values()), max(commit.step for commit in self._ready.values())
-        num_microbatches = sum(len(commit.indices or ()) for commit in commits)
-        slots, scale = [commit.slot for commit in commits], self._lr_scale(step)
-        norm = await self._clock.run(lambda: self._compute.apply(slots, num_microbatches, step, scale))
+        taken = self._shares.take()
+        commits = [ready.commit for ready in taken if not ready.late]
+        step = max(commit.step for commit in commits)
+        num_microbatches = sum(len(ready.indices) for ready in taken)
+        places, scale = [place for ready in taken for place in ready.sums], self._lr_scale(step)
+        norm = await self._clock.run(lambda: self._compute.apply(places, num_microbatches, step, scale))
         if num_microbatches:
             self.grad_norm = min(norm, self._clip_norm)
         self.loss = sum(commit.loss for commit in commits) / len(commits)
-        for commit in commits:
-            del self._ready[commit.slot]
-            self._applied[commit.slot] = commit.batch
-            self._shares.pop(commit.slot, None)
-            for key in [key for key in self._attempts if key[0] == commit.slot and key[1] <= commit.batch]:
+        for ready in taken:
+            slot, batch, tokens = ready.commit.slot, ready.commit.batch, len(ready.indices) * self._num_tokens
+            for key in [key for key in self._attempts if key[0] == slot and key[1] < batch]:
                 del self._attempts[key]
                 self._compute.forget(key)
-            indices = commit.indices or ()
-            tokens = len(indices) * self._num_tokens
-            self._journal.record(BatchCounted(self._stage, step, commit.slot, commit.batch, indices, tokens))
+            self._journal.record(BatchCounted(self._stage, step, slot, batch, ready.indices, tokens))
         self.step = max(self.step, step + 1)
         return num_microbatches * self._num_tokens
 
-    def _drop(self, slot: int) -> None:
-        """What was counted of a slot's batch counts elsewhere."""
-        batch = self._shares.pop(slot).batch
-        self._attempts = {key: n for key, n in self._attempts.items() if key[0] != slot or key[1] > batch}
-        self._dropped.add(slot)
+    async def _drop(self, place: int) -> None:
+        """Throw a sum of gradients away, and with a slot's own what is under way of the slot."""
+        self._attempts = {key: last for key, last in self._attempts.items() if key[0] != place}
+        await self._clock.run(lambda: self._compute.drop(place))
