@@ -219,7 +219,8 @@ class LogJournal:
 
     @_tell.register
     def _(self, event: events.Resent) -> None:
-        logger.warning("sends micro-batch %d of batch %d again: %s", event.index, event.batch, event.reason)
+        # Of a batch there may be as many as it has; that a stage is lost is told by itself.
+        logger.debug("sends micro-batch %d of batch %d again: %s", event.index, event.batch, event.reason)
 
     @_tell.register
     def _(self, event: events.PeerSeen) -> None:

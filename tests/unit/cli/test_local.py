@@ -23,7 +23,16 @@ from decentral.cli.processes import Processes, processes_for
 from decentral.cli.replay import Replay
 from decentral.cli.settings import load, resolve
 from decentral.errors import ConfigError, DecentralError, ExitCode
-from decentral.monitor.events import Joined, RoundAborted, RoundMixed, Started, Stopped, StretchDone, Validated
+from decentral.monitor.events import (
+    BatchCounted,
+    Joined,
+    RoundAborted,
+    RoundMixed,
+    Started,
+    Stopped,
+    StretchDone,
+    Validated,
+)
 from decentral.monitor.journal import JournalReader, JsonLinesJournal
 from decentral.monitor.status import summarize
 from decentral.ports.trainer import Seat, StepReport
@@ -168,6 +177,8 @@ class TestOutcome:
         journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0)
         for stage in range(3):
             journal.of_stage(stage).record(StretchDone(0, 25, 250, 3.0, 1.0))
+            for batch in range(2):
+                journal.of_stage(stage).record(BatchCounted(stage, batch, 0, batch, (0, 1), 125))
         journal.close()
         events = outcome.merge_journals([tmp_path / "j"], tmp_path / "all")
         assert outcome.tokens_of_heads(events) == 250

@@ -81,7 +81,7 @@ def test_swaps_and_what_went_wrong_with_them_are_told(capsys):
 
 
 def test_what_becomes_of_a_pipeline_is_told(capsys):
-    journal = install("info", "text")
+    journal = install("debug", "text")
     journal.record(Started("run", ME, "0.1", "cpu", "c0"))
     journal.of_stage(0).record(StageLost(2, 30, 2.5))
     journal.of_stage(0).record(Resent(10, 3, 2, "bbbbbb is gone"))
@@ -91,7 +91,7 @@ def test_what_becomes_of_a_pipeline_is_told(capsys):
     lines = [line.split(maxsplit=1)[1] for line in capsys.readouterr().err.splitlines()[1:]]
     assert lines == [
         "WARNING aaaaaa s0 r0 nobody holds stage 2 any more, at step 30, loss 2.500",
-        "WARNING aaaaaa s0 r0 sends micro-batch 3 of batch 10 again: bbbbbb is gone",
+        "DEBUG   aaaaaa s0 r0 sends micro-batch 3 of batch 10 again: bbbbbb is gone",
         "INFO    aaaaaa r0 holds stage 2 from step 30 on (blend of bbbbbb and aaaaaa): 4.2MB in 1.2 s",
         "INFO    aaaaaa s2 r0 stage 2 is back at step 30 (blend), loss 2.500 before and 3.250 after, 4.0 s",
         "INFO    aaaaaa r0 holds the head from step 0 on (initial): 0B in 0.5 s",
