@@ -11,9 +11,9 @@ Each stage is a swarm of its own (``unit``). This module decides about places an
 import asyncio
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 from torch import Tensor
@@ -166,6 +166,9 @@ class Station:
                 await self.membership.tell(peer)
             wanted = self._parts.wanted
             await self._take_all(wanted if wanted else await self._place(peers))
+            if not self._units:
+                # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
+                await self._clock.run(functools.partial(self._build, self._pipeline.num_stages))
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
@@ -183,10 +186,8 @@ class Station:
                 if beating.done():
                     beating.result()
                 self.membership.check_single()
-                await self._look()
-                with_stop = asyncio.create_task(stop.wait())
-                await asyncio.wait({with_stop}, timeout=_LOOK_S)
-                with_stop.cancel()
+                await _unless(stop, self._look())
+                await _unless(stop, asyncio.sleep(_LOOK_S))
             await self._give_up(self._units)
             self._tell(State.DONE if not stop.is_set() else State.LEAVING)
             await self.membership.announce()
@@ -303,12 +304,15 @@ class Station:
         """Bring a stage here and run it; what keeps that from happening is noted, and tried again later."""
         began = self._clock.monotonic()
         self._taking.add(stage)
+        slot = self._free_slot() if stage == 0 else self.membership.own.slot
+        self.membership.update(slot=slot)
         self._tell(self.membership.own.state)
+        # All hear of a new head, whom they would not believe otherwise. Whoever does not answer now is known to be gone
+        # when it is decided whom to ask.
+        concerned = range(self._pipeline.num_stages + 1) if stage == 0 else (stage,)
+        await asyncio.gather(*[self.membership.tell(peer) for k in concerned for peer in self._others(k)])
         await self.membership.announce()
         compute = await self._clock.run(functools.partial(self._build, stage))
-        slot = self._free_slot() if stage == 0 else self.membership.own.slot
-        # Whoever does not answer now is known to be gone when it is decided whom to ask.
-        await asyncio.gather(*[self.membership.tell(peer) for peer in self._others(stage)])
         standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
         recovery = self._takeover.decide(stage)
         brought = await self._takeover.bring(recovery, compute, stage, slot)
@@ -334,8 +338,6 @@ class Station:
         self._parts.journal.record(
             StagePlaced(stage, slot, recovery.source, brought.donors, standing.step, brought.received_bytes, seconds)
         )
-        if stage == 0:
-            self.membership.update(slot=slot)
         self._tell(State.TRAINING)
         await self.membership.announce()
 
@@ -515,6 +517,19 @@ class Station:
         reasons = [f"stage {stage} cannot be brought back: {why}" for stage, why in sorted(self._why.items())]
         reasons += [head.waits_for for head in heads if head.waits_for]
         return (reasons[0] if reasons else own)[:200]
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do ``work``, which may wait for others for long, but leave it where it stands once ``stop`` is set."""
+    doing, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        doing.cancel()
+        await asyncio.gather(doing, stopping, return_exceptions=True)
+    if not doing.cancelled():
+        doing.result()
 
 
 def _scale(healed_at: int | None, boost: float, span: int, step: int) -> float:

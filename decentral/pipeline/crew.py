@@ -37,6 +37,11 @@ class Crew:
         """Whether a peer lives and takes part."""
         return any(presence.peer == peer for presence in self.present())
 
+    def is_head(self, peer: PeerId, slot: int) -> bool:
+        """Whether a peer says that it is, or is about to be, the head of a data slot; it may be dead meanwhile."""
+        known = self._roster.get(peer)
+        return known is not None and known.slot == slot and 0 in stages_of(known.holds) | stages_of(known.takes)
+
     def slots(self) -> frozenset[int]:
         """Data slots of the live heads."""
         return frozenset(presence.slot for presence in self.present() if 0 in stages_of(presence.holds))
@@ -63,10 +68,6 @@ class Crew:
             )
             for presence in self.present()
         ]
-
-    def heard_of(self, peer: PeerId) -> Presence | None:
-        """The last record of a peer, dead or alive."""
-        return self._roster.get(peer)
 
     def seq(self, peer: PeerId) -> int:
         """Number of the last record of a peer; -1 for none."""

@@ -21,7 +21,7 @@ from decentral.monitor.events import BatchCounted
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import Key, StageCompute
 from decentral.pipeline.courier import BACKWARD, COMMIT, FORWARD, SETTLE, Courier
-from decentral.pipeline.crew import Crew, stages_of
+from decentral.pipeline.crew import Crew
 from decentral.pipeline.errands import Errands
 from decentral.pipeline.packets import (
     MAX_MICROBATCHES,
@@ -206,6 +206,8 @@ class StageLoop:
             packet, values = await self._courier.read(sender, request, self._stage, backward=backward)
         except FrameError as err:
             raise CallRefused(str(err)) from err
+        if not self._crew.is_head(packet.head, packet.slot):
+            raise CallRefused(f"stage {self._stage} knows no head {packet.head} of slot {packet.slot}")
         if not self._open:
             raise CallRefused(f"does not hold stage {self._stage} any more")
         self._waiting[backward].append(_Job(packet, values, backward, self._clock.monotonic()))
@@ -275,13 +277,12 @@ class StageLoop:
 
     async def _on_commit(self, sender: PeerId, request: bytes) -> bytes:
         """A head's batch is complete; what it should have counted here and has not is told."""
-        known = self._crew.heard_of(sender)
-        if not self._open or known is None or 0 not in stages_of(known.holds) | stages_of(known.takes):
-            raise CallRefused(f"stage {self._stage} knows no head {sender}")
         try:
             commit = unpack_commit(request)
         except FrameError as err:
             raise CallRefused(str(err)) from err
+        if not self._open or not self._crew.is_head(sender, commit.slot):
+            raise CallRefused(f"stage {self._stage} knows no head {sender} of slot {commit.slot}")
         waited = bool(self._shares.slots_ready())
         missing = self._shares.commit(commit)
         if not missing:
