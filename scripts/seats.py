@@ -132,7 +132,7 @@ class Swarm:
         codes = [child.code for child in running]
         for worker in self.workers:
             worker.child = None
-        if codes != [0] * len(self.workers):
+        if any(code != 0 for code in codes):
             raise Violation(f"exit codes {codes} after SIGINT")
 
     async def vanish(self) -> None:
