@@ -164,8 +164,12 @@ class Station:
         try:
             for peer in peers:
                 await self.membership.tell(peer)
-            wanted = self._parts.wanted
-            await self._take_all(wanted if wanted else await self._place(peers))
+            if wanted := self._parts.wanted:
+                await self._take_all(wanted)
+            elif (stage := await self._place(peers)) is not None:
+                # If it cannot be had now, this worker waits as a spare, whose turn it is should the stage be lost.
+                await self._take(stage)
+            self._tell(State.TRAINING if self._units else State.JOINING)
             if not self._units:
                 # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
                 await self._clock.run(functools.partial(self._build, self._pipeline.num_stages))
@@ -210,8 +214,8 @@ class Station:
 
     # -- places -------------------------------------------------------------------------------------------------------
 
-    async def _place(self, peers: Sequence[PeerId]) -> tuple[int, ...] | str:
-        """Ask where this worker is needed."""
+    async def _place(self, peers: Sequence[PeerId]) -> int | None:
+        """Ask where this worker is needed; ``None`` for nowhere."""
         problem = "nobody was asked"
         for peer in peers:
             try:
@@ -221,9 +225,7 @@ class Station:
             except (TransportError, ValueError, msgpack.UnpackException) as err:
                 problem = str(err)
                 continue
-            if isinstance(stage, int) and 0 <= stage <= self._pipeline.num_stages:
-                return (stage,)
-            return SPARE
+            return stage if isinstance(stage, int) and 0 <= stage <= self._pipeline.num_stages else None
         raise UnreachableError(
             f"nobody in the swarm could say which stage needs this worker: {problem}",
             hint="`decentral status ADDR` shows who is in it; --stage K takes one without asking.",
@@ -242,7 +244,7 @@ class Station:
         ]
         others = [member for member in members if member.peer not in self._granted or member.peer in placed]
         stage = neediest([*others, *expected], self._pipeline.num_stages, self._pipeline.num_replicas)
-        if stage is None:
+        if stage is None or self._crew.is_over():
             return bytes(msgpack.packb(_SPARE_ANSWER))
         self._granted[sender] = stage, now + _GRANT_S
         return bytes(msgpack.packb(stage))
