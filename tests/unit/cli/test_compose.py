@@ -1,21 +1,26 @@
 """What the composition root makes of a configuration."""
 
+import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from decentral.cli.compose import _residuals
+from decentral.cli.compose import _residuals, follow
+from decentral.cli.config import SwarmConfig
 from decentral.cli.folder import RESIDUAL
 from decentral.cli.run_options import run_options
 from decentral.cli.settings import load, resolve_method
 from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback, Feedback
+from decentral.engine.hello import Hello
 from decentral.engine.options import RunOptions
-from decentral.errors import ConfigError
+from decentral.errors import ConfigError, UnreachableError
 from decentral.exchange.rollcall import Quorum
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
@@ -24,6 +29,7 @@ from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
 from decentral.schedule.plan import SyncPlan
 from decentral.state.files import save_weights
+from decentral.types import PeerId
 
 MODEL = {"embedding": torch.zeros(2), **{f"layers.{number}": torch.zeros(3) for number in range(6)}}
 
@@ -213,3 +219,45 @@ def test_residuals_that_cannot_be_read_are_reported_and_left(tmp_path: Path, cap
     with caplog.at_level(logging.WARNING):
         assert _residuals(tmp_path, "demo-1") == {}
     assert "what it still had to send is lost" in caplog.text
+
+
+def test_a_swarm_is_followed_at_another_worker_when_the_first_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker answers twice; then the connection is gone, and all addresses are tried again, in order."""
+    opened: list[list[str]] = []
+    answers = iter("aabb")
+
+    def hello(of: str) -> Hello:
+        return Hello(PeerId(of), 5, "0.1.0", f"run-of-{of}", SwarmConfig().to_json().encode(), ())
+
+    class Opened:
+        class transport:  # noqa: N801
+            pass
+
+        class identity:  # noqa: N801
+            verify = None
+
+    @contextlib.asynccontextmanager
+    async def asking(addresses: list[str], **_: Any) -> AsyncIterator[tuple[Any, Hello]]:
+        opened.append(list(addresses))
+        yield Opened, hello(next(answers))
+
+    async def ask_hello(transport: Any, peer: PeerId, verify: Any, *, timeout_s: float) -> Hello:
+        if len(opened) == len(told) // 2:
+            raise UnreachableError("It is gone.")
+        return hello(next(answers))
+
+    monkeypatch.setattr("decentral.cli.compose.asking", asking)
+    monkeypatch.setattr("decentral.cli.compose.ask_hello", ask_hello)
+    addresses, told = ["a:1"], []
+
+    async def scenario() -> None:
+        async with contextlib.aclosing(follow(addresses, every_s=0.0)) as reports:
+            async for report in reports:
+                told.append(report.run.run_id)
+                addresses[1:] = ["b:2"]
+                if len(told) == 4:
+                    return
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert told == ["run-of-a", "run-of-a", "run-of-b", "run-of-b"]
+    assert opened == [["a:1"], ["a:1", "b:2"]]
