@@ -24,12 +24,13 @@ class Errands:
             raise self._error
 
     async def end(self, within_s: float) -> None:
-        """Wait for what is under way, then cancel it."""
-        if self._tasks:
+        """Wait for what is under way, then cancel it and what it has begun meanwhile."""
+        if self._tasks and within_s > 0:
             await asyncio.wait(set(self._tasks), timeout=within_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

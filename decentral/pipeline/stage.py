@@ -24,7 +24,6 @@ from decentral.pipeline.courier import BACKWARD, COMMIT, FORWARD, SETTLE, Courie
 from decentral.pipeline.crew import Crew
 from decentral.pipeline.errands import Errands
 from decentral.pipeline.packets import (
-    MAX_MICROBATCHES,
     Committed,
     Load,
     Packet,
@@ -48,7 +47,9 @@ _HEADLESS_S = 60.0
 _SMOOTHING = 0.2
 #: At the end, for what is to be told.
 _LEAVE_S = 1.0
-_MAX_QUEUED = 2 * MAX_MICROBATCHES
+#: Memory for micro-batches that wait; a few of them may wait in any case.
+_MAX_QUEUED_BYTES = 1 << 30
+_LEAST_QUEUED = 16
 
 
 @dataclass(slots=True)
@@ -103,6 +104,7 @@ class StageLoop:
         self._compute = compute
         self._num_tokens = blocks.num_tokens
         self._clip_norm = blocks.clip_norm
+        self._max_queued = max(_LEAST_QUEUED, _MAX_QUEUED_BYTES // (4 * math.prod(blocks.activation_shape)))
         self._courier = courier
         self._crew = crew
         self._clock = clock
@@ -200,7 +202,7 @@ class StageLoop:
     async def _enqueue(self, sender: PeerId, request: bytes, *, backward: bool) -> bytes:
         if not self._open:
             raise CallRefused(f"does not hold stage {self._stage} any more")
-        if self.queue >= _MAX_QUEUED:
+        if self.queue >= self._max_queued:
             raise CallRefused(f"{self.queue} micro-batches wait at stage {self._stage}")
         try:
             packet, values = await self._courier.read(sender, request, self._stage, backward=backward)
