@@ -256,6 +256,7 @@ class Station:
                 self._outcomes[stage] = unit.outcome()
         held = {stage for presence in self._crew.records() for stage in stages_of(presence.holds)}
         self._known |= held
+        await self._move_from_a_taken_slot()
         waited = self._clock.monotonic() - self._since > _JOINERS_S
         lost = [k for k in self._crew.lost(self._pipeline.num_stages) if waited or k in self._known]
         lost = [stage for stage in lost if stage not in self._outcomes]
@@ -273,6 +274,18 @@ class Station:
         self._why = {stage: why for stage, why in self._why.items() if stage in mine}
         await self._save_as_spare()
         self._tell(State.TRAINING if self._units else State.JOINING)
+
+    async def _move_from_a_taken_slot(self) -> None:
+        """Heads that came at the same moment may have the same slot: all but one of them begin anew with another."""
+        own = self.membership.own
+        twins = [
+            p for p in self._crew.present() if 0 in stages_of(p.holds) and p.slot == own.slot and p.peer < own.peer
+        ]
+        if 0 in self._units and twins:
+            await self._give_up({0: self._units[0]})
+            if not self._outcomes[0].done:
+                del self._outcomes[0]
+                await self._take(0)
 
     async def _take_all(self, wanted: Sequence[int] | str) -> None:
         """Take stages at the start.

@@ -109,6 +109,10 @@ class _Batch:
     """The last record of those that were lost, by its number: who is heard of anew is alive."""
     refusals: Counter[PeerId] = field(default_factory=Counter)
     """Packets in a row that a replica which lives has not taken."""
+    paused_until: float = 0.0
+    """Nothing is sent before: somebody lives and does not take what comes."""
+    confirmed: dict[Hop, tuple[int, ...]] = field(default_factory=dict)
+    """Shares that are counted: who has one is lost only if it dies, else it would be counted elsewhere as well."""
     counted: bool = False
     """The head's own weights have taken the step."""
     spoilt: bool = False
@@ -178,7 +182,9 @@ class HeadLoop:
         self._committing: asyncio.Task[None] | None = None
         self._trip_s = 0.0
         self._lost: set[int] = set()
-        """Stages known to have lost all holders."""
+        """Stages known to have lost all holders ..."""
+        self._missed: set[PeerId] = set()
+        """... and replicas that were lost, until a micro-batch comes through all stages, or through them, again."""
         self._complete = False
         """Whether there ever was a holder of every stage."""
         self._ahead = 0
@@ -282,7 +288,7 @@ class HeadLoop:
         """Send what waits, as far as the window allows; returns the seconds spent on computing."""
         began = self._clock.monotonic()
         for index in batch.ledger.waiting():
-            if batch.ledger.in_flight >= self._options.window:
+            if batch.ledger.in_flight >= self._options.window or began < batch.paused_until:
                 break
             path = self._path(batch, index)
             if path is None:
@@ -305,7 +311,6 @@ class HeadLoop:
                 self._note_lost(stage)
                 return None
             candidates[stage] = holders
-        self._lost.clear()
         self._complete = True
         self.waits_for = ""
         me, kept = Hop(0, self._courier.peer_id), batch.ledger.keep(index)
@@ -366,8 +371,10 @@ class HeadLoop:
             self._end_trip(batch, index, packet.attempt)
 
     def _end_trip(self, batch: _Batch, index: int, attempt: int) -> None:
+        self._lost.clear()
         for hop in batch.ledger.path(index):
             batch.refusals.pop(hop.peer, None)
+            self._missed.discard(hop.peer)
         if batch.ledger.done(index, attempt):
             took_s = self._clock.monotonic() - batch.sent_at[index]
             self._trip_s = self._trip_s + _SMOOTHING * (took_s - self._trip_s) if self._trip_s else took_s
@@ -377,7 +384,7 @@ class HeadLoop:
     def _look_for_losses(self, batch: _Batch) -> None:
         """Replicas that died since the last look."""
         for peer in sorted(batch.ledger.peers()):
-            if not self._crew.is_present(peer):
+            if any(peer not in self._crew.holders(hop.stage) for hop in batch.ledger.hops(peer)):
                 self._lose(batch, peer, "it is gone")
 
     def _look_for_the_late(self, batch: _Batch) -> None:
@@ -396,9 +403,11 @@ class HeadLoop:
         culprit = failure.culprit
         if culprit is not None and culprit in batch.ledger.peers():
             batch.refusals[culprit] += 1
-            if not self._crew.is_present(culprit) or batch.refusals[culprit] >= _MAX_REFUSALS:
+            sure = any(hop.peer == culprit for hop in batch.confirmed)
+            if not self._crew.is_present(culprit) or (batch.refusals[culprit] >= _MAX_REFUSALS and not sure):
                 self._lose(batch, culprit, failure.reason)
                 return
+            batch.paused_until = self._clock.monotonic() + _LOOK_S
         if failure.attempt >= _MAX_ATTEMPTS:
             batch.spoilt = True
         batch.ledger.failed(failure.index, failure.attempt)
@@ -408,7 +417,9 @@ class HeadLoop:
         """Whatever a replica counts of this batch is not to be relied on."""
         batch.lost_at[peer] = self._crew.seq(peer)
         batch.refusals.pop(peer, None)
-        self.failures.update({hop.stage for hop in batch.ledger.hops(peer)})
+        if peer not in self._missed:
+            self._missed.add(peer)
+            self.failures.update({hop.stage for hop in batch.ledger.hops(peer)})
         for index in batch.ledger.lost(peer):
             self._note_resent(batch, index, reason)
 
@@ -481,9 +492,10 @@ class HeadLoop:
     async def _commit_everywhere(self, batch: _Batch, shares: Mapping[Hop, tuple[int, ...]]) -> list[Hop]:
         """Returns the replicas that have not confirmed their share."""
         stages = range(1, self._options.num_stages + 1)
-        hops = sorted({Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares))
-        counted = await asyncio.gather(*[self._commit_at(batch, hop, shares.get(hop, ())) for hop in hops])
-        return [hop for hop, has in zip(hops, counted, strict=True) if not has]
+        hops = {Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares)
+        asked = [hop for hop in sorted(hops) if batch.confirmed.get(hop) != shares.get(hop, ())]
+        counted = await asyncio.gather(*[self._commit_at(batch, hop, shares.get(hop, ())) for hop in asked])
+        return [hop for hop, has in zip(asked, counted, strict=True) if not has]
 
     async def _commit_at(self, batch: _Batch, hop: Hop, indices: tuple[int, ...]) -> bool:
         """Whether the replica has counted its share, if it has one."""
@@ -503,6 +515,8 @@ class HeadLoop:
             except FrameError:
                 break
             self._ahead = max(self._ahead, committed.step)
+            if not committed.missing:
+                batch.confirmed[hop] = indices
             return not committed.missing
         return not indices
 
