@@ -129,7 +129,7 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     check_cut(swarm, parts_of(swarm, own.device, trainer.parameters()))
     pace = measure(trainer, steps=12 if length.minutes is not None else 1)
     if length.minutes is not None:
-        step_s = pace.step_s * processes.crowding(own.threads, cores, on_cpu=own.device == "cpu")
+        step_s = processes.step_s(pace.step_s, own.threads, cores, on_cpu=own.device == "cpu")
         swarm = with_values(swarm, {"run.rounds": rounds_for(60 * length.minutes, step_s, swarm)})
     if length.tokens is not None:
         per_round = pace.tokens_per_step * swarm.method.inner_steps * processes.num_streams

@@ -48,16 +48,27 @@ def test_flags_that_do_not_go_together_are_refused(pipeline, workers, spares, ma
 
 
 def test_workers_that_find_no_core_wait():
-    assert Processes(4).crowding(1, 8, on_cpu=True) == 1.0
-    assert Processes(4).crowding(2, 4, on_cpu=True) == 2.0
-    assert Processes(4).crowding(1, 8, on_cpu=False) == 4.0
+    assert Processes(4).step_s(2.0, 1, 8, on_cpu=True) == 2.0
+    assert Processes(4).step_s(2.0, 2, 4, on_cpu=True) == 4.0
+    assert Processes(4).step_s(2.0, 1, 8, on_cpu=False) == 8.0
 
 
 def test_the_batches_of_the_heads_share_the_cores():
-    one = Processes(5, num_stages=4)
-    alone = one.crowding(1, 1, on_cpu=True)
-    assert alone == one.crowding(1, 64, on_cpu=False) > 1  # one after the other, and something for the way
-    assert one.crowding(1, 2, on_cpu=True) == alone / 2
-    assert one.crowding(1, 64, on_cpu=True) == alone / 5
-    assert Processes(12, num_stages=4, num_replicas=2, num_spares=2).crowding(1, 2, on_cpu=True) == alone
-    assert one.crowding(4, 2, on_cpu=True) == alone
+    one = processes_for(PipelineSection(stages=4), None, None)
+    alone = one.step_s(2.0, 1, 1, on_cpu=True)
+    assert alone == one.step_s(2.0, 1, 64, on_cpu=False) > 2.0  # one after the other, and something for the way
+    assert one.step_s(2.0, 1, 2, on_cpu=True) == alone / 2
+    assert one.step_s(2.0, 1, 64, on_cpu=True) == alone / 5
+    assert one.step_s(2.0, 4, 2, on_cpu=True) == alone
+    two = processes_for(PipelineSection(stages=4, replicas=2), None, 2)
+    assert two.step_s(2.0, 1, 2, on_cpu=True) == alone
+
+
+def test_the_way_goes_by_micro_batches_and_hops_and_not_by_the_model():
+    def way_s(alone_s: float, **pipeline: int) -> float:
+        processes = processes_for(PipelineSection(**pipeline), None, None)
+        return processes.step_s(alone_s, 1, 1, on_cpu=True) - alone_s
+
+    assert way_s(2.0, stages=4) == pytest.approx(way_s(8.0, stages=4))
+    assert way_s(2.0, stages=4, microbatches=16) == pytest.approx(2 * way_s(2.0, stages=4))
+    assert way_s(2.0, stages=9) == pytest.approx(2 * way_s(2.0, stages=4))
