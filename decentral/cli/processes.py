@@ -9,8 +9,8 @@ from decentral.errors import UsageError
 
 _DEFAULT_WORKERS = 4
 _MOST = 64
-#: Of a core, for one message between stages: packing, sending, unpacking, and what waits meanwhile. Measured in processor
-#: time with the default model in four stages, of which it is three quarters.
+#: Of a core, for one message between stages: packing, sending, unpacking. Measured in processor time with the default
+#: model in four stages, of which it is three quarters.
 _MESSAGE_S = 0.012
 
 
@@ -55,8 +55,8 @@ class Processes:
         """How long an inner step takes.
 
         Without a pipeline all workers step at once, and those that find no core wait. In a pipeline the heads' batches
-        share the cores: each is as much work as a step of the whole model and a message for every micro-batch, there and
-        back, over each of the hops; done by as many processes at a time as there are cores for.
+        share the cores: each is as much work as a step of the whole model and a message for every micro-batch, there
+        and back, over each of the hops; done by as many processes at a time as there are cores for.
 
         Args:
             alone_s: of the whole model, in one process that has ``threads`` for itself.
