@@ -112,10 +112,11 @@ class Roster:
         """Work out anew who lives, if that may have changed."""
         if now < self._stale_at:
             return
-        living = [entry for entry in self._by_peer if not entry.buried and self._is_fresh(entry, now)]
+        lifetime_s = self._lifetime_s
+        living = [entry for entry in self._by_peer if not entry.buried and now < entry.heard_at + lifetime_s]
         self._live = tuple([entry.presence for entry in living])
         self._active = tuple([presence for presence in self._live if presence.state in ACTIVE])
-        self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + self._lifetime_s
+        self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + lifetime_s
 
     def _is_fresh(self, entry: _Entry, now: float) -> bool:
         return now < entry.heard_at + self._lifetime_s
@@ -130,8 +131,8 @@ class Roster:
 
     def latest(self, now: float, count: int) -> list[tuple[PeerId, float]]:
         """At most ``count`` peers heard of within their time to live, whose news came in last, with its age."""
-        latest = reversed(self._entries.items())
-        fresh = ((peer, now - entry.heard_at) for peer, entry in latest if self._is_fresh(entry, now))
+        latest, lifetime_s = reversed(self._entries.items()), self._lifetime_s
+        fresh = ((peer, now - entry.heard_at) for peer, entry in latest if now < entry.heard_at + lifetime_s)
         return list(itertools.islice(fresh, count))
 
     def forget(self, now: float) -> None:
