@@ -306,6 +306,8 @@ def jump_table(runs: Runs, names: Sequence[str]) -> str:
 
 def rollback_check(runs: Runs, name: str) -> str:
     """Whether checkpoints that were run give the losses that were counted."""
+    if not runs.of(name):
+        return "Not run."
     checked = 0
     for seed, run in runs.of(name).items():
         free = runs.of("none")[seed]
