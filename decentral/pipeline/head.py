@@ -56,8 +56,8 @@ _PATIENCE_FACTOR = 5.0
 _MAX_ATTEMPTS = 12
 #: Of a new measurement in the moving average.
 _SMOOTHING = 0.2
-#: A commit is tried so often with a replica that lives and does not answer.
-_COMMIT_TRIES = 5
+#: A replica that lives, but does not answer or has not taken its step, is asked to commit again for so long.
+_COMMIT_S = 60.0
 #: A replica that lives and refuses, or does not answer, so often in a row is lost to the batch.
 _MAX_REFUSALS = 3
 #: So many batches in a row without a finite loss end the head.
@@ -501,7 +501,8 @@ class HeadLoop:
         """Whether the replica has counted its share, if it has one."""
         tokens = len(batch.data) * self._blocks.num_tokens
         request = pack_commit(Commit(self._slot, batch.number, batch.step, indices, batch.loss, tokens))
-        for _ in range(_COMMIT_TRIES):
+        until = self._clock.monotonic() + _COMMIT_S
+        while self._clock.monotonic() < until:
             reply = await self._courier.ask(hop.peer, hop.stage, COMMIT, request)
             if isinstance(reply, Undelivered):
                 if reply.gone:

@@ -24,6 +24,7 @@ from decentral.pipeline.courier import BACKWARD, COMMIT, FORWARD, SETTLE, Courie
 from decentral.pipeline.crew import Crew
 from decentral.pipeline.errands import Errands
 from decentral.pipeline.packets import (
+    Commit,
     Committed,
     Load,
     Packet,
@@ -43,6 +44,8 @@ from decentral.types import PeerId
 _LOOK_S = 0.25
 #: Who has taken all steps waits so long for another head, if the last one dies.
 _HEADLESS_S = 60.0
+#: A commit is answered when its step is taken, or with a refusal after so long.
+_HOLD_S = 2.0
 #: Of a new measurement in the moving average of a micro-batch's time.
 _SMOOTHING = 0.2
 #: At the end, for what is to be told.
@@ -119,6 +122,8 @@ class StageLoop:
         self._ready_since = 0.0
         self._missed: set[int] = set()
         """Slots whose head was waited for in vain."""
+        self._stepped = asyncio.Event()
+        """The next step is taken."""
         self._attempts: dict[Key, tuple[PeerId, int]] = {}
         """Micro-batches between forward and backward pass: head, and its attempt."""
         self._open = True
@@ -292,7 +297,22 @@ class StageLoop:
         if not waited:
             self._ready_since = self._clock.monotonic()
         self._wake.set()
+        if commit.indices and not missing:
+            await self._is_applied(commit)
         return pack_committed(Committed(max(self.step, commit.step + 1), missing))
+
+    async def _is_applied(self, commit: Commit) -> None:
+        """Wait for the step: who dies before it, while another head is waited for, has counted nothing.
+
+        Raises:
+            CallRefused: it takes longer; the head asks again.
+        """
+        try:
+            async with asyncio.timeout(_HOLD_S):
+                while commit.slot in self._shares.slots_ready():
+                    await self._stepped.wait()
+        except TimeoutError:
+            raise CallRefused(f"stage {self._stage} has not taken the step of batch {commit.batch} yet") from None
 
     async def _on_settle(self, sender: PeerId, request: bytes) -> bytes:
         try:
@@ -336,6 +356,8 @@ class StageLoop:
                 self._compute.forget(key)
             self._journal.record(BatchCounted(self._stage, step, slot, batch, ready.indices, tokens))
         self.step = max(self.step, step + 1)
+        self._stepped.set()
+        self._stepped = asyncio.Event()
         return num_microbatches * self._num_tokens
 
     async def _drop(self, place: int) -> None:
