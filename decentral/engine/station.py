@@ -24,7 +24,7 @@ from decentral.engine.membership import Membership
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.takeover import Brought, Standing, Store, Takeover
 from decentral.engine.unit import FirstStep, Unit
-from decentral.errors import TransportError, UnreachableError
+from decentral.errors import ConfigError, DataError, DecentralError, IncapableError, TransportError, UnreachableError
 from decentral.monitor.events import StagePlaced, StageRecovered
 from decentral.monitor.journal import Journal
 from decentral.pipeline.assignment import Member, appointed, neediest
@@ -61,6 +61,8 @@ _JOINERS_S: Final = 30.0
 _RETRY_S: Final = 2.0
 #: Parts with which the learning rate of a healed stage is raised.
 _HEALED: Final = frozenset({Source.BLEND, Source.COPY})
+#: What a machine lacks that cannot hold a stage.
+_UNFIT: Final = (ConfigError, DataError, IncapableError)
 _AT_REST: Final = (State.LEAVING, State.DONE)
 
 
@@ -141,6 +143,8 @@ class Station:
         self._retry_at: dict[int, float] = {}
         self._why: dict[int, str] = {}
         """Why a lost stage that is this worker's to take could not be taken yet."""
+        self._unfit: dict[int, str] = {}
+        """Why this worker cannot hold a stage."""
         self._recoveries = 0
         self._recovery = ""
         self._saved_at = parts.clock.monotonic()
@@ -268,7 +272,7 @@ class Station:
                 await self._give_up({unit.stage: unit for unit in moved})
                 # They go on elsewhere: what they were here is no outcome, and this worker may be needed there again.
                 self._outcomes = {k: outcome for k, outcome in self._outcomes.items() if outcome.done}
-                await self._take(stage)
+                await self._take_if_fit(stage)
         if not mine and self._taking:
             self._taking.clear()
         self._why = {stage: why for stage, why in self._why.items() if stage in mine}
@@ -314,6 +318,20 @@ class Station:
                 self._tell(State.TRAINING)
 
     # -- taking a stage -----------------------------------------------------------------------------------------------
+
+    async def _take_if_fit(self, stage: int) -> None:
+        """Bring a lost stage here; if this worker lacks the data or the memory for it, another one is to take it."""
+        try:
+            await self._take(stage)
+        except _UNFIT as err:
+            self._taking.discard(stage)
+            self._tell(self.membership.own.state)
+            self._note_unfit(stage, err)
+            await self.membership.announce()
+
+    def _note_unfit(self, stage: int, err: DecentralError) -> None:
+        self._unfit[stage] = err.message
+        self.membership.update(unfit=named(self._unfit))
 
     async def _take(self, stage: int) -> None:
         """Bring a stage here and run it; what keeps that from happening is noted, and tried again later."""
@@ -471,9 +489,13 @@ class Station:
             return
         self._saved_at = now
         for stage in range(self._pipeline.num_stages + 1):
-            if not self._crew.holders(stage):
+            if stage in self._unfit or not self._crew.holders(stage):
                 continue
-            compute = await self._clock.run(functools.partial(self._build, stage))
+            try:
+                compute = await self._clock.run(functools.partial(self._build, stage))
+            except _UNFIT as err:
+                self._note_unfit(stage, err)
+                continue
             download = await self._takeover.live(stage, compute)
             if isinstance(download, Download):
                 weights = Layout.of(compute.parameters()).scatter(values_of(download), 0)
@@ -530,6 +552,7 @@ class Station:
     def _reason(self, own: str, heads: Sequence[HeadLoop]) -> str:
         """Why this worker does not contribute."""
         reasons = [f"stage {stage} cannot be brought back: {why}" for stage, why in sorted(self._why.items())]
+        reasons += [f"cannot hold stage {stage}: {why}" for stage, why in sorted(self._unfit.items())]
         reasons += [head.waits_for for head in heads if head.waits_for]
         return (reasons[0] if reasons else own)[:200]
 

@@ -21,6 +21,8 @@ class Member:
     """Stages of which it has a checkpoint."""
     queue: int
     """Micro-batches that wait at it."""
+    unfit: frozenset[int] = frozenset()
+    """Stages that it cannot hold."""
 
 
 def neediest(members: Sequence[Member], num_stages: int, num_replicas: int) -> int | None:
@@ -51,7 +53,7 @@ def appointed(members: Sequence[Member], lost: Sequence[int]) -> dict[int, PeerI
     Whoever takes it already; else a spare, at first one with a checkpoint of it; else a holder of stages that all have
     other holders, at first one whose stages have most of them. It gives these up, so that no stage loses its last
     holder. Among equals the stage's rendezvous order decides. Apart from what they take already, each is appointed to
-    one stage at most.
+    one stage at most, and nobody to one that it cannot hold.
 
     Args:
         members: those who live, in any order.
@@ -65,20 +67,21 @@ def appointed(members: Sequence[Member], lost: Sequence[int]) -> dict[int, PeerI
     spares = [m for m in members if not m.holds and not m.takes]
     movable = [m for m in members if m.holds and not m.takes]
 
-    def appoint(stage: int, candidates: Iterable[PeerId]) -> bool:
-        if order := rendezvous(f"take {stage}", SyncKey(0, 0), tuple(candidates)):
+    def appoint(stage: int, candidates: Iterable[Member]) -> bool:
+        fit = tuple(m.peer for m in candidates if stage not in m.unfit)
+        if order := rendezvous(f"take {stage}", SyncKey(0, 0), fit):
             chosen[stage] = order[0]
         return bool(order)
 
     def free(group: Iterable[Member]) -> list[Member]:
         return [m for m in group if m.peer not in chosen.values()]
 
-    waiting = [s for s in sorted(set(lost)) if not appoint(s, (m.peer for m in members if s in m.takes))]
-    waiting = [s for s in waiting if not appoint(s, (m.peer for m in free(spares) if s in m.stored))]
-    waiting = [s for s in waiting if not appoint(s, (m.peer for m in free(spares)))]
+    waiting = [s for s in sorted(set(lost)) if not appoint(s, (m for m in members if s in m.takes))]
+    waiting = [s for s in waiting if not appoint(s, (m for m in free(spares) if s in m.stored))]
+    waiting = [s for s in waiting if not appoint(s, free(spares))]
     for stage in waiting:
-        others = {m: min(holders[s] for s in m.holds) - 1 for m in free(movable)}
+        others = {m: min(holders[s] for s in m.holds) - 1 for m in free(movable) if stage not in m.unfit}
         most = max(others.values(), default=0)
-        if most and appoint(stage, (m.peer for m, count in others.items() if count == most)):
+        if most and appoint(stage, (m for m, count in others.items() if count == most)):
             holders.subtract(next(m.holds for m in movable if m.peer == chosen[stage]))
     return chosen

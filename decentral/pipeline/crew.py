@@ -65,6 +65,7 @@ class Crew:
                 stages_of(presence.takes),
                 stages_of(presence.stored),
                 presence.metrics.queue,
+                stages_of(presence.unfit),
             )
             for presence in self.present()
         ]

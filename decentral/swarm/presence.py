@@ -147,6 +147,8 @@ class Presence:
     """Pipeline: the stages it is about to hold, with commas."""
     stored: str = ""
     """Pipeline: the stages that it has a checkpoint of, with commas."""
+    unfit: str = ""
+    """Pipeline: the stages that it found it cannot hold, with commas: it lacks the data or the memory."""
     slot: int = 0
     """Pipeline: which part of the data a head draws."""
 
@@ -227,6 +229,7 @@ _PRESENCE_KINDS: dict[str, type] = {
     "holds": str,
     "takes": str,
     "stored": str,
+    "unfit": str,
     "slot": int,
 }
 _METRIC_KINDS: dict[str, type] = {name: type(value) for name, value in asdict(Metrics()).items()}

@@ -1,6 +1,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -86,6 +87,15 @@ def test_a_spare_with_a_checkpoint_comes_first() -> None:
         assert appointed(crowd, [2]) == {2: f"s{i}"}
     # Even where a lower stage could have had it.
     assert appointed([member("a"), member("b", stored=[3])], [1, 3]) == {1: "a", 3: "b"}
+
+
+def test_nobody_is_appointed_to_what_it_cannot_hold() -> None:
+    unfit = replace(member("a", stored=[0]), unfit=frozenset({0}))
+    assert appointed([unfit, member("b")], [0]) == {0: "b"}
+    assert appointed([unfit], [0, 1]) == {1: "a"}
+    assert appointed([replace(member("a", takes=[0]), unfit=frozenset({0}))], [0]) == {}
+    holders = [replace(member(peer, [1]), unfit=frozenset({0})) for peer in "abc"]
+    assert appointed([*holders, member("d", [2]), member("e", [2])], [0])[0] in {"d", "e"}
 
 
 def test_spares_are_spread_by_the_stage() -> None:

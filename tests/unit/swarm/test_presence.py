@@ -18,7 +18,7 @@ texts = st.text("aé漢 ", max_size=20)
 KINDS = {"int": counts, "float": st.floats(), "str": texts}
 
 #: The layout of a record's two lists, written down a second time: a change of it is a change of the protocol.
-FIELDS = ["run", "seq", "round", "since", "digest", "round_s", "holds", "takes", "stored", "slot"]
+FIELDS = ["run", "seq", "round", "since", "digest", "round_s", "holds", "takes", "stored", "unfit", "slot"]
 METRICS = [field.name for field in fields(Metrics)]
 
 metrics = st.builds(Metrics, **{name: KINDS[type(getattr(Metrics(), name)).__name__] for name in METRICS})
@@ -36,6 +36,7 @@ records = st.builds(
     holds=texts,
     takes=texts,
     stored=texts,
+    unfit=texts,
     slot=counts,
 )
 #: Anything msgpack can carry.

@@ -1,0 +1,19 @@
+"""Who cannot hold a stage says so, and another one takes it."""
+
+from decentral.monitor.events import StagePlaced
+from decentral.sim.faults import Crash, FaultTape
+from tests.sim.pipelines import PipelineScenario, simulate_pipeline
+
+
+def test_a_spare_without_data_leaves_the_head_to_another_and_is_of_use_elsewhere() -> None:
+    # Of the two spares, 5 is appointed to the head first.
+    scenario = PipelineScenario(rounds=40, num_spares=2, without_data=frozenset({5}))
+    head, _, second, *_, without, having = scenario.peers
+    tape = FaultTape([Crash(6.0, head), Crash(12.0, second)])
+    record = simulate_pipeline(scenario, tape)
+    assert tape.unfired() == ()
+    assert record.stations[without][0].membership.own.unfit == "0"
+    placed = {event.stage: peer for peer, event in record.events(StagePlaced) if peer in (without, having)}
+    assert placed == {0: having, 2: without}
+    assert set(record.outcomes) == set(scenario.peers) - {head, second}
+    assert all(outcome.done for outcomes in record.outcomes.values() for outcome in outcomes.values())
