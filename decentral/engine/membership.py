@@ -78,6 +78,8 @@ class Membership:
         self._random = random.Random(own.peer)
         self._encoded: dict[PeerId, bytes] = {}
         self._live: frozenset[PeerId] = frozenset()
+        self._telling: dict[PeerId, asyncio.Task[None]] = {}
+        """Beats that wait for an answer."""
         self._echoes = 0
         self._signed_seq = -1
         self._signed_at = 0.0
@@ -102,9 +104,14 @@ class Membership:
 
     async def run(self) -> None:
         """Beat and visit the directory for ever; a directory that hangs must not delay the signs of life."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._repeat(self.beat, self._timing.beat_s))
-            group.create_task(self._repeat(self._ask_directory, _DIRECTORY_BEATS * self._timing.beat_s))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._repeat(self.beat, self._timing.beat_s))
+                group.create_task(self._repeat(self._ask_directory, _DIRECTORY_BEATS * self._timing.beat_s))
+        finally:
+            for telling in self._telling.values():
+                telling.cancel()
+            await asyncio.gather(*self._telling.values(), return_exceptions=True)
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
         while True:
@@ -116,9 +123,15 @@ class Membership:
         """Tell one random live peer that this worker is alive, and take in what it knows."""
         await self.catch_up()
         self.update()
-        others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
-        if others:
-            await self.tell(self._random.choice(others))
+        live = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
+        if others := [peer for peer in live if peer not in self._telling]:
+            peer = self._random.choice(others)
+            telling = self._telling[peer] = asyncio.create_task(self.tell(peer))
+            telling.add_done_callback(lambda _: self._telling.pop(peer))
+            # Whoever hangs must not keep this worker from telling others: they would take it for dead as well.
+            await asyncio.wait({telling}, timeout=self._timing.beat_s)
+            if telling.done():
+                telling.result()
         self._note_changes()
 
     async def catch_up(self) -> None:

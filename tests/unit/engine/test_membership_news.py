@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import pytest
 
-from decentral.engine.membership import Membership
+from decentral.engine.membership import PRESENCE, Membership
 from decentral.monitor.events import PeerLost, PeerSeen, RoundMixed
 from decentral.monitor.journal import MemoryJournal
 from decentral.sim import loop
@@ -14,6 +14,7 @@ from decentral.sim.scenario import Scenario, simulate
 from decentral.sim.world import World, peer_id
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.swarm.timing import Timing
+from decentral.types import PeerId
 
 TIMING = Timing()
 
@@ -72,6 +73,31 @@ def test_no_round_splits_when_workers_join(seed: int) -> None:
                 members[event.round].add(event.members)
     assert {round_: rolls for round_, rolls in members.items() if len(rolls) > 1} == {}
     assert len(next(iter(members[7]))) == 6
+
+
+@pytest.mark.usefixtures("_hanging_directory")
+def test_who_hangs_makes_nobody_else_look_dead() -> None:
+    async def hang(sender: PeerId, request: bytes) -> bytes:
+        await asyncio.sleep(1e9)
+        return b""
+
+    async def play() -> None:
+        world = World(seed=0)
+        members = [await started(world, number, journals[number]) for number in range(len(journals))]
+        for member in members:
+            await asyncio.gather(*(member.tell(other.own.peer) for other in members if other is not member))
+        hanging, *others = members
+        transport = world.peers[hanging.own.peer].transport
+        await transport.serve(PRESENCE, hang, max_request_bytes=1 << 20)
+        hearts = [asyncio.create_task(member.run()) for member in others]
+        await asyncio.sleep(4 * TIMING.ttl_s)
+        for heart in hearts:
+            heart.cancel()
+
+    journals = [MemoryJournal() for _ in range(4)]
+    loop.run(play(), until_s=1e4)
+    gone = [[event.peer for event in journal.events if isinstance(event, PeerLost)] for journal in journals[1:]]
+    assert gone == [[peer_id(0)]] * 3
 
 
 def test_after_a_pause_the_others_are_asked_before_they_count_as_dead() -> None:
