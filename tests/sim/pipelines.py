@@ -93,7 +93,7 @@ def tiny_blocks(
     *,
     charge_draw: Callable[[], None] = lambda: None,
 ) -> Blocks:
-    """The model; ``charge`` is called for every forward pass of a block, ``charge_draw`` for every micro-batch drawn."""
+    """The model; ``charge`` is called in a block's forward pass, ``charge_draw`` when a micro-batch is drawn."""
     return Blocks(
         num_blocks=num_blocks,
         activation_shape=(BATCH, WIDTH),
@@ -219,7 +219,7 @@ def miscounts(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
     One thing is right and no miscount: who was struck in the last batch that it counted, before its confirmation had
     reached the head, has counted in vain what was then counted by who came in its place. Its weights are gone.
     """
-    heads = {key for key in record.counted(0)}
+    heads = set(record.counted(0))
     wrong = []
     for slot in sorted({slot for slot, _, _ in heads}):
         numbers = sorted({batch for other, batch, _ in heads if other == slot})
@@ -261,7 +261,6 @@ def simulate_pipeline(scenario: PipelineScenario, tape: FaultTape | None = None)
 async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineRecord:
     world = World(scenario.seed, scenario.conditions)
     record = PipelineRecord(world)
-    first = [True]
 
     async def main(peer: SimPeer) -> None:
         loop = asyncio.get_running_loop()
@@ -293,6 +292,10 @@ async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineR
     await world.ended()
     record.ended_at_s = asyncio.get_running_loop().time()
     return record
+
+
+def _no_data() -> Source:
+    raise DataError("there is no data here")
 
 
 def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, life: Life) -> Station:
