@@ -57,6 +57,8 @@ _LOOK_S: Final = 0.5
 _GRANT_S: Final = 60.0
 #: A stage that nobody has held yet waits so long for a joiner before a spare takes it.
 _JOINERS_S: Final = 30.0
+#: Two heads of one slot are left alone for so long: one of them may find out by itself that it was replaced.
+_TWINS_S: Final = 3.0
 #: Between two attempts to take a stage that could not be taken.
 _RETRY_S: Final = 2.0
 #: Parts with which the learning rate of a healed stage is raised.
@@ -147,7 +149,9 @@ class Station:
         """Why this worker cannot hold a stage."""
         self._recoveries = 0
         self._recovery = ""
-        self._saved_at = parts.clock.monotonic()
+        self._saved_at = self._looked_at = parts.clock.monotonic()
+        self._twins_at = math.inf
+        """Since when there is another head of this one's slot."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -280,12 +284,26 @@ class Station:
         self._tell(State.TRAINING if self._units else State.JOINING)
 
     async def _move_from_a_taken_slot(self) -> None:
-        """Heads that came at the same moment may have the same slot: all but one of them begin anew with another."""
-        own = self.membership.own
+        """Two heads of one slot: all but one of them begin anew with another.
+
+        They came at the same moment: then the one with the lowest peer id stays. Or one of them was stopped for so long
+        that it was replaced: that one goes, and finds out first.
+        """
+        now, own = self._clock.monotonic(), self.membership.own
+        was_away, self._looked_at = now - self._looked_at > self._options.timing.ttl_s, now
+        if 0 not in self._units:
+            return
+        if was_away:
+            await self.membership.catch_up()
         twins = [
-            p for p in self._crew.present() if 0 in stages_of(p.holds) and p.slot == own.slot and p.peer < own.peer
+            p for p in self._crew.present() if 0 in stages_of(p.holds) and p.slot == own.slot and p.peer != own.peer
         ]
-        if 0 in self._units and twins:
+        if not twins:
+            self._twins_at = math.inf
+            return
+        self._twins_at = min(self._twins_at, now)
+        outlasted = now - self._twins_at > _TWINS_S and any(twin.peer < own.peer for twin in twins)
+        if was_away or outlasted:
             await self._give_up({0: self._units[0]})
             if not self._outcomes[0].done:
                 del self._outcomes[0]
