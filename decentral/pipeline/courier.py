@@ -1,5 +1,6 @@
 """How a micro-batch gets from hop to hop: encoded, sent with a deadline, decoded and checked. Decides nothing."""
 
+import asyncio
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable
 from decentral.pipeline import packets
 from decentral.pipeline.packets import MAX_HEADER_BYTES, Failed, Packet
+from decentral.pipeline.pieces import HEADER_BYTES, PIECE_BYTES, Pieces, cut
 from decentral.pipeline.turns import Turns
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Handler, Transport
@@ -65,6 +67,7 @@ class Courier:
         self._num_stages = num_stages
         self._timing = timing
         at_once = max(2, math.ceil(_UNDER_WAY_BYTES / self._frame_bytes))
+        self._number = int(clock.monotonic() * 1e6)  # none of those of an earlier life under the same identity
         self._turns: defaultdict[PeerId, Turns] = defaultdict(lambda: Turns(at_once))
 
     @property
@@ -74,10 +77,25 @@ class Courier:
 
     async def serve(self, stage: int, method: str, handler: Handler) -> None:
         """Answer ``method`` of a stage; packets carry values, other messages are small."""
-        size = MAX_HEADER_BYTES + self._frame_bytes if method in (FORWARD, BACKWARD) else packets.MAX_SMALL_BYTES
+        size = packets.MAX_SMALL_BYTES
+        if method in (FORWARD, BACKWARD):
+            handler, size = self._joined(handler), HEADER_BYTES + PIECE_BYTES
         await self._transport.serve(
             f"{stage}/{method}", handler, max_request_bytes=size, max_concurrent=_MAX_CONCURRENT
         )
+
+    def _joined(self, handler: Handler) -> Handler:
+        """Called with whole packets where their pieces come; what it says of a packet is said to the last of them."""
+        pieces = Pieces(MAX_HEADER_BYTES + self._frame_bytes)
+
+        async def take(sender: PeerId, request: bytes) -> bytes:
+            try:
+                whole = pieces.add(sender, request)
+            except FrameError as err:
+                raise CallRefused(str(err)) from err
+            return b"" if whole is None else await handler(sender, whole)
+
+        return take
 
     async def read(self, sender: PeerId, request: bytes, stage: int, *, backward: bool) -> tuple[Packet, Tensor]:
         """What a packet to ``stage`` holds: its header, and its values in the shape of activations.
@@ -103,11 +121,14 @@ class Courier:
         at = packet.hop + (-1 if backward else 1)
         to = packet.path[at]
         frame = await self._clock.run_aside(lambda: pack(self._codec, values.reshape(-1)))
-        request = packets.pack(replace(packet, hop=at, frame=frame))
+        self._number += 1
+        pieces = list(cut(packets.pack(replace(packet, hop=at, frame=frame)), self._number))
         if to.peer != self.peer_id:
-            self.sent_bytes += len(request)
+            self.sent_bytes += sum(map(len, pieces))
+        method = BACKWARD if backward else FORWARD
         async with self._turns[to.peer].turn(first=backward):
-            return await self.tell(to.peer, to.stage, BACKWARD if backward else FORWARD, request)
+            told = await asyncio.gather(*[self.tell(to.peer, to.stage, method, piece) for piece in pieces])
+        return next(filter(None, told), None)
 
     async def tell(self, peer: PeerId, stage: int, method: str, request: bytes) -> Undelivered | None:
         """A message that wants no answer but that it has arrived."""

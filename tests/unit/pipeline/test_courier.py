@@ -13,6 +13,7 @@ from decentral.codecs.codec import make_codec
 from decentral.pipeline import courier as module
 from decentral.pipeline.courier import BACKWARD, FORWARD, Courier
 from decentral.pipeline.packets import MAX_HEADER_BYTES, Hop, Load, Packet
+from decentral.pipeline.pieces import HEADER_BYTES
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.world import World, peer_id
@@ -53,11 +54,11 @@ def packet(index: int = 0, *, hop: int = 0, num_loads: int = 0) -> Packet:
 
 
 def header_bytes(sent: Packet, hop: int) -> int:
-    """Of a packet as it is at its next hop; a frame of some kilobytes takes three more to tell its length."""
+    """Of a packet as it is at its next hop, in one piece; a frame of some kilobytes takes three to tell its length."""
     path = [(place.stage, place.peer) for place in sent.path]
     loads = [(load.stage, load.peer, load.queued, load.seconds) for load in sent.loads]
     key = (sent.slot, sent.batch, sent.index, sent.attempt)
-    return len(msgpack.packb([*key, path, hop, sent.train, loads, None])) - 1 + 3
+    return len(msgpack.packb([*key, path, hop, sent.train, loads, None])) - 1 + 3 + HEADER_BYTES
 
 
 @pytest.mark.parametrize("codec", PAYLOAD)
