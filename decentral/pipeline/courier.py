@@ -26,7 +26,7 @@ COMMIT = "commit"
 SETTLE = "settle"
 #: Packets under way to one peer come to about so much: a little more than 100 Mbit/s carry in a round trip of 50 ms,
 #: which is how long it takes until an arrival is known.
-_UNDER_WAY_BYTES = 1_500_000
+_UNDER_WAY_BYTES = 1_000_000
 #: Calls of one method that are served at a time, each with its values in memory.
 _MAX_CONCURRENT = 64
 
