@@ -70,6 +70,9 @@ class RunOptions:
     eval_every_rounds: int = 0
     """Validate the anchor after every so many rounds (0: never)."""
     timing: Timing = field(default_factory=Timing)
+    in_step: bool = False
+    """Whether somebody else counts the inner steps, the same for all workers (the heads of a pipeline): nobody can skip
+    some to make up for a round that it was late for."""
 
     @property
     def runs_free(self) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
@@ -40,7 +41,7 @@ class Unit:
     ) -> None:
         self.stage = stage
         self.loop = loop
-        self.worker = Worker(options, parts)
+        self.worker = Worker(replace(options, in_step=True), parts)
         self._scope = scope
         self._live = live
         self._kept = kept

@@ -402,6 +402,8 @@ class Worker:
         If training waits for it, the others would meanwhile wait in vain for the other fragments of a member.
         """
         self._tell(State.SYNCING)
+        if self._options.in_step:  # its steps of the next round are still to come, and others wait for them
+            return False
         waits = not self._timetable.delay_steps and self._timetable.plan.num_fragments > 1
         return not (waits and self.membership.own.state in ACTIVE)
 
@@ -461,7 +463,8 @@ class Worker:
         With several fragments it would jump over events of the plan: those meet somebody sooner or later.
         """
         plan = self._timetable.plan
-        if math.isnan(nearest_s) or self._step_s <= 0 or plan.num_fragments > 1 or self._flights:
+        unsure = math.isnan(nearest_s) or self._step_s <= 0
+        if unsure or plan.num_fragments > 1 or self._flights or self._options.in_step:
             return
         start = plan.launch_step(SyncKey(self._round(), 0)) - max(1, round(nearest_s / self._step_s))
         self._step = max(self._step, start)

@@ -51,9 +51,9 @@ def appointed(members: Sequence[Member], lost: Sequence[int]) -> dict[int, PeerI
     """Who takes each lost stage.
 
     Whoever takes it already; else a spare, at first one with a checkpoint of it; else a holder of stages that all have
-    other holders, at first one whose stages have most of them. It gives these up, so that no stage loses its last
-    holder. Among equals the stage's rendezvous order decides. Apart from what they take already, each is appointed to
-    one stage at most, and nobody to one that it cannot hold.
+    other holders, a head only if there is no other such, and at first one whose stages have most of them. It gives
+    these up, so that no stage loses its last holder. Among equals the stage's rendezvous order decides. Apart from what
+    they take already, each is appointed to one stage at most, and nobody to one that it cannot hold.
 
     Args:
         members: those who live, in any order.
@@ -80,8 +80,10 @@ def appointed(members: Sequence[Member], lost: Sequence[int]) -> dict[int, PeerI
     waiting = [s for s in waiting if not appoint(s, (m for m in free(spares) if s in m.stored))]
     waiting = [s for s in waiting if not appoint(s, free(spares))]
     for stage in waiting:
-        others = {m: min(holders[s] for s in m.holds) - 1 for m in free(movable) if stage not in m.unfit}
-        most = max(others.values(), default=0)
-        if most and appoint(stage, (m for m, count in others.items() if count == most)):
+        # A head that goes while a stage is lost leaves the batch that it is committing uncounted there.
+        ranks = {m: (0 not in m.holds, min(holders[s] for s in m.holds) - 1) for m in free(movable)}
+        ranks = {m: rank for m, rank in ranks.items() if rank[1] and stage not in m.unfit}
+        best = max(ranks.values(), default=None)
+        if appoint(stage, (m for m, rank in ranks.items() if rank == best)):
             holders.subtract(next(m.holds for m in movable if m.peer == chosen[stage]))
     return chosen

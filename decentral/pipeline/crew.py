@@ -23,11 +23,14 @@ class Crew:
     def __init__(self, roster: Roster, clock: Clock) -> None:
         self._roster = roster
         self._clock = clock
+        self._buried: dict[PeerId, float] = {}
+        """Who could not be reached, and when."""
 
     def present(self) -> list[Presence]:
         """Records of those who live and take part, in order of peer id."""
         live = self._roster.live(self._clock.monotonic())
-        return [presence for presence in live if presence.state not in _AWAY]
+        dead = self._still_buried()
+        return [presence for presence in live if presence.state not in _AWAY and presence.peer not in dead]
 
     def holders(self, stage: int) -> tuple[PeerId, ...]:
         """Live holders of a stage, in order of peer id."""
@@ -82,6 +85,15 @@ class Crew:
     def bury(self, peer: PeerId) -> None:
         """A peer could not be reached."""
         self._roster.bury(peer)
+        self._buried[peer] = self._clock.monotonic()
+
+    def _still_buried(self) -> frozenset[PeerId]:
+        """Those of whom all news is older than that: who died a moment ago is still the talk of others."""
+        if self._buried:
+            now = self._clock.monotonic()
+            ages = {presence.peer: age_s for presence, age_s in self._roster.with_ages(now)}
+            self._buried = {peer: at for peer, at in self._buried.items() if now - ages.get(peer, 0.0) <= at}
+        return frozenset(self._buried)
 
 
 def stages_of(text: str) -> frozenset[int]:

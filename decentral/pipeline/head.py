@@ -52,8 +52,8 @@ _LOOK_S = 0.25
 #: A micro-batch is sent again if it is not back after so long, or after so many times what the last ones took.
 _MIN_PATIENCE_S = 15.0
 _PATIENCE_FACTOR = 5.0
-#: Attempts of one micro-batch after which its batch is given up: something in it cannot be computed.
-_MAX_ATTEMPTS = 12
+#: Failures of one micro-batch, with nobody lost, after which its batch is given up: something in it cannot be computed.
+_MAX_TROUBLES = 12
 #: Of a new measurement in the moving average.
 _SMOOTHING = 0.2
 #: A replica that lives, but does not answer or has not taken its step, is asked to commit again for so long.
@@ -107,6 +107,8 @@ class _Batch:
     """Index, attempt and direction of all that came: a transport may deliver twice."""
     lost_at: dict[PeerId, int] = field(default_factory=dict)
     """The last record of those that were lost, by its number: who is heard of anew is alive."""
+    troubles: Counter[int] = field(default_factory=Counter)
+    """Failures by micro-batch that were no loss of a replica."""
     refusals: Counter[PeerId] = field(default_factory=Counter)
     """Packets in a row that a replica which lives has not taken."""
     paused_until: float = 0.0
@@ -408,7 +410,8 @@ class HeadLoop:
                 self._lose(batch, culprit, failure.reason)
                 return
             batch.paused_until = self._clock.monotonic() + _LOOK_S
-        if failure.attempt >= _MAX_ATTEMPTS:
+        batch.troubles[failure.index] += 1
+        if batch.troubles[failure.index] > _MAX_TROUBLES:
             batch.spoilt = True
         batch.ledger.failed(failure.index, failure.attempt)
         self._note_resent(batch, failure.index, failure.reason)
