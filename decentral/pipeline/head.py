@@ -25,7 +25,7 @@ from decentral.errors import CallRefused, DivergedError, FrameError
 from decentral.monitor.events import BatchCounted, Resent, StageLost, Validated
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import HeadCompute
-from decentral.pipeline.courier import BACKWARD, COMMIT, FAILED, FORWARD, Courier, Undelivered
+from decentral.pipeline.courier import BACKWARD, COMMIT, FAILED, FORWARD, SETTLE, Courier, Undelivered
 from decentral.pipeline.crew import Crew
 from decentral.pipeline.errands import Errands
 from decentral.pipeline.handover import KEEP, pack_keep
@@ -36,7 +36,9 @@ from decentral.pipeline.packets import (
     Commit,
     Hop,
     Packet,
+    Settle,
     pack_commit,
+    pack_settle,
     unpack_committed,
     unpack_failed,
 )
@@ -324,7 +326,7 @@ class HeadLoop:
     def _pardoned(self, batch: _Batch, stage: int) -> list[PeerId]:
         """Replicas of a stage that were taken for lost in this batch, live all the same, and have no substitute."""
         heard = [peer for peer in self._crew.holders(stage) if self._crew.seq(peer) > batch.lost_at.get(peer, -1)]
-        return [peer for peer in heard if batch.ledger.pardon(peer)]
+        return [peer for peer in heard if batch.ledger.moved(peer, stage) or batch.ledger.pardon(peer)]
 
     def _note_lost(self, stage: int) -> None:
         self.waits_for = f"nobody holds stage {stage}"
@@ -404,6 +406,7 @@ class HeadLoop:
             return
         culprit = failure.culprit
         if culprit is not None and culprit in batch.ledger.peers():
+            self._errands.run(self._look_after(culprit, min(batch.ledger.hops(culprit)).stage))
             batch.refusals[culprit] += 1
             sure = any(hop.peer == culprit for hop in batch.confirmed)
             if not self._crew.is_present(culprit) or (batch.refusals[culprit] >= _MAX_REFUSALS and not sure):
@@ -415,6 +418,12 @@ class HeadLoop:
             batch.spoilt = True
         batch.ledger.failed(failure.index, failure.attempt)
         self._note_resent(batch, failure.index, failure.reason)
+
+    async def _look_after(self, peer: PeerId, stage: int) -> None:
+        """Another hop could not reach a replica: if this head cannot either, it is gone."""
+        reply = await self._courier.ask(peer, stage, SETTLE, pack_settle(Settle(self._slot)))
+        if isinstance(reply, Undelivered) and reply.gone:
+            self._crew.bury(peer)
 
     def _lose(self, batch: _Batch, peer: PeerId, reason: str) -> None:
         """Whatever a replica counts of this batch is not to be relied on."""

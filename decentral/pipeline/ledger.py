@@ -7,7 +7,7 @@ done was counted at every hop of its last path, and elsewhere only by lost ones,
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from decentral.pipeline.packets import Hop
 from decentral.types import PeerId
@@ -29,6 +29,8 @@ class Ledger:
         self._tried: list[dict[int, set[PeerId]]] = [defaultdict(set) for _ in range(num_microbatches)]
         """By index and stage: all that it was ever sent to, of whom at most one is not lost."""
         self._banned: set[PeerId] = set()
+        self._left: set[Hop] = set()
+        """Where replicas that count elsewhere by now had something that is lost."""
 
     @property
     def in_flight(self) -> int:
@@ -51,17 +53,16 @@ class Ledger:
 
     def peers(self) -> set[PeerId]:
         """Whose loss would cost work: all that have counted something or are to count it."""
-        return {peer for stages in self._tried for peers in stages.values() for peer in peers} - self._banned
+        return {peer for stages in self._tried for stage, peers in stages.items() for peer in self._alive(stage, peers)}
 
     def hops(self, peer: PeerId) -> set[Hop]:
         """Where such a replica is in use."""
-        if peer in self._banned:
-            return set()
-        return {Hop(stage, peer) for stages in self._tried for stage, peers in stages.items() if peer in peers}
+        tried = (item for stages in self._tried for item in stages.items())
+        return {Hop(stage, peer) for stage, peers in tried if peer in self._alive(stage, peers)}
 
     def keep(self, index: int) -> Mapping[int, PeerId]:
         """The replicas, by stage, that the next path of ``index`` must go through: they may have counted it."""
-        return {stage: peer for stage, peers in self._tried[index].items() for peer in peers - self._banned}
+        return {stage: peer for stage, peers in self._tried[index].items() for peer in self._alive(stage, peers)}
 
     def sent(self, index: int, path: tuple[Hop, ...]) -> int:
         """Enter that ``index`` is under way on ``path``; returns the number of the attempt.
@@ -73,7 +74,7 @@ class Ledger:
             raise ValueError(f"micro-batch {index} is not to be sent")
         kept = self.keep(index)
         for hop in path[1:-1]:
-            if hop.peer in self._banned or kept.get(hop.stage, hop.peer) != hop.peer:
+            if hop.peer in self._banned or hop in self._left or kept.get(hop.stage, hop.peer) != hop.peer:
                 raise ValueError(f"micro-batch {index} may not go to stage {hop.stage} at {hop.peer}")
         for hop in path[1:-1]:
             self._tried[index][hop.stage].add(hop.peer)
@@ -130,12 +131,27 @@ class Ledger:
         For one that came back, or was only out of reach, and has no substitute. What was sent to it stays with it,
         whether it still has its counts or not: it is to be sent everything again.
         """
-        others = self._banned - {peer}
-        tried = (peers for stages in self._tried for peers in stages.values() if peer in peers)
-        free = all(peers - others == {peer} for peers in tried)
+        tried = (item for stages in self._tried for item in stages.items())
+        mine = [(stage, peers) for stage, peers in tried if peer in peers and Hop(stage, peer) not in self._left]
+        free = all(not self._alive(stage, peers - {peer}) for stage, peers in mine)
         if free:
             self._banned.discard(peer)
         return free
+
+    def moved(self, peer: PeerId, stage: int) -> bool:
+        """Let a lost replica count at a stage where it has had nothing of this batch; ``False`` if it has.
+
+        For one that has taken another stage. What it had elsewhere stays lost.
+        """
+        had = {s for stages in self._tried for s, peers in stages.items() if peer in peers}
+        if stage not in had:
+            self._left.update(Hop(s, peer) for s in had)
+            self._banned.discard(peer)
+        return stage not in had
+
+    def _alive(self, stage: int, peers: Set[PeerId]) -> set[PeerId]:
+        """Those of a stage's replicas whose counts are not lost."""
+        return {peer for peer in peers - self._banned if Hop(stage, peer) not in self._left}
 
     def shares(self) -> dict[Hop, tuple[int, ...]]:
         """Which micro-batches each replica of stages 1 to S has counted, ascending; the head has counted all.
