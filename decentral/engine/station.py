@@ -22,6 +22,7 @@ from decentral import __version__
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.spare import SpareDisk
 from decentral.engine.takeover import Brought, Standing, Store, Takeover
 from decentral.engine.unit import FirstStep, Unit
 from decentral.errors import ConfigError, DataError, DecentralError, IncapableError, TransportError, UnreachableError
@@ -31,7 +32,7 @@ from decentral.pipeline.assignment import Member, appointed, neediest
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
 from decentral.pipeline.crew import Crew, named, stages_of
-from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature, values_of
+from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.recovery import Recovery, Source, lr_scale
@@ -42,7 +43,6 @@ from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.transport import Transport
-from decentral.state.download import Download
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Layout
@@ -149,7 +149,10 @@ class Station:
         """Why this worker cannot hold a stage."""
         self._recoveries = 0
         self._recovery = ""
-        self._saved_at = self._looked_at = parts.clock.monotonic()
+        self._looked_at = parts.clock.monotonic()
+        self._spare_disk = SpareDisk(
+            self._pipeline, parts.clock, self._crew, self._takeover, parts.store, self._build_for_disk, self._note_saved
+        )
         self._twins_at = math.inf
         """Since when there is another head of this one's slot."""
 
@@ -205,6 +208,7 @@ class Station:
             await self.membership.announce()
             return self._outcomes
         finally:
+            await self._spare_disk.stop()
             beating.cancel()
             await asyncio.gather(beating, *[unit.abandon() for unit in self._units.values()], return_exceptions=True)
 
@@ -270,6 +274,8 @@ class Station:
         lost = [stage for stage in lost if stage not in self._outcomes]
         chosen = appointed(self._crew.members(), lost)
         mine = [stage for stage, peer in chosen.items() if peer == self._parts.transport.peer_id]
+        if mine:
+            await self._spare_disk.stop()
         for stage in mine:
             if self._clock.monotonic() >= self._retry_at.get(stage, 0.0):
                 moved = [unit for k, unit in self._units.items() if k not in mine and not self._taking]
@@ -280,7 +286,7 @@ class Station:
         if not mine and self._taking:
             self._taking.clear()
         self._why = {stage: why for stage, why in self._why.items() if stage in mine}
-        await self._save_as_spare()
+        self._spare_disk.look(idle=not (self._units or self._taking))
         self._tell(State.TRAINING if self._units else State.JOINING)
 
     async def _move_from_a_taken_slot(self) -> None:
@@ -346,6 +352,19 @@ class Station:
             self._tell(self.membership.own.state)
             self._note_unfit(stage, err)
             await self.membership.announce()
+
+    async def _build_for_disk(self, stage: int) -> HeadCompute | StageCompute | None:
+        """A stage to be filled with weights and saved, if this worker is able."""
+        if stage in self._unfit:
+            return None
+        try:
+            return await self._clock.run(functools.partial(self._build, stage))
+        except _UNFIT as err:
+            self._note_unfit(stage, err)
+            return None
+
+    def _note_saved(self) -> None:
+        self.membership.update(stored=named(self._parts.store.stages()))
 
     def _note_unfit(self, stage: int, err: DecentralError) -> None:
         self._unfit[stage] = err.message
@@ -496,31 +515,6 @@ class Station:
             f"stage {event.stage}: {event.source}{donors} at step {event.step}, "
             f"loss {event.loss_before:.3f} -> {event.loss_after:.3f}, {event.seconds:.0f} s"
         )
-
-    # -- checkpoints of a spare ---------------------------------------------------------------------------------------
-
-    async def _save_as_spare(self) -> None:
-        """A spare has nothing to do and a disk: it keeps the stages as they are now, in case neighbours are lost."""
-        now = self._clock.monotonic()
-        every_s = self._pipeline.checkpoint_s
-        if self._units or self._taking or not every_s or now - self._saved_at < every_s:
-            return
-        self._saved_at = now
-        for stage in range(self._pipeline.num_stages + 1):
-            if stage in self._unfit or not self._crew.holders(stage):
-                continue
-            try:
-                compute = await self._clock.run(functools.partial(self._build, stage))
-            except _UNFIT as err:
-                self._note_unfit(stage, err)
-                continue
-            download = await self._takeover.live(stage, compute)
-            if isinstance(download, Download):
-                weights = Layout.of(compute.parameters()).scatter(values_of(download), 0)
-                step = max((p.metrics.step for p in self._crew.present()), default=0)
-                outcome = Outcome(False, step // self._pipeline.inner_steps, 0, download.snapshot.name, weights, {})
-                await self._clock.run(functools.partial(self._parts.store.save, stage, outcome))
-        self.membership.update(stored=named(self._parts.store.stages()))
 
     # -- what others hear ---------------------------------------------------------------------------------------------
 
