@@ -519,7 +519,7 @@ class HeadLoop:
             if isinstance(reply, Undelivered):
                 if reply.gone:
                     self._crew.bury(hop.peer)
-                if not self._crew.is_present(hop.peer):
+                if hop.peer not in self._crew.holders(hop.stage):
                     break
                 await asyncio.sleep(_LOOK_S)
                 continue
