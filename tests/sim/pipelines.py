@@ -15,7 +15,7 @@ from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome, RunOptions
 from decentral.engine.station import Station, StationOptions, StationParts
 from decentral.errors import DataError
-from decentral.monitor.events import BatchCounted, StageRecovered
+from decentral.monitor.events import BatchCounted, StageRecovered, Stopped
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
@@ -217,7 +217,8 @@ def miscounts(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
     """What was not counted exactly once at every stage, in words; empty as it should be.
 
     One thing is right and no miscount: who was struck in the last batch that it counted, before its confirmation had
-    reached the head, has counted in vain what was then counted by who came in its place. Its weights are gone.
+    reached the head, has counted in vain what was then counted by who came in its place. Its weights are gone. So are
+    those of a replica that gave its stage up for one that was lost, while that batch was committed.
     """
     heads = set(record.counted(0))
     wrong = []
@@ -228,18 +229,24 @@ def miscounts(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
     for stage in range(scenario.num_stages + 1):
         counters: dict[tuple[int, int, int], list[bool]] = {key: [] for key in heads}
         for life in record.lives:
-            events = [event for event in life.events(BatchCounted) if event.stage == stage]
-            last = {event.slot: max(e.batch for e in events if e.slot == event.slot) for event in events}
-            for event in events:
-                in_vain = not life.over and event.batch == last[event.slot]
-                for index in event.indices:
-                    counters.setdefault((event.slot, event.batch, index), []).append(in_vain)
+            for journal in life.journals:
+                events = [event for event in journal.events if isinstance(event, BatchCounted) and event.stage == stage]
+                last = {event.slot: max(e.batch for e in events if e.slot == event.slot) for event in events}
+                left = not life.over or any(event.reason != "run is done" for event in stops(journal))
+                for event in events:
+                    in_vain = left and event.batch == last[event.slot]
+                    for index in event.indices:
+                        counters.setdefault((event.slot, event.batch, index), []).append(in_vain)
         for key, found in sorted(counters.items()):
             if not found or found.count(False) > 1:
                 wrong.append(f"stage {stage} counted {key} {len(found)} times")
             if key not in heads:
                 wrong.append(f"stage {stage} counted {key}, and no head")
     return wrong
+
+
+def stops(journal: MemoryJournal) -> list[Stopped]:
+    return [event for event in journal.events if isinstance(event, Stopped)]
 
 
 def unfinished(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
