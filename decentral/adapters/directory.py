@@ -124,7 +124,8 @@ async def _clock_offset(node: DHTNode, peer: PeerId) -> float | None:
 async def _within_deadline(work: Awaitable[T], what: str, deadline_s: float = _DEADLINE_S) -> T | None:
     """The result, or None for whatever goes wrong: a DHT's failures are nobody's fault and never end a worker."""
     try:
-        return await asyncio.wait_for(work, deadline_s)
+        async with asyncio.timeout(deadline_s):
+            return await work
     except Exception as err:
         _log.debug("directory: %s failed: %r", what, err)
         return None

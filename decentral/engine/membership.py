@@ -114,7 +114,9 @@ class Membership:
             await asyncio.gather(*self._telling.values(), return_exceptions=True)
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
-        while True:
+        own = asyncio.current_task()
+        # A library below may have swallowed that this is to end, as a wait that is over at the same moment does.
+        while own is None or not own.cancelling():
             await work()
             # Spread over the interval, so that a swarm started by one script does not beat in step.
             await asyncio.sleep(every_s * self._random.uniform(0.8, 1.2))

@@ -1,6 +1,7 @@
 """News of members spreads by itself: a directory that hangs changes nothing for those who know each other."""
 
 import asyncio
+import contextlib
 from collections import defaultdict
 
 import pytest
@@ -59,6 +60,22 @@ def test_a_hanging_directory_delays_no_sign_of_life() -> None:
         for heart in hearts:
             heart.cancel()
 
+    loop.run(play(), until_s=1e4)
+
+
+def test_a_directory_that_swallows_its_cancellation_keeps_nobody_from_leaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def swallow(*args: object, **kwargs: object) -> dict[str, bytes]:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1e9)
+        return {}
+
+    async def play() -> None:
+        heart = asyncio.create_task((await started(World(seed=0), 0)).run())
+        await asyncio.sleep(TIMING.ttl_s)
+        heart.cancel()
+        assert await asyncio.wait({heart}, timeout=TIMING.ttl_s) == ({heart}, set())
+
+    monkeypatch.setattr(MemoryDirectory, "lookup", swallow)
     loop.run(play(), until_s=1e4)
 
 
