@@ -52,10 +52,13 @@ def page(record: Record) -> str:
     runs = {name.removeprefix("run "): run for name, run in record.items() if name.startswith("run ")}
     if runs:
         parts.append(_real(runs))
+    if "history" in record:
+        parts.append(_history(record["history"]))
     if "activations" in record:
         parts.append(_activations(record["activations"]))
-    stamps = {f"    {part['command']}": part for part in record.values()}
-    last = list(record.values())[-1]
+    stamped = [part for part in record.values() if "command" in part]
+    stamps = {f"    {part['command']}": part for part in stamped}
+    last = stamped[-1]
     parts.append("\n".join([f"{last['machine']}; {last['versions']}; {last['date']}\n", *stamps]) + "\n")
     return "\n".join(parts)
 
@@ -118,6 +121,32 @@ two cores: figures at a load far above 2 are of a machine that other work kept b
 | of unlimited | load |
 |---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|
 {_rows(rows)}
+"""
+
+
+def _history(part: Record) -> str:
+    rows = [
+        f"| {one['what']} | {one['virtual_8_s']} | {one['virtual_16_s']} | {one['virtual_32_s']} | {one['real_8_s']} "
+        f"| {one['dropped_packets']} | {one['load']} |"
+        for one in part["rows"]
+    ]
+    calls = "\n".join(f"| {call['what']} | {call['best_ms']} | {call['median_ms']} |" for call in part["calls"])
+    return f"""## What turns and pieces changed
+
+Seconds a batch with bf16, a window of the whole batch, on links; of earlier states of the code. In virtual time the
+first two rows are at a sixteenth of size and rate. Of real processes there is one run of each, at loads that were far
+from equal, and drops are those of whole runs, which went on for different times: neither column can rank the rows. That
+pieces help a pipeline is so far shown of single calls alone, and they come in bursts that full queues drop from.
+
+| | M 8, virtual | M 16, virtual | M 32, virtual | M 8, real | packets dropped | load |
+|---|---:|---:|---:|---:|---:|---:|
+{_rows(rows)}
+
+One peer calls another over such a link, every 0.15 s; milliseconds until the answer, of 12:
+
+| call | best | median |
+|---|---:|---:|
+{calls}
 """
 
 
