@@ -115,10 +115,10 @@ class Swarm:
     async def kill(self, victim: Worker) -> None:
         """``kill -9``; its daemon must go with it."""
         assert victim.child is not None
-        daemon = victim.daemon()
-        victim.child.process.kill()
-        await victim.child.process.wait()
-        victim.child = None
+        daemon, process = victim.daemon(), victim.child.process
+        victim.child = None  # from now on it may be gone, also for whoever looks while another one is killed
+        process.kill()
+        await process.wait()
         await self.until(lambda: _is_gone(daemon), f"the end of the daemon of worker {victim.index}")
 
     async def end(self) -> None:
