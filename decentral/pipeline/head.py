@@ -16,30 +16,27 @@ what before it died) it need not know, because a micro-batch is only ever sent t
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from decentral.errors import CallRefused, DivergedError, FrameError
 from decentral.monitor.events import BatchCounted, Resent, StageLost, Validated
 from decentral.monitor.journal import Journal
+from decentral.pipeline.batch import Batch, Came, Failure
+from decentral.pipeline.commits import Commits
 from decentral.pipeline.compute import HeadCompute
-from decentral.pipeline.courier import BACKWARD, COMMIT, FAILED, FORWARD, SETTLE, Courier, Undelivered
+from decentral.pipeline.courier import BACKWARD, FAILED, FORWARD, SETTLE, Courier, Undelivered
 from decentral.pipeline.crew import Crew
 from decentral.pipeline.errands import Errands
-from decentral.pipeline.handover import KEEP, pack_keep
 from decentral.pipeline.ledger import Ledger
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import (
     MAX_MICROBATCHES,
-    Commit,
     Hop,
     Packet,
     Settle,
-    pack_commit,
     pack_settle,
-    unpack_committed,
     unpack_failed,
 )
 from decentral.pipeline.routing import stage_order
@@ -58,8 +55,6 @@ _PATIENCE_FACTOR = 5.0
 _MAX_TROUBLES = 12
 #: Of a new measurement in the moving average.
 _SMOOTHING = 0.2
-#: A replica that lives, but does not answer or has not taken its step, is asked to commit again for so long.
-_COMMIT_S = 60.0
 #: A replica that lives and refuses, or does not answer, so often in a row is lost to the batch.
 _MAX_REFUSALS = 3
 #: So many batches in a row without a finite loss end the head.
@@ -68,64 +63,6 @@ _MAX_SPOILT = 10
 #: was lost may have to come back for it.
 _LEAVE_S = 8.0
 _LAST_COMMIT_S = 60.0
-
-
-@dataclass(slots=True)
-class _Came:
-    """Something that came back for a micro-batch."""
-
-    packet: Packet
-    values: Tensor
-    backward: bool
-
-
-@dataclass(slots=True)
-class _Failure:
-    """A micro-batch that goes no further."""
-
-    index: int
-    attempt: int
-    culprit: PeerId | None
-    reason: str
-
-
-@dataclass(slots=True)
-class _Batch:
-    """One batch under way."""
-
-    number: int
-    step: int
-    train: bool
-    ledger: Ledger
-    data: Sequence[tuple[Tensor, Tensor]]
-    """Inputs and targets of every micro-batch."""
-    came: "asyncio.Queue[_Came | _Failure]" = field(default_factory=asyncio.Queue)
-    sent_at: dict[int, float] = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)
-    counted_output: set[int] = field(default_factory=set)
-    """Micro-batches whose gradient the output layer has counted, and below the embedding."""
-    counted_embedding: set[int] = field(default_factory=set)
-    seen: set[tuple[int, int, bool]] = field(default_factory=set)
-    """Index, attempt and direction of all that came: a transport may deliver twice."""
-    lost_at: dict[PeerId, int] = field(default_factory=dict)
-    """The last record of those that were lost, by its number: who is heard of anew is alive."""
-    troubles: Counter[int] = field(default_factory=Counter)
-    """Failures by micro-batch that were no loss of a replica."""
-    refusals: Counter[PeerId] = field(default_factory=Counter)
-    """Packets in a row that a replica which lives has not taken."""
-    paused_until: float = 0.0
-    """Nothing is sent before: somebody lives and does not take what comes."""
-    confirmed: dict[Hop, tuple[int, ...]] = field(default_factory=dict)
-    """Shares that are counted: who has one is lost only if it dies, else it would be counted elsewhere as well."""
-    counted: bool = False
-    """The head's own weights have taken the step."""
-    spoilt: bool = False
-    """Something in it is not finite or cannot be computed; once it is counted, that comes too late."""
-
-    @property
-    def loss(self) -> float:
-        """Mean over the micro-batches."""
-        return math.nan if self.spoilt else sum(self.losses.values()) / max(1, len(self.losses))
 
 
 class HeadLoop:
@@ -181,7 +118,8 @@ class HeadLoop:
         self._router = options.router()
         self._layout = Layout.of(compute.parameters())
         self._errands = Errands()
-        self._batches: dict[tuple[int, bool], _Batch] = {}
+        self._commits = Commits(slot, blocks.num_tokens, options.num_stages, courier, crew, clock)
+        self._batches: dict[tuple[int, bool], Batch] = {}
         """Those under way: one in training or validation, and the one before that is being committed."""
         self._committing: asyncio.Task[None] | None = None
         self._trip_s = 0.0
@@ -191,8 +129,6 @@ class HeadLoop:
         """... and replicas that were lost, until a micro-batch comes through all stages, or through them, again."""
         self._complete = False
         """Whether there ever was a holder of every stage."""
-        self._ahead = 0
-        """The step that the stages are at."""
         self._mending = False
         """Whether a batch that is being committed goes through some stage once more: the next one waits for it."""
         self._spoilt = 0
@@ -222,12 +158,12 @@ class HeadLoop:
         tokens, compute_s = 0, 0.0
         losses: list[float] = []
         while self.step < last and not stop.is_set():
-            if self.step < self._ahead:  # the stages are: their learning rate and their rounds are
-                self.step = min(self._ahead, last)
+            if self.step < self._commits.ahead:  # the stages are: their learning rate and their rounds are
+                self.step = min(self._commits.ahead, last)
                 continue
             await self._validate_if_due(stop)
             data = await self._clock.run(lambda: self._draw(self._number))
-            batch = self._open(_Batch(self._number, self.step, True, Ledger(len(data)), data))
+            batch = self._open(Batch(self._number, self.step, True, Ledger(len(data)), data))
             compute_s += await self._drive(batch, stop)
             over = batch.ledger.complete or batch.spoilt
             if not over or not await self._committed(stop, math.inf):
@@ -257,16 +193,16 @@ class HeadLoop:
     def _draw(self, number: int) -> list[tuple[Tensor, Tensor]]:
         return [self._source.batch(self._slot, number, index) for index in range(self._options.num_microbatches)]
 
-    def _open(self, batch: _Batch) -> _Batch:
+    def _open(self, batch: Batch) -> Batch:
         self._batches[batch.number, batch.train] = batch
         return batch
 
-    def _close(self, batch: _Batch) -> None:
+    def _close(self, batch: Batch) -> None:
         del self._batches[batch.number, batch.train]
 
     # -- one batch ----------------------------------------------------------------------------------------------------
 
-    async def _drive(self, batch: _Batch, stop: asyncio.Event) -> float:
+    async def _drive(self, batch: Batch, stop: asyncio.Event) -> float:
         """Bring all micro-batches through the stages and back; returns the seconds spent on computing."""
         computing_s = 0.0
         while not batch.ledger.complete and not batch.spoilt and not stop.is_set():
@@ -280,7 +216,7 @@ class HeadLoop:
             except TimeoutError:
                 self._look_for_the_late(batch)
                 continue
-            if isinstance(came, _Failure):
+            if isinstance(came, Failure):
                 self._fail(batch, came)
             else:
                 began = self._clock.monotonic()
@@ -288,7 +224,7 @@ class HeadLoop:
                 computing_s += self._clock.monotonic() - began
         return computing_s
 
-    async def _launch(self, batch: _Batch) -> float:
+    async def _launch(self, batch: Batch) -> float:
         """Send what waits, as far as the window allows; returns the seconds spent on computing."""
         began = self._clock.monotonic()
         for index in batch.ledger.waiting():
@@ -305,7 +241,7 @@ class HeadLoop:
             self._errands.run(self._send(batch, packet, x, backward=False))
         return self._clock.monotonic() - began
 
-    def _path(self, batch: _Batch, index: int) -> tuple[Hop, ...] | None:
+    def _path(self, batch: Batch, index: int) -> tuple[Hop, ...] | None:
         """Through every stage and back; ``None`` while a stage has nobody."""
         order = stage_order(self._options.num_stages, index, swap=self._options.swap)
         candidates: dict[int, Sequence[PeerId]] = {}
@@ -323,7 +259,7 @@ class HeadLoop:
         chosen = [kept.get(stage) or self._router.choose(stage, candidates[stage], **key) for stage in order]
         return (me, *map(Hop, order, chosen), me)
 
-    def _pardoned(self, batch: _Batch, stage: int) -> list[PeerId]:
+    def _pardoned(self, batch: Batch, stage: int) -> list[PeerId]:
         """Replicas of a stage that were taken for lost in this batch, live all the same, and have no substitute."""
         heard = [peer for peer in self._crew.holders(stage) if self._crew.seq(peer) > batch.lost_at.get(peer, -1)]
         return [peer for peer in heard if batch.ledger.moved(peer, stage) or batch.ledger.pardon(peer)]
@@ -334,7 +270,7 @@ class HeadLoop:
             self._lost.add(stage)
             self._journal.record(StageLost(stage, self.step, self.loss))
 
-    async def _send(self, batch: _Batch, packet: Packet, values: Tensor, *, backward: bool) -> None:
+    async def _send(self, batch: Batch, packet: Packet, values: Tensor, *, backward: bool) -> None:
         try:
             failed = await self._courier.send(packet, values, backward=backward)
         except ValueError:
@@ -343,10 +279,10 @@ class HeadLoop:
         if failed is not None:
             if failed.gone:
                 self._crew.bury(failed.peer)
-            failure = _Failure(packet.index, packet.attempt, failed.peer, failed.reason)
+            failure = Failure(packet.index, packet.attempt, failed.peer, failed.reason)
             batch.came.put_nowait(failure)
 
-    async def _take_in(self, batch: _Batch, came: _Came) -> None:
+    async def _take_in(self, batch: Batch, came: Came) -> None:
         """Activations get their loss and go back as a gradient; a gradient ends the way of its micro-batch."""
         packet, index = came.packet, came.packet.index
         if not batch.ledger.is_current(index, packet.attempt):
@@ -374,7 +310,7 @@ class HeadLoop:
         else:
             self._end_trip(batch, index, packet.attempt)
 
-    def _end_trip(self, batch: _Batch, index: int, attempt: int) -> None:
+    def _end_trip(self, batch: Batch, index: int, attempt: int) -> None:
         self._lost.clear()
         for hop in batch.ledger.path(index):
             batch.refusals.pop(hop.peer, None)
@@ -385,13 +321,13 @@ class HeadLoop:
 
     # -- what goes wrong ----------------------------------------------------------------------------------------------
 
-    def _look_for_losses(self, batch: _Batch) -> None:
+    def _look_for_losses(self, batch: Batch) -> None:
         """Replicas that died since the last look."""
         for peer in sorted(batch.ledger.peers()):
             if any(peer not in self._crew.holders(hop.stage) for hop in batch.ledger.hops(peer)):
                 self._lose(batch, peer, "it is gone")
 
-    def _look_for_the_late(self, batch: _Batch) -> None:
+    def _look_for_the_late(self, batch: Batch) -> None:
         """Micro-batches that should be back by now: a message may have been lost on the way."""
         limit_s = max(_MIN_PATIENCE_S, _PATIENCE_FACTOR * self._trip_s)
         now = self._clock.monotonic()
@@ -401,7 +337,7 @@ class HeadLoop:
                 batch.ledger.failed(index, attempt)
                 self._note_resent(batch, index, "it did not come back")
 
-    def _fail(self, batch: _Batch, failure: _Failure) -> None:
+    def _fail(self, batch: Batch, failure: Failure) -> None:
         if not batch.ledger.is_current(failure.index, failure.attempt):
             return
         culprit = failure.culprit
@@ -425,7 +361,7 @@ class HeadLoop:
         if isinstance(reply, Undelivered) and reply.gone:
             self._crew.bury(peer)
 
-    def _lose(self, batch: _Batch, peer: PeerId, reason: str) -> None:
+    def _lose(self, batch: Batch, peer: PeerId, reason: str) -> None:
         """Whatever a replica counts of this batch is not to be relied on."""
         batch.lost_at[peer] = self._crew.seq(peer)
         batch.refusals.pop(peer, None)
@@ -435,13 +371,13 @@ class HeadLoop:
         for index in batch.ledger.lost(peer):
             self._note_resent(batch, index, reason)
 
-    def _note_resent(self, batch: _Batch, index: int, reason: str) -> None:
+    def _note_resent(self, batch: Batch, index: int, reason: str) -> None:
         self.resent += 1
         self._journal.record(Resent(batch.number, index, batch.ledger.attempt(index) + 1, reason[:200]))
 
     # -- the end of a batch -------------------------------------------------------------------------------------------
 
-    async def _finish(self, batch: _Batch) -> int:
+    async def _finish(self, batch: Batch) -> int:
         """Step the head's own weights and have the batch committed beside the next one; returns its tokens."""
         self._spoilt = self._spoilt + 1 if batch.spoilt else 0
         if self._spoilt >= _MAX_SPOILT:
@@ -459,12 +395,12 @@ class HeadLoop:
         self._committing = asyncio.create_task(self._commit(batch, copy_N))
         return tokens
 
-    def _step(self, batch: _Batch, count: int) -> float:
+    def _step(self, batch: Batch, count: int) -> float:
         norm = self._compute.apply([self._slot], count, batch.step)
         self._compute.drop(self._slot)
         return norm
 
-    async def _commit(self, batch: _Batch, copy_N: Tensor) -> None:
+    async def _commit(self, batch: Batch, copy_N: Tensor) -> None:
         """Have every replica count its share, after those that keep copies of heads have one of this one.
 
         Nobody may count a batch that no copy of the head has counted. A replica that came back under its old identity
@@ -473,10 +409,10 @@ class HeadLoop:
         """
         spoilt, count = batch.spoilt, 0 if batch.spoilt else len(batch.data)
         if self._options.swap:
-            await self._have_kept(batch, copy_N)
+            await self._commits.have_kept(batch.number, copy_N)
         indices, tokens = tuple(range(count)), count * self._blocks.num_tokens
         self._journal.record(BatchCounted(0, batch.step, self._slot, batch.number, indices, tokens))
-        while lacking := await self._commit_everywhere(batch, {} if spoilt else batch.ledger.shares()):
+        while lacking := await self._commits.everywhere(batch, {} if spoilt else batch.ledger.shares()):
             self._mending = True
             for hop in lacking:
                 self._lose(batch, hop.peer, "it has not counted its share")
@@ -489,50 +425,6 @@ class HeadLoop:
         self._mending = False
         self._close(batch)
 
-    async def _have_kept(self, batch: _Batch, copy_N: Tensor) -> None:
-        """Give copies of this head to a replica of the first and of the last stage, who stand next to it."""
-        request = await self._clock.run_aside(lambda: pack_keep(self._slot, batch.number, copy_N))
-        while True:
-            keepers = [
-                Hop(stage, peer) for stage in (1, self._options.num_stages) for peer in self._crew.holders(stage)[:1]
-            ]
-            failed = await asyncio.gather(*[self._courier.tell(hop.peer, hop.stage, KEEP, request) for hop in keepers])
-            if None in failed:
-                return
-            await asyncio.sleep(_LOOK_S)
-
-    async def _commit_everywhere(self, batch: _Batch, shares: Mapping[Hop, tuple[int, ...]]) -> list[Hop]:
-        """Returns the replicas that have not confirmed their share."""
-        stages = range(1, self._options.num_stages + 1)
-        hops = {Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares)
-        asked = [hop for hop in sorted(hops) if batch.confirmed.get(hop) != shares.get(hop, ())]
-        counted = await asyncio.gather(*[self._commit_at(batch, hop, shares.get(hop, ())) for hop in asked])
-        return [hop for hop, has in zip(asked, counted, strict=True) if not has]
-
-    async def _commit_at(self, batch: _Batch, hop: Hop, indices: tuple[int, ...]) -> bool:
-        """Whether the replica has counted its share, if it has one."""
-        tokens = len(batch.data) * self._blocks.num_tokens
-        request = pack_commit(Commit(self._slot, batch.number, batch.step, indices, batch.loss, tokens))
-        until = self._clock.monotonic() + _COMMIT_S
-        while self._clock.monotonic() < until:
-            reply = await self._courier.ask(hop.peer, hop.stage, COMMIT, request)
-            if isinstance(reply, Undelivered):
-                if reply.gone:
-                    self._crew.bury(hop.peer)
-                if hop.peer not in self._crew.holders(hop.stage):
-                    break
-                await asyncio.sleep(_LOOK_S)
-                continue
-            try:
-                committed = unpack_committed(reply)
-            except FrameError:
-                break
-            self._ahead = max(self._ahead, committed.step)
-            if not committed.missing:
-                batch.confirmed[hop] = indices
-            return not committed.missing
-        return not indices
-
     # -- validation ---------------------------------------------------------------------------------------------------
 
     async def _validate_if_due(self, stop: asyncio.Event) -> None:
@@ -543,7 +435,7 @@ class HeadLoop:
             return
         count = min(self._source.num_held_out, MAX_MICROBATCHES)
         data = await self._clock.run(lambda: [self._source.held_out(index) for index in range(count)])
-        batch = self._open(_Batch(self._number, self.step, False, Ledger(len(data)), data))
+        batch = self._open(Batch(self._number, self.step, False, Ledger(len(data)), data))
         await self._drive(batch, stop)
         self._close(batch)
         if batch.ledger.complete:
@@ -571,7 +463,7 @@ class HeadLoop:
             mark = packet.index, packet.attempt, backward
             if mark not in batch.seen and (not backward or (*mark[:2], False) in batch.seen):
                 batch.seen.add(mark)
-                batch.came.put_nowait(_Came(packet, values, backward))
+                batch.came.put_nowait(Came(packet, values, backward))
         return b""
 
     async def _on_failed(self, sender: PeerId, request: bytes) -> bytes:
@@ -584,10 +476,10 @@ class HeadLoop:
             if failed.slot == self._slot and batch is not None:
                 known = self._is_current(batch, failed.index, failed.attempt)
                 if known and sender in batch.ledger.peers():
-                    failure = _Failure(failed.index, failed.attempt, failed.culprit, failed.reason)
+                    failure = Failure(failed.index, failed.attempt, failed.culprit, failed.reason)
                     batch.came.put_nowait(failure)
         return b""
 
     @staticmethod
-    def _is_current(batch: _Batch, index: int, attempt: int) -> bool:
+    def _is_current(batch: Batch, index: int, attempt: int) -> bool:
         return index < len(batch.data) and batch.ledger.is_current(index, attempt)
