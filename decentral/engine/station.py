@@ -22,6 +22,7 @@ from decentral import __version__
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.slots import Slots
 from decentral.engine.spare import SpareDisk
 from decentral.engine.takeover import Brought, Standing, Store, Takeover
 from decentral.engine.unit import FirstStep, Unit
@@ -57,8 +58,6 @@ _LOOK_S: Final = 0.5
 _GRANT_S: Final = 60.0
 #: A stage that nobody has held yet waits so long for a joiner before a spare takes it.
 _JOINERS_S: Final = 30.0
-#: Two heads of one slot are left alone for so long: one of them may find out by itself that it was replaced.
-_TWINS_S: Final = 3.0
 #: Between two attempts to take a stage that could not be taken.
 _RETRY_S: Final = 2.0
 #: Parts with which the learning rate of a healed stage is raised.
@@ -124,6 +123,7 @@ class Station:
             journal=parts.journal,
         )
         self._crew = Crew(self.membership.roster, parts.clock)
+        self._slots = Slots(self.membership, self._crew, parts.clock, self._pipeline.num_stages, options.timing)
         self._courier = Courier(
             parts.transport,
             parts.clock,
@@ -149,12 +149,9 @@ class Station:
         """Why this worker cannot hold a stage."""
         self._recoveries = 0
         self._recovery = ""
-        self._looked_at = parts.clock.monotonic()
         self._spare_disk = SpareDisk(
             self._pipeline, parts.clock, self._crew, self._takeover, parts.store, self._build_for_disk, self._note_saved
         )
-        self._twins_at = math.inf
-        """Since when there is another head of this one's slot."""
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -268,7 +265,11 @@ class Station:
                 self._outcomes[stage] = unit.outcome()
         held = {stage for presence in self._crew.records() for stage in stages_of(presence.holds)}
         self._known |= held
-        await self._move_from_a_taken_slot()
+        if await self._slots.is_doubled() and 0 in self._units:
+            await self._give_up({0: self._units[0]})
+            if not self._outcomes[0].done:
+                del self._outcomes[0]
+                await self._take(0)
         waited = self._clock.monotonic() - self._since > _JOINERS_S
         lost = [k for k in self._crew.lost(self._pipeline.num_stages) if waited or k in self._known]
         lost = [stage for stage in lost if stage not in self._outcomes]
@@ -288,32 +289,6 @@ class Station:
         self._why = {stage: why for stage, why in self._why.items() if stage in mine}
         self._spare_disk.look(idle=not (self._units or self._taking))
         self._tell(State.TRAINING if self._units else State.JOINING)
-
-    async def _move_from_a_taken_slot(self) -> None:
-        """Two heads of one slot: all but one of them begin anew with another.
-
-        They came at the same moment: then the one with the lowest peer id stays. Or one of them was stopped for so long
-        that it was replaced: that one goes, and finds out first.
-        """
-        now, own = self._clock.monotonic(), self.membership.own
-        was_away, self._looked_at = now - self._looked_at > self._options.timing.ttl_s, now
-        if 0 not in self._units:
-            return
-        if was_away:
-            await self.membership.catch_up()
-        twins = [
-            p for p in self._crew.present() if 0 in stages_of(p.holds) and p.slot == own.slot and p.peer != own.peer
-        ]
-        if not twins:
-            self._twins_at = math.inf
-            return
-        self._twins_at = min(self._twins_at, now)
-        outlasted = now - self._twins_at > _TWINS_S and any(twin.peer < own.peer for twin in twins)
-        if was_away or outlasted:
-            await self._give_up({0: self._units[0]})
-            if not self._outcomes[0].done:
-                del self._outcomes[0]
-                await self._take(0)
 
     async def _take_all(self, wanted: Sequence[int] | str) -> None:
         """Take stages at the start.
@@ -374,13 +349,12 @@ class Station:
         """Bring a stage here and run it; what keeps that from happening is noted, and tried again later."""
         began = self._clock.monotonic()
         self._taking.add(stage)
-        slot = self._free_slot() if stage == 0 else self.membership.own.slot
-        self.membership.update(slot=slot)
         self._tell(self.membership.own.state)
-        # All hear of a new head, whom they would not believe otherwise. Whoever does not answer now is known to be gone
-        # when it is decided whom to ask.
-        concerned = range(self._pipeline.num_stages + 1) if stage == 0 else (stage,)
-        await asyncio.gather(*[self.membership.tell(peer) for k in concerned for peer in self._others(k)])
+        if stage == 0:
+            await self._slots.take()
+        else:  # whoever does not answer now is known to be gone when it is decided whom to ask
+            await asyncio.gather(*[self.membership.tell(peer) for peer in self._others(stage)])
+        slot = self.membership.own.slot
         await self.membership.announce()
         compute = await self._clock.run(functools.partial(self._build, stage))
         standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
@@ -428,12 +402,6 @@ class Station:
     def _spans(self, stages: set[int]) -> list[tuple[int, int]]:
         return [self._pipeline.spans[stage - 1] for stage in stages if stage]
 
-    def _free_slot(self) -> int:
-        """That of a head which is gone, or the next one."""
-        live = self._crew.slots()
-        gone = {p.slot for p in self._crew.records() if 0 in stages_of(p.holds)} - live
-        return min(gone) if gone else next(slot for slot in range(len(live) + 1) if slot not in live)
-
     async def _make(
         self,
         stage: int,
@@ -453,7 +421,8 @@ class Station:
         kept = None
         if isinstance(loop, StageLoop) and self._pipeline.swap and stage in (1, self._pipeline.num_stages):
             head = await self._clock.run(lambda: HeadCompute(parts.blocks).parameters())
-            kept = KeptHeads(scope, Layout.of(head).numel(0), shapes_signature(head), loop.committed)
+            numel, signature = Layout.of(head).numel(0), shapes_signature(head)
+            kept = KeptHeads(scope, numel, signature, loop.committed, self._crew.is_head, parts.clock)
         recovered = None
         if source not in (Source.INITIAL, Source.REPLICA):
             recovered = functools.partial(_recovered, stage, brought, standing.loss)

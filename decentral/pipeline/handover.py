@@ -34,6 +34,8 @@ _EXACT = make_codec("fp32")
 _HEADER_BYTES = 64
 #: Copies of a head: that of the last commit, and that of the one which may be under way.
 _NUM_KEPT = 2
+#: Copies that are taken in at a time.
+_MAX_AT_ONCE = 4
 #: Data slots that a stage keeps copies for.
 _MAX_SLOTS = 256
 
@@ -77,9 +79,21 @@ class KeptHeads:
         numel: N, of a head.
         signature: of a head's shapes.
         committed: last committed batch of a slot.
+        is_head: whether a peer is the head of a slot; nobody else's copies are taken.
+        clock: they are decoded beside its thread.
     """
 
-    def __init__(self, transport: Transport, numel: int, signature: str, committed: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        numel: int,
+        signature: str,
+        committed: Callable[[int], int],
+        is_head: Callable[[PeerId, int], bool],
+        clock: Clock,
+    ) -> None:
+        self._is_head = is_head
+        self._clock = clock
         self._transport = transport
         self._numel = numel
         self._signature = signature
@@ -89,13 +103,15 @@ class KeptHeads:
     async def start(self) -> None:
         """Begin to answer."""
         size = _HEADER_BYTES + framed_nbytes(_EXACT, self._numel)
-        await self._transport.serve(KEEP, self._on_keep, max_request_bytes=size)
+        await self._transport.serve(KEEP, self._on_keep, max_request_bytes=size, max_concurrent=_MAX_AT_ONCE)
 
     async def _on_keep(self, sender: PeerId, request: bytes) -> bytes:
         try:
-            slot, batch, values_N = _unpack_keep(request, self._numel)
+            slot, batch, values_N = await self._clock.run_aside(lambda: _unpack_keep(request, self._numel))
         except FrameError as err:
             raise CallRefused(str(err)) from err
+        if not self._is_head(sender, slot):
+            raise CallRefused(f"{sender} is not known as the head of slot {slot}")
         copies = self._kept.get(slot)
         if copies is None:
             if len(self._kept) >= _MAX_SLOTS:

@@ -136,6 +136,7 @@ class PipelineScenario:
     rounds: int = 4
     inner_steps: int = 5
     num_microbatches: int = 4
+    blocks_per_stage: int = 1
     healing: Any = "auto"
     routing: Any = "permutation"
     checkpoint_s: float = 0.0
@@ -312,7 +313,8 @@ def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         life.journals.append(MemoryJournal())
         return life.journals[-1]
 
-    made = cut(scenario.num_stages, scenario.num_stages, scenario.healing)
+    num_blocks = scenario.num_stages * scenario.blocks_per_stage
+    made = cut(num_blocks, scenario.num_stages, scenario.healing)
     fp32 = make_codec("fp32")
     timing = Timing()
     pipeline = PipelineOptions(
@@ -340,12 +342,14 @@ def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
     )
 
     def of_stage(stage: int, parameters: Sequence[Any] | Mapping[str, Tensor]) -> RunOptions:
-        return replace(ordinary, run_id=f"sim/{stage}", **scenario.options)
+        stages = replace(ordinary, run_id=f"sim/{stage}", **scenario.options)
+        # A head has no layers to deal out to fragments.
+        return stages if stage else replace(stages, plan=replace(stages.plan, num_fragments=1))
 
     options = StationOptions("sim", b"{}", pipeline, of_stage, timing)
     spare = "spare" if number >= scenario.num_machines - scenario.num_spares else ()
     blocks = tiny_blocks(
-        scenario.num_stages,
+        num_blocks,
         lambda: peer.clock.charge(scenario.block_s),
         scenario.seed,
         charge_draw=lambda: peer.clock.charge(scenario.draw_s.get(number, 0.0)),
