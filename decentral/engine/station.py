@@ -10,43 +10,33 @@ Each stage is a swarm of its own (``unit``). This module decides about places an
 
 import asyncio
 import functools
-import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgpack
-from torch import Tensor
 
 from decentral import __version__
+from decentral.engine.builder import Builder
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
-from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.options import Outcome
 from decentral.engine.slots import Slots
 from decentral.engine.spare import SpareDisk
-from decentral.engine.takeover import Brought, Standing, Store, Takeover
-from decentral.engine.unit import FirstStep, Unit
+from decentral.engine.station_options import StationOptions as StationOptions
+from decentral.engine.station_options import StationParts as StationParts
+from decentral.engine.takeover import Takeover
+from decentral.engine.unit import Unit
 from decentral.errors import ConfigError, DataError, DecentralError, IncapableError, TransportError, UnreachableError
 from decentral.monitor.events import StagePlaced, StageRecovered
-from decentral.monitor.journal import Journal
 from decentral.pipeline.assignment import Member, appointed, neediest
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
 from decentral.pipeline.crew import Crew, named, stages_of
-from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature
 from decentral.pipeline.head import HeadLoop
-from decentral.pipeline.options import PipelineOptions
-from decentral.pipeline.recovery import Recovery, Source, lr_scale
-from decentral.pipeline.scoped import Scoped
+from decentral.pipeline.recovery import Source
 from decentral.pipeline.stage import StageLoop
-from decentral.ports.blocks import Blocks
-from decentral.ports.clock import Clock
-from decentral.ports.directory import Directory
-from decentral.ports.identity import Identity
-from decentral.ports.transport import Transport
 from decentral.swarm.presence import Metrics, Presence, State
-from decentral.swarm.timing import Timing
-from decentral.tensors.layout import Layout
 from decentral.types import PeerId
 
 PLACE: Final = "place"
@@ -60,42 +50,8 @@ _GRANT_S: Final = 60.0
 _JOINERS_S: Final = 30.0
 #: Between two attempts to take a stage that could not be taken.
 _RETRY_S: Final = 2.0
-#: Parts with which the learning rate of a healed stage is raised.
-_HEALED: Final = frozenset({Source.BLEND, Source.COPY})
 #: What a machine lacks that cannot hold a stage.
 _UNFIT: Final = (ConfigError, DataError, IncapableError)
-_AT_REST: Final = (State.LEAVING, State.DONE)
-
-
-@dataclass(frozen=True, slots=True)
-class StationOptions:
-    """Equal on all workers of a run."""
-
-    run_id: str
-    config: bytes
-    """The swarm's configuration as it is handed to joiners."""
-    pipeline: PipelineOptions
-    of_stage: Callable[[int, Mapping[str, Tensor]], RunOptions]
-    """Options of the swarm of a stage's replicas; with the stage's parameters."""
-    timing: Timing
-
-
-@dataclass(frozen=True, slots=True)
-class StationParts:
-    """The ports and the user's model, this worker's own."""
-
-    transport: Transport
-    directory: Directory
-    clock: Clock
-    identity: Identity
-    journal: Journal
-    stage_journal: Callable[[int], Journal]
-    """Makes the journal of a stage's worker."""
-    blocks: Blocks
-    store: Store
-    wanted: tuple[int, ...] | str = ()
-    """Stages that its user insists on, or ``SPARE``; empty for what is needed most."""
-    device: str = "cpu"
 
 
 class Station:
@@ -135,6 +91,7 @@ class Station:
         self._takeover = Takeover(
             parts.transport, self._courier, self._crew, self._pipeline, options.timing, parts.store
         )
+        self._builder = Builder(options, parts, self._crew, self._courier)
         self._units: dict[int, Unit] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._taking: set[int] = set()
@@ -180,7 +137,7 @@ class Station:
             self._tell(State.TRAINING if self._units else State.JOINING)
             if not self._units:
                 # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
-                await self._clock.run(functools.partial(self._build, self._pipeline.num_stages))
+                await self._clock.run(functools.partial(self._builder.compute, self._pipeline.num_stages, set()))
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
@@ -333,7 +290,7 @@ class Station:
         if stage in self._unfit:
             return None
         try:
-            return await self._clock.run(functools.partial(self._build, stage))
+            return await self._clock.run(functools.partial(self._builder.compute, stage, set(self._units)))
         except _UNFIT as err:
             self._note_unfit(stage, err)
             return None
@@ -356,7 +313,7 @@ class Station:
             await asyncio.gather(*[self.membership.tell(peer) for peer in self._others(stage)])
         slot = self.membership.own.slot
         await self.membership.announce()
-        compute = await self._clock.run(functools.partial(self._build, stage))
+        compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._units)))
         standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
         recovery = self._takeover.decide(stage)
         brought = await self._takeover.bring(recovery, compute, stage, slot)
@@ -364,7 +321,9 @@ class Station:
             self._why[stage] = brought
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
             return
-        unit = await self._make(stage, compute, brought, slot, standing, began)
+        unit = await self._builder.unit(
+            stage, compute, brought, slot, standing, began_at=began, tell=self._note_recovery
+        )
         replicas = self._others(stage) if recovery.source is Source.REPLICA else []
         try:
             if recovery.source is Source.REPLICA and not replicas:
@@ -388,94 +347,6 @@ class Station:
     def _others(self, stage: int) -> list[PeerId]:
         """Other holders of a stage."""
         return [peer for peer in self._crew.holders(stage) if peer != self._parts.transport.peer_id]
-
-    def _build(self, stage: int) -> HeadCompute | StageCompute:
-        """The stage as the run began with it."""
-        parts = self._parts
-        held = sum(stop - first for first, stop in self._spans(set(self._units) | {stage}))
-        parts.blocks.check(held, stage == 0 or 0 in self._units, parts.device)
-        if stage == 0:
-            return HeadCompute(parts.blocks, parts.device)
-        first, stop = self._pipeline.spans[stage - 1]
-        return StageCompute(parts.blocks, first, stop, parts.device)
-
-    def _spans(self, stages: set[int]) -> list[tuple[int, int]]:
-        return [self._pipeline.spans[stage - 1] for stage in stages if stage]
-
-    async def _make(
-        self,
-        stage: int,
-        compute: HeadCompute | StageCompute,
-        brought: Brought,
-        slot: int,
-        standing: Standing,
-        began: float,
-    ) -> Unit:
-        """A unit around weights that are in place."""
-        parts, options = self._parts, self._options
-        source = brought.recovery.source
-        journal = parts.stage_journal(stage)
-        healed_at = standing.step if source in _HEALED else None
-        scope = Scoped(parts.transport, str(stage))
-        loop = await self._loop(compute, stage, slot, standing.batch + 1, healed_at, journal)
-        kept = None
-        if isinstance(loop, StageLoop) and self._pipeline.swap and stage in (1, self._pipeline.num_stages):
-            head = await self._clock.run(lambda: HeadCompute(parts.blocks).parameters())
-            numel, signature = Layout.of(head).numel(0), shapes_signature(head)
-            kept = KeptHeads(scope, numel, signature, loop.committed, self._crew.is_head, parts.clock)
-        recovered = None
-        if source not in (Source.INITIAL, Source.REPLICA):
-            recovered = functools.partial(_recovered, stage, brought, standing.loss)
-        inner = FirstStep(loop, parts.clock, journal, recovered, began, self._note_recovery)
-        worker_parts = Parts(
-            transport=scope,
-            directory=parts.directory,
-            clock=parts.clock,
-            identity=parts.identity,
-            model=compute,
-            inner=inner,
-            journal=journal,
-            save=functools.partial(parts.store.save, stage),
-            save_every_s=self._pipeline.checkpoint_s or math.inf,
-            device=parts.device,
-        )
-        live = LiveWeights(scope, compute, parts.clock)
-        return Unit(stage, loop, options.of_stage(stage, compute.parameters()), worker_parts, scope, live, kept)
-
-    async def _loop(
-        self,
-        compute: HeadCompute | StageCompute,
-        stage: int,
-        slot: int,
-        batch: int,
-        healed_at: int | None,
-        journal: Journal,
-    ) -> HeadLoop | StageLoop:
-        parts, pipeline = self._parts, self._pipeline
-        if isinstance(compute, HeadCompute):
-            return HeadLoop(
-                compute,
-                parts.blocks,
-                await self._clock.run(parts.blocks.data),
-                slot=slot,
-                batch=batch,
-                options=pipeline,
-                courier=self._courier,
-                crew=self._crew,
-                clock=parts.clock,
-                journal=journal,
-            )
-        return StageLoop(
-            stage,
-            compute,
-            parts.blocks,
-            courier=self._courier,
-            crew=self._crew,
-            clock=parts.clock,
-            journal=journal,
-            patience_s=self._options.timing.min_patience_s,
-            lr_scale=functools.partial(_scale, healed_at, pipeline.lr_boost, pipeline.lr_boost_steps),
-        )
 
     def _note_recovery(self, event: StageRecovered) -> None:
         self._recoveries += 1
@@ -549,15 +420,3 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(doing, stopping, return_exceptions=True)
     if not doing.cancelled():
         doing.result()
-
-
-def _scale(healed_at: int | None, boost: float, span: int, step: int) -> float:
-    """Factor on the learning rate at a global step."""
-    return lr_scale(None if healed_at is None else step - healed_at, boost, span)
-
-
-def _recovered(
-    stage: int, brought: Brought, loss_before: float, step: int, loss_after: float, seconds: float
-) -> StageRecovered:
-    source: Recovery = brought.recovery
-    return StageRecovered(stage, source.source, brought.donors, step, loss_before, loss_after, seconds)

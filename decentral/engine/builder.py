@@ -1,0 +1,162 @@
+"""Stages made: their modules as the run began with them, and what runs around weights that are in place.
+
+Who holds what, and where weights come from, is not known here.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Set
+
+from decentral.engine.options import Parts
+from decentral.engine.station_options import StationOptions, StationParts
+from decentral.engine.takeover import Brought, Standing
+from decentral.engine.unit import FirstStep, Unit
+from decentral.monitor.events import StageRecovered
+from decentral.monitor.journal import Journal
+from decentral.pipeline.compute import HeadCompute, StageCompute
+from decentral.pipeline.courier import Courier
+from decentral.pipeline.crew import Crew
+from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature
+from decentral.pipeline.head import HeadLoop
+from decentral.pipeline.recovery import Source, lr_scale
+from decentral.pipeline.scoped import Scoped
+from decentral.pipeline.stage import StageLoop
+from decentral.tensors.layout import Layout
+
+#: Sources after which the learning rate of a stage is raised.
+_HEALED = frozenset({Source.BLEND, Source.COPY})
+
+
+class Builder:
+    """Builds what one worker holds.
+
+    Args:
+        options: equal on all workers.
+        parts: this worker's own.
+        crew: who lives.
+        courier: to the other hops.
+    """
+
+    def __init__(self, options: StationOptions, parts: StationParts, crew: Crew, courier: Courier) -> None:
+        self._options = options
+        self._pipeline = options.pipeline
+        self._parts = parts
+        self._crew = crew
+        self._courier = courier
+
+    def compute(self, stage: int, held: Set[int]) -> HeadCompute | StageCompute:
+        """A stage as the run began with it, beside those that are held; on the clock's thread.
+
+        Raises:
+            IncapableError: this machine cannot hold it as well.
+            ConfigError: the task refuses to build it.
+        """
+        parts, spans = self._parts, self._pipeline.spans
+        all_held = held | {stage}
+        num_blocks = sum(stop - first for first, stop in (spans[k - 1] for k in all_held if k))
+        parts.blocks.check(num_blocks, 0 in all_held, parts.device)
+        if stage == 0:
+            return HeadCompute(parts.blocks, parts.device)
+        return StageCompute(parts.blocks, *spans[stage - 1], parts.device)
+
+    async def unit(
+        self,
+        stage: int,
+        compute: HeadCompute | StageCompute,
+        brought: Brought,
+        slot: int,
+        standing: Standing,
+        *,
+        began_at: float,
+        tell: Callable[[StageRecovered], None],
+    ) -> Unit:
+        """A unit around weights that are in place.
+
+        Args:
+            stage: 0 is the head.
+            compute: with the weights.
+            brought: where they came from.
+            slot: of a head.
+            standing: how far the run is.
+            began_at: when this worker began to take the stage.
+            tell: hears of the first step after a recovery.
+
+        Raises:
+            DataError: a head has no data.
+        """
+        parts, source = self._parts, brought.recovery.source
+        journal, scope = parts.stage_journal(stage), Scoped(parts.transport, str(stage))
+        healed_at = standing.step if source in _HEALED else None
+        loop = await self._loop(compute, stage, slot, standing.batch + 1, healed_at, journal)
+        recovered = None
+        if source not in (Source.INITIAL, Source.REPLICA):
+            recovered = functools.partial(_recovered, stage, brought, standing.loss)
+        worker_parts = Parts(
+            transport=scope,
+            directory=parts.directory,
+            clock=parts.clock,
+            identity=parts.identity,
+            model=compute,
+            inner=FirstStep(loop, parts.clock, journal, recovered, began_at, tell),
+            journal=journal,
+            save=functools.partial(parts.store.save, stage),
+            save_every_s=self._pipeline.checkpoint_s or math.inf,
+            device=parts.device,
+        )
+        options, live = self._options.of_stage(stage, compute.parameters()), LiveWeights(scope, compute, parts.clock)
+        return Unit(stage, loop, options, worker_parts, scope, live, await self._kept(stage, loop, scope))
+
+    async def _kept(self, stage: int, loop: HeadLoop | StageLoop, scope: Scoped) -> KeptHeads | None:
+        """What keeps copies of heads, at their neighbours."""
+        if not self._pipeline.swap or not isinstance(loop, StageLoop) or stage not in (1, self._pipeline.num_stages):
+            return None
+        head = await self._parts.clock.run(lambda: HeadCompute(self._parts.blocks).parameters())
+        numel, signature = Layout.of(head).numel(0), shapes_signature(head)
+        return KeptHeads(scope, numel, signature, loop.committed, self._crew.is_head, self._parts.clock)
+
+    async def _loop(
+        self,
+        compute: HeadCompute | StageCompute,
+        stage: int,
+        slot: int,
+        batch: int,
+        healed_at: int | None,
+        journal: Journal,
+    ) -> HeadLoop | StageLoop:
+        parts, pipeline = self._parts, self._pipeline
+        if isinstance(compute, HeadCompute):
+            return HeadLoop(
+                compute,
+                parts.blocks,
+                await parts.clock.run(parts.blocks.data),
+                slot=slot,
+                batch=batch,
+                options=pipeline,
+                courier=self._courier,
+                crew=self._crew,
+                clock=parts.clock,
+                journal=journal,
+            )
+        return StageLoop(
+            stage,
+            compute,
+            parts.blocks,
+            courier=self._courier,
+            crew=self._crew,
+            clock=parts.clock,
+            journal=journal,
+            patience_s=self._options.timing.min_patience_s,
+            lr_scale=functools.partial(_scale, healed_at, pipeline.lr_boost, pipeline.lr_boost_steps),
+        )
+
+
+def _scale(healed_at: int | None, boost: float, span: int, step: int) -> float:
+    """Factor on the learning rate at a global step."""
+    return lr_scale(None if healed_at is None else step - healed_at, boost, span)
+
+
+def _recovered(
+    stage: int, brought: Brought, loss_before: float, step: int, loss_after: float, seconds: float
+) -> StageRecovered:
+    """The event of a recovery, once all of it is known."""
+    return StageRecovered(stage, brought.recovery.source, brought.donors, step, loss_before, loss_after, seconds)
