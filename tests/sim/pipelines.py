@@ -344,7 +344,8 @@ def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
     def of_stage(stage: int, parameters: Sequence[Any] | Mapping[str, Tensor]) -> RunOptions:
         stages = replace(ordinary, run_id=f"sim/{stage}", **scenario.options)
         # A head has no layers to deal out to fragments.
-        return stages if stage else replace(stages, plan=replace(stages.plan, num_fragments=1))
+        plan = stages.plan
+        return stages if stage else replace(stages, plan=SyncPlan(plan.inner_steps, 1, plan.delay_steps))
 
     options = StationOptions("sim", b"{}", pipeline, of_stage, timing)
     spare = "spare" if number >= scenario.num_machines - scenario.num_spares else ()
