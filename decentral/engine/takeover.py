@@ -28,6 +28,9 @@ from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId
 
+#: A question or a commit that may have been lost on its way is repeated.
+_TRIES = 3
+
 
 class Store(Protocol):
     """What this worker has on disk of the run's stages."""
@@ -130,12 +133,15 @@ class Takeover:
         Its head committed a batch only when all had counted all of it. So if one holder has it, the others may count
         theirs; if none has it, it was counted nowhere and is drawn again.
         """
-        answers = await self._ask(slot)
-        batch = max((answer.batch for answer in answers.values()), default=-1)
-        step = max((answer.step for answer in answers.values()), default=0)
-        commit = pack_commit(Commit(slot, batch, max(0, step - 1), None, math.nan, 0))
-        behind = [(stage, peer) for (stage, peer), answer in answers.items() if answer.batch < batch]
-        await asyncio.gather(*[self._courier.ask(peer, stage, COMMIT, commit) for stage, peer in behind])
+        for _ in range(_TRIES):
+            answers = await self._ask(slot)
+            batch = max((answer.batch for answer in answers.values()), default=-1)
+            step = max((answer.step for answer in answers.values()), default=0)
+            commit = pack_commit(Commit(slot, batch, max(0, step - 1), None, math.nan, 0))
+            behind = [(stage, peer) for (stage, peer), answer in answers.items() if answer.batch < batch]
+            if not behind:
+                break
+            await asyncio.gather(*[self._courier.ask(peer, stage, COMMIT, commit) for stage, peer in behind])
         return await self.standing(slot)
 
     async def bring(
@@ -209,15 +215,19 @@ class Takeover:
         """The answers of all holders that answer."""
         hops = [(k, peer) for k in range(1, self._options.num_stages + 1) for peer in self._crew.holders(k)]
         request = pack_settle(Settle(slot))
-        replies = await asyncio.gather(*[self._courier.ask(peer, stage, SETTLE, request) for stage, peer in hops])
-        answers = {}
-        for hop, reply in zip(hops, replies, strict=True):
-            if isinstance(reply, Undelivered):
-                if reply.gone:
-                    self._crew.bury(reply.peer)
-                continue
-            try:
-                answers[hop] = unpack_settled(reply)
-            except FrameError:
-                continue
-        return answers
+        replies = await asyncio.gather(*[self._ask_one(stage, peer, request) for stage, peer in hops])
+        return {hop: reply for hop, reply in zip(hops, replies, strict=True) if reply is not None}
+
+    async def _ask_one(self, stage: int, peer: PeerId, request: bytes) -> Settled | None:
+        """The answer of one, asked again if a message was lost."""
+        for _ in range(_TRIES):
+            reply = await self._courier.ask(peer, stage, SETTLE, request)
+            if not isinstance(reply, Undelivered):
+                try:
+                    return unpack_settled(reply)
+                except FrameError:
+                    return None
+            if reply.gone:
+                self._crew.bury(peer)
+                break
+        return None

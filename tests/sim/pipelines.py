@@ -15,7 +15,7 @@ from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome, RunOptions
 from decentral.engine.station import Station, StationOptions, StationParts
 from decentral.errors import DataError
-from decentral.monitor.events import BatchCounted, StageRecovered, Stopped
+from decentral.monitor.events import BatchCounted, StagePlaced, StageRecovered, Stopped
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
@@ -217,9 +217,10 @@ class PipelineRecord:
 def miscounts(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
     """What was not counted exactly once at every stage, in words; empty as it should be.
 
-    One thing is right and no miscount: who was struck in the last batch that it counted, before its confirmation had
-    reached the head, has counted in vain what was then counted by who came in its place. Its weights are gone. So are
-    those of a replica that gave its stage up for one that was lost, while that batch was committed.
+    Two things are right and no miscounts. A replica takes its share with it if its head is struck as well before it has
+    told another one: nobody is left who knows of it. And who was struck in the last batch that it counted, before its
+    confirmation had reached the head, has counted in vain what was then counted by who came in its place. Its weights
+    are gone. So are those of a replica that gave its stage up for one that was lost, while that batch was committed.
     """
     heads = set(record.counted(0))
     wrong = []
@@ -239,11 +240,24 @@ def miscounts(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
                     for index in event.indices:
                         counters.setdefault((event.slot, event.batch, index), []).append(in_vain)
         for key, found in sorted(counters.items()):
-            if not found or found.count(False) > 1:
+            taken_along = not found and _both_struck(record, stage, *key[:2])
+            if (not found and not taken_along) or found.count(False) > 1:
                 wrong.append(f"stage {stage} counted {key} {len(found)} times")
             if key not in heads:
                 wrong.append(f"stage {stage} counted {key}, and no head")
     return wrong
+
+
+def _both_struck(record: PipelineRecord, stage: int, slot: int, batch: int) -> bool:
+    """Whether a head of the slot and a replica of the stage were, the replica before it counted a batch."""
+    lives = [life for life in record.lives if not life.over]
+    held = [(life, event) for life in lives for event in life.events(StagePlaced)]
+    counted = {
+        id(life): max((e.batch for e in life.events(BatchCounted) if (e.stage, e.slot) == (stage, slot)), default=-1)
+        for life in lives
+    }
+    head = any((event.stage, event.slot) == (0, slot) for _, event in held)
+    return head and any(event.stage == stage and batch - 1 <= counted[id(life)] + 1 <= batch for life, event in held)
 
 
 def stops(journal: MemoryJournal) -> list[Stopped]:
