@@ -7,9 +7,9 @@ import asyncio
 import math
 
 from decentral.engine.membership import Membership
-from decentral.pipeline.crew import Crew, stages_of
+from decentral.pipeline.crew import Crew
 from decentral.ports.clock import Clock
-from decentral.swarm.presence import Presence
+from decentral.swarm.presence import Presence, stages_of
 from decentral.swarm.timing import Timing
 
 #: Two heads of one slot are left alone for so long: one of them may find out by itself that it was replaced.

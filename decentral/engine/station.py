@@ -32,11 +32,11 @@ from decentral.monitor.events import StagePlaced, StageRecovered
 from decentral.pipeline.assignment import Member, appointed, neediest
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
-from decentral.pipeline.crew import Crew, named, stages_of
+from decentral.pipeline.crew import Crew
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.recovery import Source
 from decentral.pipeline.stage import StageLoop
-from decentral.swarm.presence import Metrics, Presence, State
+from decentral.swarm.presence import Metrics, Presence, State, named, stages_of
 from decentral.types import PeerId
 
 PLACE: Final = "place"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from decentral.swarm.presence import Presence, State
+from decentral.swarm.presence import Presence, State, stages_of
 from decentral.types import short_id
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ class StageRow:
 
 def stage_numbers(text: str, num_stages: int) -> tuple[int, ...]:
     """The stages of a list with commas, in order; what is none is left out."""
-    numbers = {int(part) for part in text.split(",") if _NUMBER.fullmatch(part)}
-    return tuple(sorted(number for number in numbers if number <= num_stages))
+    return tuple(sorted(number for number in stages_of(text) if number <= num_stages))
 
 
 def is_spare(presence: Presence) -> bool:

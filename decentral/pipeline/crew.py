@@ -1,10 +1,8 @@
 """Who holds which stage, as this worker believes: a view of the swarm's roster. Makes no calls."""
 
-from collections.abc import Iterable
-
 from decentral.pipeline.assignment import Member
 from decentral.ports.clock import Clock
-from decentral.swarm.presence import Presence, State
+from decentral.swarm.presence import Presence, State, stages_of
 from decentral.swarm.roster import Roster
 from decentral.types import PeerId
 
@@ -94,13 +92,3 @@ class Crew:
             ages = {presence.peer: age_s for presence, age_s in self._roster.with_ages(now)}
             self._buried = {peer: at for peer, at in self._buried.items() if now - ages.get(peer, 0.0) <= at}
         return frozenset(self._buried)
-
-
-def stages_of(text: str) -> frozenset[int]:
-    """The stages named in a record; what is no number there is none of ours."""
-    return frozenset(int(part) for part in text.split(",") if part.isascii() and part.isdigit())
-
-
-def named(stages: Iterable[int]) -> str:
-    """The inverse of ``stages_of``."""
-    return ",".join(str(stage) for stage in sorted(stages))

@@ -6,7 +6,7 @@ A record carries no wall-clock time. Its ``seq`` only grows, and a reader takes 
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -151,6 +151,17 @@ class Presence:
     """Pipeline: the stages that it found it cannot hold, with commas: it lacks the data or the memory."""
     slot: int = 0
     """Pipeline: which part of the data a head draws."""
+
+
+@functools.lru_cache(maxsize=1024)
+def stages_of(text: str) -> frozenset[int]:
+    """The stages named in a field of a record, such as ``holds``; what is no number there is none of ours."""
+    return frozenset(int(part) for part in text.split(",") if len(part) < 7 and part.isascii() and part.isdigit())
+
+
+def named(stages: Iterable[int]) -> str:
+    """The inverse of ``stages_of``."""
+    return ",".join(str(stage) for stage in sorted(stages))
 
 
 def encode(presence: Presence, identity: Identity) -> bytes:

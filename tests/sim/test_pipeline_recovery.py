@@ -120,6 +120,7 @@ def test_two_adjacent_stages_wait_and_one_comes_from_a_checkpoint() -> None:
     assert sorted(recovered(record).values()) == ["blend", "checkpoint"]
 
 
+@pytest.mark.slow
 def test_everything_lost_comes_back_from_checkpoints() -> None:
     """What was learned and counted since is learned anew, from the first batch on: no head is left to know better."""
     faults = [Crash(9.0, peer_id(stage)) for stage in range(5)]

@@ -180,6 +180,7 @@ def test_replicas_of_a_stage_sync_by_any_method(options: dict[str, Any]) -> None
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_late_round_does_not_set_replicas_against_each_other() -> None:
     """Once they took turns at waiting for each other, a patience per round."""
     _, record = play(Crash(8.0, peer_id(2)), Crash(8.0, peer_id(7)), num_replicas=2, num_spares=1, rounds=12)
@@ -206,6 +207,7 @@ def test_who_comes_late_is_one_more_replica(wanted: Any, stage: int) -> None:
     assert any(life.peer == peer_id(5) and life.events(BatchCounted) for life in record.lives)
 
 
+@pytest.mark.slow
 def test_heads_that_come_after_others_died_have_different_slots() -> None:
     """Whoever has known a head that died goes on with its slot; a newcomer has a slot of its own."""
     _, record = play(
