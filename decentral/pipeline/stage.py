@@ -46,6 +46,9 @@ _LOOK_S = 0.25
 _HEADLESS_S = 60.0
 #: A commit is answered when its step is taken, or with a refusal after so long.
 _HOLD_S = 2.0
+#: After so many patiences a batch is given up whose head goes on without committing it. A commit that was lost on its
+#: way is sent again after one.
+_GIVE_UP_PATIENCES = 4
 #: Of a new measurement in the moving average of a micro-batch's time.
 _SMOOTHING = 0.2
 #: At the end, for what is to be told.
@@ -235,7 +238,8 @@ class StageLoop:
     def _may_start(self, job: _Job) -> bool:
         """Whether all earlier batches of the slot that were counted here are part of the weights, or never will be."""
         slot, batch = job.packet.slot, job.packet.batch
-        if self._shares.holds_back(slot, batch) and self._clock.monotonic() - job.since >= self._patience_s:
+        waited_s = self._clock.monotonic() - job.since
+        if self._shares.holds_back(slot, batch) and waited_s >= _GIVE_UP_PATIENCES * self._patience_s:
             # Its head has gone on without committing it here: it counts on other replicas for that batch.
             self._shares.give_up(slot, batch)
         return not self._shares.holds_back(slot, batch)

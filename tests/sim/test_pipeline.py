@@ -50,11 +50,11 @@ def holder(record: PipelineRecord, stage: int) -> Any:
 # -- exactly once -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("victim", "source"), [(0, "kept"), (1, "copy"), (2, "blend"), (4, "copy")])
+@pytest.mark.parametrize(("victim", "source"), [(0, "kept"), (1, "copy"), (2, "blend")])
 def test_a_stage_that_dies_at_any_moment_of_a_batch_is_back_and_nothing_is_counted_twice(
     victim: int, source: str
 ) -> None:
-    for moment in (0.3, 0.8):
+    for moment in (0.2, 0.9):
         _, record = play(Crash(BATCH_FROM_S + BATCH_S * moment, peer_id(victim)))
         assert sources(record) == {victim: source}, f"at {moment} of a batch"
 

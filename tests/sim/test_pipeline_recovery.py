@@ -70,7 +70,7 @@ class Spy:
         monkeypatch.setattr(Takeover, "standing", see_standing)
 
 
-@pytest.mark.parametrize("norm", ["l2", "squared"])
+@pytest.mark.parametrize("norm", ["l2", pytest.param("squared", marks=pytest.mark.slow)])
 def test_a_stage_in_the_middle_is_the_mean_of_its_neighbours(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
     record = play(Crash(LOST_S, peer_id(2)), pipeline={"norm": norm})
@@ -92,7 +92,9 @@ def test_first_and_last_stage_are_copies(lost: int, twin: int, monkeypatch: pyte
     assert torch.equal(copy.flatten(), spy.handed_out[f"blocks.{twin - 1}.weight"])
 
 
-@pytest.mark.parametrize("keepers_lost", [(), (1,), (4,)])
+@pytest.mark.parametrize(
+    "keepers_lost", [(), pytest.param((1,), marks=pytest.mark.slow), pytest.param((4,), marks=pytest.mark.slow)]
+)
 def test_a_head_comes_back_to_the_bit(keepers_lost: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """It has two keepers, one of which may be lost with it."""
     spy = Spy(monkeypatch)
@@ -112,6 +114,7 @@ def test_a_replica_alive_needs_no_recovery() -> None:
     assert record.events(StageLost) == []
 
 
+@pytest.mark.slow
 def test_two_adjacent_stages_wait_and_one_comes_from_a_checkpoint() -> None:
     faults = [Crash(9.0, peer_id(2)), Crash(9.05, peer_id(3))]
     with pytest.raises(Overrun):
@@ -120,6 +123,7 @@ def test_two_adjacent_stages_wait_and_one_comes_from_a_checkpoint() -> None:
     assert sorted(recovered(record).values()) == ["blend", "checkpoint"]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_everything_lost_comes_back_from_checkpoints() -> None:
     """What was learned and counted since is learned anew, from the first batch on: no head is left to know better."""
@@ -138,6 +142,7 @@ def test_everything_lost_comes_back_from_checkpoints() -> None:
     assert set(again.values()) == {1}
 
 
+@pytest.mark.slow
 def test_without_healing_a_checkpoint_of_the_spare_serves() -> None:
     record = play(Crash(9.0, peer_id(2)), rounds=20, checkpoint_s=2.0, healing="checkpoint")
     assert recovered(record) == {2: "checkpoint"}
@@ -166,6 +171,7 @@ def test_a_joiner_rescues_a_stage_that_nobody_could_take() -> None:
 # -- places -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_many_who_join_at_once_are_spread_evenly() -> None:
     record = play(num_replicas=3, num_spares=0, rounds=3, starts=dict.fromkeys(range(1, 15), 0.0))
     assert Counter(stage for _, stage in placed(record)) == dict.fromkeys(range(5), 3)

@@ -181,6 +181,7 @@ def test_replicas_of_a_stage_sync_by_any_method(options: dict[str, Any]) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_late_round_does_not_set_replicas_against_each_other() -> None:
     """Once they took turns at waiting for each other, a patience per round."""
     _, record = play(Crash(8.0, peer_id(2)), Crash(8.0, peer_id(7)), num_replicas=2, num_spares=1, rounds=12)
@@ -190,7 +191,7 @@ def test_a_late_round_does_not_set_replicas_against_each_other() -> None:
 # -- how runs end -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slow", [0, 5])
+@pytest.mark.parametrize("slow", [pytest.param(0, marks=pytest.mark.slow), 5])
 def test_a_slow_head_does_not_stop_the_others(slow: int) -> None:
     _, record = play(num_replicas=2, num_spares=0, rounds=6, draw_s={slow: 1.0})
     counts = {slot: len({batch for one, batch, _ in record.counted(0) if one == slot}) for slot in (0, 1)}
@@ -207,6 +208,7 @@ def test_who_comes_late_is_one_more_replica(wanted: Any, stage: int) -> None:
     assert any(life.peer == peer_id(5) and life.events(BatchCounted) for life in record.lives)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_heads_that_come_after_others_died_have_different_slots() -> None:
     """Whoever has known a head that died goes on with its slot; a newcomer has a slot of its own."""
@@ -226,7 +228,10 @@ def test_heads_that_come_after_others_died_have_different_slots() -> None:
     assert max(batches) > 30
 
 
-@pytest.mark.parametrize(("leaver", "num_replicas"), [(0, 1), (2, 1), (6, 2), (0, 2)])
+@pytest.mark.parametrize(
+    ("leaver", "num_replicas"),
+    [(0, 1), (2, 1), pytest.param(6, 2, marks=pytest.mark.slow), pytest.param(0, 2, marks=pytest.mark.slow)],
+)
 def test_who_is_asked_to_leave_leaves_nothing_uncounted(leaver: int, num_replicas: int) -> None:
     """A stage that nobody else holds comes back from its neighbours, as if its holder had died."""
     at_s = 4.2 if num_replicas == 1 else 7.0
