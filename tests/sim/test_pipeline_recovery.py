@@ -115,6 +115,7 @@ def test_a_replica_alive_needs_no_recovery() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_two_adjacent_stages_wait_and_one_comes_from_a_checkpoint() -> None:
     faults = [Crash(9.0, peer_id(2)), Crash(9.05, peer_id(3))]
     with pytest.raises(Overrun):
