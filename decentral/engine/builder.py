@@ -104,7 +104,7 @@ class Builder:
             device=parts.device,
         )
         options, live = self._options.of_stage(stage, compute.parameters()), LiveWeights(scope, compute, parts.clock)
-        return Unit(stage, loop, options, worker_parts, scope, live, await self._kept(stage, loop, scope))
+        return Unit(stage, loop, options, worker_parts, live, await self._kept(stage, loop, scope))
 
     async def _kept(self, stage: int, loop: HeadLoop | StageLoop, scope: Scoped) -> KeptHeads | None:
         """What keeps copies of heads, at their neighbours."""

@@ -316,7 +316,7 @@ class Station:
         compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._units)))
         standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
         recovery = self._takeover.decide(stage)
-        brought = await self._takeover.bring(recovery, compute, stage, slot)
+        brought = await self._takeover.bring(recovery, compute, stage, slot, standing)
         if isinstance(brought, str):
             self._why[stage] = brought
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S

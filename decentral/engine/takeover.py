@@ -7,7 +7,7 @@ that says why, and is tried again by the caller. Legend: N = values of a stage.
 import asyncio
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -58,8 +58,8 @@ class Standing:
     """Last committed batch of the slot that was asked for."""
     loss: float = math.nan
     """Of the last batch."""
-    norms: Mapping[int, float] | None = None
-    """Of the last mean gradient, by stage."""
+    norms: Mapping[tuple[int, PeerId], float] = field(default_factory=dict)
+    """Of the last mean gradient, by stage and replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,8 @@ class Takeover:
     def decide(self, stage: int) -> Recovery:
         """What ``stage`` is to be made of, as things are now."""
         num_stages, me = self._options.num_stages, self._courier.peer_id
-        alive = {k for k in range(num_stages + 1) if any(peer != me for peer in self._crew.holders(k))}
         # A neighbour that this worker holds itself serves as well as another's.
-        alive |= {k for k in range(num_stages + 1) if k != stage and me in self._crew.holders(k)}
+        alive = {k for k in range(num_stages + 1) if set(self._crew.holders(k)) - ({me} if k == stage else set())}
         return decide(
             stage,
             num_stages=num_stages,
@@ -118,13 +117,12 @@ class Takeover:
     async def standing(self, slot: int) -> Standing:
         """Ask all holders of all stages how far they are."""
         answers = await self._ask(slot)
-        norms = {stage: answer.grad_norm for (stage, _), answer in answers.items()}
         losses = [answer.loss for answer in answers.values() if math.isfinite(answer.loss)]
         return Standing(
             step=max((answer.step for answer in answers.values()), default=0),
             batch=max((answer.batch for answer in answers.values()), default=-1),
             loss=losses[-1] if losses else math.nan,
-            norms=norms,
+            norms={hop: answer.grad_norm for hop, answer in answers.items()},
         )
 
     async def settle(self, slot: int) -> Standing:
@@ -145,7 +143,7 @@ class Takeover:
         return await self.standing(slot)
 
     async def bring(
-        self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, slot: int
+        self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, slot: int, standing: Standing
     ) -> Brought | str:
         """Fill the weights of ``compute``; in words why they cannot be had now.
 
@@ -164,19 +162,19 @@ class Takeover:
                     return f"its checkpoint cannot be used: {err}"
                 return Brought(recovery, (self._courier.peer_id,))
             case Source.BLEND:
-                return await self._blend(recovery, compute, layout, slot)
+                return await self._blend(recovery, compute, layout, standing)
             case Source.COPY | Source.KEPT:
                 return await self._copy(recovery, compute, layout, slot)
 
     async def _blend(
-        self, recovery: Recovery, compute: StageCompute | HeadCompute, layout: Layout, slot: int
+        self, recovery: Recovery, compute: StageCompute | HeadCompute, layout: Layout, standing: Standing
     ) -> Brought | str:
         signature, numel = shapes_signature(compute.parameters()), layout.numel(0)
         below, above = await asyncio.gather(*[self._live(stage, signature, numel) for stage in recovery.stages])
         if isinstance(below, str) or isinstance(above, str):
             return "; ".join(text for text in (below, above) if isinstance(text, str))
-        norms = (await self.standing(slot)).norms or {}
-        norm_below, norm_above = (norms.get(stage, math.nan) for stage in recovery.stages)
+        hops = zip(recovery.stages, (below.donor, above.donor), strict=True)
+        norm_below, norm_above = (standing.norms.get(hop, math.nan) for hop in hops)
         healed_N = blend(values_of(below), values_of(above), norm_below, norm_above, self._options.norm)
         compute.load(layout.scatter(healed_N, 0))
         return Brought(recovery, (below.donor, above.donor), below.received_bytes + above.received_bytes)

@@ -10,7 +10,6 @@ from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
 from decentral.pipeline.handover import KeptHeads, LiveWeights
 from decentral.pipeline.head import HeadLoop
-from decentral.pipeline.scoped import Scoped
 from decentral.pipeline.stage import StageLoop
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import Steps
@@ -35,14 +34,13 @@ class Unit:
         loop: HeadLoop | StageLoop,
         options: RunOptions,
         parts: Parts,
-        scope: Scoped,
         live: LiveWeights,
         kept: KeptHeads | None,
     ) -> None:
         self.stage = stage
         self.loop = loop
         self.worker = Worker(replace(options, in_step=True), parts)
-        self._scope = scope
+        self._transport = parts.transport
         self._live = live
         self._kept = kept
         self._stop = asyncio.Event()
@@ -85,7 +83,7 @@ class Unit:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._scope.close()
+        await self._transport.close()
 
     async def _run(self) -> Outcome:
         try:
@@ -95,7 +93,7 @@ class Unit:
             return outcome
         finally:
             await self.loop.close()
-            await self._scope.close()
+            await self._transport.close()
 
 
 class FirstStep:

@@ -14,6 +14,7 @@ what before it died) it need not know, because a micro-batch is only ever sent t
 """
 
 import asyncio
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -236,7 +237,7 @@ class HeadLoop:
             attempt = batch.ledger.sent(index, path)
             batch.sent_at[index] = self._clock.monotonic()
             key, inputs = (self._slot, batch.number, index), batch.data[index][0]
-            x = await self._clock.run(lambda: self._compute.embed(key, inputs, train=batch.train))  # noqa: B023
+            x = await self._clock.run(functools.partial(self._compute.embed, key, inputs, train=batch.train))
             packet = Packet(self._slot, batch.number, index, attempt, path, 0, batch.train, (), b"")
             self._errands.run(self._send(batch, packet, x, backward=False))
         return self._clock.monotonic() - began
@@ -323,9 +324,10 @@ class HeadLoop:
 
     def _look_for_losses(self, batch: Batch) -> None:
         """Replicas that died since the last look."""
-        for peer in sorted(batch.ledger.peers()):
-            if any(peer not in self._crew.holders(hop.stage) for hop in batch.ledger.hops(peer)):
-                self._lose(batch, peer, "it is gone")
+        used = batch.ledger.in_use()
+        holders = {stage: self._crew.holders(stage) for stage in {hop.stage for hop in used}}
+        for peer in sorted({hop.peer for hop in used if hop.peer not in holders[hop.stage]}):
+            self._lose(batch, peer, "it is gone")
 
     def _look_for_the_late(self, batch: Batch) -> None:
         """Micro-batches that should be back by now: a message may have been lost on the way."""
@@ -389,7 +391,9 @@ class HeadLoop:
         norm = await self._clock.run(lambda: self._step(batch, count))
         if count:
             self.grad_norm, self.loss = norm, batch.loss
-        copy_N = await self._clock.run(lambda: self._layout.gather(self._compute.parameters(), 0))
+        copy_N = None
+        if self._options.swap:
+            copy_N = await self._clock.run(lambda: self._layout.gather(self._compute.parameters(), 0))
         tokens = count * self._blocks.num_tokens
         batch.counted = True
         self._committing = asyncio.create_task(self._commit(batch, copy_N))
@@ -400,7 +404,7 @@ class HeadLoop:
         self._compute.drop(self._slot)
         return norm
 
-    async def _commit(self, batch: Batch, copy_N: Tensor) -> None:
+    async def _commit(self, batch: Batch, copy_N: Tensor | None) -> None:
         """Have every replica count its share, after those that keep copies of heads have one of this one.
 
         Nobody may count a batch that no copy of the head has counted. A replica that came back under its old identity
@@ -408,7 +412,7 @@ class HeadLoop:
         comes in its place, gets that share once more. Those who have counted the batch do not count it again.
         """
         spoilt, count = batch.spoilt, 0 if batch.spoilt else len(batch.data)
-        if self._options.swap:
+        if copy_N is not None:
             await self._commits.have_kept(batch.number, copy_N)
         indices, tokens = tuple(range(count)), count * self._blocks.num_tokens
         self._journal.record(BatchCounted(0, batch.step, self._slot, batch.number, indices, tokens))

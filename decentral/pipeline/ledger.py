@@ -51,14 +51,18 @@ class Ledger:
         """Indices to be sent, or sent again, in order."""
         return sorted(self._waiting)
 
+    def in_use(self) -> set[Hop]:
+        """Where replicas are whose loss would cost work: all that have counted something or are to count it."""
+        tried = (item for stages in self._tried for item in stages.items())
+        return {Hop(stage, peer) for stage, peers in tried for peer in self._alive(stage, peers)}
+
     def peers(self) -> set[PeerId]:
-        """Whose loss would cost work: all that have counted something or are to count it."""
-        return {peer for stages in self._tried for stage, peers in stages.items() for peer in self._alive(stage, peers)}
+        """Those replicas."""
+        return {hop.peer for hop in self.in_use()}
 
     def hops(self, peer: PeerId) -> set[Hop]:
         """Where such a replica is in use."""
-        tried = (item for stages in self._tried for item in stages.items())
-        return {Hop(stage, peer) for stage, peers in tried if peer in self._alive(stage, peers)}
+        return {hop for hop in self.in_use() if hop.peer == peer}
 
     def keep(self, index: int) -> Mapping[int, PeerId]:
         """The replicas, by stage, that the next path of ``index`` must go through: they may have counted it."""

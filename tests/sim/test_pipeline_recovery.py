@@ -50,8 +50,10 @@ class Spy:
         self.norms: dict[int, float] = {}
         bring, copy, standing = Takeover.bring, LiveWeights._copy, Takeover.standing
 
-        async def see_brought(takeover: Takeover, recovery: Any, compute: Any, stage: int, slot: int) -> Any:
-            result = await bring(takeover, recovery, compute, stage, slot)
+        async def see_brought(
+            takeover: Takeover, recovery: Any, compute: Any, stage: int, slot: int, found: Standing
+        ) -> Any:
+            result = await bring(takeover, recovery, compute, stage, slot, found)
             self.brought[stage] = {name: value.clone() for name, value in compute.parameters().items()}
             return result
 
@@ -62,7 +64,7 @@ class Spy:
 
         async def see_standing(takeover: Takeover, slot: int) -> Standing:
             found = await standing(takeover, slot)
-            self.norms = dict(found.norms or {})
+            self.norms = {stage: norm for (stage, _), norm in found.norms.items()}
             return found
 
         monkeypatch.setattr(Takeover, "bring", see_brought)
