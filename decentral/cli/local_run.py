@@ -10,10 +10,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -30,6 +29,7 @@ from decentral.cli.render import console, run_line, view
 from decentral.cli.replay import Replay
 from decentral.cli.sources import from_paths, parts_from_paths
 from decentral.cli.worker import stopping
+from decentral.engine.unless import unless
 from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.status import RunFacts, StatusReport, summarize
@@ -115,7 +115,7 @@ class LocalRun:
         began = time.monotonic()
         with stopping() as stopped:
             try:
-                await _unless(stopped, self._start())
+                await unless(stopped, self._start())
                 await self._follow(stopped)
             finally:
                 await _cancel(self._beside)
@@ -273,15 +273,3 @@ async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _unless(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do ``work``, but give it up when ``stopped`` is set."""
-    task, waiting = asyncio.create_task(work), asyncio.create_task(stopped.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task})
-    if not task.cancelled():
-        task.result()

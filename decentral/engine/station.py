@@ -10,9 +10,9 @@ Each stage is a swarm of its own (``unit``). This module decides about places an
 
 import asyncio
 import functools
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 
@@ -27,6 +27,7 @@ from decentral.engine.station_options import StationOptions as StationOptions
 from decentral.engine.station_options import StationParts as StationParts
 from decentral.engine.takeover import Takeover
 from decentral.engine.unit import Unit
+from decentral.engine.unless import unless
 from decentral.errors import ConfigError, DataError, DecentralError, IncapableError, TransportError, UnreachableError
 from decentral.monitor.events import StagePlaced, StageRecovered
 from decentral.pipeline.assignment import Member, appointed, neediest
@@ -155,8 +156,8 @@ class Station:
                 if beating.done():
                     beating.result()
                 self.membership.check_single()
-                await _unless(stop, self._look())
-                await _unless(stop, asyncio.sleep(_LOOK_S))
+                await unless(stop, self._look())
+                await unless(stop, asyncio.sleep(_LOOK_S))
             await self._give_up(self._units)
             self._tell(State.DONE if not stop.is_set() else State.LEAVING)
             await self.membership.announce()
@@ -407,16 +408,3 @@ class Station:
         reasons += [f"cannot hold stage {stage}: {why}" for stage, why in sorted(self._unfit.items())]
         reasons += [head.waits_for for head in heads if head.waits_for]
         return (reasons[0] if reasons else own)[:200]
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do ``work``, which may wait for others for long, but leave it where it stands once ``stop`` is set."""
-    doing, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
-        doing.cancel()
-        await asyncio.gather(doing, stopping, return_exceptions=True)
-    if not doing.cancelled():
-        doing.result()
