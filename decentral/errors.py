@@ -4,7 +4,16 @@ An error says what happened, shows the value it saw, and carries a ``hint``. Exp
 values (``exchange.api.Aborted``) or the ``TransportError`` family below; they never reach the user as tracebacks.
 """
 
+import traceback
 from enum import IntEnum
+
+#: Where this package is, and Python's own library: frames there are not the user's.
+_PACKAGE = __file__.removesuffix("errors.py")
+_STDLIB = traceback.__file__.removesuffix("traceback.py")
+#: Folders of installed libraries.
+_INSTALLED = ("site-packages", "dist-packages")
+#: Of a fault's own text, or of a value, so much is shown.
+_MAX_TEXT, _MAX_VALUE = 600, 80
 
 
 class ExitCode(IntEnum):
@@ -23,6 +32,7 @@ class ExitCode(IntEnum):
     IDENTITY = 10
     INCAPABLE = 11
     DIVERGED = 12
+    TRAINER = 13
     DEGRADED = 20
     EMPTY = 21
     INTERRUPTED = 130
@@ -110,6 +120,48 @@ class DivergedError(DecentralError):
     exit_code = ExitCode.DIVERGED
 
 
+class TrainerError(DecentralError):
+    """The user's own code failed: a trainer, a callback, a loader of data.
+
+    Args:
+        fault: what it raised, with its traceback.
+        doing: what it was asked for, to follow "while", such as ``taking inner steps 10 to 19``.
+    """
+
+    exit_code = ExitCode.TRAINER
+
+    def __init__(self, fault: Exception, doing: str) -> None:
+        at = _place(fault)
+        text = " ".join(str(fault).split())[:_MAX_TEXT]
+        what = f"{type(fault).__name__} while {doing}" + (f" ({at})" if at else "")
+        hint = "This is a fault of your own code or data, not of decentral's; --debug shows the whole traceback."
+        if _is_out_of_memory(fault):
+            what = f"out of memory while {doing}" + (f" ({at})" if at else "")
+            hint = "Take a smaller batch or a shorter context, free what else uses this memory, or take another device."
+        super().__init__(f"{what}: {text}" if text else what, hint=hint)
+        self.fault = fault
+
+
+class ReportError(DecentralError):
+    """What a trainer reported of its inner steps is not what it may report.
+
+    Args:
+        field: its name.
+        value: what it was.
+        allowed: what it must be, to follow "must be".
+    """
+
+    exit_code = ExitCode.TRAINER
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = " ".join(repr(value).split())
+        shown = shown if len(shown) <= _MAX_VALUE else f"{shown[:_MAX_VALUE]}..."
+        super().__init__(
+            f"{field} is {shown} ({type(value).__name__}): must be {allowed}",
+            hint="This is what your own code reported of its inner steps.",
+        )
+
+
 class TransportError(Exception):
     """A call to a peer failed. Callers catch it; it never ends a worker."""
 
@@ -128,3 +180,27 @@ class CallRefused(TransportError):
 
 class FrameError(ValueError):
     """Bytes from a peer are not what the protocol allows. The message names the first rule that was broken."""
+
+
+def _place(fault: BaseException) -> str:
+    """File, line and function where a fault happened in the user's own code, or else in a library; empty if unknown.
+
+    A wrong shape is found deep inside of torch: the line that gave it to torch is the one to look at.
+    """
+    frames = [frame for frame in traceback.extract_tb(fault.__traceback__) if not frame.filename.startswith(_PACKAGE)]
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    if not frames:
+        return ""
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}"
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith((_STDLIB, "<frozen")) or any(folder in filename for folder in _INSTALLED)
+
+
+def _is_out_of_memory(fault: BaseException) -> bool:
+    """Whether it is; torch's own error is known by its name, as torch must not be imported here."""
+    names = {kind.__name__ for kind in type(fault).__mro__}
+    # On the CPU torch raises a RuntimeError that nothing but its text tells from others.
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(fault)
