@@ -7,4 +7,4 @@ environment variable. Open ``decentral/engine/worker.py`` first: it reads from t
 __version__ = "0.1.0"
 
 #: Spoken between peers, who refuse another one. Raise it when a message changes shape or meaning.
-PROTOCOL = 5
+PROTOCOL = 6

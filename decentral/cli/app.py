@@ -6,7 +6,7 @@ import decentral
 from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
 from decentral.cli.export import export
-from decentral.cli.local import local
+from decentral.cli.local.command import local
 from decentral.cli.simulate import simulate
 from decentral.cli.status import status
 from decentral.cli.worker import worker

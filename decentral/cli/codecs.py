@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from decentral.cli.method import MethodSection
-from decentral.cli.render import amount, console
-from decentral.cli.settings import load, resolve
+from decentral.cli.render import console
 from decentral.cli.status import Format
 from decentral.cli.worker import CONFIG, DEBUG, SET, data_paths
+from decentral.config.method import MethodSection
+from decentral.config.settings import load, resolve
 from decentral.errors import ExitCode
+from decentral.monitor.figures import amount
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
     from decentral.cli.codec_report import CodecRow
@@ -35,8 +36,9 @@ def codecs(
 ) -> int:
     """Show what codecs cost, lose and take, measured on the configuration's own task and on this machine."""
     settings = load(config, assignments or (), {"worker.data": data_paths(data, None)})
-    from decentral.cli import codec_report, compose
+    from decentral.cli import codec_report
     from decentral.codecs.codec import codec_names, make_codec
+    from decentral.run import compose
 
     own, swarm = settings.worker, resolve(settings.swarm)
     method = swarm.method

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from decentral.cli.config import SwarmConfig
-from decentral.cli.render import console, loss
-from decentral.cli.settings import load
+from decentral.cli.render import console
 from decentral.cli.worker import DEBUG, data_paths
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import load
 from decentral.errors import ConfigError, ExitCode, UsageError
+from decentral.monitor.figures import loss
 
 if TYPE_CHECKING:  # torch
     from decentral.state.average import Replica
@@ -43,9 +44,10 @@ def export(
         raise UsageError("A source is empty.", hint="Is the variable set?")
     own = load(None, (), {"worker.device": device, "worker.data": data_paths(data, None)}).worker
     _check_target(out)
-    from decentral.cli import fetch, result
-    from decentral.cli.compose import build_trainer
+    from decentral.cli import result
     from decentral.cli.sources import config_at, ensure_any, paths_and_addresses
+    from decentral.run import fetch
+    from decentral.run.compose import build_trainer
     from decentral.state.average import BEST, choose, survey
 
     if no_loss and take == BEST:

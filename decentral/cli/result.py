@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from decentral import __version__
-from decentral.cli.config import SwarmConfig
-from decentral.cli.render import loss
+from decentral.config.schema import SwarmConfig
 from decentral.errors import ConfigError
+from decentral.monitor.figures import loss
 from decentral.ports.trainer import Trainer
 from decentral.state.average import AVERAGE, NEWEST, Chosen, Measure, Survey, Weights, ensure_same_shapes, shapes_of
 from decentral.state.files import save_weights

@@ -9,11 +9,12 @@ import typer
 from rich.table import Table
 
 from decentral.cli.command import Command
-from decentral.cli.rate import show_rate, to_bytes_per_s
-from decentral.cli.render import amount, console, percent
+from decentral.cli.render import console
 from decentral.cli.status import Format
 from decentral.cli.worker import DEBUG
+from decentral.config.rate import show_rate, to_bytes_per_s
 from decentral.errors import ExitCode, UsageError
+from decentral.monitor.figures import amount, percent
 from decentral.sim.table4 import TARGETS, compare
 from decentral.sim.utilisation import Model, Swarm, bandwidth_for, methods, utilisation
 

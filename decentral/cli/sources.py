@@ -7,10 +7,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from decentral.cli.config import SwarmConfig
-from decentral.cli.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS, stage_file
-from decentral.cli.settings import load
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import load
 from decentral.errors import ConfigError, UsageError
+from decentral.run.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS, stage_file
 from decentral.state.average import Replica
 from decentral.state.files import load_weights
 

@@ -14,7 +14,7 @@ from decentral.cli.command import show_error
 from decentral.cli.render import console, view
 from decentral.cli.worker import DEBUG
 from decentral.errors import ExitCode, UnreachableError, UsageError
-from decentral.monitor.status import Health, StatusReport
+from decentral.monitor.report import Health, StatusReport
 
 #: The answer comes within this time. Starting Python has taken up to a second of the five that users are promised.
 _DEADLINE_S = 4.0
@@ -55,7 +55,7 @@ def status(
 def _ask(addresses: Sequence[str]) -> StatusReport:
     """The swarm's answer, or an error, within the deadline."""
     started = time.monotonic()
-    from decentral.cli import compose
+    from decentral.run import compose
 
     left_s = max(_DEADLINE_S - (time.monotonic() - started), 1.0)
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from decentral.cli.config import SwarmConfig
-from decentral.cli.pipeline import check_founder
-from decentral.cli.presets import PRESETS
-from decentral.cli.settings import Settings, load, resolve, value_of
+from decentral.config.pipeline import check_founder
+from decentral.config.presets import PRESETS
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import Settings, load, resolve, value_of
 from decentral.errors import ConfigError, DecentralError, ExitCode, UsageError
 
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
@@ -128,7 +128,7 @@ def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[
 
 def run(settings: Settings, join: Sequence[str]) -> int:
     """Run the worker until its run is over or a signal stops it."""
-    from decentral.cli import compose
+    from decentral.run import compose
 
     # A joiner's statements are compared with the swarm's, whose task may be another than the default.
     swarm = None if join else _founded(settings)
@@ -156,7 +156,7 @@ def _founded(settings: Settings) -> SwarmConfig:
     own, swarm = settings.worker, resolve(settings.swarm)
     if own.stage:
         check_founder(own.stage, swarm.pipeline.stages)
-    from decentral.cli.stages import settle
+    from decentral.run.stages import settle
 
     return settle(swarm, own.device, own.data)
 

@@ -8,16 +8,16 @@ import math
 from collections.abc import Callable, Set
 
 from decentral.engine.options import Parts
-from decentral.engine.station_options import StationOptions, StationParts
+from decentral.engine.pipeline_process_options import PipelineProcessOptions, PipelineProcessParts
+from decentral.engine.stage_worker import FirstStep, StageWorker
 from decentral.engine.takeover import Brought, Standing
-from decentral.engine.unit import FirstStep, Unit
 from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
-from decentral.pipeline.crew import Crew
 from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature
 from decentral.pipeline.head import HeadLoop
+from decentral.pipeline.holders import Holders
 from decentral.pipeline.recovery import Source, lr_scale
 from decentral.pipeline.scoped import Scoped
 from decentral.pipeline.stage import StageLoop
@@ -33,15 +33,17 @@ class Builder:
     Args:
         options: equal on all workers.
         parts: this worker's own.
-        crew: who lives.
+        holders: who lives.
         courier: to the other hops.
     """
 
-    def __init__(self, options: StationOptions, parts: StationParts, crew: Crew, courier: Courier) -> None:
+    def __init__(
+        self, options: PipelineProcessOptions, parts: PipelineProcessParts, holders: Holders, courier: Courier
+    ) -> None:
         self._options = options
         self._pipeline = options.pipeline
         self._parts = parts
-        self._crew = crew
+        self._holders = holders
         self._courier = courier
 
     def compute(self, stage: int, held: Set[int]) -> HeadCompute | StageCompute:
@@ -59,7 +61,7 @@ class Builder:
             return HeadCompute(parts.blocks, parts.device)
         return StageCompute(parts.blocks, *spans[stage - 1], parts.device)
 
-    async def unit(
+    async def stage_worker(
         self,
         stage: int,
         compute: HeadCompute | StageCompute,
@@ -69,8 +71,8 @@ class Builder:
         *,
         began_at: float,
         tell: Callable[[StageRecovered], None],
-    ) -> Unit:
-        """A unit around weights that are in place.
+    ) -> StageWorker:
+        """A worker around weights that are in place.
 
         Args:
             stage: 0 is the head.
@@ -104,7 +106,7 @@ class Builder:
             device=parts.device,
         )
         options, live = self._options.of_stage(stage, compute.parameters()), LiveWeights(scope, compute, parts.clock)
-        return Unit(stage, loop, options, worker_parts, live, await self._kept(stage, loop, scope))
+        return StageWorker(stage, loop, options, worker_parts, live, await self._kept(stage, loop, scope))
 
     async def _kept(self, stage: int, loop: HeadLoop | StageLoop, scope: Scoped) -> KeptHeads | None:
         """What keeps copies of heads, at their neighbours."""
@@ -112,7 +114,7 @@ class Builder:
             return None
         head = await self._parts.clock.run(lambda: HeadCompute(self._parts.blocks).parameters())
         numel, signature = Layout.of(head).numel(0), shapes_signature(head)
-        return KeptHeads(scope, numel, signature, loop.committed, self._crew.is_head, self._parts.clock)
+        return KeptHeads(scope, numel, signature, loop.committed, self._holders.is_head, self._parts.clock)
 
     async def _loop(
         self,
@@ -133,7 +135,7 @@ class Builder:
                 batch=batch,
                 options=pipeline,
                 courier=self._courier,
-                crew=self._crew,
+                holders=self._holders,
                 clock=parts.clock,
                 journal=journal,
             )
@@ -142,7 +144,7 @@ class Builder:
             compute,
             parts.blocks,
             courier=self._courier,
-            crew=self._crew,
+            holders=self._holders,
             clock=parts.clock,
             journal=journal,
             patience_s=self._options.timing.min_patience_s,

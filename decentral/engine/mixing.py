@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from decentral.engine.options import Parts, RunOptions
-from decentral.exchange.allreduce import AllReduce
+from decentral.exchange.allreduce.exchange import AllReduce
 from decentral.exchange.api import Exchange
-from decentral.exchange.asynchronous import Asynchronous
-from decentral.exchange.company import Company
-from decentral.exchange.context import Context
-from decentral.exchange.cut import Wire
-from decentral.exchange.gossip import Gossip
+from decentral.exchange.gossip.company import Company
+from decentral.exchange.gossip.context import Context
+from decentral.exchange.gossip.exchange import Gossip
+from decentral.exchange.gossip.random_swaps import Move, RandomGossip
 from decentral.exchange.merge import Range
 from decentral.exchange.progress import Progress
-from decentral.exchange.random_gossip import Move, RandomGossip
+from decentral.exchange.server.exchange import Asynchronous
+from decentral.exchange.wire import Wire
 from decentral.swarm.roster import Roster
 
 
@@ -46,9 +46,9 @@ def make_exchange(
     Raises:
         ValueError: options that do not go together.
     """
-    others = (options.pairing is not None) + (options.keeping is not None)
+    others = (options.pairing is not None) + (options.server is not None)
     if others > 1:
-        raise ValueError("a run gossips or has keepers, not both")
+        raise ValueError("a run gossips or has servers, not both")
     if others and (options.merge != "mean" or options.quorum is not None):
         raise ValueError("merge and quorum are the all-reduce's, and this run has none")
     wire = Wire(
@@ -60,8 +60,8 @@ def make_exchange(
         sends_changes=sends_changes,
         directed=tuple(layered) if options.merge == "rda" else (),
     )
-    if options.keeping is not None:
-        return Asynchronous(parts.transport, parts.clock, roster, wire, options.timing, options.keeping, anchor)
+    if options.server is not None:
+        return Asynchronous(parts.transport, parts.clock, roster, wire, options.timing, options.server, anchor)
     if options.pairing is None:
         return AllReduce(parts.transport, parts.clock, roster, wire, options.timing, options.quorum)
     me, size, progress = parts.transport.peer_id, options.pairing.group_size, Progress(len(numels))

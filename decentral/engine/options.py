@@ -7,10 +7,10 @@ from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.feedback import Feedback
-from decentral.exchange.keeping import Keeping
+from decentral.exchange.allreduce.participants import Quorum
+from decentral.exchange.gossip.pairing import Pairing
 from decentral.exchange.merge import Merge, WeightBy
-from decentral.exchange.pairing import Pairing
-from decentral.exchange.rollcall import Quorum
+from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.journal import Journal
 from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
@@ -53,8 +53,8 @@ class RunOptions:
     """How many members make a round of the all-reduce; ``None`` for everybody worth waiting for."""
     pairing: Pairing | None = None
     """Gossip in small groups; ``None`` for the all-reduce."""
-    keeping: Keeping | None = None
-    """No rounds, but keepers that count pseudo-gradients as they come; ``rule`` is ``Follow`` then."""
+    server: ServerOptions | None = None
+    """No rounds, but servers that count pseudo-gradients as they come; ``rule`` is ``Follow`` then."""
     pattern: Pattern = "strided"
     """How the model's layers are dealt out to fragments."""
     auto_delay: bool = False
@@ -77,7 +77,7 @@ class RunOptions:
     @property
     def runs_free(self) -> bool:
         """Whether every worker has rounds and anchors of its own: nobody waits for a slow one, none can be repaired."""
-        return self.pairing is not None or self.keeping is not None
+        return self.pairing is not None or self.server is not None
 
 
 @dataclass(frozen=True, slots=True)

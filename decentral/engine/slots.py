@@ -7,7 +7,7 @@ import asyncio
 import math
 
 from decentral.engine.membership import Membership
-from decentral.pipeline.crew import Crew
+from decentral.pipeline.holders import Holders
 from decentral.ports.clock import Clock
 from decentral.swarm.presence import Presence, stages_of
 from decentral.swarm.timing import Timing
@@ -21,15 +21,15 @@ class Slots:
 
     Args:
         membership: says what this worker's slot is, and hears of others'.
-        crew: who lives.
+        holders: who lives.
         clock: for the time.
         num_stages: without the head.
         timing: after how long a silent worker is replaced.
     """
 
-    def __init__(self, membership: Membership, crew: Crew, clock: Clock, num_stages: int, timing: Timing) -> None:
+    def __init__(self, membership: Membership, holders: Holders, clock: Clock, num_stages: int, timing: Timing) -> None:
         self._membership = membership
-        self._crew = crew
+        self._holders = holders
         self._clock = clock
         self._num_stages = num_stages
         self._ttl_s = timing.ttl_s
@@ -47,7 +47,7 @@ class Slots:
         while rivals:
             self._membership.update(slot=self._free())
             for _ in range(2):
-                holders = {peer for stage in range(self._num_stages + 1) for peer in self._crew.holders(stage)}
+                holders = {peer for stage in range(self._num_stages + 1) for peer in self._holders.of(stage)}
                 others = sorted(holders - {self._membership.own.peer})
                 await asyncio.gather(*[self._membership.tell(peer) for peer in others])
             own = self._membership.own
@@ -73,13 +73,13 @@ class Slots:
 
     def _twins(self) -> list[Presence]:
         own = self._membership.own
-        return [other for other in self._crew.present() if other.slot == own.slot and other.peer != own.peer]
+        return [other for other in self._holders.present() if other.slot == own.slot and other.peer != own.peer]
 
     def _free(self) -> int:
         me = self._membership.own.peer
-        coming = {other.slot for other in self._crew.present() if other.peer != me and _takes(other)}
-        used = self._crew.slots() | coming
-        gone = {other.slot for other in self._crew.records() if other.peer != me and _holds(other)} - used
+        coming = {other.slot for other in self._holders.present() if other.peer != me and _takes(other)}
+        used = self._holders.slots() | coming
+        gone = {other.slot for other in self._holders.records() if other.peer != me and _holds(other)} - used
         return min(gone) if gone else next(slot for slot in range(len(used) + 1) if slot not in used)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from decentral.engine.options import Outcome
 from decentral.engine.takeover import Store, Takeover
 from decentral.pipeline.compute import HeadCompute, StageCompute
-from decentral.pipeline.crew import Crew
 from decentral.pipeline.handover import values_of
+from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.ports.clock import Clock
 from decentral.state.download import Download
@@ -24,7 +24,7 @@ class SpareDisk:
     Args:
         options: of the pipeline.
         clock: for the time and the thread.
-        crew: who holds what.
+        holders: who holds what.
         takeover: fetches weights.
         store: the disk.
         build: a stage whose weights are to be filled; ``None`` if this worker cannot have it.
@@ -35,7 +35,7 @@ class SpareDisk:
         self,
         options: PipelineOptions,
         clock: Clock,
-        crew: Crew,
+        holders: Holders,
         takeover: Takeover,
         store: Store,
         build: Callable[[int], Awaitable[HeadCompute | StageCompute | None]],
@@ -43,7 +43,7 @@ class SpareDisk:
     ) -> None:
         self._options = options
         self._clock = clock
-        self._crew = crew
+        self._holders = holders
         self._takeover = takeover
         self._store = store
         self._build = build
@@ -70,7 +70,7 @@ class SpareDisk:
 
     async def _save(self) -> None:
         for stage in range(self._options.num_stages + 1):
-            if not self._crew.holders(stage):
+            if not self._holders.of(stage):
                 continue
             compute = await self._build(stage)
             if compute is None:
@@ -78,7 +78,7 @@ class SpareDisk:
             download = await self._takeover.live(stage, compute)
             if isinstance(download, Download):
                 weights = Layout.of(compute.parameters()).scatter(values_of(download), 0)
-                step = max((p.metrics.step for p in self._crew.present()), default=0)
+                step = max((p.metrics.step for p in self._holders.present()), default=0)
                 outcome = Outcome(False, step // self._options.inner_steps, 0, download.snapshot.name, weights, {})
                 await self._clock.run(functools.partial(self._store.save, stage, outcome))
         self._saved()

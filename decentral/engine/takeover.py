@@ -16,8 +16,8 @@ from decentral.engine.options import Outcome
 from decentral.errors import FrameError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import COMMIT, SETTLE, Courier, Undelivered
-from decentral.pipeline.crew import Crew
 from decentral.pipeline.handover import fetch_kept, fetch_live, shapes_signature, values_of
+from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import Commit, Settle, Settled, pack_commit, pack_settle, unpack_settled
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
@@ -77,7 +77,7 @@ class Takeover:
     Args:
         transport: to the peers.
         courier: for the questions about slots.
-        crew: who lives.
+        holders: who lives.
         options: of the pipeline.
         timing: deadlines of downloads.
         store: checkpoints.
@@ -87,14 +87,14 @@ class Takeover:
         self,
         transport: Transport,
         courier: Courier,
-        crew: Crew,
+        holders: Holders,
         options: PipelineOptions,
         timing: Timing,
         store: Store,
     ) -> None:
         self._transport = transport
         self._courier = courier
-        self._crew = crew
+        self._holders = holders
         self._options = options
         self._timing = timing
         self._store = store
@@ -103,13 +103,13 @@ class Takeover:
         """What ``stage`` is to be made of, as things are now."""
         num_stages, me = self._options.num_stages, self._courier.peer_id
         # A neighbour that this worker holds itself serves as well as another's.
-        alive = {k for k in range(num_stages + 1) if set(self._crew.holders(k)) - ({me} if k == stage else set())}
+        alive = {k for k in range(num_stages + 1) if set(self._holders.of(k)) - ({me} if k == stage else set())}
         return decide(
             stage,
             num_stages=num_stages,
             alive=alive,
             healing=self._options.healing,
-            started=any(presence.metrics.step > 0 for presence in self._crew.records()),
+            started=any(presence.metrics.step > 0 for presence in self._holders.records()),
             kept={1, num_stages} if self._options.swap else set(),
             stored=stage in self._store.stages(),
         )
@@ -186,7 +186,7 @@ class Takeover:
         found: Download | str = "nobody has a copy"
         for stage in recovery.stages:
             if recovery.source is Source.KEPT:
-                scope, holders = self._scope(stage), self._crew.holders(stage)
+                scope, holders = self._scope(stage), self._holders.of(stage)
                 one = await fetch_kept(scope, slot, holders, signature, numel, self._timing)
             else:
                 one = await self._live(stage, signature, numel)
@@ -199,7 +199,7 @@ class Takeover:
         return Brought(recovery, (found.donor,), found.received_bytes)
 
     async def _live(self, stage: int, signature: str, numel: int) -> Download | str:
-        return await fetch_live(self._scope(stage), self._crew.holders(stage), signature, numel, self._timing)
+        return await fetch_live(self._scope(stage), self._holders.of(stage), signature, numel, self._timing)
 
     async def live(self, stage: int, compute: StageCompute | HeadCompute) -> Download | str:
         """The weights of a stage as its holders have them now, for a checkpoint; ``compute`` tells its shapes."""
@@ -211,7 +211,7 @@ class Takeover:
 
     async def _ask(self, slot: int) -> dict[tuple[int, PeerId], Settled]:
         """The answers of all holders that answer."""
-        hops = [(k, peer) for k in range(1, self._options.num_stages + 1) for peer in self._crew.holders(k)]
+        hops = [(k, peer) for k in range(1, self._options.num_stages + 1) for peer in self._holders.of(k)]
         request = pack_settle(Settle(slot))
         replies = await asyncio.gather(*[self._ask_one(stage, peer, request) for stage, peer in hops])
         return {hop: reply for hop, reply in zip(hops, replies, strict=True) if reply is not None}
@@ -226,6 +226,6 @@ class Takeover:
                 except FrameError:
                     return None
             if reply.gone:
-                self._crew.bury(peer)
+                self._holders.bury(peer)
                 break
         return None

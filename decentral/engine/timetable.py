@@ -6,8 +6,8 @@ Steps come from the plan and from how far this worker is; with ``auto`` they fol
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from decentral.engine.flights import Flight, Flights, Landing
 from decentral.engine.options import RunOptions
+from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing
 from decentral.exchange.progress import Progress
 from decentral.schedule.dylu import local_steps
 from decentral.schedule.pacing import Pacing
@@ -22,15 +22,15 @@ class Timetable:
         options: equal on all workers.
         numels: values in each fragment.
         progress: the next round of every fragment that is not on its way.
-        flights: those on their way.
+        syncs: those on their way.
     """
 
-    def __init__(self, options: RunOptions, numels: Sequence[int], progress: Progress, flights: Flights) -> None:
+    def __init__(self, options: RunOptions, numels: Sequence[int], progress: Progress, syncs: InFlightSyncs) -> None:
         self.plan = options.plan
         self._options = options
         self._numels = numels
         self._progress = progress
-        self._flights = flights
+        self._syncs = syncs
         self._pacing = Pacing(options.plan.inner_steps, options.plan.num_fragments)
 
     @property
@@ -49,13 +49,13 @@ class Timetable:
         """Inner steps take so many seconds now."""
         self._pacing.stepped(step_s)
 
-    def landed(self, flight: Flight, landing: Landing) -> None:
-        """What a flight with a result tells of the link."""
+    def landed(self, sync: InFlightSync, landing: Landing) -> None:
+        """What a sync with a result tells of the link."""
         self._pacing.landed(
             landing.duration_s,
             waiting_s=landing.verdict.waiting_s,
             transfer_s=landing.verdict.transfer_s,
-            share=flight.group,
+            share=sync.group,
         )
 
     def group_of(self, fragment: int) -> float:
@@ -66,10 +66,10 @@ class Timetable:
     def next_event(self, step: int) -> int:
         """Inner steps taken when next something is due, as things stand after ``step`` of them."""
         events = [self.last_step, self.next_launches]
-        for flight in self._flights:
-            due = self._landing_step(flight)
+        for sync in self._syncs:
+            due = self._landing_step(sync)
             # What is late is looked for after every step.
-            events.append(due if due > step or flight.landed else step + 1)
+            events.append(due if due > step or sync.landed else step + 1)
         return min(events)
 
     @property
@@ -87,21 +87,21 @@ class Timetable:
         due = [
             fragment
             for fragment in range(self.plan.num_fragments)
-            if self._flights.get(fragment) is None
+            if self._syncs.get(fragment) is None
             and self._progress.next_round(fragment) < self._options.rounds
             and self.next_launch(fragment) <= step
         ]
         return [SyncKey(self._progress.next_round(f), f) for f in sorted(due, key=self.next_launch)]
 
-    def to_wait_for(self, step: int) -> list[Flight]:
+    def to_wait_for(self, step: int) -> list[InFlightSync]:
         """What must have landed before anything else is done: its next launch is due, or the last step is taken."""
         over = step >= self.last_step
-        return [flight for flight in self._flights if over or self.next_launch(flight.key.fragment) <= step]
+        return [sync for sync in self._syncs if over or self.next_launch(sync.key.fragment) <= step]
 
-    def to_land(self, step: int) -> list[Flight]:
+    def to_land(self, step: int) -> list[InFlightSync]:
         """What is due and there; without overlap, what was just launched."""
-        due = [flight for flight in self._flights if self._landing_step(flight) <= step]
-        return [flight for flight in due if flight.landed or not self.delay_steps]
+        due = [sync for sync in self._syncs if self._landing_step(sync) <= step]
+        return [sync for sync in due if sync.landed or not self.delay_steps]
 
     def follow_the_link(self, others: Iterable[Presence]) -> int:
         """Launch as many fragments together as the slowest link asks for; returns how many groups this one would like.
@@ -126,15 +126,15 @@ class Timetable:
         * An asynchronous worker that is slow takes fewer steps than others between two launches.
         """
         next_launch = self.next_launches
-        start, keeping = donor_step, self._options.keeping
-        if keeping is not None and keeping.dylu:
+        start, server = donor_step, self._options.server
+        if server is not None and server.dylu:
             start = next_launch - local_steps(max(1, next_launch - step), own_pace_s, paces_s)
         return max(step, min(start, next_launch - 1))
 
     def _round_to_launch(self, fragment: int) -> int:
         """The next round that a fragment is launched for."""
-        flight = self._flights.get(fragment)
-        return self._progress.next_round(fragment) if flight is None else flight.key.round + 1
+        sync = self._syncs.get(fragment)
+        return self._progress.next_round(fragment) if sync is None else sync.key.round + 1
 
-    def _landing_step(self, flight: Flight) -> int:
-        return flight.step + self.delay_steps
+    def _landing_step(self, sync: InFlightSync) -> int:
+        return sync.step + self.delay_steps

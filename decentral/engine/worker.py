@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from decentral import __version__
-from decentral.engine.flights import Flight, Flights, Landing
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
@@ -31,6 +30,7 @@ from decentral.engine.mixing import make_exchange
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
+from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing
 from decentral.engine.timetable import Timetable
 from decentral.errors import DivergedError, UnreachableError
 from decentral.exchange.api import Aborted, Reason
@@ -124,7 +124,7 @@ class Worker:
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)
         num_buffers = options.rule.num_buffers
         self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
-        self._flights = Flights(
+        self._syncs = InFlightSyncs(
             self._replica,
             self._exchange,
             self.membership,
@@ -133,7 +133,7 @@ class Worker:
             options.rounds,
             self._goes_on,
         )
-        self._timetable = Timetable(options, numels, self._exchange.progress, self._flights)
+        self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
         self._donor_step = 0
@@ -212,7 +212,7 @@ class Worker:
         try:
             await self._gather(stop)
             self._meter.start(self._clock.monotonic())
-            while not (done := self._round() >= self._options.rounds and not self._flights) and not stop.is_set():
+            while not (done := self._round() >= self._options.rounds and not self._syncs) and not stop.is_set():
                 for work in beside:
                     if work.done():
                         work.result()
@@ -232,7 +232,7 @@ class Worker:
         finally:
             for work in beside:
                 work.cancel()
-            await asyncio.gather(*beside, *self._flights.abandon(), return_exceptions=True)
+            await asyncio.gather(*beside, *self._syncs.abandon(), return_exceptions=True)
             self._journal.record(Stopped(reason, self._round(), self._meter.tokens))
 
     async def _serve(self) -> None:
@@ -294,8 +294,8 @@ class Worker:
 
     async def _sync(self, stop: asyncio.Event) -> None:
         """What is due at this step: landings that cannot be put off, launches, other landings."""
-        for flight in self._timetable.to_wait_for(self._step):
-            await self._land(flight, stop)
+        for sync in self._timetable.to_wait_for(self._step):
+            await self._land(sync, stop)
         if stop.is_set():
             return
         due = self._timetable.to_launch(self._step)
@@ -304,14 +304,14 @@ class Worker:
         for key in due:
             slack_s = self._timetable.delay_steps * self._step_s or math.inf
             group, share = self._timetable.group_of(key.fragment), self._share(key.fragment)
-            await self._flights.launch(key, self._step, group, share, slack_s)
+            await self._syncs.launch(key, self._step, group, share, slack_s)
         if due:
             others = self._others()
             self._report.paced(self._timetable.delay_steps, self._timetable.follow_the_link(others))
             paces_s = [presence.round_s for presence in others]
             self._step = self._timetable.skip_to(self._step, self._donor_step, self._pace_s, paces_s)
-        for flight in self._timetable.to_land(self._step):
-            await self._land(flight, stop)
+        for sync in self._timetable.to_land(self._step):
+            await self._land(sync, stop)
 
     def _share(self, fragment: int) -> float:
         """Of this worker in the next mean, as the last one was."""
@@ -327,38 +327,38 @@ class Worker:
                 hint="Lower the learning rate or the outer learning rate, or look at this machine's data.",
             )
 
-    async def _land(self, flight: Flight, stop: asyncio.Event) -> None:
-        """Take in what came of a flight, waiting for it if it is still under way."""
-        if self._flights.get(flight.key.fragment) is not flight:  # before a repair
+    async def _land(self, sync: InFlightSync, stop: asyncio.Event) -> None:
+        """Take in what came of a sync, waiting for it if it is still under way."""
+        if self._syncs.get(sync.key.fragment) is not sync:  # before a repair
             return
-        outcome = await self._take_in(flight, stop)
+        outcome = await self._take_in(sync, stop)
         if isinstance(outcome, Aborted) and outcome.reason in _REPAIR:
             # What else is on its way counts for the state that is about to be replaced: first see what comes of it.
-            for other in self._flights:
+            for other in self._syncs:
                 await self._take_in(other, stop)
             if not stop.is_set():
                 await self._repair(outcome)
         elif isinstance(outcome, Mixed):
-            await self._validate(flight.key, outcome)
+            await self._validate(sync.key, outcome)
             await self._save_if_due()
 
-    async def _take_in(self, flight: Flight, stop: asyncio.Event) -> Mixed | Aborted | None:
-        """Wait for the end of a flight and act on its verdict; ``None`` if the worker is to stop before that.
+    async def _take_in(self, sync: InFlightSync, stop: asyncio.Event) -> Mixed | Aborted | None:
+        """Wait for the end of a sync and act on its verdict; ``None`` if the worker is to stop before that.
 
         A repair, if it asks for one, is up to the caller.
         """
-        key, began = flight.key, self._clock.monotonic()
+        key, began = sync.key, self._clock.monotonic()
         self._tell(State.SYNCING)
-        while not flight.landed and not stop.is_set():
+        while not sync.landed and not stop.is_set():
             # Looks for the signal now and then; a task that waits for it would have to be made for every round.
-            await asyncio.wait({flight.task}, timeout=_CHUNK_S)
-        if not flight.landed:
+            await asyncio.wait({sync.task}, timeout=_CHUNK_S)
+        if not sync.landed:
             return None
-        landing, waited_s = await self._flights.fetch(flight), self._clock.monotonic() - began
+        landing, waited_s = await self._syncs.fetch(sync), self._clock.monotonic() - began
         key, mine, verdict, outcome = landing.key, landing.mine, landing.verdict, landing.verdict.outcome
         if landing.passed:
             await self._clock.run(lambda: self._replica.land(key.fragment))
-            self._pass(flight, landing)
+            self._pass(sync, landing)
         if mine.excuse:
             self._sit_out(key, mine.excuse)
         if isinstance(outcome, Mixed) and landing.applied is not None:
@@ -366,17 +366,17 @@ class Worker:
             counted = self._parts.transport.peer_id in outcome.members
             self._replica.give_back(key, outcome.missed if counted else None)
             self._num_members[key.fragment] = len(outcome.members)
-            if not verdict.late and not landing.passed:
-                self._timetable.landed(flight, landing)
-            held = self._held(flight, landing, waited_s, self._clock.monotonic() - began)
-            delay_steps = self._step - flight.step
+            if not verdict.missed and not landing.passed:
+                self._timetable.landed(sync, landing)
+            held = self._held(sync, landing, waited_s, self._clock.monotonic() - began)
+            delay_steps = self._step - sync.step
             self._report.mixed(
                 key, outcome, verdict, landing.applied, held=held, delay_steps=delay_steps, excuse=mine.excuse
             )
         elif isinstance(outcome, Aborted):
             self._replica.give_back(key)
             self._replica.skip(key)
-            held = self._held(flight, landing, waited_s, self._clock.monotonic() - began)
+            held = self._held(sync, landing, waited_s, self._clock.monotonic() - began)
             self._report.aborted(key, outcome, verdict, held=held)
         self._keep_up()
         if verdict.met is not None:
@@ -387,17 +387,17 @@ class Worker:
     async def _come_to_rest(self, stop: asyncio.Event) -> None:
         """Before leaving: what is on its way may end, if it does so soon."""
         self._end_stretch()
-        if self._flights:
-            await asyncio.wait({flight.task for flight in self._flights}, timeout=_LEAVE_S)
-        for flight in self._flights:
-            if flight.landed:
-                await self._take_in(flight, stop)
+        if self._syncs:
+            await asyncio.wait({sync.task for sync in self._syncs}, timeout=_LEAVE_S)
+        for sync in self._syncs:
+            if sync.landed:
+                await self._take_in(sync, stop)
             else:
-                await self._flights.cancel(flight)
-                self._replica.give_back(flight.key)
+                await self._syncs.cancel(sync)
+                self._replica.give_back(sync.key)
 
     def _goes_on(self) -> bool:
-        """Whether a flight that was late goes on to the next round.
+        """Whether a sync that was late goes on to the next round.
 
         If training waits for it, the others would meanwhile wait in vain for the other fragments of a member.
         """
@@ -407,7 +407,7 @@ class Worker:
         waits = not self._timetable.delay_steps and self._timetable.plan.num_fragments > 1
         return not (waits and self.membership.own.state in ACTIVE)
 
-    def _pass(self, flight: Flight, landing: Landing) -> None:
+    def _pass(self, sync: InFlightSync, landing: Landing) -> None:
         """Rounds went by without this worker: it goes on at the step where those are who did not miss them."""
         for passed in landing.passed:
             if isinstance(mixed := passed.verdict.outcome, Mixed):
@@ -419,12 +419,12 @@ class Worker:
         since_s = self._clock.monotonic() - landing.ended_at + landing.verdict.transfer_s
         since = round(since_s / self._step_s) if self._step_s > 0 else 0
         launched_at = self._timetable.plan.launch_step(landing.key)
-        self._step = max(self._step, launched_at + min(since, self._step - flight.step))
+        self._step = max(self._step, launched_at + min(since, self._step - sync.step))
 
-    def _held(self, flight: Flight, landing: Landing, waited_s: float, taken_s: float) -> Held:
+    def _held(self, sync: InFlightSync, landing: Landing, waited_s: float, taken_s: float) -> Held:
         """For what the training stood still: of the wait at the end, as much as can be was for moving values."""
         moving_s = min(waited_s, landing.verdict.transfer_s)
-        return Held(waited_s - moving_s, flight.held_s + taken_s - waited_s + moving_s)
+        return Held(waited_s - moving_s, sync.held_s + taken_s - waited_s + moving_s)
 
     def _show_anchors(self) -> None:
         """Tell the exchange of new anchors."""
@@ -444,7 +444,7 @@ class Worker:
         So its learning rate is theirs, and the run ends for it as well. A round behind is nothing: records travel.
         """
         rounds = set(self._exchange.progress.rounds())
-        if not self._options.runs_free or self._flights or len(rounds) > 1:
+        if not self._options.runs_free or self._syncs or len(rounds) > 1:
             return
         runners = self.membership.roster.runners(self._clock.monotonic())
         if not runners:  # stopped in the middle of a sync: all look dead, itself included, until they are asked
@@ -464,7 +464,7 @@ class Worker:
         """
         plan = self._timetable.plan
         unsure = math.isnan(nearest_s) or self._step_s <= 0
-        if unsure or plan.num_fragments > 1 or self._flights or self._options.in_step:
+        if unsure or plan.num_fragments > 1 or self._syncs or self._options.in_step:
             return
         start = plan.launch_step(SyncKey(self._round(), 0)) - max(1, round(nearest_s / self._step_s))
         self._step = max(self._step, start)

@@ -34,7 +34,7 @@ class Contribution:
     num_inner_steps: int = 0
     """Inner steps behind it."""
     slack_s: float = math.inf
-    """For so long the worker can train on before it needs to know who is in the round (see ``rollcall.Quorum``)."""
+    """For so long the worker can train on before it needs to know who is in the round (see ``gathering.Quorum``)."""
     excuse: str = ""
     """Why there is nothing to bring, for people."""
 
@@ -96,8 +96,8 @@ class Verdict:
     """Time spent waiting for other members."""
     transfer_s: float = 0.0
     """Time spent moving and reducing values."""
-    late: bool = False
-    """Whether the round's roll was called without us and we have got what came of it afterwards."""
+    missed: bool = False
+    """Whether the participants were named without us and we have got what came of it afterwards."""
     met: Met | None = None
     """In gossip."""
 

@@ -17,8 +17,9 @@ WeightBy = Literal["tokens", "token-rate", "equal"]
 #: Values [start, stop).
 Range = tuple[int, int]
 
-#: Below this norm the mean of directions is no direction. Of 4,096 orthogonal members, the most that a roll holds, it
-#: is 1/64; what is so much shorter is left over where members cancel, and the codecs' rounding is as large.
+#: Below this norm the mean of directions is no direction. Of 4,096 orthogonal members, the most that a list of
+#: participants holds, it is 1/64; what is so much shorter is left over where members cancel, and the codecs' rounding
+#: is as large.
 _DEGENERATE = 1e-3
 #: What is shorter has no direction: its reciprocal is beyond float32.
 _ZERO = 1e-36

@@ -14,8 +14,8 @@ class Progress:
 
     def __init__(self, num_fragments: int) -> None:
         self._next = [0] * num_fragments
-        self.rolls: dict[SyncKey, bytes | None] = {}
-        """Rounds under way here, each with its packed roll once this worker has it."""
+        self.participants: dict[SyncKey, bytes | None] = {}
+        """Rounds under way here, each with its packed participants once this worker has it."""
 
     @property
     def num_fragments(self) -> int:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from decentral.types import SyncKey
 
-#: Rounds whose end is awaited, beside one for each fragment: rolls that end in nothing. What falls out is lost.
+#: Rounds whose end is awaited, beside one for each fragment: rounds that end in nothing. What falls out
+#: is lost.
 _SPARE_ROUNDS = 2
 
 
@@ -37,15 +38,15 @@ class MeanRest:
         if owed_N is not None:
             mean_S += owed_N[start : start + mean_S.numel()]
 
-    def hold(self, roll: bytes, key: SyncKey, start: int, left_S: Tensor) -> None:
-        """What was left out of the mean of these values; owed if the round of ``roll`` counts."""
-        self._held.setdefault(roll, {})[key.fragment, start] = left_S
+    def hold(self, participants: bytes, key: SyncKey, start: int, left_S: Tensor) -> None:
+        """What was left out of the mean of these values; owed if the round of ``participants`` counts."""
+        self._held.setdefault(participants, {})[key.fragment, start] = left_S
         while len(self._held) > len(self._numels) + _SPARE_ROUNDS:
             self._held.popitem(last=False)
 
-    def settle(self, roll: bytes, *, mixed: bool) -> None:
+    def settle(self, participants: bytes, *, mixed: bool) -> None:
         """The round has ended: the means were used, or nobody uses them."""
-        held = self._held.pop(roll, {})
+        held = self._held.pop(participants, {})
         for (fragment, start), left_S in held.items() if mixed else ():
             if fragment not in self._owed_N:
                 self._owed_N[fragment] = torch.zeros(self._numels[fragment])

@@ -7,40 +7,13 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from decentral.monitor.report import StageRow, WorkerRow
 from decentral.swarm.presence import Presence, State, stages_of
 from decentral.types import short_id
 
-if TYPE_CHECKING:
-    from decentral.monitor.status import WorkerRow
-
 _NUMBER = re.compile(r"\d{1,6}", re.ASCII)
 _NAMED = re.compile(r"\bstage (\d{1,6})\b|\bthe (head)\b", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class StageRow:
-    """One stage of a pipeline; 0 is the head."""
-
-    stage: int
-    holders: tuple[str, ...]
-    """Short ids of those who hold it now, sorted by peer id."""
-    load: float
-    """Mean of its holders' shares of time in computing; NaN without a holder."""
-    queue: int
-    """Micro-batches that wait for its holders."""
-    microbatch_s: float
-    """Mean over its holders of the seconds that a micro-batch takes, forward and backward; NaN if unknown."""
-    failures: int
-    """Holders that were lost, as the head saw it that saw most."""
-    recoveries: int
-    """Times that a worker brought it back. A worker that brought back several stages is counted with its last."""
-    recovery: str
-    """The last one in words; empty if there was none."""
-    reason: str
-    """Why nobody computes it; empty if somebody does."""
 
 
 def stage_numbers(text: str, num_stages: int) -> tuple[int, ...]:
@@ -59,7 +32,7 @@ def is_holder(presence: Presence, age_s: float, ttl_s: float) -> bool:
 
 
 def stage_rows(
-    num_stages: int, records: Sequence[tuple[Presence, float]], workers: Sequence["WorkerRow"], *, ttl_s: float
+    num_stages: int, records: Sequence[tuple[Presence, float]], workers: Sequence[WorkerRow], *, ttl_s: float
 ) -> tuple[StageRow, ...]:
     """The head and every stage.
 
@@ -130,7 +103,7 @@ def name_of(stage: int) -> str:
     return f"stage {stage}" if stage else "the head"
 
 
-def _named(worker: "WorkerRow") -> int:
+def _named(worker: WorkerRow) -> int:
     """The stage of which a worker's last recovery was: as its words say, else the first that it holds."""
     found = _NAMED.search(worker.recovery)
     if found:

@@ -12,14 +12,14 @@ from decentral.outer.rule import Mixed, OuterState, check_shapes
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """The worker's side of an outer rule that a keeper runs (see ``exchange.keeper``): a <- the keeper's anchor.
+    """The worker's side of an outer rule that a server runs (see ``exchange.server.server``): a <- the server's anchor.
 
     Source: Asynchronous Local-SGD (arXiv 2401.09135): a worker fetches the server's parameters and begins anew.
     """
 
     @property
     def num_buffers(self) -> int:
-        """None: momentum is the keeper's."""
+        """None: momentum is the server's."""
         return 0
 
     def init(self, anchor_N: Tensor) -> OuterState:
@@ -27,7 +27,7 @@ class Follow:
         return OuterState()
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
-        """The keeper's anchor [N], which is ``mixed.anchor_N`` itself, and the next count.
+        """The server's anchor [N], which is ``mixed.anchor_N`` itself, and the next count.
 
         Raises:
             ValueError: there is none, or tensors differ in shape.

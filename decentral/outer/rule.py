@@ -19,7 +19,7 @@ class Mixed:
     delta_N: Tensor
     """Weighted mean of the members' pseudo-gradients (anchor minus local parameters)."""
     members: tuple[PeerId, ...]
-    """Who took part, in the order of the roll."""
+    """Who took part, in the participants' order."""
     anchor_N: Tensor | None = None
     """Mean of the members' anchors, for rules of gossip; ``None`` in an all-reduce, where anchors are equal."""
     missed: tuple[tuple[int, int], ...] = ()

@@ -42,9 +42,9 @@ def neediest(members: Sequence[Member], num_stages: int, num_replicas: int) -> i
     Source: rebalancing by queue length in SWARM (arXiv 2301.11913). Differences: a joiner is placed and nobody moves;
     what a stage lacks in replicas comes before its queue.
     """
-    crews = {stage: [m for m in members if stage in m.holds | m.takes] for stage in range(num_stages + 1)}
-    wanting = [stage for stage, crew in crews.items() if not num_replicas or len(crew) < num_replicas]
-    return min(wanting, key=lambda stage: (len(crews[stage]), -sum(m.queue for m in crews[stage])), default=None)
+    held = {stage: [m for m in members if stage in m.holds | m.takes] for stage in range(num_stages + 1)}
+    wanting = [stage for stage, holders in held.items() if not num_replicas or len(holders) < num_replicas]
+    return min(wanting, key=lambda stage: (len(held[stage]), -sum(m.queue for m in held[stage])), default=None)
 
 
 def appointed(members: Sequence[Member], lost: Sequence[int]) -> dict[int, PeerId]:

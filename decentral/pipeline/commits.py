@@ -11,8 +11,8 @@ from torch import Tensor
 from decentral.errors import FrameError
 from decentral.pipeline.batch import Batch
 from decentral.pipeline.courier import COMMIT, Courier, Undelivered
-from decentral.pipeline.crew import Crew
 from decentral.pipeline.handover import KEEP, pack_keep
+from decentral.pipeline.holders import Holders
 from decentral.pipeline.packets import Commit, Hop, pack_commit, unpack_committed
 from decentral.ports.clock import Clock
 
@@ -30,25 +30,27 @@ class Commits:
         num_tokens: of a micro-batch.
         num_stages: without the head.
         courier: to the stages.
-        crew: who lives.
+        holders: who lives.
         clock: for the time.
     """
 
-    def __init__(self, slot: int, num_tokens: int, num_stages: int, courier: Courier, crew: Crew, clock: Clock) -> None:
+    def __init__(
+        self, slot: int, num_tokens: int, num_stages: int, courier: Courier, holders: Holders, clock: Clock
+    ) -> None:
         self.ahead = 0
         """The step that the stages are at."""
         self._slot = slot
         self._num_tokens = num_tokens
         self._num_stages = num_stages
         self._courier = courier
-        self._crew = crew
+        self._holders = holders
         self._clock = clock
 
     async def have_kept(self, number: int, copy_N: Tensor) -> None:
         """Give copies of the head after a batch to a replica of the first and of the last stage, its neighbours."""
         request = await self._clock.run_aside(lambda: pack_keep(self._slot, number, copy_N))
         while True:
-            keepers = [Hop(stage, peer) for stage in (1, self._num_stages) for peer in self._crew.holders(stage)[:1]]
+            keepers = [Hop(stage, peer) for stage in (1, self._num_stages) for peer in self._holders.of(stage)[:1]]
             failed = await asyncio.gather(*[self._courier.tell(hop.peer, hop.stage, KEEP, request) for hop in keepers])
             if None in failed:
                 return
@@ -57,7 +59,7 @@ class Commits:
     async def everywhere(self, batch: Batch, shares: Mapping[Hop, tuple[int, ...]]) -> list[Hop]:
         """Commit a batch at all replicas of all stages; returns those that have not confirmed their share."""
         stages = range(1, self._num_stages + 1)
-        hops = {Hop(stage, peer) for stage in stages for peer in self._crew.holders(stage)} | set(shares)
+        hops = {Hop(stage, peer) for stage in stages for peer in self._holders.of(stage)} | set(shares)
         asked = [hop for hop in sorted(hops) if batch.confirmed.get(hop) != shares.get(hop, ())]
         counted = await asyncio.gather(*[self._at(batch, hop, shares.get(hop, ())) for hop in asked])
         return [hop for hop, has in zip(asked, counted, strict=True) if not has]
@@ -71,8 +73,8 @@ class Commits:
             reply = await self._courier.ask(hop.peer, hop.stage, COMMIT, request)
             if isinstance(reply, Undelivered):
                 if reply.gone:
-                    self._crew.bury(hop.peer)
-                if hop.peer not in self._crew.holders(hop.stage):
+                    self._holders.bury(hop.peer)
+                if hop.peer not in self._holders.of(hop.stage):
                     break
                 await asyncio.sleep(_PAUSE_S)
                 continue

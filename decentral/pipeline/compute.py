@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from decentral.errors import ConfigError
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 
 #: Slot, batch, index of a micro-batch.
 Key = tuple[int, int, int]
 
 
 @dataclass(slots=True)
-class _Flight:
+class _InFlight:
     """A micro-batch between its forward and its backward pass."""
 
     x: Tensor
@@ -42,7 +42,7 @@ class _Part:
         device: where they are.
     """
 
-    def __init__(self, blocks: Blocks, module: nn.Module, named: Mapping[str, nn.Parameter], device: str) -> None:
+    def __init__(self, blocks: ModelBlocks, module: nn.Module, named: Mapping[str, nn.Parameter], device: str) -> None:
         self._device = device
         self._module = module
         self._named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
@@ -50,7 +50,7 @@ class _Part:
         self._optimizer = blocks.optimizer(self._named)
         self._learning_rate = blocks.learning_rate
         self._clip_norm = blocks.clip_norm
-        self._flights: dict[Key, _Flight] = {}
+        self._in_flight: dict[Key, _InFlight] = {}
         self._sums: dict[int, list[Tensor | None]] = {}
 
     def parameters(self) -> Mapping[str, Tensor]:
@@ -114,20 +114,20 @@ class _Part:
 
     def forget(self, key: Key) -> None:
         """Drop a micro-batch in flight, if there is one."""
-        self._flights.pop(key, None)
+        self._in_flight.pop(key, None)
 
     def drop(self, slot: int) -> None:
         """Drop everything of a slot: its micro-batches in flight and its sum of gradients."""
         self._sums.pop(slot, None)
-        for key in [key for key in self._flights if key[0] == slot]:
-            del self._flights[key]
+        for key in [key for key in self._in_flight if key[0] == slot]:
+            del self._in_flight[key]
 
     def _forward(self, key: Key, x: Tensor, *, train: bool) -> Tensor:
         """Output of the module, on the CPU; with ``train`` the micro-batch is in flight from here on."""
         with torch.set_grad_enabled(train):
             y: Tensor = self._module(x)
         if train:
-            self._flights[key] = _Flight(x, y)
+            self._in_flight[key] = _InFlight(x, y)
         return y.detach().cpu()
 
     def _land(self, key: Key) -> tuple[Tensor, Tensor]:
@@ -136,8 +136,8 @@ class _Part:
         Raises:
             KeyError: it is not in flight.
         """
-        flight = self._flights.pop(key)
-        return flight.x, self._module(flight.x) if flight.y is None else flight.y
+        one = self._in_flight.pop(key)
+        return one.x, self._module(one.x) if one.y is None else one.y
 
     def _backward(self, y: Tensor, grad_y: Tensor | None, x: Tensor | None, slot: int | None) -> None:
         """Run ``y``'s graph backwards: into ``x.grad`` if given, and into the sum of ``slot`` if given."""
@@ -161,8 +161,8 @@ class _Part:
                 parameter.grad = None
 
     def _drop_graphs(self) -> None:
-        for flight in self._flights.values():
-            flight.y = None
+        for one in self._in_flight.values():
+            one.y = None
 
 
 class StageCompute(_Part):
@@ -175,7 +175,7 @@ class StageCompute(_Part):
         device: where to compute.
     """
 
-    def __init__(self, blocks: Blocks, first: int, stop: int, device: str = "cpu") -> None:
+    def __init__(self, blocks: ModelBlocks, first: int, stop: int, device: str = "cpu") -> None:
         layers = [blocks.block(number).to(device) for number in range(first, stop)]
         named = {
             f"blocks.{first + offset}.{name}": parameter
@@ -229,7 +229,7 @@ class HeadCompute(_Part):
         ConfigError: embedding and output layer have different parameters of one name.
     """
 
-    def __init__(self, blocks: Blocks, device: str = "cpu") -> None:
+    def __init__(self, blocks: ModelBlocks, device: str = "cpu") -> None:
         embedding = blocks.embedding().to(device)
         self._output = blocks.output(embedding).to(device)
         named = dict(embedding.named_parameters())
@@ -284,7 +284,7 @@ class HeadCompute(_Part):
             KeyError: the micro-batch is unknown.
         """
         if not count:
-            del self._flights[key]
+            del self._in_flight[key]
             return
         _, x = self._land(key)
         if x.requires_grad:

@@ -28,8 +28,8 @@ from decentral.pipeline.batch import Batch, Came, Failure
 from decentral.pipeline.commits import Commits
 from decentral.pipeline.compute import HeadCompute
 from decentral.pipeline.courier import BACKWARD, FAILED, FORWARD, SETTLE, Courier, Undelivered
-from decentral.pipeline.crew import Crew
 from decentral.pipeline.errands import Errands
+from decentral.pipeline.holders import Holders
 from decentral.pipeline.ledger import Ledger
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import (
@@ -41,8 +41,8 @@ from decentral.pipeline.packets import (
     unpack_failed,
 )
 from decentral.pipeline.routing import stage_order
-from decentral.ports.blocks import BatchSource, Blocks
 from decentral.ports.clock import Clock
+from decentral.ports.model_blocks import BatchSource, ModelBlocks
 from decentral.ports.trainer import StepReport, Steps
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId
@@ -77,7 +77,7 @@ class HeadLoop:
         batch: number of the first batch, that of the head before this one or 0.
         options: of the pipeline.
         courier: to the stages.
-        crew: who lives.
+        holders: who lives.
         clock: for the thread and the time.
         journal: hears what was counted, lost and sent again.
     """
@@ -85,14 +85,14 @@ class HeadLoop:
     def __init__(
         self,
         compute: HeadCompute,
-        blocks: Blocks,
+        blocks: ModelBlocks,
         source: BatchSource,
         *,
         slot: int,
         batch: int,
         options: PipelineOptions,
         courier: Courier,
-        crew: Crew,
+        holders: Holders,
         clock: Clock,
         journal: Journal,
     ) -> None:
@@ -113,13 +113,13 @@ class HeadLoop:
         self._number = batch
         self._options = options
         self._courier = courier
-        self._crew = crew
+        self._holders = holders
         self._clock = clock
         self._journal = journal
         self._router = options.router()
         self._layout = Layout.of(compute.parameters())
         self._errands = Errands()
-        self._commits = Commits(slot, blocks.num_tokens, options.num_stages, courier, crew, clock)
+        self._commits = Commits(slot, blocks.num_tokens, options.num_stages, courier, holders, clock)
         self._batches: dict[tuple[int, bool], Batch] = {}
         """Those under way: one in training or validation, and the one before that is being committed."""
         self._committing: asyncio.Task[None] | None = None
@@ -247,7 +247,7 @@ class HeadLoop:
         order = stage_order(self._options.num_stages, index, swap=self._options.swap)
         candidates: dict[int, Sequence[PeerId]] = {}
         for stage in order:
-            holders = [peer for peer in self._crew.holders(stage) if peer not in batch.ledger.banned]
+            holders = [peer for peer in self._holders.of(stage) if peer not in batch.ledger.banned]
             if not holders and not (holders := self._pardoned(batch, stage)):
                 self._note_lost(stage)
                 return None
@@ -255,14 +255,14 @@ class HeadLoop:
         self._complete = True
         self.waits_for = ""
         me, kept = Hop(0, self._courier.peer_id), batch.ledger.keep(index)
-        slots = sorted(self._crew.slots() | {self._slot})
+        slots = sorted(self._holders.slots() | {self._slot})
         key = {"slot": slots.index(self._slot), "num_slots": len(slots), "batch": batch.number, "index": index}
         chosen = [kept.get(stage) or self._router.choose(stage, candidates[stage], **key) for stage in order]
         return (me, *map(Hop, order, chosen), me)
 
     def _pardoned(self, batch: Batch, stage: int) -> list[PeerId]:
         """Replicas of a stage that were taken for lost in this batch, live all the same, and have no substitute."""
-        heard = [peer for peer in self._crew.holders(stage) if self._crew.seq(peer) > batch.lost_at.get(peer, -1)]
+        heard = [peer for peer in self._holders.of(stage) if self._holders.seq(peer) > batch.lost_at.get(peer, -1)]
         return [peer for peer in heard if batch.ledger.moved(peer, stage) or batch.ledger.pardon(peer)]
 
     def _note_lost(self, stage: int) -> None:
@@ -279,7 +279,7 @@ class HeadLoop:
             return
         if failed is not None:
             if failed.gone:
-                self._crew.bury(failed.peer)
+                self._holders.bury(failed.peer)
             failure = Failure(packet.index, packet.attempt, failed.peer, failed.reason)
             batch.came.put_nowait(failure)
 
@@ -325,7 +325,7 @@ class HeadLoop:
     def _look_for_losses(self, batch: Batch) -> None:
         """Replicas that died since the last look."""
         used = batch.ledger.in_use()
-        holders = {stage: self._crew.holders(stage) for stage in {hop.stage for hop in used}}
+        holders = {stage: self._holders.of(stage) for stage in {hop.stage for hop in used}}
         for peer in sorted({hop.peer for hop in used if hop.peer not in holders[hop.stage]}):
             self._lose(batch, peer, "it is gone")
 
@@ -347,7 +347,7 @@ class HeadLoop:
             self._errands.run(self._look_after(culprit, min(batch.ledger.hops(culprit)).stage))
             batch.refusals[culprit] += 1
             sure = any(hop.peer == culprit for hop in batch.confirmed)
-            if not self._crew.is_present(culprit) or (batch.refusals[culprit] >= _MAX_REFUSALS and not sure):
+            if not self._holders.is_present(culprit) or (batch.refusals[culprit] >= _MAX_REFUSALS and not sure):
                 self._lose(batch, culprit, failure.reason)
                 return
             batch.paused_until = self._clock.monotonic() + _LOOK_S
@@ -361,11 +361,11 @@ class HeadLoop:
         """Another hop could not reach a replica: if this head cannot either, it is gone."""
         reply = await self._courier.ask(peer, stage, SETTLE, pack_settle(Settle(self._slot)))
         if isinstance(reply, Undelivered) and reply.gone:
-            self._crew.bury(peer)
+            self._holders.bury(peer)
 
     def _lose(self, batch: Batch, peer: PeerId, reason: str) -> None:
         """Whatever a replica counts of this batch is not to be relied on."""
-        batch.lost_at[peer] = self._crew.seq(peer)
+        batch.lost_at[peer] = self._holders.seq(peer)
         batch.refusals.pop(peer, None)
         if peer not in self._missed:
             self._missed.add(peer)
@@ -420,7 +420,7 @@ class HeadLoop:
             self._mending = True
             for hop in lacking:
                 self._lose(batch, hop.peer, "it has not counted its share")
-                if hop.peer in self._crew.holders(hop.stage):
+                if hop.peer in self._holders.of(hop.stage):
                     batch.ledger.pardon(hop.peer)
             await asyncio.sleep(_LOOK_S)
             await self._drive(batch, asyncio.Event())
@@ -435,7 +435,7 @@ class HeadLoop:
         """The head of the lowest slot measures the loss on held-out data now and then, through all stages."""
         options = self._options
         every = options.eval_every_rounds * options.inner_steps
-        if not every or self.step % every or not self.step or self._slot != min(self._crew.slots() | {self._slot}):
+        if not every or self.step % every or not self.step or self._slot != min(self._holders.slots() | {self._slot}):
             return
         count = min(self._source.num_held_out, MAX_MICROBATCHES)
         data = await self._clock.run(lambda: [self._source.held_out(index) for index in range(count)])

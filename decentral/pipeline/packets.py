@@ -30,7 +30,7 @@ _MAX_TEXT: Final = 200
 
 @dataclass(frozen=True, slots=True, order=True)
 class Hop:
-    """One station on the path of a micro-batch."""
+    """One stop on the path of a micro-batch."""
 
     stage: int
     """0 is the head."""

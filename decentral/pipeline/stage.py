@@ -21,8 +21,8 @@ from decentral.monitor.events import BatchCounted
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import Key, StageCompute
 from decentral.pipeline.courier import BACKWARD, COMMIT, FORWARD, SETTLE, Courier
-from decentral.pipeline.crew import Crew
 from decentral.pipeline.errands import Errands
+from decentral.pipeline.holders import Holders
 from decentral.pipeline.packets import (
     Commit,
     Committed,
@@ -35,8 +35,8 @@ from decentral.pipeline.packets import (
     unpack_settle,
 )
 from decentral.pipeline.shares import Shares
-from decentral.ports.blocks import Blocks
 from decentral.ports.clock import Clock
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import StepReport, Steps
 from decentral.types import PeerId
 
@@ -80,7 +80,7 @@ class StageLoop:
         compute: its blocks.
         blocks: the model.
         courier: to the other hops.
-        crew: who lives.
+        holders: who lives.
         clock: for the thread and the time.
         journal: hears what was counted.
         patience_s: a head that has not committed so long after another one is not waited for.
@@ -91,10 +91,10 @@ class StageLoop:
         self,
         stage: int,
         compute: StageCompute,
-        blocks: Blocks,
+        blocks: ModelBlocks,
         *,
         courier: Courier,
-        crew: Crew,
+        holders: Holders,
         clock: Clock,
         journal: Journal,
         patience_s: float,
@@ -112,7 +112,7 @@ class StageLoop:
         self._clip_norm = blocks.clip_norm
         self._max_queued = max(_LEAST_QUEUED, _MAX_QUEUED_BYTES // (4 * math.prod(blocks.activation_shape)))
         self._courier = courier
-        self._crew = crew
+        self._holders = holders
         self._clock = clock
         self._journal = journal
         self._patience_s = patience_s
@@ -155,7 +155,7 @@ class StageLoop:
 
     def _is_over(self) -> bool:
         """Whether there is no head left that might want something."""
-        return self._crew.is_over() or self._clock.monotonic() - self._heads_at > self._headless_s
+        return self._holders.is_over() or self._clock.monotonic() - self._heads_at > self._headless_s
 
     async def close(self) -> None:
         """Refuse what comes from now on, tell of what will not be computed, and end what is under way."""
@@ -196,7 +196,7 @@ class StageLoop:
             async with asyncio.timeout(_LOOK_S):
                 await self._wake.wait()
         except TimeoutError:
-            if self._crew.slots():
+            if self._holders.slots():
                 self._heads_at = self._clock.monotonic()
 
     # -- micro-batches ------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class StageLoop:
             packet, values = await self._courier.read(sender, request, self._stage, backward=backward)
         except FrameError as err:
             raise CallRefused(str(err)) from err
-        if not self._crew.is_head(packet.head, packet.slot):
+        if not self._holders.is_head(packet.head, packet.slot):
             raise CallRefused(f"stage {self._stage} knows no head {packet.head} of slot {packet.slot}")
         if not self._open:
             raise CallRefused(f"does not hold stage {self._stage} any more")
@@ -281,7 +281,7 @@ class StageLoop:
         if failed is None:
             return
         if failed.gone:
-            self._crew.bury(failed.peer)
+            self._holders.bury(failed.peer)
         await self._courier.report(packet, failed.peer, failed.reason)
 
     # -- batches ------------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class StageLoop:
             commit = unpack_commit(request)
         except FrameError as err:
             raise CallRefused(str(err)) from err
-        if not self._open or not self._crew.is_head(sender, commit.slot):
+        if not self._open or not self._holders.is_head(sender, commit.slot):
             raise CallRefused(f"stage {self._stage} knows no head {sender} of slot {commit.slot}")
         waited = bool(self._shares.slots_ready())
         missing = self._shares.commit(commit)
@@ -336,7 +336,7 @@ class StageLoop:
         ready = self._shares.slots_ready()
         if not ready:
             return False
-        missing = self._crew.slots() - ready - self._missed
+        missing = self._holders.slots() - ready - self._missed
         if missing and self._clock.monotonic() - self._ready_since < self._patience_s:
             return False
         self._missed |= missing

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections import deque
 
-#: Flights that are remembered: old ones tell of a link that may have changed.
+#: Syncs that are remembered: old ones tell of a link that may have changed.
 _MEMORY = 16
 #: Streaming DiLoCo (arXiv 2501.18512) advises an overlap of at most five inner steps.
 _ADVISED_DELAY_STEPS = 5
@@ -18,7 +18,7 @@ _TOLERANCE = 1.3
 class Pacing:
     """What this worker has measured.
 
-    A flight lasts from the launch of a fragment until its result is there. It takes a time that does not depend on
+    A sync lasts from the launch of a fragment until its result is there. It takes a time that does not depend on
     the size (round trips, and waiting for others), about twice the shortest wait for the others, and a time that does.
 
     Args:
@@ -33,14 +33,14 @@ class Pacing:
         self._durations_s: deque[float] = deque(maxlen=_MEMORY)
         self._waits_s: deque[float] = deque(maxlen=_MEMORY)
         self._moves_s: deque[tuple[float, float]] = deque(maxlen=_MEMORY)
-        """Of each flight the seconds of its transfer and the share of the model that went with it."""
+        """Of each sync the seconds of its transfer and the share of the model that went with it."""
 
     def stepped(self, step_s: float) -> None:
         """Inner steps take so many seconds now."""
         self._step_s = step_s
 
     def landed(self, duration_s: float, *, waiting_s: float, transfer_s: float, share: float) -> None:
-        """A flight has ended with a result.
+        """A sync has ended with a result.
 
         Args:
             duration_s: since its launch.
@@ -54,7 +54,7 @@ class Pacing:
 
     @property
     def delay_steps(self) -> int:
-        """Inner steps between launch and use: as many as three of four flights last; at least 1, below H if it can be.
+        """Inner steps between launch and use: as many as three of four syncs last; at least 1, below H if it can be.
 
         Sooner would mean that most results are late, which costs nothing but evenness; later that steps are taken
         without what has come already.

@@ -45,15 +45,16 @@ def check_gossip(
 
 
 def check_async(scenario: Scenario, record: Record, *, tolerance: float, max_spread: float) -> list[str]:
-    """All checkers for runs with keepers; see ``check_gossip``. Final anchors are of different age."""
+    """All checkers for runs with servers; see ``check_gossip``. Final anchors are of different age."""
     return [*finish(scenario, record), *closeness(scenario, record, tolerance, max_spread)]
 
 
 def agreement(record: Record) -> Iterable[str]:
-    """Members of one roll hold the same anchor after it, bit for bit.
+    """Members of one round hold the same anchor after it, bit for bit.
 
-    A roll is known by its key and members. A worker that was cut off and brought back may go through a round twice,
-    once on its own and once with the others; only if it did so with the same members are there two digests to accept.
+    A round is known by its key and members. A worker that was cut off and brought back may go through a
+    round twice, once on its own and once with the others; only if it did so with the same members are there two digests
+    to accept.
     """
     digests: dict[tuple[SyncKey, tuple[PeerId, ...]], dict[PeerId, set[str]]] = defaultdict(lambda: defaultdict(set))
     for peer, event in events(record):

@@ -13,10 +13,10 @@ from decentral.codecs.feedback import Feedback
 from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
-from decentral.exchange.keeping import Keeping
+from decentral.exchange.allreduce.participants import Quorum
+from decentral.exchange.gossip.pairing import Pairing
 from decentral.exchange.merge import Merge, WeightBy
-from decentral.exchange.pairing import Pairing
-from decentral.exchange.rollcall import Quorum
+from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
@@ -64,7 +64,7 @@ class Scenario:
     weight_by: WeightBy = "tokens"
     quorum: Quorum | None = None
     pairing: Pairing | None = None
-    keeping: Keeping | None = None
+    server: ServerOptions | None = None
     """With the rule ``Follow``."""
     rule: OuterRule = field(default_factory=lambda: DiLoCo(lr=0.7, momentum=0.5))
     timing: Timing = field(default_factory=Timing)
@@ -166,7 +166,7 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         weight_by=scenario.weight_by,
         quorum=scenario.quorum,
         pairing=scenario.pairing,
-        keeping=scenario.keeping,
+        server=scenario.server,
         timing=scenario.timing,
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)

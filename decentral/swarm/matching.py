@@ -86,19 +86,21 @@ def middle_round(active: Sequence[Presence]) -> int:
     return statistics.median_high(presence.round for presence in active)
 
 
-def chairs(members: Sequence[Presence], key: SyncKey) -> Iterator[PeerId]:
-    """Candidates for calling the roll of ``key``, best first: by seniority, rendezvous order among equals.
+def leaders(members: Sequence[Presence], key: SyncKey) -> Iterator[PeerId]:
+    """Candidates for naming the participants of ``key``, best first: by seniority, rendezvous order among equals.
 
-    Two peers who each think that they chair would call two rolls. What workers know of each other differs most about
-    newcomers, so these come last; seniority is a number in the signed record, so all who know a record agree on it.
+    Two peers who each think that they lead would split the round. What workers know of each other
+    differs most about newcomers, so these come last; seniority is a number in the signed record, so all who know a
+    record agree on it.
     """
     by_seniority = operator.attrgetter("since")
     for _, equals in itertools.groupby(sorted(members, key=by_seniority), key=by_seniority):
+        # An old word, kept: another one would choose other leaders.
         yield from rendezvous("chair", key, tuple([p.peer for p in equals]))
 
 
 def reducers(members: tuple[PeerId, ...], key: SyncKey, num_shards: int) -> tuple[PeerId, ...]:
-    """The one reducer of each shard, for members of a roll."""
+    """The one reducer of each shard, for participants of a round."""
     return rendezvous("reduce", key, members)[:num_shards]
 
 

@@ -69,7 +69,7 @@ class Roster:
         return True
 
     def vouch(self, peers: Iterable[PeerId], now: float) -> None:
-        """The peers were heard of just now by other means than a record: they called, or a chair has them in a roll."""
+        """The peers were heard of just now by other means than a record: they called, or a leader named them."""
         for peer in peers:
             entry = self._entries.get(peer)
             if entry is not None:

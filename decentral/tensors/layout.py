@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from decentral.errors import ConfigError, MismatchError
-from decentral.tensors.cut import Pattern as Pattern
-from decentral.tensors.cut import assign, layer_number, most_fragments, paper_fragments
+from decentral.tensors.partition import Pattern as Pattern
+from decentral.tensors.partition import assign, layer_number, most_fragments, paper_fragments
 
 #: A number of fragments; as many as there can be; or those of Streaming DiLoCo, of three layers each.
 Wanted = int | Literal["auto", "paper"]

@@ -24,7 +24,7 @@ LIGHT = [
     "decentral.cli.status",
     "decentral.adapters.node",
     "decentral.adapters.probe",
-    "decentral.cli.compose",
+    "decentral.run.compose",
 ]
 #: Loaded by a worker only.
 HEAVY = ["decentral.engine.worker", "decentral.sim.world", "workers.lm", "workers.toy"]

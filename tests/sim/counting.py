@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from decentral.engine.options import Outcome
-from decentral.exchange.keeping import Keeping
+from decentral.exchange.server.options import ServerOptions
 from decentral.outer.follow import Follow
 from decentral.ports.trainer import StepReport
 from decentral.sim.scenario import Scenario
 from decentral.sim.trainer import ToyProblem, ToyTrainer
 
-#: A keeper that adds up what workers have done: every pseudo-gradient is taken in as it is.
-ADD_UP = {"rule": Follow(), "keeping": Keeping(lr=1.0, momentum=0.0, every=1, dylu=False)}
+#: A server that adds up what workers have done: every pseudo-gradient is taken in as it is.
+ADD_UP = {"rule": Follow(), "server": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False)}
 _TENSORS = 3
 
 

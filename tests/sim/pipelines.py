@@ -1,4 +1,4 @@
-"""A pipeline in the simulator: production stations on simulated machines, and who counted what.
+"""A pipeline in the simulator: production processes on simulated machines, and who counted what.
 
 The model is a chain of linear blocks between a scale and a squared error, so small that a batch takes no real time.
 """
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome, RunOptions
-from decentral.engine.station import Station, StationOptions, StationParts
+from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.errors import DataError
 from decentral.monitor.events import BatchCounted, StagePlaced, StageRecovered, Stopped
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
 from decentral.pipeline.options import PipelineOptions
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import FaultTape
 from decentral.sim.loop import run
@@ -92,9 +92,9 @@ def tiny_blocks(
     seed: int = 0,
     *,
     charge_draw: Callable[[], None] = lambda: None,
-) -> Blocks:
+) -> ModelBlocks:
     """The model; ``charge`` is called in a block's forward pass, ``charge_draw`` when a micro-batch is drawn."""
-    return Blocks(
+    return ModelBlocks(
         num_blocks=num_blocks,
         activation_shape=(BATCH, WIDTH),
         num_tokens=BATCH,
@@ -179,7 +179,7 @@ class Life:
     peer: PeerId
     began_at_s: float
     journals: list[MemoryJournal] = field(default_factory=list)
-    """Of its station and of its stages."""
+    """Of its process and of its stages."""
     over: bool = False
     """It ended as a worker should: it was not struck."""
 
@@ -193,7 +193,7 @@ class PipelineRecord:
 
     world: World
     lives: list[Life] = field(default_factory=list)
-    stations: dict[PeerId, list[Station]] = field(default_factory=dict)
+    processes: dict[PeerId, list[PipelineProcess]] = field(default_factory=dict)
     outcomes: dict[PeerId, Mapping[int, Outcome]] = field(default_factory=dict)
     stores: dict[PeerId, MemoryStore] = field(default_factory=dict)
     ended_at_s: float = 0.0
@@ -292,15 +292,15 @@ async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineR
         leaves_at = scenario.leaves.get(scenario.peers.index(peer.peer_id))
         if leaves_at is not None:
             loop.call_at(leaves_at, stop.set)
-        station = _station(scenario, peer, record, life)
-        record.stations.setdefault(peer.peer_id, []).append(station)
+        process = _process(scenario, peer, record, life)
+        record.processes.setdefault(peer.peer_id, []).append(process)
         others = [other for other in scenario.peers if other != peer.peer_id and world.is_running(other)]
         if len(record.lives) == 1:
-            await station.found()
+            await process.found()
         elif others:
-            await station.join(others[:2])
+            await process.join(others[:2])
         if len(record.lives) == 1 or others:
-            record.outcomes[peer.peer_id] = await station.run(stop)
+            record.outcomes[peer.peer_id] = await process.run(stop)
         life.over = True
 
     for number, peer in enumerate(scenario.peers):
@@ -320,7 +320,7 @@ def _no_data() -> Source:
     raise DataError("there is no data here")
 
 
-def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, life: Life) -> Station:
+def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, life: Life) -> PipelineProcess:
     number = scenario.peers.index(peer.peer_id)
 
     def journal(stage: int = -1) -> MemoryJournal:
@@ -361,7 +361,7 @@ def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         plan = stages.plan
         return stages if stage else replace(stages, plan=SyncPlan(plan.inner_steps, 1, plan.delay_steps))
 
-    options = StationOptions("sim", b"{}", pipeline, of_stage, timing)
+    options = PipelineProcessOptions("sim", b"{}", pipeline, of_stage, timing)
     spare = "spare" if number >= scenario.num_machines - scenario.num_spares else ()
     blocks = tiny_blocks(
         num_blocks,
@@ -372,7 +372,7 @@ def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
     if number in scenario.without_data:
         blocks = replace(blocks, data=_no_data)
     store = record.stores.setdefault(peer.peer_id, MemoryStore())
-    parts = StationParts(
+    parts = PipelineProcessParts(
         transport=peer.transport,
         directory=peer.directory,
         clock=peer.clock,
@@ -383,4 +383,4 @@ def _station(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         store=store,
         wanted=scenario.wanted.get(number, spare),
     )
-    return Station(options, parts)
+    return PipelineProcess(options, parts)

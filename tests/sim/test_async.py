@@ -1,4 +1,4 @@
-"""Swarms without rounds: keepers that die, drawn faults, slow workers; nobody's work is counted twice."""
+"""Swarms without rounds: servers that die, drawn faults, slow workers; nobody's work is counted twice."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decentral.codecs.feedback import ErrorFeedback
-from decentral.exchange.keeping import Keeping
+from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import RoundAborted, RoundMixed
 from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
@@ -28,14 +28,14 @@ LOSSY: dict[str, Any] = {"codec": "int4-b8", "feedback": ErrorFeedback}
 THREE = {"plan": SyncPlan(inner_steps=12, num_fragments=3)}
 #: Seeds take turns.
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {"keeping": Keeping(lr=0.7, momentum=0.5)},
-    {"keeping": Keeping(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
-    {"keeping": Keeping(lr=0.7, momentum=0.5, every=4), **LOSSY, **THREE},
+    {"server": ServerOptions(lr=0.7, momentum=0.5)},
+    {"server": ServerOptions(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
+    {"server": ServerOptions(lr=0.7, momentum=0.5, every=4), **LOSSY, **THREE},
 )
 
 
 def apart(seed: int, num_workers: int, **settings: Any) -> Scenario:
-    """A swarm with keepers; whoever is junior to the first worker starts a second later."""
+    """A swarm with servers; whoever is junior to the first worker starts a second later."""
     return Scenario(seed, num_workers, **{"rounds": ROUNDS, "rule": Follow(), **VARIANTS[0], **settings})
 
 
@@ -86,7 +86,7 @@ def assert_counted_once(seed: int) -> None:
     record = simulate(scenario, tape, until_s=3000.0)
     assert not list(finish(scenario, record)), f"seed {seed}"
     assert not counted_twice(scenario, record), f"seed {seed}"
-    # What is lost is what crashed with a worker, or was counted by a keeper that others had given up.
+    # What is lost is what crashed with a worker, or was counted by a server that others had given up.
     taken = sum(scenario.taken.values())
     assert float(best_of(record).sum()) / 3 > 0.7 * taken, f"seed {seed}"
 
@@ -110,11 +110,11 @@ def test_survives_two_hundred_seeds(first: int) -> None:
         assert_counted_once(seed)
 
 
-# -- a keeper is lost -------------------------------------------------------------------------------------------------
+# -- a server is lost -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("more", [{}, THREE])
-def test_a_keeper_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> None:
+def test_a_server_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> None:
     scenario = Counting(1, 5, rounds=25, **ADD_UP, **more)
     tape = FaultTape([Crash(8.0, scenario.peers[0]), Crash(14.0, scenario.peers[1])])
     record = simulate(scenario, tape, until_s=300.0)
@@ -128,7 +128,7 @@ def test_a_keeper_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> No
         assert scenario.taken[number] - 24 <= steps[number] <= scenario.taken[number]
 
 
-def test_a_keeper_that_was_stopped_finds_that_it_is_none_any_more() -> None:
+def test_a_server_that_was_stopped_finds_that_it_is_none_any_more() -> None:
     scenario = Counting(1, 5, rounds=40, **ADD_UP)
     first = scenario.peers[0]
     tape = FaultTape([Pause(10.0, first, 15.0)])
@@ -136,12 +136,12 @@ def test_a_keeper_that_was_stopped_finds_that_it_is_none_any_more() -> None:
     assert tape.exhausted()
     assert not counted_twice(scenario, record)
     steps = best_of(record).amax(0).tolist()
-    # It counted what others pushed in the moment between waking and hearing of the new keeper, at most.
+    # It counted what others pushed in the moment between waking and hearing of the new server, at most.
     assert sum(steps) >= sum(scenario.taken.values()) - 5 * 20
     assert all(record.outcomes[peer].done for peer in scenario.peers)
 
 
-def test_two_keepers_in_a_parted_network_become_one() -> None:
+def test_two_servers_in_a_parted_network_become_one() -> None:
     scenario = Counting(1, 6, rounds=40, **ADD_UP)
     island = scenario.peers[4:]
     tape = FaultTape([Partition(10.0, island, 12.0)])
@@ -151,7 +151,7 @@ def test_two_keepers_in_a_parted_network_become_one() -> None:
     steps = best_of(record).amax(0).tolist()
     for number in range(4):
         assert steps[number] >= scenario.taken[number] - 20
-    for number in (4, 5):  # the island's keeper counted for itself while it was cut off, and for no longer
+    for number in (4, 5):  # the island's server counted for itself while it was cut off, and for no longer
         assert scenario.taken[number] - 170 <= steps[number] <= scenario.taken[number] - 80
 
 
@@ -169,8 +169,8 @@ def test_lost_messages_lose_no_work() -> None:
 
 @pytest.mark.parametrize("dylu", [False, True])
 def test_a_slow_worker_holds_nobody(dylu: bool) -> None:
-    keeping = Keeping(lr=0.7, momentum=0.5, dylu=dylu)
-    swarm = apart(1, 6, rounds=30, together=True, step_s=0.5, keeping=keeping)
+    server = ServerOptions(lr=0.7, momentum=0.5, dylu=dylu)
+    swarm = apart(1, 6, rounds=30, together=True, step_s=0.5, server=server)
     with_it = simulate(Scenario(**{**vars_of(swarm), "paces": {5: 10.0}}))
     slow, others = swarm.peers[-1], swarm.peers[:-1]
     mixed = {

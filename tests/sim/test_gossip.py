@@ -10,7 +10,7 @@ import torch
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import ErrorFeedback
-from decentral.exchange.pairing import Pairing
+from decentral.exchange.gossip.pairing import Pairing
 from decentral.monitor.events import Avoided, OneSided, RoundMixed, StretchDone
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.noloco import NoLoCo

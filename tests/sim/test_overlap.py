@@ -12,7 +12,7 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.engine.membership import Membership
-from decentral.exchange.pairing import Pairing
+from decentral.exchange.gossip.pairing import Pairing
 from decentral.monitor.events import Event, Joined, Paced, Repaired, RoundAborted, RoundMixed, StretchDone
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
@@ -236,7 +236,7 @@ def test_late_results_are_applied_when_they_come() -> None:
     assert not check(scenario, record, tolerance=0.5)
 
 
-def test_a_flight_that_lasts_longer_than_a_round_is_waited_for() -> None:
+def test_a_sync_that_lasts_longer_than_a_round_is_waited_for() -> None:
     """Never two of a fragment at once."""
     scenario = three(SyncPlan(6, 2, 1), step_s=0.1, mix_alpha=0.5)
     record = simulate(scenario)

@@ -124,7 +124,7 @@ def test_who_was_stopped_and_replaced_makes_way_or_is_one_more_replica(victim: i
     assert len(sources(record)) == 1
     placed = [peer for peer, event in record.events(StagePlaced) if event.stage == victim]
     assert peer_id(5) in placed
-    heads = {station.membership.own.slot for stations in record.stations.values() for station in stations}
+    heads = {process.membership.own.slot for processes in record.processes.values() for process in processes}
     assert len(heads) == (2 if victim == 0 else 1)
 
 

@@ -103,7 +103,7 @@ def test_a_head_comes_back_to_the_bit(keepers_lost: tuple[int, ...], monkeypatch
     faults = [Crash(LOST_S, peer_id(0)), *(Crash(LOST_S, peer_id(keeper)) for keeper in keepers_lost)]
     record = play(*faults, num_spares=2)
     assert recovered(record)[0] == "kept"
-    (dead,) = record.stations[peer_id(0)][0]._units.values()
+    (dead,) = record.processes[peer_id(0)][0]._stage_workers.values()
     weights = dead.loop._compute.parameters()
     assert spy.brought[0].keys() == weights.keys() == {"scale", "shift"}
     assert all(torch.equal(spy.brought[0][name], weights[name]) for name in weights)
@@ -184,10 +184,10 @@ def test_many_who_join_at_once_are_spread_evenly() -> None:
 def test_heads_that_join_at_once_have_slots_of_their_own() -> None:
     record = play(num_stages=1, num_replicas=4, num_spares=0, rounds=6, starts=dict.fromkeys(range(8), 0.0))
     slots = [
-        station.membership.own.slot
-        for stations in record.stations.values()
-        for station in stations
-        if "0" in station.membership.own.holds
+        process.membership.own.slot
+        for processes in record.processes.values()
+        for process in processes
+        if "0" in process.membership.own.holds
     ]
     assert sorted(slots) == [0, 1, 2, 3]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack as pack_frame
 from decentral.errors import CallRefused
-from decentral.exchange.keeping import Keeping
-from decentral.exchange.pairing import Pairing
+from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import BatchCounted, RoundMixed, StagePlaced, StretchDone
 from decentral.outer.follow import Follow
 from decentral.outer.noloco import NoLoCo
@@ -160,9 +160,9 @@ def test_a_pipeline_learns_what_one_process_learns(healing: str, num_replicas: i
         {},
         {"plan": SyncPlan(4, 2, 1), "mix_alpha": 0.5},
         {"rule": NoLoCo(), "pairing": Pairing(FP32, FP32)},
-        {"rule": Follow(), "keeping": Keeping(lr=1.0, momentum=0.0, every=1, dylu=False)},
+        {"rule": Follow(), "server": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False)},
     ],
-    ids=["all-reduce", "fragments", "pairs", "keepers"],
+    ids=["all-reduce", "fragments", "pairs", "servers"],
 )
 def test_replicas_of_a_stage_sync_by_any_method(options: dict[str, Any]) -> None:
     plan = {"blocks_per_stage": 2, "inner_steps": 4} if "plan" in options else {}
@@ -172,7 +172,7 @@ def test_replicas_of_a_stage_sync_by_any_method(options: dict[str, Any]) -> None
         for stage, outcome in held.items():
             outcomes[stage].append(outcome)
     assert {stage: len(found) for stage, found in outcomes.items()} == dict.fromkeys(range(5), 2)
-    if "pairing" not in options and "keeping" not in options:
+    if "pairing" not in options and "server" not in options:
         assert all(len({outcome.digest for outcome in found}) == 1 for found in outcomes.values())
         mixed = [event for _, event in record.events(RoundMixed)]
         assert sum(len(event.members) == 2 for event in mixed) >= 0.8 * len(mixed)

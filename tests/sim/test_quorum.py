@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.feedback import ErrorFeedback
-from decentral.exchange.rollcall import Quorum
+from decentral.exchange.allreduce.participants import Quorum
 from decentral.monitor.events import Repaired, RoundMixed, StretchDone
 from decentral.outer.rule import Mixed, OuterState
 from decentral.schedule.plan import SyncPlan

@@ -7,8 +7,8 @@ import pytest
 from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.frame import framed_nbytes
-from decentral.exchange.cut import MIN_SHARD_VALUES
-from decentral.exchange.reducer import SHARD
+from decentral.exchange.allreduce.reducer import SHARD
+from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import Repaired, RoundAborted, RoundMixed
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check

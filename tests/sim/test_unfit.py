@@ -12,7 +12,7 @@ def test_a_spare_without_data_leaves_the_head_to_another_and_is_of_use_elsewhere
     tape = FaultTape([Crash(6.0, head), Crash(12.0, second)])
     record = simulate_pipeline(scenario, tape)
     assert tape.unfired() == ()
-    assert record.stations[without][0].membership.own.unfit == "0"
+    assert record.processes[without][0].membership.own.unfit == "0"
     placed = {event.stage: peer for peer, event in record.events(StagePlaced) if peer in (without, having)}
     assert placed == {0: having, 2: without}
     assert set(record.outcomes) == set(scenario.peers) - {head, second}

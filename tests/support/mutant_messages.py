@@ -1,4 +1,4 @@
-"""Broken messages of a gossip, of keepers and of a pipeline, drawn from a seed; the frames in them are for ``mutants``.
+"""Broken messages of a gossip, of servers and of a pipeline, drawn from a seed; the frames in them are for ``mutants``.
 
 Half of all mutants stay well-formed msgpack: a field has another message's value, a lie about a length, or nonsense.
 """
@@ -13,9 +13,9 @@ from typing import Any
 import msgpack
 
 from decentral.errors import FrameError
-from decentral.exchange import gossip_messages as messages
-from decentral.exchange import keeper_messages as keeping
-from decentral.exchange.gossip_messages import Anchor, Bring, Kind, Plan, Poll, Reply
+from decentral.exchange.gossip import messages
+from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Reply
+from decentral.exchange.server import messages as server
 from decentral.pipeline import packets
 from decentral.pipeline.packets import Commit, Committed, Failed, Hop, Load, Packet, Settle, Settled
 from decentral.types import PeerId
@@ -37,10 +37,10 @@ READERS: dict[str, Reader] = {
     "bring": lambda data: messages.unpack_bring(data, _LIMIT),
     "poll": messages.unpack_poll,
     "reply": lambda data: messages.unpack_reply(data, _LIMIT, _MAX_MEMBERS),
-    "keeper question": lambda data: keeping.unpack_question(data, _NUM_FRAGMENTS),
-    "keeper standing": keeping.unpack_standing,
-    "keeper push": lambda data: keeping.unpack_push(data, _NUM_FRAGMENTS),
-    "keeper reply": lambda data: keeping.unpack_reply(data, _LIMIT),
+    "server question": lambda data: server.unpack_question(data, _NUM_FRAGMENTS),
+    "server standing": server.unpack_standing,
+    "server push": lambda data: server.unpack_push(data, _NUM_FRAGMENTS),
+    "server reply": lambda data: server.unpack_reply(data, _LIMIT),
     "packet": lambda data: packets.unpack(data, num_stages=_NUM_STAGES, frame_bytes=_LIMIT),
     "commit": packets.unpack_commit,
     "committed": packets.unpack_committed,
@@ -59,12 +59,12 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("reply", messages.pack_reply(Reply(Kind.HOLD))),
     ("reply", messages.pack_reply(Reply(Kind.NO, 12.0))),
     ("reply", messages.pack_reply(Reply(Kind.DONE, None, 0.5, _PEERS, (0, 2), bytes(300), bytes(100)))),
-    ("keeper question", keeping.pack_question(keeping.Question(1, 70, bytes(8)))),
-    ("keeper question", keeping.pack_question(keeping.Question(3))),
-    ("keeper standing", keeping.pack_standing(keeping.Standing(70, _PEERS[0], True))),
-    ("keeper push", keeping.pack_push(keeping.Push(2, "d1gest", bytes(range(200))))),
-    ("keeper reply", keeping.pack_reply(keeping.Reply(keeping.Kind.ELSEWHERE))),
-    ("keeper reply", keeping.pack_reply(keeping.Reply(keeping.Kind.CHANGE, 70, bytes(32), bytes(range(200))))),
+    ("server question", server.pack_question(server.Question(1, 70, bytes(8)))),
+    ("server question", server.pack_question(server.Question(3))),
+    ("server standing", server.pack_standing(server.Standing(70, _PEERS[0], True))),
+    ("server push", server.pack_push(server.Push(2, "d1gest", bytes(range(200))))),
+    ("server reply", server.pack_reply(server.Reply(server.Kind.ELSEWHERE))),
+    ("server reply", server.pack_reply(server.Reply(server.Kind.CHANGE, 70, bytes(32), bytes(range(200))))),
     ("packet", packets.pack(Packet(1, 70, 3, 0, _PATH, 1, True, (), bytes(range(200))))),
     ("packet", packets.pack(Packet(0, 70, 3, 2, _PATH, 3, True, _LOADS, bytes(300)))),
     ("commit", packets.pack_commit(Commit(1, 70, 71, (0, 2, 200), 2.5, 8192))),

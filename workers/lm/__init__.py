@@ -7,7 +7,7 @@ Beside ``build`` the module offers what the command line asks of a task (see ``d
 from collections.abc import Mapping
 from typing import Any
 
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from workers.lm.blocks import make_blocks
 from workers.lm.corpus import load_corpus
@@ -29,7 +29,7 @@ def build(settings: Mapping[str, Any], seat: Seat) -> LmTrainer:
     return LmTrainer(read, seat, load_corpus(seat.data, read.window))
 
 
-def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> Blocks:
+def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> ModelBlocks:
     """The model in pieces, for a pipeline whose batches have ``num_microbatches`` equal parts.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decentral.errors import ConfigError
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from workers.lm.corpus import Corpus, load_corpus
 from workers.lm.model import NUM_BYTES, Block, Cache, ModelConfig, cross_entropy, initialise, logits
@@ -20,7 +20,7 @@ from workers.lm.optimizer import adamw
 from workers.lm.settings import LmSettings, check_part
 
 
-def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> Blocks:
+def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> ModelBlocks:
     """The model of ``settings`` in pieces.
 
     Args:
@@ -55,7 +55,7 @@ def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> Bloc
     def check(num_blocks: int, is_head: bool, device: str) -> None:
         check_part(settings, num_blocks, ends=is_head, device=device)
 
-    return Blocks(
+    return ModelBlocks(
         num_blocks=config.num_layers,
         activation_shape=(num_sequences, config.context, config.d_model),
         num_tokens=num_sequences * config.context,

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-import decentral.cli
+import decentral.run
 from decentral import PROTOCOL, __version__
 from decentral.cli.app import app
 from decentral.errors import (
@@ -26,7 +26,8 @@ from decentral.errors import (
     UsageError,
     WrongPeerError,
 )
-from decentral.monitor.status import RunFacts, summarize
+from decentral.monitor.report import RunFacts
+from decentral.monitor.status import summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 
@@ -38,7 +39,7 @@ def run(*arguments: str):
 @pytest.fixture
 def compose(monkeypatch):
     """A composition root that notes what it is called with."""
-    module = ModuleType("decentral.cli.compose")
+    module = ModuleType("decentral.run.compose")
     module.calls = []
 
     async def run_worker(swarm, worker, join, explicit, announce_join, stop):
@@ -47,8 +48,8 @@ def compose(monkeypatch):
         return 0
 
     module.run_worker = run_worker
-    monkeypatch.setitem(sys.modules, "decentral.cli.compose", module)
-    monkeypatch.setattr(decentral.cli, "compose", module, raising=False)
+    monkeypatch.setitem(sys.modules, "decentral.run.compose", module)
+    monkeypatch.setattr(decentral.run, "compose", module, raising=False)
     return module
 
 

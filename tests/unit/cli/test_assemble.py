@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from decentral.cli.app import app
 from decentral.cli.assemble import assemble, told
-from decentral.cli.config import SwarmConfig, to_toml
-from decentral.cli.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS, stage_file
-from decentral.cli.settings import load, resolve
 from decentral.cli.sources import parts_from_paths
+from decentral.config.schema import SwarmConfig, to_toml
+from decentral.config.settings import load, resolve
 from decentral.errors import ConfigError, ExitCode, MismatchError, UsageError
+from decentral.run.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS, stage_file
 from decentral.state.files import save_weights
 
 

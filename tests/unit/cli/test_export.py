@@ -12,13 +12,13 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from decentral import PROTOCOL
-from decentral.cli import compose, fetch
 from decentral.cli.app import app
-from decentral.cli.config import SwarmConfig, to_toml
-from decentral.cli.settings import load, resolve
+from decentral.config.schema import SwarmConfig, to_toml
+from decentral.config.settings import load, resolve
 from decentral.engine.hello import Hello
 from decentral.errors import ExitCode, UnreachableError
 from decentral.outer.rule import OuterState
+from decentral.run import compose, fetch
 from decentral.sim.loop import run as simulate
 from decentral.sim.world import World, peer_id
 from decentral.state.average import Replica

@@ -4,8 +4,10 @@ import math
 import pytest
 from rich.console import Console
 
-from decentral.cli.render import amount, console, loss, mbit, percent, ranges, size, view
-from decentral.monitor.status import RunFacts, StatusReport, summarize
+from decentral.cli.render import console, ranges, view
+from decentral.monitor.figures import amount, loss, mbit, percent, size
+from decentral.monitor.report import RunFacts, StatusReport
+from decentral.monitor.status import summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 

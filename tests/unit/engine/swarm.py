@@ -12,8 +12,8 @@ from decentral.codecs.codec import make_codec
 from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
-from decentral.exchange.messages import unpack_roll, unpack_shard
-from decentral.exchange.reducer import SHARD
+from decentral.exchange.allreduce.messages import unpack_participants, unpack_shard
+from decentral.exchange.allreduce.reducer import SHARD
 from decentral.monitor.events import RoundMixed, StretchDone
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
@@ -102,7 +102,7 @@ class Tap:
             if method == SHARD:
                 shard = unpack_shard(request, len(request))
                 if shard.frame:
-                    key = unpack_roll(shard.roll).key
+                    key = unpack_participants(shard.participants).key
                     self._seen.weights[key, sender], self._seen.frames[key, sender] = shard.weight, shard.frame
             return await handler(sender, request)
 

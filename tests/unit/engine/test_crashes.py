@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from decentral.exchange.chair import CONVENE
-from decentral.exchange.reducer import RESULT, SHARD
+from decentral.exchange.allreduce.leader import CONVENE
+from decentral.exchange.allreduce.reducer import RESULT, SHARD
 from decentral.monitor.events import RoundAborted
 from decentral.sim.faults import Crash
 from decentral.sim.network import Line
@@ -34,17 +34,17 @@ def called(messages: list[Message], method: str) -> PeerId:
 
 
 def cast() -> tuple[int, PeerId, PeerId]:
-    """A round, not among the first, that one peer chairs and another one reduces; both of them."""
+    """A round, not among the first, that one peer leads and another one reduces; both of them."""
     for number, messages in list(enumerate(round_by_round(Plan(rounds=ROUNDS))))[2 : ROUNDS - 1]:
-        chair, reducer = called(messages, CONVENE), called(messages, SHARD)
-        if chair != reducer:
-            return number, chair, reducer
-    raise AssertionError("the chair is always the reducer")
+        leader, reducer = called(messages, CONVENE), called(messages, SHARD)
+        if leader != reducer:
+            return number, leader, reducer
+    raise AssertionError("the leader is always the reducer")
 
 
-ROUND, CHAIR, REDUCER = cast()
+ROUND, LEADER, REDUCER = cast()
 # The lines of those that will be killed are slow, so that their replies leave one after the other.
-PLAN = Plan(rounds=ROUNDS, machines={peer: Machine(Line(up_bytes_per_s=5000.0)) for peer in (CHAIR, REDUCER)})
+PLAN = Plan(rounds=ROUNDS, machines={peer: Machine(Line(up_bytes_per_s=5000.0)) for peer in (LEADER, REDUCER)})
 
 
 def span(plan: Plan, method: str) -> tuple[float, float]:
@@ -86,15 +86,15 @@ def test_crash_of_the_reducer_in_the_data_phase() -> None:
     assert kinds == {(False, True), (True, True), (True, False)}
 
 
-def test_crash_of_the_chair() -> None:
-    # One member is a little late, so that the chair has to wait before it calls the roll.
-    late = next(peer for peer in PEERS if peer != CHAIR)
+def test_crash_of_the_leader() -> None:
+    # One member is a little late, so that the leader has to wait before it names the participants.
+    late = next(peer for peer in PEERS if peer != LEADER)
     plan = replace(PLAN, step_s={late: 1.05 * STEP_S})
-    with_roll = set()
+    with_participants = set()
     for at_s in moments(*span(plan, CONVENE), count=12):
-        seen = simulate(replace(plan, faults=(Crash(at_s, CHAIR),)))
-        survivors = check(seen, CHAIR)
+        seen = simulate(replace(plan, faults=(Crash(at_s, LEADER),)))
+        survivors = check(seen, LEADER)
         check_agreement(seen, *survivors)
         mixed = seen.mixed(survivors[0])[ROUND]
-        with_roll.add(CHAIR in mixed.members or any(who == CHAIR for who, _ in mixed.absent))
-    assert with_roll == {True, False}, "both sides of the call of the roll were hit"
+        with_participants.add(LEADER in mixed.members or any(who == LEADER for who, _ in mixed.absent))
+    assert with_participants == {True, False}, "both sides of the naming of the participants were hit"

@@ -218,7 +218,7 @@ def test_after_values_that_are_not_finite_nothing_is_carried() -> None:
 
 
 def test_a_reset_for_another_fragment_takes_back_what_was_gone_ahead() -> None:
-    """The flight may still be counted; what comes back of it otherwise is not finite work of a lost phase."""
+    """The sync may still be counted; what comes back of it otherwise is not finite work of a lost phase."""
     replica, trainer = founded(2, eager=EAGER)
     train(replica, 0, 2)
     launch(replica, SyncKey(0, 0))

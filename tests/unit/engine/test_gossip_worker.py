@@ -8,8 +8,8 @@ import pytest
 
 from decentral.codecs.codec import make_codec
 from decentral.engine.membership import Membership
-from decentral.exchange.gossip import Gossip
-from decentral.exchange.pairing import Pairing
+from decentral.exchange.gossip.exchange import Gossip
+from decentral.exchange.gossip.pairing import Pairing
 from decentral.monitor.events import RoundMixed, StretchDone, Validated
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan

@@ -88,7 +88,7 @@ def test_no_round_splits_when_workers_join(seed: int) -> None:
         for event in journals[0].events:
             if isinstance(event, RoundMixed):
                 members[event.round].add(event.members)
-    assert {round_: rolls for round_, rolls in members.items() if len(rolls) > 1} == {}
+    assert {round_: participants for round_, participants in members.items() if len(participants) > 1} == {}
     assert len(next(iter(members[7]))) == 6
 
 

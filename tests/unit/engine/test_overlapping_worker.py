@@ -81,7 +81,7 @@ class Gone:
         return not world.is_running(self.peer)
 
 
-#: Every flight lasts several steps of a tenth of a second.
+#: Every sync lasts several steps of a tenth of a second.
 FAR = dict.fromkeys(itertools.combinations(PEERS, 2), 0.1)
 LOSSY: dict[str, Any] = {
     "codec": make_codec("int4-b8"),

@@ -1,4 +1,4 @@
-"""When what is due, step by step: flights that are back in time, late ones, and those that a launch must wait for."""
+"""When what is due, step by step: syncs that are back in time, late ones, and those that a launch must wait for."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.flights import Flight, Flights, Landing
 from decentral.engine.options import RunOptions
+from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing
 from decentral.engine.timetable import Timetable
 from decentral.exchange.api import Contribution, Verdict
-from decentral.exchange.keeping import Keeping
 from decentral.exchange.progress import Progress
+from decentral.exchange.server.options import ServerOptions
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed
@@ -28,21 +28,21 @@ FP32 = make_codec("fp32")
 ME = PeerId("me")
 
 
-class Sky(Flights):
-    """Flights that are up for as long as they are told."""
+class Sky(InFlightSyncs):
+    """Syncs that are up for as long as they are told."""
 
     def __init__(self) -> None:
-        self._flights = {}
+        self._syncs = {}
         self.back: set[SyncKey] = set()
         """Those whose result is there."""
 
-    def up(self, key: SyncKey, step: int, group: float = 1.0) -> Flight:
+    def up(self, key: SyncKey, step: int, group: float = 1.0) -> InFlightSync:
         task = SimpleNamespace(done=lambda: key in self.back)
-        flight = self._flights[key.fragment] = Flight(key, step, group, 0.0, cast(Any, task))
-        return flight
+        sync = self._syncs[key.fragment] = InFlightSync(key, step, group, 0.0, cast(Any, task))
+        return sync
 
-    def down(self, flight: Flight) -> None:
-        del self._flights[flight.key.fragment]
+    def down(self, sync: InFlightSync) -> None:
+        del self._syncs[sync.key.fragment]
 
 
 class Desk:
@@ -60,14 +60,14 @@ class Desk:
         return keys
 
     def landed(self, fragment: int, landing: Landing) -> None:
-        """A flight of a fragment has been and gone."""
-        flight = self.sky.up(SyncKey(0, fragment), 0, self.timetable.group_of(fragment))
-        self.timetable.landed(flight, landing)
-        self.sky.down(flight)
+        """A sync of a fragment has been and gone."""
+        sync = self.sky.up(SyncKey(0, fragment), 0, self.timetable.group_of(fragment))
+        self.timetable.landed(sync, landing)
+        self.sky.down(sync)
 
-    def land(self, flight: Flight) -> None:
-        self.progress.finish(flight.key)
-        self.sky.down(flight)
+    def land(self, sync: InFlightSync) -> None:
+        self.progress.finish(sync.key)
+        self.sky.down(sync)
 
 
 def landing(transfer_s: float = 1.0, waiting_s: float = 0.0) -> Landing:
@@ -87,7 +87,7 @@ def asking(num_groups: int) -> Presence:
 
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[SyncPlan, int, dict[SyncKey, int]]:
-    """A plan, rounds, and how many steps each flight lasts."""
+    """A plan, rounds, and how many steps each sync lasts."""
     inner_steps = draw(st.integers(1, 12))
     fragments = draw(st.integers(1, 5))
     groups = draw(st.integers(1, min(inner_steps, fragments)))
@@ -108,18 +108,18 @@ def played(desk: Desk, lasts: dict[SyncKey, int]) -> Iterator[tuple[str, SyncKey
         event = timetable.next_event(step)
         assert event <= timetable.last_step
         step = max(step, event)
-        desk.sky.back |= {flight.key for flight in desk.sky if flight.step + lasts[flight.key] <= step}
-        for flight in timetable.to_wait_for(step):
-            desk.land(flight)
-            yield "land", flight.key, step
+        desk.sky.back |= {sync.key for sync in desk.sky if sync.step + lasts[sync.key] <= step}
+        for sync in timetable.to_wait_for(step):
+            desk.land(sync)
+            yield "land", sync.key, step
         for key in timetable.to_launch(step):
             assert desk.sky.get(key.fragment) is None
             desk.sky.up(key, step)
             yield "launch", key, step
-        desk.sky.back |= {flight.key for flight in desk.sky if lasts[flight.key] == 0 and flight.step == step}
-        for flight in timetable.to_land(step):
-            desk.land(flight)
-            yield "land", flight.key, step
+        desk.sky.back |= {sync.key for sync in desk.sky if lasts[sync.key] == 0 and sync.step == step}
+        for sync in timetable.to_land(step):
+            desk.land(sync)
+            yield "land", sync.key, step
 
 
 @given(runs())
@@ -161,7 +161,7 @@ def test_without_overlap_what_was_launched_lands_at_once() -> None:
     desk = Desk(SyncPlan(10, 2))
     assert desk.timetable.next_event(0) == desk.timetable.next_launches == 5
     assert desk.launch(5) == [SyncKey(0, 0)]
-    assert [flight.key for flight in desk.timetable.to_land(5)] == [SyncKey(0, 0)], "though it is not back"
+    assert [sync.key for sync in desk.timetable.to_land(5)] == [SyncKey(0, 0)], "though it is not back"
 
 
 def test_with_overlap_nothing_lands_before_it_is_back() -> None:
@@ -176,14 +176,14 @@ def test_with_overlap_nothing_lands_before_it_is_back() -> None:
     assert desk.timetable.to_land(9) == [], "nor before it is due"
 
 
-def test_the_next_launch_waits_for_the_flight_before() -> None:
+def test_the_next_launch_waits_for_the_sync_before() -> None:
     desk = Desk(SyncPlan(10, 2, 2))
     desk.launch(3)
     assert desk.timetable.next_launch(0) == 13
     assert desk.timetable.to_wait_for(12) == []
     assert desk.timetable.to_launch(13) == [SyncKey(0, 1)], "the other one, overdue, does not"
-    (flight,) = desk.timetable.to_wait_for(13)
-    desk.land(flight)
+    (sync,) = desk.timetable.to_wait_for(13)
+    desk.land(sync)
     assert desk.timetable.to_launch(13) == [SyncKey(0, 1), SyncKey(1, 0)], "in the order of the plan"
 
 
@@ -192,9 +192,9 @@ def test_at_the_last_step_everything_must_land_and_nothing_is_launched_any_more(
     first, second = (desk.launch(step)[0] for step in (3, 8))
     assert desk.timetable.last_step == 10
     assert desk.timetable.next_event(9) == 10
-    assert [flight.key for flight in desk.timetable.to_wait_for(10)] == [first, second]
-    for flight in desk.timetable.to_wait_for(10):
-        desk.land(flight)
+    assert [sync.key for sync in desk.timetable.to_wait_for(10)] == [first, second]
+    for sync in desk.timetable.to_wait_for(10):
+        desk.land(sync)
     assert desk.timetable.to_launch(1000) == []
 
 
@@ -216,7 +216,7 @@ def test_a_newcomer_goes_on_at_its_donors_step_but_takes_one_before_the_next_lau
 
 
 def test_an_asynchronous_worker_that_is_half_as_fast_takes_half_the_steps() -> None:
-    desk = Desk(SyncPlan(10), keeping=Keeping(dylu=True))
+    desk = Desk(SyncPlan(10), server=ServerOptions(dylu=True))
     desk.launch(10)
     assert desk.timetable.skip_to(10, 0, 2.0, [1.0, 1.0]) == 15
     assert desk.timetable.skip_to(10, 0, 1.0, [1.0, 2.0]) == 10
@@ -225,7 +225,7 @@ def test_an_asynchronous_worker_that_is_half_as_fast_takes_half_the_steps() -> N
 # -- what follows the link --------------------------------------------------------------------------------------------
 
 
-def test_overlap_follows_the_flights_and_the_steps() -> None:
+def test_overlap_follows_the_syncs_and_the_steps() -> None:
     desk = Desk(SyncPlan(20), auto_delay=True)
     assert desk.timetable.delay_steps == 1
     desk.timetable.stepped(0.5)
@@ -242,7 +242,7 @@ def test_overlap_follows_the_flights_and_the_steps() -> None:
 
 
 def grouped(transfer_s: float, *, plan: SyncPlan | None = None, **options: Any) -> Desk:
-    """One flight of one of eight fragments, by itself, is measured with steps of a second."""
+    """One sync of one of eight fragments, by itself, is measured with steps of a second."""
     desk = Desk(plan or SyncPlan(40, 8), auto_groups=True, **options)
     desk.timetable.stepped(1.0)
     desk.landed(0, landing(transfer_s))
@@ -264,7 +264,7 @@ def test_launches_change_with_a_round_and_not_within() -> None:
     assert [desk.timetable.next_launch(f) for f in range(8)] == [60, 80] * 4
 
 
-def test_flights_of_the_round_before_do_not_put_the_change_off() -> None:
+def test_syncs_of_the_round_before_do_not_put_the_change_off() -> None:
     desk = grouped(transfer_s=1.25)
     for fragment in range(1, 8):
         desk.sky.up(SyncKey(0, fragment), 40)

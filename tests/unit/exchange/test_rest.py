@@ -15,9 +15,9 @@ def owed(rest: MeanRest, key: SyncKey, start: int, numel: int) -> list[float]:
 def test_what_was_left_out_is_owed_once_the_round_counts() -> None:
     rest = MeanRest((6,))
     assert owed(rest, FIRST, 0, 6) == [0.0] * 6
-    rest.hold(b"roll", FIRST, 2, torch.tensor([1.0, -1.0]))
+    rest.hold(b"participants", FIRST, 2, torch.tensor([1.0, -1.0]))
     assert owed(rest, SECOND, 0, 6) == [0.0] * 6
-    rest.settle(b"roll", mixed=True)
+    rest.settle(b"participants", mixed=True)
     assert owed(rest, SECOND, 0, 6) == [0.0, 0.0, 1.0, -1.0, 0.0, 0.0]
     assert owed(rest, SECOND, 3, 2) == [-1.0, 0.0], "under another cut"
 
@@ -25,9 +25,9 @@ def test_what_was_left_out_is_owed_once_the_round_counts() -> None:
 def test_a_later_rest_replaces_what_went_into_its_mean() -> None:
     rest = MeanRest((3,))
     for number, left in enumerate(([1.0, 1.0, 1.0], [0.5, 0.0])):
-        roll = bytes([number])
-        rest.hold(roll, FIRST, 0, torch.tensor(left))
-        rest.settle(roll, mixed=True)
+        participants = bytes([number])
+        rest.hold(participants, FIRST, 0, torch.tensor(left))
+        rest.settle(participants, mixed=True)
     assert owed(rest, SECOND, 0, 3) == [0.5, 0.0, 1.0]
 
 
@@ -43,8 +43,8 @@ def test_a_round_that_came_to_nothing_changes_nothing() -> None:
 
 def test_fragments_are_apart() -> None:
     rest = MeanRest((2, 3))
-    rest.hold(b"roll", SyncKey(0, 1), 1, torch.tensor([4.0]))
-    rest.settle(b"roll", mixed=True)
+    rest.hold(b"participants", SyncKey(0, 1), 1, torch.tensor([4.0]))
+    rest.settle(b"participants", mixed=True)
     assert owed(rest, SyncKey(1, 0), 0, 2) == [0.0, 0.0]
     assert owed(rest, SyncKey(1, 1), 0, 3) == [0.0, 4.0, 0.0]
 
@@ -62,16 +62,16 @@ def test_rounds_that_never_end_are_forgotten() -> None:
 def test_a_mean_that_is_taken_twice_is_owed_once() -> None:
     rest = MeanRest((2,))
     for left in ([1.0, 1.0], [2.0, 2.0]):
-        rest.hold(b"roll", FIRST, 0, torch.tensor(left))
-    rest.settle(b"roll", mixed=True)
+        rest.hold(b"participants", FIRST, 0, torch.tensor(left))
+    rest.settle(b"participants", mixed=True)
     assert owed(rest, SECOND, 0, 2) == [2.0, 2.0]
 
 
 def test_what_is_void_is_not_owed() -> None:
     rest = MeanRest((2, 2))
     for fragment in (0, 1):
-        rest.hold(b"roll", SyncKey(0, fragment), 0, torch.tensor([1.0, 1.0]))
-    rest.settle(b"roll", mixed=True)
+        rest.hold(b"participants", SyncKey(0, fragment), 0, torch.tensor([1.0, 1.0]))
+    rest.settle(b"participants", mixed=True)
     rest.void(SyncKey(1, 0))
     assert owed(rest, SyncKey(1, 0), 0, 2) == [0.0, 0.0]
     assert owed(rest, SyncKey(1, 1), 0, 2) == [1.0, 1.0]

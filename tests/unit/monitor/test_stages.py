@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from decentral.monitor.stages import StageRow, stage_numbers
-from decentral.monitor.status import Health, RunFacts, StatusReport, WorkerRow, summarize
+from decentral.monitor.report import Health, RunFacts, StageRow, StatusReport, WorkerRow
+from decentral.monitor.stages import stage_numbers
+from decentral.monitor.status import summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 

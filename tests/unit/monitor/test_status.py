@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from decentral.monitor.status import Health, RunFacts, StatusReport, WorkerRow, summarize
+from decentral.monitor.report import Health, RunFacts, StatusReport, WorkerRow
+from decentral.monitor.status import summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from decentral.pipeline.compute import HeadCompute, Key, StageCompute
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from workers import lm
 from workers.lm.model import GPT
@@ -23,12 +23,12 @@ def lm_settings(**changed: object) -> dict[str, object]:
     return {"model": {**model, **changed}, "batch_sequences": 8, "val_batches": 2}
 
 
-def lm_blocks(*, data: Sequence[str] = (), **changed: object) -> Blocks:
+def lm_blocks(*, data: Sequence[str] = (), **changed: object) -> ModelBlocks:
     seat = Seat(run_seed=3, stream_seed=0, total_steps=50, data=tuple(data))
     return lm.blocks(lm_settings(**changed), seat, NUM_MICROBATCHES)
 
 
-def with_plain_steps(blocks: Blocks) -> Blocks:
+def with_plain_steps(blocks: ModelBlocks) -> ModelBlocks:
     """The same model, whose step is ``w <- w - gradient``: what moved is the gradient that was applied."""
     return replace(
         blocks,
@@ -46,7 +46,7 @@ def spans(num_stages: int) -> list[tuple[int, int]]:
 class Pipeline:
     """A head and one replica of every stage."""
 
-    def __init__(self, blocks: Blocks, num_stages: int) -> None:
+    def __init__(self, blocks: ModelBlocks, num_stages: int) -> None:
         self.head = HeadCompute(blocks)
         self.stages = [StageCompute(blocks, first, stop) for first, stop in spans(num_stages)]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from decentral.errors import ConfigError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.routing import stage_order
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 from tests.unit.pipeline.models import (
     NUM_BLOCKS,
     NUM_MICROBATCHES,
@@ -58,7 +58,7 @@ def seeded(module: nn.Module, seed: int) -> nn.Module:
     return module
 
 
-MLP = Blocks(
+MLP = ModelBlocks(
     num_blocks=NUM_BLOCKS,
     activation_shape=(5, WIDTH),
     num_tokens=5,

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 
 from decentral.pipeline.compute import Key
-from decentral.ports.blocks import BatchSource, Blocks
+from decentral.ports.model_blocks import BatchSource, ModelBlocks
 from decentral.ports.trainer import Seat
 from tests.unit.pipeline.models import Pipeline
 
 TASKS = (Path(__file__).parents[3] / "docs/tasks.md").read_text()
 
 
-def _documented(num_microbatches: int) -> Blocks:
+def _documented(num_microbatches: int) -> ModelBlocks:
     names: dict[str, object] = {"__name__": "deep"}
     (code,) = re.findall(r"```python\n(# deep\.py\n.*?)```", TASKS, re.DOTALL)
     exec(code, names)
     make = names["blocks"]
     assert callable(make)
     blocks = make({}, Seat(run_seed=1, stream_seed=2, total_steps=100), num_microbatches)
-    assert isinstance(blocks, Blocks)
+    assert isinstance(blocks, ModelBlocks)
     return blocks
 
 

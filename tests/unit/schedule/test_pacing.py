@@ -8,12 +8,12 @@ from decentral.schedule.pacing import Pacing
 
 
 def paced(
-    *flights: tuple[float, float, float], inner_steps: int = 100, num_fragments: int = 24, step_s: float = 1.0
+    *syncs: tuple[float, float, float], inner_steps: int = 100, num_fragments: int = 24, step_s: float = 1.0
 ) -> Pacing:
-    """Flights of (waiting, transfer, share), which last as long as both together."""
+    """Syncs of (waiting, transfer, share), which last as long as both together."""
     pacing = Pacing(inner_steps, num_fragments)
     pacing.stepped(step_s)
-    for waiting_s, transfer_s, share in flights:
+    for waiting_s, transfer_s, share in syncs:
         pacing.landed(waiting_s + transfer_s, waiting_s=waiting_s, transfer_s=transfer_s, share=share)
     return pacing
 
@@ -32,7 +32,7 @@ def test_before_anything_is_measured_it_is_one_step_and_as_many_launches_as_ther
     ("durations_s", "steps"),
     [([0.3], 1), ([1.0], 1), ([1.01], 2), ([5, 1, 1, 1], 1), ([5, 5, 1, 1], 5), ([2.5, 9.5, 4.5, 3.5], 5)],
 )
-def test_three_of_four_flights_are_back_in_time(durations_s: list[float], steps: int) -> None:
+def test_three_of_four_syncs_are_back_in_time(durations_s: list[float], steps: int) -> None:
     assert paced(*((0.0, seconds, 1.0) for seconds in durations_s)).delay_steps == steps
 
 
@@ -47,7 +47,7 @@ def test_faster_steps_make_more_of_them() -> None:
     assert pacing.delay_steps == 12
 
 
-def test_old_flights_are_forgotten() -> None:
+def test_old_syncs_are_forgotten() -> None:
     pacing = paced(*[(0.0, 40.0, 1.0)] * 16)
     assert (pacing.delay_steps, pacing.num_groups(1)) == (40, 8)
     for _ in range(16):
@@ -56,7 +56,7 @@ def test_old_flights_are_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flight", "groups"),
+    ("sync", "groups"),
     [
         ((0.0, 4.0, 1.0), 1),  # fits as it is
         ((0.0, 20.0, 1.0), 4),  # five steps each
@@ -68,8 +68,8 @@ def test_old_flights_are_forgotten() -> None:
         ((3.0, 2.0, 1.0), 1),  # all of it is round trips
     ],
 )
-def test_a_transfer_lasts_no_longer_than_advised(flight: tuple[float, float, float], groups: int) -> None:
-    assert paced(flight).num_groups(1 if groups > 1 else 24) == groups
+def test_a_transfer_lasts_no_longer_than_advised(sync: tuple[float, float, float], groups: int) -> None:
+    assert paced(sync).num_groups(1 if groups > 1 else 24) == groups
 
 
 def test_others_that_were_waited_for_make_no_more_launches() -> None:
@@ -91,9 +91,9 @@ def test_what_is_nearly_right_stays(present: int, groups: int) -> None:
     st.data(),
 )
 def test_whatever_is_measured_is_in_range(
-    flights: list[tuple[float, float, float]], inner_steps: int, num_fragments: int, step_s: float, data: st.DataObject
+    syncs: list[tuple[float, float, float]], inner_steps: int, num_fragments: int, step_s: float, data: st.DataObject
 ) -> None:
-    pacing = paced(*flights, inner_steps=inner_steps, num_fragments=num_fragments, step_s=step_s)
+    pacing = paced(*syncs, inner_steps=inner_steps, num_fragments=num_fragments, step_s=step_s)
     most = min(num_fragments, inner_steps)
     present = data.draw(st.integers(1, most))
     assert 1 <= pacing.delay_steps <= max(1, inner_steps - 1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decentral.swarm.matching import chairs, evaluator, groups, middle_round, reducers, rendezvous, shards, stragglers
+from decentral.swarm.matching import evaluator, groups, leaders, middle_round, reducers, rendezvous, shards, stragglers
 from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId, SyncKey
 
@@ -58,16 +58,16 @@ def test_work_is_balanced_over_rounds(purpose: str) -> None:
 
 
 def test_the_ranking_is_pinned() -> None:
-    """Releases that rank differently would call different rolls: a change of it is a change of the protocol."""
+    """Releases that rank differently would name different leaders: a change of it is a change of the protocol."""
     peers = tuple(PeerId(name) for name in ("ann", "bob", "cid", "dot"))
     assert rendezvous("chair", KEY, peers) == ("cid", "bob", "dot", "ann")
 
 
 @given(peers=peer_lists, key=keys, data=st.data())
-def test_the_senior_chair_first_and_equals_take_turns(peers: list[PeerId], key: SyncKey, data: st.DataObject) -> None:
+def test_the_senior_leader_first_and_equals_take_turns(peers: list[PeerId], key: SyncKey, data: st.DataObject) -> None:
     since = {peer: data.draw(st.integers(0, 3)) for peer in peers}
     members = [member(peer, since=since[peer]) for peer in data.draw(st.permutations(peers))]
-    ranked = tuple(chairs(members, key))
+    ranked = tuple(leaders(members, key))
     assert sorted(ranked) == sorted(peers)
     assert [since[peer] for peer in ranked] == sorted(since.values())
     turns = rendezvous("chair", key, tuple(peers))
@@ -77,7 +77,7 @@ def test_the_senior_chair_first_and_equals_take_turns(peers: list[PeerId], key: 
 
 def test_a_newcomer_moves_nobody_ahead_of_it() -> None:
     members = [member(f"peer-{number}", since=number // 3) for number in range(9)]
-    assert [*chairs([*members, member("newcomer", since=5)], KEY)] == [*chairs(members, KEY), "newcomer"]
+    assert [*leaders([*members, member("newcomer", since=5)], KEY)] == [*leaders(members, KEY), "newcomer"]
 
 
 @given(peers=peer_lists.filter(bool), key=keys, num_shards=st.integers(1, 12))

@@ -3,7 +3,7 @@ import torch
 
 from decentral.errors import ConfigError, DataError, IncapableError
 from decentral.pipeline.compute import HeadCompute, StageCompute
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from workers import lm
 from workers.lm import settings as lm_settings
@@ -28,12 +28,12 @@ def _seat(*data: str, run_seed: int = 0, stream_seed: int = 1) -> Seat:
     return Seat(run_seed=run_seed, stream_seed=stream_seed, total_steps=60, data=data)
 
 
-def _blocks(*data: str, run_seed: int = 0, stream_seed: int = 1, num_microbatches: int = 4, **changed) -> Blocks:
+def _blocks(*data: str, run_seed: int = 0, stream_seed: int = 1, num_microbatches: int = 4, **changed) -> ModelBlocks:
     seat = _seat(*data, run_seed=run_seed, stream_seed=stream_seed)
     return lm.blocks({**SETTINGS, **changed}, seat, num_microbatches)
 
 
-def _weights(blocks: Blocks) -> dict[str, torch.Tensor]:
+def _weights(blocks: ModelBlocks) -> dict[str, torch.Tensor]:
     parts = [HeadCompute(blocks), StageCompute(blocks, 0, 1), StageCompute(blocks, 1, 4)]
     return {name: value for part in parts for name, value in part.parameters().items()}
 

@@ -1,0 +1,211 @@
+"""``decentral local``: a whole swarm on this machine, from nothing to a trained model.
+
+Each worker is a process of its own with its own node on loopback, exactly as on machines of their own. This process
+takes no part in the swarm (see ``local_run``).
+"""
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from decentral.cli.local.processes import Processes, processes_for
+from decentral.cli.worker import (
+    CODEC,
+    CONFIG,
+    DATA,
+    DEBUG,
+    FRAGMENTS,
+    MAX_UPLOAD,
+    METHOD,
+    MIX,
+    MORE_DATA,
+    OVERLAP,
+    REPLICAS,
+    SET,
+    STAGES,
+    data_paths,
+    make_folder,
+    overlap_flags,
+)
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import Settings, load, resolve, with_values
+from decentral.errors import UsageError
+
+if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
+    from torch import Tensor
+
+    from decentral.ports.trainer import Trainer
+
+RESULT = typer.Option(
+    help="What becomes of the workers' weights; the average with noloco, else the newest.",
+    metavar="average|best|newest|INDEX",
+)
+_WORKERS = "Processes to start; 4 without a pipeline, whose stages and replicas say how many it takes."
+
+DEFAULT_MINUTES = 2.0
+#: Of a round beyond its inner steps, on loopback.
+_ROUND_OVERHEAD_S = 0.5
+
+
+def local(
+    more_data: Annotated[list[str] | None, MORE_DATA] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help=_WORKERS)] = None,
+    stages: Annotated[int | None, STAGES] = None,
+    replicas: Annotated[int | None, REPLICAS] = None,
+    spares: Annotated[int | None, typer.Option(min=0, max=64, help="More workers, for stages that are lost.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help=f"Train for about this long; {DEFAULT_MINUTES:g} if nothing else ends the run.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Train on at least this many tokens, all workers together.")
+    ] = None,
+    config: Annotated[Path | None, CONFIG] = None,
+    assignments: Annotated[list[str] | None, SET] = None,
+    data: Annotated[list[str] | None, DATA] = None,
+    method: Annotated[str | None, METHOD] = None,
+    codec: Annotated[str | None, CODEC] = None,
+    fragments: Annotated[str | None, FRAGMENTS] = None,
+    overlap: Annotated[str | None, OVERLAP] = None,
+    mix: Annotated[str | None, MIX] = None,
+    max_upload: Annotated[str | None, MAX_UPLOAD] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
+    result: Annotated[str | None, RESULT] = None,
+    debug: Annotated[bool, DEBUG] = False,
+) -> int:
+    """Train with several workers on this machine; without options a small language model, in about two minutes."""
+    flags = {
+        "data.paths": data_paths(data, more_data),
+        "method.preset": method,
+        "method.codec": codec,
+        **overlap_flags(fragments, overlap, mix),
+        "pipeline.stages": stages,
+        "pipeline.replicas": replicas,
+        "worker.device": device,
+        "worker.threads": threads,
+        "worker.max_upload": max_upload,
+        "worker.out": out,
+        "worker.log_level": "debug" if debug else None,
+    }
+    settings = load(config, assignments or (), flags)
+    processes = processes_for(settings.swarm.pipeline, workers, spares)
+    check_length_and_result(minutes, tokens, result, processes)
+    if minutes is None and tokens is None and "run.rounds" not in settings.explicit:
+        minutes = DEFAULT_MINUTES
+    return _train(settings, processes, Length(minutes, tokens), result)
+
+
+def _train(settings: Settings, processes: Processes, length: "Length", take: str | None) -> int:
+    """Set up the run and let it run; nothing has been started when it is refused."""
+    own = settings.worker
+    if own.stage:
+        raise UsageError(
+            f"worker.stage is {own.stage}, but in a local run every stage finds a worker by itself.",
+            hint="Leave it out; --spares adds workers that wait.",
+        )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = own.model_copy(update={"threads": own.threads or max(1, cores // processes.size)})
+    swarm = resolve(settings.swarm)
+    if own.data:  # all workers are on this machine
+        swarm = with_values(swarm, {"data.paths": own.data})
+    swarm = with_values(swarm, processes.values)
+    import torch
+
+    from decentral.run import compose
+    from decentral.run.stages import parts_of, settle
+
+    swarm = settle(swarm, own.device, ())
+    torch.set_num_threads(own.threads)
+    # Finds what is wrong with task and data before any process starts, and measures the result at the end.
+    trainer = compose.build_trainer(swarm, own.device, (), stream_seed=0)
+    check_cut(swarm, parts_of(swarm, own.device, trainer.parameters()))
+    pace = measure(trainer, steps=12 if length.minutes is not None else 1)
+    if length.minutes is not None:
+        step_s = processes.step_s(pace.step_s, own.threads, cores, on_cpu=own.device == "cpu")
+        swarm = with_values(swarm, {"run.rounds": rounds_for(60 * length.minutes, step_s, swarm)})
+    if length.tokens is not None:
+        per_round = pace.tokens_per_step * swarm.method.inner_steps * processes.num_streams
+        swarm = with_values(swarm, {"run.rounds": math.ceil(length.tokens / per_round)})
+    folder = make_folder(own.out, swarm.run.name)
+    from decentral.cli.local.run import LocalRun
+
+    return asyncio.run(LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take).run())
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """What ends a run, if it is not ``run.rounds``: one of them at most."""
+
+    minutes: float | None
+    tokens: int | None
+
+
+def check_length_and_result(
+    minutes: float | None, tokens: int | None, result: str | None, processes: Processes
+) -> None:
+    """Refuse what makes no run.
+
+    Raises:
+        UsageError: two lengths, none above 0, or a result that so many workers cannot have.
+    """
+    if minutes is not None and tokens is not None:
+        raise UsageError("--minutes and --tokens exclude each other.", hint="Give the one that should end the run.")
+    if (minutes is not None and not 0 < minutes <= 100_000) or (tokens is not None and tokens < 1):
+        raise UsageError("--minutes and --tokens must be above 0.")
+    names = (
+        ["average", "newest"]
+        if processes.num_stages
+        else ["average", "best", "newest", *map(str, range(processes.size))]
+    )
+    if result is not None and result not in names:
+        hint = f"Take average, best, newest, or a worker from 0 to {processes.size - 1}."
+        if processes.num_stages:
+            hint = "Of a pipeline take average or newest, of each stage: no worker has the whole model."
+        raise UsageError(f"--result {result} is not known.", hint=hint)
+
+
+def check_cut(swarm: SwarmConfig, parts: "Iterable[Mapping[str, Tensor]]") -> None:
+    """Cut the model into fragments as its workers will.
+
+    Args:
+        swarm: resolved.
+        parts: what is synchronised by itself: the parameters of the model, or those of each stage.
+
+    Raises:
+        ConfigError: there are too few layers, or too many fragments come out for the overlap.
+    """
+    from decentral.run.options import run_options
+    from decentral.tensors.layout import Layout
+
+    for parameters in parts:
+        options = run_options(swarm, "", parameters)
+        Layout.of(parameters, options.plan.num_fragments, options.pattern)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast one worker alone trains on this machine."""
+
+    step_s: float
+    tokens_per_step: int
+
+
+def measure(trainer: "Trainer", *, steps: int, clock: Callable[[], float] = time.perf_counter) -> Pace:
+    """Time ``steps`` inner steps after a first one that warms up. The trainer's parameters change."""
+    tokens = trainer.train_steps(0, 1).tokens
+    began = clock()
+    trainer.train_steps(1, steps)
+    return Pace((clock() - began) / steps, tokens)
+
+
+def rounds_for(seconds: float, step_s: float, swarm: SwarmConfig) -> int:
+    """Rounds that take about ``seconds``."""
+    return max(1, round(seconds / (swarm.method.inner_steps * step_s + _ROUND_OVERHEAD_S)))

@@ -1,0 +1,278 @@
+"""The run of ``decentral local``: start the workers, show what they do, gather what they leave.
+
+It follows the workers' journals and never asks them anything, so a worker that hangs cannot hold it up. A pipeline's
+journals do not tell who holds what at a time: of that a worker is asked beside everything else.
+"""
+
+import asyncio
+import contextlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import decentral
+from decentral.cli import assemble, result
+from decentral.cli.local import outcome
+from decentral.cli.local.children import Child, ending, start, stop
+from decentral.cli.local.processes import Processes
+from decentral.cli.local.replay import Replay
+from decentral.cli.render import console, run_line, view
+from decentral.cli.sources import from_paths, parts_from_paths
+from decentral.cli.worker import stopping
+from decentral.config.rate import show_rate
+from decentral.config.schema import SwarmConfig, WorkerConfig, to_toml
+from decentral.engine.unless import unless
+from decentral.errors import ConfigError, DecentralError, ExitCode
+from decentral.monitor.journal import JournalReader
+from decentral.monitor.report import RunFacts, StatusReport
+from decentral.monitor.status import summarize
+from decentral.ports.trainer import Trainer
+from decentral.run import compose
+from decentral.run.folder import JOURNAL, MODEL, RUN_CONFIG, WORKERS, whole_file
+from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
+
+#: Importing torch and opening a node on a busy machine.
+_START_S = 120.0
+#: After the first worker has finished, the others may take so long.
+_FINISH_S = 60.0
+#: After they were asked to leave.
+_LEAVE_S = 25.0
+_REFRESH_S = 0.5
+#: Between two questions to a pipeline.
+_ASK_EVERY_S = 1.0
+#: Between two lines of progress in a pipe.
+_LINE_EVERY_S = 10.0
+
+
+class LocalRun:
+    """One run of a local swarm.
+
+    Args:
+        swarm: complete configuration of the run.
+        own: of each worker.
+        processes: to start.
+        folder: of the run; exists.
+        trainer: the task in this process; validates and samples at the end.
+        tokens_per_step: of one inner step of one worker.
+        take: what becomes the model of the run (see ``average.choose``); ``None`` for the method's default.
+    """
+
+    def __init__(
+        self,
+        swarm: SwarmConfig,
+        own: WorkerConfig,
+        processes: Processes,
+        folder: Path,
+        trainer: Trainer,
+        tokens_per_step: int,
+        take: str | None = None,
+    ) -> None:
+        self._take = take
+        self._swarm, self._own, self._folder, self._trainer = swarm, own, folder, trainer
+        self._processes = processes
+        self._folders = [folder / WORKERS / str(index) for index in range(processes.size)]
+        for worker in self._folders:
+            worker.mkdir(parents=True, exist_ok=True)
+        total_numel = sum(value.numel() for value in trainer.parameters().values())
+        gossip = swarm.method.name == "noloco"
+        self._replays = [
+            Replay(total_numel, tokens_per_step, processes.size, swarm.run.rounds, gossip=gossip) for _ in self._folders
+        ]
+        self._readers = [JournalReader(worker / JOURNAL) for worker in self._folders]
+        self._children: list[Child] = []
+        self._addresses: list[str] = []
+        """Of workers that can be asked."""
+        self._beside: list[asyncio.Task[None]] = []
+        self._told: StatusReport | None = None
+        """Of a pipeline: what it said last."""
+        self._screen = console(sys.stderr)
+        self._facts = RunFacts(
+            run_id=swarm.run.name,
+            method=swarm.method.name,
+            codec=swarm.method.codec,
+            rounds=swarm.run.rounds,
+            protocol=decentral.PROTOCOL,
+            version=decentral.__version__,
+            config_digest=swarm.digest(),
+            gossip=gossip,
+            num_stages=swarm.pipeline.stages,
+        )
+
+    async def run(self) -> int:
+        """Run to the end or until Ctrl-C, and print the summary.
+
+        Raises:
+            DecentralError: all workers failed; with the error of the first.
+        """
+        with whole_file(self._folder / RUN_CONFIG) as file:
+            file.write(to_toml(self._swarm))
+        self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
+        began = time.monotonic()
+        with stopping() as stopped:
+            try:
+                await unless(stopped, self._start())
+                await self._follow(stopped)
+            finally:
+                await _cancel(self._beside)
+                await stop(self._children, _LEAVE_S)
+        seconds = time.monotonic() - began
+        failed = [child for child in self._children if child.code != ExitCode.OK]
+        if len(failed) == len(self._children) and not stopped.is_set():
+            raise failed[0].error()
+        asked = (ExitCode.INTERRUPTED, -signal.SIGINT) if stopped.is_set() else ()
+        for child in failed:
+            if child.code not in asked:
+                self._say(child.error().message)
+        self._finish(seconds)
+        return ExitCode.OK
+
+    async def _start(self) -> None:
+        """Start the founder and, when it says how to join it, the others."""
+        own = self._own
+        common = [
+            *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
+            *("--max-upload", show_rate(own.max_upload)),
+            *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
+        ]
+        env = {"OMP_NUM_THREADS": str(own.threads)}
+        founding = ["worker", "--new", "--config", str(self._folder / RUN_CONFIG), *common]
+        founder = await start(0, founding, self._folders[0], env)
+        self._children.append(founder)
+        line = await founder.first_line(_START_S)
+        address = line.partition(" --join ")[2]
+        if not address:
+            raise DecentralError(f"Worker 0 began with {line!r} instead of the command that joins it.")
+        self._addresses.append(address)
+        for index in range(1, len(self._folders)):
+            stage = self._processes.stage(index)
+            joining = ["worker", "--join", address, *common, *(["--stage", stage] if stage else [])]
+            self._children.append(await start(index, joining, self._folders[index], env))
+        if self._processes.num_stages:
+            self._beside = [asyncio.create_task(self._ask())]
+            self._beside += [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
+
+    async def _ask(self) -> None:
+        """Keep up with what a pipeline says of itself."""
+        async with contextlib.aclosing(compose.follow(self._addresses, every_s=_ASK_EVERY_S)) as reports:
+            async for report in reports:
+                self._told = report
+
+    async def _listen(self, child: Child) -> None:
+        """Note where a worker can be asked, should others be gone."""
+        with contextlib.suppress(DecentralError):  # how it ended is told when all have
+            line = await child.first_line(_START_S)
+            self._addresses += [address for address in [line.partition(" --join ")[2]] if address]
+
+    async def _follow(self, stopped: asyncio.Event) -> None:
+        """Show progress until all workers have ended, the last stragglers are given up, or ``stopped`` is set."""
+        bar = Progress(
+            TextColumn("round {task.completed:.0f} of {task.total:.0f}"),
+            BarColumn(None),
+            TimeElapsedColumn(),
+            console=self._screen,
+            expand=True,
+        )
+        task = bar.add_task("", total=self._swarm.run.rounds)
+        live = Live(console=self._screen, auto_refresh=False) if self._screen.is_terminal else None
+        finished_at, line_at = math.inf, 0.0
+        with live or contextlib.nullcontext():
+            while not stopped.is_set():
+                report, now = self._report(), time.monotonic()
+                bar.update(task, completed=report.totals.round)
+                if live is not None:
+                    shown = view(report, self._screen.width) if report.workers else "starting ..."
+                    live.update(Group(shown, bar), refresh=True)
+                elif report.workers and now >= line_at:
+                    self._screen.print(run_line(report), soft_wrap=True)
+                    line_at = now + _LINE_EVERY_S
+                codes = [child.code for child in self._children]
+                if ExitCode.OK in codes:
+                    finished_at = min(finished_at, now)
+                if None not in codes or now > finished_at + _FINISH_S:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stopped.wait(), _REFRESH_S)
+
+    def _report(self) -> StatusReport:
+        """What the journals say now, or what a pipeline said last."""
+        if self._processes.num_stages:
+            return self._told or summarize(self._facts, [], ttl_s=math.inf)
+        for reader, replay in zip(self._readers, self._replays, strict=True):
+            for event in reader.read():
+                replay.take(event)
+        rows = []
+        for child, replay in zip(self._children, self._replays, strict=False):
+            presence = replay.presence
+            if presence is None:
+                continue
+            if child.code:
+                metrics = replace(presence.metrics, reason=ending(child.code), tokens_per_s=0.0)
+                presence = replace(presence, metrics=metrics)
+            rows.append((presence, replay.age_s(time.time())))
+        # A record is as old as the worker's last event, which may be a whole round: only its process tells its death.
+        return summarize(replace(self._facts, run_id=rows[0][0].run) if rows else self._facts, rows, ttl_s=math.inf)
+
+    def _finish(self, seconds: float) -> None:
+        """Write what the run leaves and print the summary."""
+        import torch
+
+        torch.set_num_threads(self._own.threads * len(self._folders))
+        journals = [worker / JOURNAL for worker in self._folders]
+        events = outcome.merge_journals(journals, self._folder / JOURNAL)
+        outcome.draw_losses(events, self._swarm.method.inner_steps, self._folder / "loss.png")
+        chosen, what = self._keep_model()
+        totals = self._report().totals
+        if self._processes.num_stages:  # what it said last may be a round old
+            totals = replace(totals, tokens=outcome.tokens_of_heads(events))
+        print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))
+
+    def _keep_model(self) -> tuple[Chosen | None, str]:
+        """Make one model of the workers' replicas; the trainer has it afterwards. With it, what was chosen in words."""
+        take = self._take or result.default_take(self._swarm)
+        replicas, broken = self._replicas(take)
+        for text in broken:
+            self._say(f"left out: {text}")
+        if not replicas:
+            return None, ""
+        if take == NEWEST:  # the others need not even be read
+            replicas = [max(replicas, key=lambda replica: replica.round)]
+        found = survey(replicas, result.measure_with(self._trainer))
+        chosen = choose(found, take)
+        result.write(self._folder / MODEL, chosen)
+        self._trainer.load(chosen.weights)
+        if len(replicas) == 1:
+            return chosen, ""
+        if found.differ:
+            console(sys.stdout).print(result.table(found, chosen))
+        return chosen, result.words(found, chosen)
+
+    def _replicas(self, take: str) -> tuple[list[Replica], list[str]]:
+        """The models that the workers left, or the one that their stages make; and what is wrong with others."""
+        if not self._processes.num_stages:
+            return from_paths([str(self._folder)])
+        parts, _, broken = parts_from_paths([str(self._folder)])
+        if not parts:
+            return [], broken
+        try:
+            whole, chosen = assemble.assemble(parts, take)
+        except ConfigError as err:  # stopped before all were saved
+            return [], [*broken, err.message]
+        self._say(f"model put together of {assemble.told(chosen)}")
+        return [whole], broken
+
+    def _say(self, text: str) -> None:
+        self._screen.print(text, markup=False, soft_wrap=True)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

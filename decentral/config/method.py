@@ -1,0 +1,100 @@
+"""The configuration of the method: how workers come to agree.
+
+Here are names, types, ranges and defaults; values that belong together are in ``config.presets``, what goes together
+with what in ``config.rules``. Which preset applies is up to ``config.settings``, what becomes of the values to
+``run.options``. It imports no torch.
+"""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from decentral.config.presets import PRESETS
+from decentral.config.section import Section
+
+Method = Literal["diloco", "sparseloco", "noloco", "async"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+_SHORT = PRESETS["short"]
+_NOLOCO = PRESETS["noloco"]
+#: The middle between what was trained since and what was agreed (Streaming DiLoCo, section 4 of arXiv 2501.18512).
+_ALPHA_WITH_OVERLAP = 0.5
+
+_CODEC = "the name of a codec, such as fp32 or int8-b128; `decentral codecs` lists them"
+_AUTO_CODEC = "auto, or the name of a codec; `decentral codecs` lists them"
+
+AutoCodec = Annotated[str, Field(pattern=r"^[a-z0-9.-]{1,22}$", description=_AUTO_CODEC)]
+_Fragments = Annotated[int, Field(ge=1, le=1024)]
+_Steps = Annotated[int, Field(ge=0, le=1_000_000)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class MethodSection(Section):
+    """How workers come to agree."""
+
+    name: Method = "diloco"
+    inner_steps: int = Field(default=_SHORT["inner_steps"], ge=1, le=1_000_000)
+    outer_lr: float = Field(default=_SHORT["outer_lr"], gt=0, le=10)
+    """NoLoCo's beta."""
+    outer_momentum: float = Field(default=_SHORT["outer_momentum"], ge=0, lt=1)
+    """NoLoCo's alpha; the beta of delayed Nesterov."""
+    nesterov: bool = True
+    """Whether DiLoCo's momentum looks ahead."""
+    eager: bool = False
+    """Whether workers go on from their own share of the step while the exchange has the whole next round."""
+    fragments: _Fragments | Literal["auto", "paper"] = Field(
+        default=1, description="a whole number, at least 1 and at most 1024, or auto, or paper"
+    )
+    """Parts of the model with a sync each; ``auto``: a layer each, ``paper``: three layers each."""
+    fragment_pattern: Literal["strided", "sequential"] = "strided"
+    """How layers are dealt out to fragments."""
+    delay_steps: _Steps | Literal["auto"] = Field(
+        default=0, description="a whole number, at least 0 and at most 1000000, or auto"
+    )
+    """Inner steps under which an exchange is hidden; ``auto``: as many as it takes."""
+    mix_alpha: _Share | Literal["auto"] = Field(
+        default="auto", description="a number, at least 0 and at most 1, or auto"
+    )
+    """Share of the local parameters kept when a fragment is applied."""
+    merge: Literal["mean", "rda"] = "mean"
+    """What is made of the contributions: their mean, or direction and length averaged apart."""
+    weight_by: Literal["tokens", "token-rate", "equal"] = "tokens"
+    """What a contribution counts for."""
+    quorum: int = Field(default=0, ge=0, le=4096)
+    """Workers that a round waits for; 0 for everybody."""
+    quorum_grace: float = Field(default=0.0, ge=0, le=3600)
+    """Seconds in which others still come in after that."""
+    momentum_every: int = Field(default=0, ge=0, le=4096)
+    """Contributions between two steps of delayed Nesterov's momentum; 0 for the number of workers."""
+    momentum_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the momentum that every contribution takes along, c."""
+    dylu: bool = False
+    """Whether slow workers take fewer inner steps."""
+    gamma: float = _NOLOCO["gamma"]
+    """Strength of the pull towards the mean of the group's anchors; its range depends on others."""
+    group_size: int = Field(default=_NOLOCO["group_size"], ge=2, le=64)
+    schedule: Literal["rounds", "poisson"] = "rounds"
+    """Whether groups mix at the end of rounds, or pairs at random moments."""
+    events_per_round: float = Field(default=1.0, gt=0, le=100)
+    """Swaps that a worker starts in the time of a round."""
+    codec: str = Field(default="int8-b128", pattern=r"^[a-z0-9.-]{1,22}$", description=_CODEC)
+    """Of what a worker sends to a reducer, to its host or to the server."""
+    mean_codec: AutoCodec = "auto"
+    """Of the mean that comes back, or of a server's changes; ``auto`` goes by ``codec``."""
+    anchor_codec: AutoCodec = "auto"
+    """Of the anchor that a guest sends its host."""
+    pull_codec: AutoCodec = "auto"
+    """Of the difference between the group's mean anchor and the guest's, which the host sends back."""
+    feedback: Literal["ef14", "ef21", "none"] = "ef14"
+    """What becomes of the codecs' errors."""
+    feedback_decay: float = Field(default=1.0, gt=0, le=1)
+    """What is kept of the residual from round to round."""
+    mean_over: Literal["members", "senders"] = "members"
+    """Whom a value's mean is over."""
+
+    @property
+    def alpha(self) -> float:
+        """``mix_alpha``, or what it is if it is left to us: local work under an overlap is not thrown away."""
+        if self.mix_alpha != "auto":
+            return self.mix_alpha
+        return 0.0 if self.delay_steps == 0 or self.eager else _ALPHA_WITH_OVERLAP

@@ -1,0 +1,253 @@
+"""What of the configuration goes together with what; each refusal names key, value and what to do.
+
+Ranges of single values are with the values, in ``config.method`` and ``config.pipeline``.
+"""
+
+from decentral.config.method import MethodSection
+from decentral.config.pipeline import PipelineSection
+from decentral.outer.gamma import gamma_range
+from decentral.pipeline.cut import FEWEST_STAGES
+
+_ALL_REDUCE = ("diloco", "sparseloco")
+#: Keys that are without effect on all methods but these.
+_ONLY_FOR = {
+    "nesterov": ("diloco",),
+    "eager": ("diloco",),
+    "merge": _ALL_REDUCE,
+    "weight_by": _ALL_REDUCE,
+    "quorum": _ALL_REDUCE,
+    "quorum_grace": _ALL_REDUCE,
+    "gamma": ("noloco",),
+    "group_size": ("noloco",),
+    "schedule": ("noloco",),
+    "events_per_round": ("noloco",),
+    "anchor_codec": ("noloco",),
+    "pull_codec": ("noloco",),
+    "momentum_every": ("async",),
+    "momentum_share": ("async",),
+    "dylu": ("async",),
+}
+
+
+def check(method: MethodSection) -> MethodSection:
+    """The section, if it makes sense together.
+
+    Raises:
+        ValueError: the first that was found, in words.
+    """
+    for rule in (_fits_in_a_round, _is_of_the_method, _feedback_fits, _eager_fits, _merge_fits, _gossips, _is_async):
+        rule(method)
+    return method
+
+
+def check_pipeline(pipeline: PipelineSection) -> PipelineSection:
+    """The section, if it makes a pipeline.
+
+    Raises:
+        ValueError: the first that was found, in words.
+    """
+    if not pipeline.stages:
+        for key, field in type(pipeline).model_fields.items():
+            if (value := getattr(pipeline, key)) != field.default:
+                raise ValueError(
+                    f"pipeline.{key} is {value}, but pipeline.stages is 0, with which every worker has the whole "
+                    "model: set pipeline.stages (or --stages) to how many parts it is cut into"
+                )
+        return pipeline
+    least = 1 if pipeline.recovery == "auto" else FEWEST_STAGES[pipeline.recovery]
+    if pipeline.stages < least:
+        raise ValueError(
+            f"pipeline.recovery is {pipeline.recovery}, which needs at least {least} stages, but pipeline.stages is "
+            f"{pipeline.stages}: take more stages, or another recovery (auto takes the best that is possible)"
+        )
+    if pipeline.in_flight > pipeline.microbatches:
+        raise ValueError(
+            f"pipeline.in_flight is {pipeline.in_flight}, which must be at most pipeline.microbatches "
+            f"({pipeline.microbatches}): one batch is under way at a time; 0 stands for all of it"
+        )
+    if pipeline.codec.startswith(("topk", "sign")):
+        raise ValueError(
+            f"pipeline.codec is {pipeline.codec}, which is for changes of parameters: activations would be lost in it; "
+            "take bf16, int8-b128 or fp32"
+        )
+    return pipeline
+
+
+def _default(method: MethodSection, key: str) -> object:
+    return type(method).model_fields[key].default
+
+
+def _fits_in_a_round(method: MethodSection) -> None:
+    steps, fragments, delay = method.inner_steps, method.fragments, method.delay_steps
+    if isinstance(fragments, int) and fragments > steps:
+        raise ValueError(
+            f"method.fragments is {fragments}, which must be at most method.inner_steps ({steps}): one is sent after "
+            "an inner step; take fewer, or more steps"
+        )
+    if isinstance(delay, int) and isinstance(fragments, int) and delay >= steps // fragments:
+        raise ValueError(
+            f"method.delay_steps is {delay}, which must be below method.inner_steps / method.fragments = "
+            f"{steps} / {fragments}, rounded down {steps // fragments}: the next fragment is sent then; "
+            "lower it, or take fewer fragments or more steps"
+        )
+    if isinstance(delay, int) and delay >= steps:  # with how many fragments, the model has to tell
+        raise ValueError(
+            f"method.delay_steps is {delay}, which must be below method.inner_steps ({steps}): lower it, or take "
+            "more steps"
+        )
+
+
+def _is_of_the_method(method: MethodSection) -> None:
+    for key, names in _ONLY_FOR.items():
+        value = getattr(method, key)
+        if method.name not in names and value != _default(method, key):
+            raise ValueError(
+                f"method.{key} is {str(value).lower()}, which only method.name = {' or '.join(names)} has a use for, "
+                f"not {method.name}: leave it out, or take another method"
+            )
+    if method.name == "sparseloco" and method.outer_momentum:
+        raise ValueError(
+            f"method.outer_momentum is {method.outer_momentum:g}, which must be 0 for sparseloco: "
+            "its residual, which method.feedback_decay lets fade, stands in for momentum"
+        )
+    if method.name == "sparseloco" and method.feedback != "ef14":
+        raise ValueError(f"method.feedback is {method.feedback}, but sparseloco is made of ef14")
+
+
+def _feedback_fits(method: MethodSection) -> None:
+    if method.feedback != "ef14" and method.feedback_decay != 1:
+        raise ValueError(
+            f"method.feedback_decay is {method.feedback_decay:g}, which only method.feedback = ef14 has a use for, "
+            f"not {method.feedback}"
+        )
+    if method.feedback == "ef21" and method.mean_over == "senders":
+        raise ValueError(
+            "method.mean_over is senders, which method.feedback = ef21 has no use for: "
+            "its common reference is the mean over all members"
+        )
+    if method.mean_over == "senders" and not method.codec.startswith(("topk", "fp32")):
+        raise ValueError(
+            f"method.mean_over is senders, which is for codecs that leave values out (topk...), not {method.codec}: "
+            "a value that it rounds to 0 would count as not sent; set method.mean_over=members"
+        )
+
+
+def _eager_fits(method: MethodSection) -> None:
+    if not method.eager:
+        return
+    if method.delay_steps != 0:
+        raise ValueError(
+            f"method.delay_steps is {method.delay_steps}, which must be 0 with method.eager: an exchange has the whole "
+            "next round already; leave it out"
+        )
+    if method.mix_alpha not in ("auto", 0):
+        raise ValueError(
+            f"method.mix_alpha is {method.mix_alpha:g}, which must be 0 with method.eager: a worker goes on from its "
+            "own share of the step, which takes the place of mixing; leave it out"
+        )
+    if not method.nesterov:
+        raise ValueError(
+            "method.nesterov is false, but method.eager is made of Nesterov's momentum: set method.nesterov=true"
+        )
+    if method.feedback == "ef21":
+        raise ValueError(
+            "method.feedback is ef21, which method.eager has no use for: its step goes by the mean of this round's own "
+            "and the last round's other contributions, and no common reference follows that; set method.feedback=ef14"
+        )
+
+
+def _merge_fits(method: MethodSection) -> None:
+    if method.quorum_grace and not method.quorum:
+        raise ValueError(
+            f"method.quorum_grace is {method.quorum_grace:g}, but method.quorum is 0, with which a round waits for "
+            "everybody: set method.quorum to how many it must wait for"
+        )
+    if method.merge == "mean":
+        return
+    reasons = {
+        "method.mean_over is senders": (method.mean_over == "senders", "set method.mean_over=members"),
+        "method.feedback is ef21": (method.feedback == "ef21", "set method.feedback=ef14"),
+        "method.eager is true": (method.eager, "leave one of them out"),
+    }
+    for what, (holds, remedy) in reasons.items():
+        if holds:
+            raise ValueError(
+                f"method.merge is {method.merge}, but {what}, which needs the plain mean of the contributions: {remedy}"
+            )
+
+
+def _is_async(method: MethodSection) -> None:
+    if method.name != "async":
+        return
+    if method.feedback == "ef21":
+        raise ValueError(
+            "method.feedback is ef21, which async has no use for: its common reference is one of all workers, and "
+            "contributions are taken one by one; set method.feedback=ef14"
+        )
+    if method.mean_over == "senders":
+        raise ValueError(
+            "method.mean_over is senders, but async takes contributions one by one: set method.mean_over=members"
+        )
+    if method.momentum_share * method.momentum_every > 1:
+        raise ValueError(
+            f"method.momentum_share is {method.momentum_share:g}, which must be at most 1 / method.momentum_every = "
+            f"1 / {method.momentum_every}: more momentum would be given than there is"
+        )
+
+
+def _gossips(method: MethodSection) -> None:
+    if method.name != "noloco":
+        return
+    if method.feedback == "ef21":
+        raise ValueError(
+            "method.feedback is ef21, which noloco has no use for: its common reference is one of all workers, "
+            "and groups change from round to round"
+        )
+    if method.anchor_codec.startswith(("topk", "sign")):
+        raise ValueError(
+            f"method.anchor_codec is {method.anchor_codec}, which is for changes of parameters: "
+            "an anchor would be lost in it"
+        )
+    if method.schedule == "rounds":
+        _gossips_in_rounds(method)
+    else:
+        _gossips_at_random(method)
+
+
+def _gossips_in_rounds(method: MethodSection) -> None:
+    if method.events_per_round != 1:
+        raise ValueError(
+            f"method.events_per_round is {method.events_per_round:g}, which only method.schedule = poisson "
+            "has a use for"
+        )
+    try:
+        low, high = gamma_range(method.outer_momentum, method.group_size)
+    except ValueError as err:
+        raise ValueError(
+            f"method.outer_momentum is {method.outer_momentum:g}, with which no method.gamma keeps the replicas "
+            f"together in groups of n = {method.group_size} (method.group_size); the paper's is 0.5"
+        ) from err
+    if not low < method.gamma < high:
+        raise ValueError(
+            f"method.gamma is {method.gamma:g}, which must be above {low:.4g} and below {high:.4g} for groups of "
+            f"n = {method.group_size} (method.group_size) with alpha = {method.outer_momentum:g} "
+            "(method.outer_momentum): outside, the spread between replicas may grow"
+        )
+
+
+def _gossips_at_random(method: MethodSection) -> None:
+    if method.codec != _default(method, "codec"):
+        raise ValueError(
+            f"method.codec is {method.codec}, which method.schedule = poisson has no use for: "
+            "anchors are swapped and no pseudo-gradients; see method.anchor_codec and method.pull_codec"
+        )
+    if method.group_size != 2:
+        raise ValueError(
+            f"method.group_size is {method.group_size}, which must be 2 with method.schedule = poisson: "
+            "its swaps are between two workers"
+        )
+    if method.gamma > 1:
+        raise ValueError(
+            f"method.gamma is {method.gamma:g}, which must be at most 1 with method.schedule = poisson: "
+            "it is the share of the way to the mean that a swap goes at once"
+        )

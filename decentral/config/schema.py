@@ -1,0 +1,226 @@
+"""What can be configured. ``SwarmConfig`` is the same for all workers of a run; ``WorkerConfig`` is this machine's own.
+
+Here are names, types, ranges and defaults, those of the method in ``config.method`` and those of a pipeline in
+``config.pipeline``; reading them from files and flags is ``config.settings``.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+
+from decentral.config import rate, rules
+from decentral.config.method import MethodSection
+from decentral.config.pipeline import STAGE, STAGE_IN_WORDS, PipelineSection
+from decentral.config.section import Section
+from decentral.errors import ConfigError
+
+_NAME = "up to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
+_FACTORY = "the dotted name of a function, such as package.module:build"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _max_upload(value: Any) -> Any:
+    """Bytes per second from what people write; what is no rate at all is left to the check of types."""
+    try:
+        bytes_per_s = rate.to_bytes_per_s(value) if isinstance(value, str) else value
+        return rate.check(bytes_per_s) if type(bytes_per_s) in (int, float) else value
+    except ValueError as err:
+        raise ValueError(f"worker.max_upload = {show(value)}: {err}") from err
+
+
+def _stage(value: Any) -> Any:
+    """A lone stage may be written as a number."""
+    return str(value) if type(value) is int else value
+
+
+class RunSection(Section):
+    """What the run is called and how long it is."""
+
+    name: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description=_NAME)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    rounds: int = Field(default=2000, ge=1, le=10_000_000)
+    min_workers: int = Field(default=1, ge=1, le=4096)
+    """The first step waits for so many workers, for two minutes at most; a pipeline waits for all its stages."""
+
+
+class TaskSection(Section):
+    """What is trained: ``factory`` is the dotted name of ``build(settings, seat) -> Trainer``."""
+
+    factory: str = Field(default="workers.lm:build", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description=_FACTORY)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataSection(Section):
+    """What is read. Paths are local to each machine; none stands for the task's default corpus."""
+
+    paths: tuple[str, ...] = ()
+
+
+class TimingSection(Section):
+    """How long workers wait for each other. The waits within a round adapt to its measured length."""
+
+    beat_s: Seconds = 1.5
+    ttl_s: Seconds = 6.0
+    min_patience_s: Seconds = 5.0
+    patience_factor: float = Field(default=1.0, gt=0, le=100)
+    max_patience_s: Seconds = 120.0
+    transfer_timeout_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.ttl_s < 2 * self.beat_s:
+            raise ValueError(
+                f"timing.ttl_s is {self.ttl_s:g}, which must be at least twice timing.beat_s ({self.beat_s:g}), "
+                "else one lost message counts as a dead worker"
+            )
+        if self.max_patience_s < self.min_patience_s:
+            raise ValueError(
+                f"timing.max_patience_s is {self.max_patience_s:g}, "
+                f"which must be at least timing.min_patience_s ({self.min_patience_s:g})"
+            )
+        return self
+
+
+class SwarmConfig(Section):
+    """The same for every worker of a run; a joiner fetches it from the swarm."""
+
+    run: RunSection = RunSection()
+    task: TaskSection = TaskSection()
+    method: Annotated[MethodSection, AfterValidator(rules.check)] = MethodSection()
+    pipeline: Annotated[PipelineSection, AfterValidator(rules.check_pipeline)] = PipelineSection()
+    data: DataSection = DataSection()
+    timing: TimingSection = TimingSection()
+    eval_every_rounds: int = Field(default=10, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _starts_somehow(self) -> Self:
+        if self.pipeline.stages and self.run.min_workers > 1:
+            raise ValueError(
+                f"run.min_workers is {self.run.min_workers}, but a pipeline begins when its stages have holders: leave "
+                "it out, or set pipeline.replicas to how many each stage should have"
+            )
+        return self
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configurations give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """A configuration from a peer; every key and value is checked.
+
+        Raises:
+            ConfigError: it is not one that this release can read.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as err:  # pydantic's ValidationError is one; its first line counts the problems
+            problem = "; ".join(str(err).splitlines()[1:3]).strip() or str(err)
+            raise ConfigError(
+                f"The swarm's configuration cannot be read: {problem}",
+                hint="Its founder may run another release of decentral: compare `decentral --version`.",
+            ) from err
+
+
+class WorkerConfig(Section):
+    """This machine's own; nobody else needs to know."""
+
+    port: int = Field(default=0, ge=0, le=65_535)
+    """To listen on; 0 for any free one."""
+    host: str = "0.0.0.0"
+    """Address to listen on."""
+    announce: str = ""
+    """Address that others should use, if it differs (port forwarding); a host or ``host:port``."""
+    identity: str = ""
+    """Key file, made if it does not exist; empty for a new identity in ``out``."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, mps, cuda or cuda:N")
+    threads: int = Field(default=0, ge=0, le=4096)
+    """Torch's threads; 0 for its own choice."""
+    data: tuple[str, ...] = ()
+    """In place of the swarm's ``data.paths``."""
+    max_upload: Annotated[float, BeforeValidator(_max_upload)] = Field(default=0.0, description=rate.RATE)
+    """Most bytes a second that this worker sends; 0 for no limit."""
+    stage: Annotated[str, BeforeValidator(_stage)] = Field(default="", pattern=STAGE, description=STAGE_IN_WORDS)
+    """Of a pipeline: what this worker insists on holding; empty for what is needed most."""
+    out: str = ""
+    """Folder for weights, journal and identity."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+
+def flatten(model: BaseModel) -> dict[str, Any]:
+    """All values of a configuration by dotted key, in order; lists as tuples."""
+    return dict(leaves(model.model_dump()))
+
+
+def diff(here: Mapping[str, Any], there: SwarmConfig) -> list[str]:
+    """One line for each key whose value here is not the swarm's, such as ``run.seed: 1 here, 0 in the swarm``.
+
+    Args:
+        here: values by dotted key; keys that are left out are not compared.
+        there: what the swarm trains.
+    """
+    theirs = flatten(there)
+    return [
+        f"{key}: {show(value)} here, {show(theirs[key]) if key in theirs else 'not set'} in the swarm"
+        for key, value in here.items()
+        if key not in theirs or theirs[key] != value
+    ]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """The values of nested mappings with their dotted keys; hyphens in keys become underscores, lists tuples."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}".replace("-", "_")
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{key}.")
+        else:
+            yield key, tuple(value) if isinstance(value, list) else value
+
+
+def show(value: Any) -> str:
+    """A value nearly as TOML would write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(show(item) for item in value)}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def to_toml(config: SwarmConfig) -> str:
+    """The configuration as a file for ``--config``."""
+    lines = _table("", config.model_dump())
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def _table(name: str, values: Mapping[str, Any]) -> Iterable[str]:
+    """The lines of a TOML table: its values first, then the tables within it."""
+    if name:
+        yield f"\n[{name}]"
+    for key, value in values.items():
+        if not isinstance(value, Mapping):
+            yield f"{_key(key)} = {_toml(value)}"
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _table(f"{name}.{_key(key)}" if name else _key(key), value)
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if bare else _toml(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return json.dumps(value)

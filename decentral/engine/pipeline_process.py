@@ -1,0 +1,431 @@
+"""A worker of a pipeline: which stages it holds, how it comes to hold others, and when it gives them up.
+
+    found or join:  the stage that was asked for, or that needs somebody most; or wait as a spare
+    now and then:   is a stage lost?            who takes it follows from what everybody knows (``assignment``)
+                    is it this worker?          from a replica, healed from neighbours, or from a checkpoint
+                    is a spare's time to save?  the stages' weights as they are now, onto its own disk
+
+Each stage is a swarm of its own (``stage_worker``). This module decides about places and nothing else.
+"""
+
+import asyncio
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import msgpack
+
+from decentral import __version__
+from decentral.engine.builder import Builder
+from decentral.engine.hello import serve_hello
+from decentral.engine.membership import Membership
+from decentral.engine.options import Outcome
+from decentral.engine.pipeline_process_options import PipelineProcessOptions as PipelineProcessOptions
+from decentral.engine.pipeline_process_options import PipelineProcessParts as PipelineProcessParts
+from decentral.engine.slots import Slots
+from decentral.engine.spare import SpareDisk
+from decentral.engine.stage_worker import StageWorker
+from decentral.engine.takeover import Takeover
+from decentral.engine.unless import unless
+from decentral.errors import ConfigError, DataError, DecentralError, IncapableError, TransportError, UnreachableError
+from decentral.monitor.events import StagePlaced, StageRecovered
+from decentral.pipeline.assignment import Member, appointed, neediest
+from decentral.pipeline.compute import HeadCompute, StageCompute
+from decentral.pipeline.courier import Courier
+from decentral.pipeline.head import HeadLoop
+from decentral.pipeline.holders import Holders
+from decentral.pipeline.recovery import Source
+from decentral.pipeline.stage import StageLoop
+from decentral.swarm.presence import Metrics, Presence, State, named, stages_of
+from decentral.types import PeerId
+
+PLACE: Final = "place"
+SPARE: Final = "spare"
+_SPARE_ANSWER: Final = -1
+#: Between two looks at who holds what.
+_LOOK_S: Final = 0.5
+#: A joiner that was given a stage counts as its holder for so long, whatever it says of itself.
+_GRANT_S: Final = 60.0
+#: A stage that nobody has held yet waits so long for a joiner before a spare takes it.
+_JOINERS_S: Final = 30.0
+#: Between two attempts to take a stage that could not be taken.
+_RETRY_S: Final = 2.0
+#: What a machine lacks that cannot hold a stage.
+_UNFIT: Final = (ConfigError, DataError, IncapableError)
+
+
+class PipelineProcess:
+    """One process of a pipeline.
+
+    Args:
+        options: equal on all workers.
+        parts: this worker's own.
+    """
+
+    def __init__(self, options: PipelineProcessOptions, parts: PipelineProcessParts) -> None:
+        self._options = options
+        self._pipeline = options.pipeline
+        self._parts = parts
+        self._clock = parts.clock
+        me = parts.transport.peer_id
+        self.membership = Membership(
+            Presence(me, options.run_id, 0, State.JOINING, 0, 0, "", stored=named(parts.store.stages())),
+            metrics=self._metrics,
+            transport=parts.transport,
+            directory=parts.directory,
+            clock=parts.clock,
+            identity=parts.identity,
+            timing=options.timing,
+            journal=parts.journal,
+        )
+        self._holders = Holders(self.membership.roster, parts.clock)
+        self._slots = Slots(self.membership, self._holders, parts.clock, self._pipeline.num_stages, options.timing)
+        self._courier = Courier(
+            parts.transport,
+            parts.clock,
+            self._pipeline.codec,
+            parts.blocks.activation_shape,
+            self._pipeline.num_stages,
+            options.timing,
+        )
+        self._takeover = Takeover(
+            parts.transport, self._courier, self._holders, self._pipeline, options.timing, parts.store
+        )
+        self._builder = Builder(options, parts, self._holders, self._courier)
+        self._stage_workers: dict[int, StageWorker] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._taking: set[int] = set()
+        self._granted: dict[PeerId, tuple[int, float]] = {}
+        self._known: set[int] = set()
+        """Stages that somebody has held."""
+        self._since = parts.clock.monotonic()
+        self._retry_at: dict[int, float] = {}
+        self._why: dict[int, str] = {}
+        """Why a lost stage that is this worker's to take could not be taken yet."""
+        self._unfit: dict[int, str] = {}
+        """Why this worker cannot hold a stage."""
+        self._recoveries = 0
+        self._recovery = ""
+        self._spare_disk = SpareDisk(
+            self._pipeline,
+            parts.clock,
+            self._holders,
+            self._takeover,
+            parts.store,
+            self._build_for_disk,
+            self._note_saved,
+        )
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def found(self) -> None:
+        """Found a run: hold the stages that were asked for, else the head."""
+        await self._serve()
+        await self._take_all(self._parts.wanted or (0,))
+
+    async def join(self, peers: Sequence[PeerId]) -> None:
+        """Join the run that ``peers`` are in and hold the stages that were asked for, else the one that they give.
+
+        Raises:
+            UnreachableError: none of them answers, or a stage that was asked for cannot be had.
+        """
+        await self._serve()
+        # Building a stage may last longer than a record lives, and who is thought dead is given nothing to do.
+        beating = asyncio.create_task(self.membership.run())
+        try:
+            for peer in peers:
+                await self.membership.tell(peer)
+            if wanted := self._parts.wanted:
+                await self._take_all(wanted)
+            elif (stage := await self._place(peers)) is not None:
+                # If it cannot be had now, this worker waits as a spare, whose turn it is should the stage be lost.
+                await self._take(stage)
+            self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+            if not self._stage_workers:
+                # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
+                await self._clock.run(functools.partial(self._builder.compute, self._pipeline.num_stages, set()))
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def run(self, stop: asyncio.Event) -> Mapping[int, Outcome]:
+        """Train until the run is done or ``stop`` is set; returns what became of the stages that it held to the end.
+
+        Raises:
+            DivergedError: a stage's values were not finite again and again.
+            IdentityError: another live worker has the same identity.
+        """
+        beating = asyncio.create_task(self.membership.run())
+        try:
+            while not stop.is_set() and not self._is_done():
+                if beating.done():
+                    beating.result()
+                self.membership.check_single()
+                await unless(stop, self._look())
+                await unless(stop, asyncio.sleep(_LOOK_S))
+            await self._give_up(self._stage_workers)
+            self._tell(State.DONE if not stop.is_set() else State.LEAVING)
+            await self.membership.announce()
+            return self._outcomes
+        finally:
+            await self._spare_disk.stop()
+            beating.cancel()
+            await asyncio.gather(
+                beating,
+                *[stage_worker.abandon() for stage_worker in self._stage_workers.values()],
+                return_exceptions=True,
+            )
+
+    async def _serve(self) -> None:
+        await self.membership.start()
+        await self._parts.transport.serve(PLACE, self._on_place, max_request_bytes=0)
+        options = self._options
+        await serve_hello(self._parts.transport, options.run_id, options.config, self.membership.records)
+
+    def _is_done(self) -> bool:
+        """Whether all of its stages have done all steps; of a spare, whether anybody has."""
+        if self._stage_workers:
+            return all(stage_worker.over for stage_worker in self._stage_workers.values())
+        return any(presence.state is State.DONE and presence.holds for presence in self._holders.records())
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    async def _place(self, peers: Sequence[PeerId]) -> int | None:
+        """Ask where this worker is needed; ``None`` for nowhere."""
+        problem = "nobody was asked"
+        for peer in peers:
+            try:
+                timeout_s = self._options.timing.call_timeout_s(0)
+                reply = await self._parts.transport.call(peer, PLACE, b"", timeout_s=timeout_s, max_reply_bytes=16)
+                stage = msgpack.unpackb(reply)
+            except (TransportError, ValueError, msgpack.UnpackException) as err:
+                problem = str(err)
+                continue
+            return stage if isinstance(stage, int) and 0 <= stage <= self._pipeline.num_stages else None
+        raise UnreachableError(
+            f"nobody in the swarm could say which stage needs this worker: {problem}",
+            hint="`decentral status ADDR` shows who is in it; --stage K takes one without asking.",
+        )
+
+    async def _on_place(self, sender: PeerId, request: bytes) -> bytes:
+        """A joiner asks for a stage; several at once get different ones."""
+        now = self._clock.monotonic()
+        self._granted = {peer: grant for peer, grant in self._granted.items() if grant[1] > now}
+        members = [member for member in self._holders.members() if member.peer != sender]
+        placed = {member.peer for member in members if member.holds or member.takes}
+        expected = [
+            Member(peer, frozenset(), frozenset({stage}), frozenset(), 0)
+            for peer, (stage, _) in self._granted.items()
+            if peer not in placed and peer != sender
+        ]
+        others = [member for member in members if member.peer not in self._granted or member.peer in placed]
+        stage = neediest([*others, *expected], self._pipeline.num_stages, self._pipeline.num_replicas)
+        if stage is None or self._holders.is_over():
+            return bytes(msgpack.packb(_SPARE_ANSWER))
+        self._granted[sender] = stage, now + _GRANT_S
+        return bytes(msgpack.packb(stage))
+
+    async def _look(self) -> None:
+        """Take what is lost and this worker's to take; bring records, and now and then checkpoints, up to date."""
+        for stage, stage_worker in list(self._stage_workers.items()):
+            if stage_worker.over:
+                self._outcomes[stage] = stage_worker.outcome()
+        held = {stage for presence in self._holders.records() for stage in stages_of(presence.holds)}
+        self._known |= held
+        if await self._slots.is_doubled() and 0 in self._stage_workers:
+            await self._give_up({0: self._stage_workers[0]})
+            if not self._outcomes[0].done:
+                del self._outcomes[0]
+                await self._take(0)
+        waited = self._clock.monotonic() - self._since > _JOINERS_S
+        lost = [k for k in self._holders.lost(self._pipeline.num_stages) if waited or k in self._known]
+        lost = [stage for stage in lost if stage not in self._outcomes]
+        chosen = appointed(self._holders.members(), lost)
+        mine = [stage for stage, peer in chosen.items() if peer == self._parts.transport.peer_id]
+        if mine:
+            await self._spare_disk.stop()
+        for stage in mine:
+            if self._clock.monotonic() >= self._retry_at.get(stage, 0.0):
+                moved = [
+                    stage_worker
+                    for k, stage_worker in self._stage_workers.items()
+                    if k not in mine and not self._taking
+                ]
+                await self._give_up({stage_worker.stage: stage_worker for stage_worker in moved})
+                # They go on elsewhere: what they were here is no outcome, and this worker may be needed there again.
+                self._outcomes = {k: outcome for k, outcome in self._outcomes.items() if outcome.done}
+                await self._take_if_fit(stage)
+        if not mine and self._taking:
+            self._taking.clear()
+        self._why = {stage: why for stage, why in self._why.items() if stage in mine}
+        self._spare_disk.look(idle=not (self._stage_workers or self._taking))
+        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+
+    async def _take_all(self, wanted: Sequence[int] | str) -> None:
+        """Take stages at the start.
+
+        Raises:
+            UnreachableError: one of them cannot be had.
+        """
+        for stage in () if isinstance(wanted, str) else wanted:
+            await self._take(stage)
+            if stage in self._why:
+                raise UnreachableError(
+                    f"stage {stage} cannot be brought here: {self._why[stage]}",
+                    hint="`decentral status ADDR` shows who holds what; without --stage K a worker takes what it can.",
+                )
+        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+
+    async def _give_up(self, stage_workers: Mapping[int, StageWorker]) -> None:
+        """Leave stages in order."""
+        for stage_worker in stage_workers.values():
+            stage_worker.ask_to_stop()
+        for stage, stage_worker in list(stage_workers.items()):
+            await stage_worker.ended()
+            self._outcomes[stage] = stage_worker.outcome()
+            if not self._outcomes[stage].done:
+                self._stage_workers.pop(stage, None)
+                self._tell(State.TRAINING)
+
+    # -- taking a stage -----------------------------------------------------------------------------------------------
+
+    async def _take_if_fit(self, stage: int) -> None:
+        """Bring a lost stage here; if this worker lacks the data or the memory for it, another one is to take it."""
+        try:
+            await self._take(stage)
+        except _UNFIT as err:
+            self._taking.discard(stage)
+            self._tell(self.membership.own.state)
+            self._note_unfit(stage, err)
+            await self.membership.announce()
+
+    async def _build_for_disk(self, stage: int) -> HeadCompute | StageCompute | None:
+        """A stage to be filled with weights and saved, if this worker is able."""
+        if stage in self._unfit:
+            return None
+        try:
+            return await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
+        except _UNFIT as err:
+            self._note_unfit(stage, err)
+            return None
+
+    def _note_saved(self) -> None:
+        self.membership.update(stored=named(self._parts.store.stages()))
+
+    def _note_unfit(self, stage: int, err: DecentralError) -> None:
+        self._unfit[stage] = err.message
+        self.membership.update(unfit=named(self._unfit))
+
+    async def _take(self, stage: int) -> None:
+        """Bring a stage here and run it; what keeps that from happening is noted, and tried again later."""
+        began = self._clock.monotonic()
+        self._taking.add(stage)
+        self._tell(self.membership.own.state)
+        if stage == 0:
+            await self._slots.take()
+        else:  # whoever does not answer now is known to be gone when it is decided whom to ask
+            await asyncio.gather(*[self.membership.tell(peer) for peer in self._others(stage)])
+        slot = self.membership.own.slot
+        await self.membership.announce()
+        compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
+        standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
+        recovery = self._takeover.decide(stage)
+        brought = await self._takeover.bring(recovery, compute, stage, slot, standing)
+        if isinstance(brought, str):
+            self._why[stage] = brought
+            self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
+            return
+        stage_worker = await self._builder.stage_worker(
+            stage, compute, brought, slot, standing, began_at=began, tell=self._note_recovery
+        )
+        replicas = self._others(stage) if recovery.source is Source.REPLICA else []
+        try:
+            if recovery.source is Source.REPLICA and not replicas:
+                raise UnreachableError("its last holder was lost just now")
+            await stage_worker.start(standing.step, replicas)
+        except UnreachableError as err:
+            await stage_worker.abandon()
+            self._why[stage] = err.message
+            self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
+            return
+        self._why.pop(stage, None)
+        self._stage_workers[stage] = stage_worker
+        self._taking.discard(stage)
+        seconds = self._clock.monotonic() - began
+        self._parts.journal.record(
+            StagePlaced(stage, slot, recovery.source, brought.donors, standing.step, brought.received_bytes, seconds)
+        )
+        self._tell(State.TRAINING)
+        await self.membership.announce()
+
+    def _others(self, stage: int) -> list[PeerId]:
+        """Other holders of a stage."""
+        return [peer for peer in self._holders.of(stage) if peer != self._parts.transport.peer_id]
+
+    def _note_recovery(self, event: StageRecovered) -> None:
+        self._recoveries += 1
+        donors = f" of {len(event.donors)}" if len(event.donors) > 1 else ""
+        self._recovery = (
+            f"stage {event.stage}: {event.source}{donors} at step {event.step}, "
+            f"loss {event.loss_before:.3f} -> {event.loss_after:.3f}, {event.seconds:.0f} s"
+        )
+
+    # -- what others hear ---------------------------------------------------------------------------------------------
+
+    def _tell(self, state: State) -> None:
+        """Bring the own record up to date."""
+        rounds = [stage_worker.worker.membership.own.round for stage_worker in self._stage_workers.values()]
+        changes = {
+            "state": state,
+            "round": min(rounds, default=self.membership.own.round),
+            "round_s": max(
+                (stage_worker.worker.membership.own.round_s for stage_worker in self._stage_workers.values()),
+                default=0.0,
+            ),
+            "holds": named(self._stage_workers),
+            "takes": named(self._taking - set(self._stage_workers)),
+        }
+        own = self.membership.own
+        if any(getattr(own, name) != value for name, value in changes.items()):
+            self.membership.update(**changes)
+
+    def _metrics(self) -> Metrics:
+        """The figures of its stages together; of a head its own come first."""
+        stage_workers = [self._stage_workers[stage] for stage in sorted(self._stage_workers)]
+        figures = (
+            stage_workers[0].worker.metrics()
+            if stage_workers
+            else Metrics(version=__version__, device=self._parts.device)
+        )
+        others = [stage_worker.worker.metrics() for stage_worker in stage_workers[1:]]
+        loops = [stage_worker.loop for stage_worker in stage_workers]
+        stages = [loop for loop in loops if isinstance(loop, StageLoop)]
+        heads = [loop for loop in loops if isinstance(loop, HeadLoop)]
+        traffic = self._parts.transport.traffic()
+        figures = replace(
+            figures,
+            compute_s=figures.compute_s + sum(other.compute_s for other in others),
+            sent_bytes=traffic.sent_bytes,
+            received_bytes=traffic.received_bytes,
+            queue=sum(loop.queue for loop in stages),
+            microbatch_s=sum(loop.microbatch_s for loop in stages),
+            activation_bytes=self._courier.sent_bytes,
+            recoveries=self._recoveries,
+            recovery=self._recovery[:200],
+            reason=self._reason(figures.reason, heads),
+        )
+        for head in heads:
+            val_round, val_loss = head.validated
+            failures = ",".join(f"{stage}:{count}" for stage, count in sorted(head.failures.items()))
+            figures = replace(
+                figures, val_round=val_round, val_loss=val_loss, resent=head.resent, failures=failures[:200]
+            )
+        return figures
+
+    def _reason(self, own: str, heads: Sequence[HeadLoop]) -> str:
+        """Why this worker does not contribute."""
+        reasons = [f"stage {stage} cannot be brought back: {why}" for stage, why in sorted(self._why.items())]
+        reasons += [f"cannot hold stage {stage}: {why}" for stage, why in sorted(self._unfit.items())]
+        reasons += [head.waits_for for head in heads if head.waits_for]
+        return (reasons[0] if reasons else own)[:200]

@@ -1,0 +1,178 @@
+"""Fragments on their way: from the launch, through the exchange, to the outer step. All of it beside the training.
+
+A fragment has one sync at a time. The training thread is asked for a copy of the fragment and nothing else; what the
+result does to the local parameters, and when, is up to the worker.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from decentral.engine.membership import Membership
+from decentral.engine.replica import Applied, Replica, Taken
+from decentral.exchange.api import Contribution, Exchange, Verdict
+from decentral.outer.rule import Mixed
+from decentral.ports.clock import Clock
+from decentral.types import PeerId, SyncKey
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A round that was over before this worker came to it; it has taken the outer step of the others."""
+
+    key: SyncKey
+    verdict: Verdict
+    applied: Applied
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A sync that has ended."""
+
+    key: SyncKey
+    """The round to which the work was brought in the end."""
+    passed: tuple[Passed, ...]
+    """The rounds before that, from the launch on."""
+    mine: Contribution
+    verdict: Verdict
+    applied: Applied | None
+    """The outer step, if the exchange had a result."""
+    duration_s: float
+    """Since the launch."""
+    ended_at: float
+
+
+@dataclass(slots=True)
+class InFlightSync:
+    """A fragment on its way."""
+
+    key: SyncKey
+    """A later one than at the launch if the work is brought to a later round."""
+    step: int
+    """Inner steps taken at its launch."""
+    group: float
+    """Of the model's values, the share that was launched at the same step."""
+    held_s: float
+    """How long the training stood still for the launch."""
+    task: asyncio.Task[Landing]
+
+    @property
+    def landed(self) -> bool:
+        """Whether it has ended."""
+        return self.task.done()
+
+
+class InFlightSyncs:
+    """All that is under way.
+
+    Args:
+        replica: what is launched, and what takes the outer step.
+        exchange: mixes.
+        membership: to be awake before a round.
+        clock: for threads and durations.
+        me: this worker.
+        rounds: of the run.
+        goes_on: asked after a round that was over before this worker came to it, whether to bring the work to the next
+            one at once.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        exchange: Exchange,
+        membership: Membership,
+        clock: Clock,
+        me: PeerId,
+        rounds: int,
+        goes_on: Callable[[], bool],
+    ) -> None:
+        self._replica = replica
+        self._exchange = exchange
+        self._membership = membership
+        self._clock = clock
+        self._me = me
+        self._rounds = rounds
+        self._goes_on = goes_on
+        self._syncs: dict[int, InFlightSync] = {}
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._syncs)
+
+    def __iter__(self) -> Iterator[InFlightSync]:
+        """Those under way or not fetched yet, in the order of their launches."""
+        return iter(list(self._syncs.values()))
+
+    def get(self, fragment: int) -> InFlightSync | None:
+        """The sync of a fragment, if it is on its way."""
+        return self._syncs.get(fragment)
+
+    async def launch(self, key: SyncKey, step: int, group: float, share: float, slack_s: float) -> None:
+        """Cut the fragment out of the parameters and send it on its way.
+
+        Args:
+            key: of the sync.
+            step: inner steps taken so far.
+            group: see ``InFlightSync``.
+            share: see ``Replica.take``.
+            slack_s: see ``Contribution``.
+        """
+        began = self._clock.monotonic()
+        taken = await self._clock.run(lambda: self._replica.take(key, share))
+        launched_at = self._clock.monotonic()
+        task = asyncio.create_task(self._fly(key, taken, launched_at, slack_s))
+        self._syncs[key.fragment] = InFlightSync(key, step, group, launched_at - began, task)
+
+    async def fetch(self, sync: InFlightSync) -> Landing:
+        """The end of a sync; waits for it. There may be another one of that fragment afterwards."""
+        landing = await sync.task
+        del self._syncs[sync.key.fragment]
+        return landing
+
+    async def cancel(self, sync: InFlightSync) -> None:
+        """Give a sync up."""
+        sync.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sync.task
+        del self._syncs[sync.key.fragment]
+
+    def abandon(self) -> list[asyncio.Task[Landing]]:
+        """Cancel everything at once; returns what still has to end."""
+        tasks = [sync.task for sync in self]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    async def _fly(self, key: SyncKey, taken: Taken, launched_at: float, slack_s: float) -> Landing:
+        """Bring, mix, take the outer step."""
+        mine = await self._clock.run_aside(lambda: self._replica.bring(key, taken))
+        if self._replica.is_spoilt(mine):
+            await self._clock.run(self._replica.reset)
+        await self._membership.catch_up()
+        mine = replace(mine, slack_s=max(0.0, slack_s - (self._clock.monotonic() - launched_at)))
+        passed: list[Passed] = []
+        while True:
+            verdict = await self._exchange.mix(key, mine)
+            applied = await self._step(key, verdict)
+            missed = verdict.missed and mine.weight > 0 and key.round + 1 < self._rounds
+            if applied is None or not missed or not self._goes_on():
+                now = self._clock.monotonic()
+                return Landing(key, tuple(passed), mine, verdict, applied, now - launched_at, now)
+            passed.append(Passed(key, verdict, applied))
+            key = self._syncs[key.fragment].key = SyncKey(key.round + 1, key.fragment)
+            # The others are not to hurry for one who is late already.
+            mine = replace(self._replica.bring_again(mine, key.fragment), slack_s=math.inf)
+
+    async def _step(self, key: SyncKey, verdict: Verdict) -> Applied | None:
+        """The outer step, if there is one to take."""
+        mixed = verdict.outcome
+        if not isinstance(mixed, Mixed):
+            return None
+        sent_N = verdict.sent_N if self._me in mixed.members else None
+        applied = await self._clock.run_aside(lambda: self._replica.step(key, mixed, sent_N))
+        held = self._replica.anchor(key.fragment)
+        if held is not None:
+            self._exchange.adopted(key.fragment, *held)
+        return applied

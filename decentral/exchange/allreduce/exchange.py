@@ -1,0 +1,402 @@
+"""All-reduce over a living swarm: one list of participants, one reducer for each shard, one verdict.
+
+1. The member calls the leader of the round and gets the participants (``leader``): who is in, with equal anchors.
+2. It sends each shard of its pseudo-gradient to that shard's reducer, which answers all members with the same encoded
+   mean (``reducer``). Nobody averages for itself, so there is nothing to disagree about.
+3. If a reducer is lost, the member asks the others for the answer (``answers``). Either one of them has it and all get
+   it, or none will ever use it.
+
+So members that can reach each other end a round with bit-equal means or with none, whenever and wherever one of them
+is killed. A member that could not be reached at that moment may differ; the next round finds that out and it repairs.
+
+Legend: N = values in the fragment.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import msgpack
+import torch
+from torch import Tensor
+
+from decentral.codecs.frame import pack, unpack
+from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
+from decentral.exchange.allreduce.answers import Answers
+from decentral.exchange.allreduce.leader import CONVENE, Leader
+from decentral.exchange.allreduce.messages import (
+    MAX_PARTICIPANTS_BYTES,
+    Answer,
+    Convene,
+    ConveneReply,
+    Shard,
+    pack_convene,
+    pack_shard,
+    unpack_convene_reply,
+    unpack_mean,
+    unpack_participants,
+)
+from decentral.exchange.allreduce.participants import Participants, Quorum
+from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
+from decentral.exchange.api import Aborted, Contribution, Exchange, Reason, Verdict
+from decentral.exchange.progress import Progress
+from decentral.exchange.wire import Part, Wire, seed_of
+from decentral.outer.rule import Mixed
+from decentral.ports.clock import Clock
+from decentral.ports.transport import Transport
+from decentral.swarm.matching import leaders
+from decentral.swarm.roster import Roster
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId, SyncKey, short_id
+
+HELD = "held"
+_MAX_ASKED_AT_ONCE = 8
+#: So many are asked for a mean that this member was not there for, before it repairs.
+_MAX_DONORS = 3
+#: For members that missed rounds: as much as anchor and momentum take.
+_ANSWERS_BYTES_PER_VALUE = 8
+#: A leader that others can reach and we cannot is tried so often.
+_MAX_RETRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """The participants as received."""
+
+    participants: Participants
+    packed: bytes
+    missed: Aborted | None = None
+    """If they were named without this member, whose round ends so, should the means not be had any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Where a member's values of one round come from and go to; shards are read and written by the clock's thread."""
+
+    ours_N: Tensor
+    """What to encode."""
+    weight: float
+    """0 to listen only."""
+    sent_N: Tensor
+    """Takes what the others decode of ours."""
+    mean_N: Tensor
+    """Takes the mean."""
+
+
+class AllReduce(Exchange):
+    """Both a member's and, through its parts, a leader's and a reducer's side.
+
+    Args:
+        transport: to the peers.
+        clock: for durations.
+        roster: who is alive.
+        wire: sizes and codecs, equal on all members.
+        timing: patience and backstops.
+        quorum: how many members make a round; ``None`` for everybody worth waiting for.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        clock: Clock,
+        roster: Roster,
+        wire: Wire,
+        timing: Timing,
+        quorum: Quorum | None = None,
+    ) -> None:
+        super().__init__(Progress(len(wire.numels)))
+        self._transport = transport
+        self._clock = clock
+        self._roster = roster
+        self._wire = wire
+        self._timing = timing
+        self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
+        self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
+        self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
+
+    async def start(self) -> None:
+        """Begin to serve other members."""
+        await self._leader.start()
+        await self._reducer.start()
+        await self._transport.serve(COMING, self._on_coming, max_request_bytes=MAX_PARTICIPANTS_BYTES)
+        await self._transport.serve(HELD, self._on_held, max_request_bytes=64)
+
+    async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
+        """Mix ``mine`` with the other members' contributions to ``key``.
+
+        A weight of 0 listens only: nothing is sent, the mean is received.
+        """
+        began = self._clock.monotonic()
+        self.progress.participants[key] = None
+        try:
+            called = await self._participants(key, mine)
+            called_at = self._clock.monotonic()
+            if isinstance(called, Aborted):
+                return Verdict(called, waiting_s=called_at - began)
+            self.progress.participants[key] = called.packed
+            outcome, sent_N, silent = await self._reduce(called, mine)
+            await self._reducer.settle(called.packed, mixed=isinstance(outcome, Mixed))
+            return Verdict(
+                outcome,
+                sent_N,
+                absent=called.participants.absent + silent,
+                waiting_s=called_at - began,
+                transfer_s=self._clock.monotonic() - called_at,
+                missed=called.missed is not None,
+            )
+        finally:
+            del self.progress.participants[key]
+            self.progress.finish(key)
+
+    async def _on_coming(self, sender: PeerId, request: bytes) -> bytes:
+        """A reducer asks whether it should wait for us: yes if we are among its participants, or nowhere yet."""
+        key = unpack_participants(request).key
+        participants = self.progress.participants
+        return YES if key in participants and participants[key] in (None, request) else NO
+
+    async def _participants(self, key: SyncKey, mine: Contribution) -> _Called | Aborted:
+        """Ask the leader, whoever that turns out to be, until the participants are named."""
+        began = self._clock.monotonic()
+        until = began + self._timing.max_patience_s + self._timing.ttl_s
+        unreachable: dict[PeerId, int] = {}
+        visited: set[PeerId] = set()
+        redirect: PeerId | None = None
+        while self._clock.monotonic() < until:
+            if redirect in visited:
+                # Two peers send us to each other: their rosters differ. A beat or so lets them agree.
+                await asyncio.sleep(self._timing.beat_s / 4)
+                visited.clear()
+            leader = redirect or self._first_candidate(key, unreachable)
+            visited.add(leader)
+            redirect = None
+            slack_s = max(0.0, mine.slack_s - (self._clock.monotonic() - began))
+            reply = await self._convene(leader, Convene(key, mine.base, mine.num_steps, tuple(unreachable), slack_s))
+            if reply is None:
+                self._roster.bury(leader)
+                unreachable[leader] = unreachable.get(leader, 0) + 1
+                held = await self._participants_of_others(key, mine)
+                if held is not None:
+                    return held
+            elif reply.kind is Answer.PARTICIPANTS:
+                return self._checked(key, mine, reply.participants)
+            elif reply.kind is Answer.REDIRECT and reply.source is not None:
+                if unreachable.get(reply.source, 0) >= _MAX_RETRIES:
+                    who = short_id(reply.source)
+                    return Aborted(Reason.ALONE, f"cannot reach {who}, which leads the round and which others reach")
+                redirect = reply.source
+            elif reply.kind is Answer.BEHIND:
+                return self._missed(key, mine, reply)
+            elif reply.kind is Answer.OUT_OF_SYNC:
+                return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
+        return Aborted(Reason.DEADLINE, f"no participants within {self._timing.max_patience_s:.0f} s")
+
+    def _first_candidate(self, key: SyncKey, unreachable: dict[PeerId, int]) -> PeerId:
+        """The best candidate for leader that has not failed; in the end oneself."""
+        candidates = leaders(self._roster.active(self._clock.monotonic()), key)
+        return next((peer for peer in candidates if peer not in unreachable), self._transport.peer_id)
+
+    async def _convene(self, leader: PeerId, message: Convene) -> ConveneReply | None:
+        """One call to a leader; ``None`` if it does not answer as it should."""
+        timeout_s = self._timing.hold_s + self._timing.grace_s
+        try:
+            reply = await self._transport.call(
+                leader, CONVENE, pack_convene(message), timeout_s=timeout_s, max_reply_bytes=MAX_PARTICIPANTS_BYTES
+            )
+            return unpack_convene_reply(reply)
+        except (TransportError, FrameError):
+            return None
+
+    async def _participants_of_others(self, key: SyncKey, mine: Contribution) -> _Called | None:
+        """The participants as a lost leader has told somebody else, if we are one: a second list splits the round."""
+        active = self._roster.active(self._clock.monotonic())
+        others = [p.peer for p in active if p.peer != self._transport.peer_id][:_MAX_ASKED_AT_ONCE]
+        question = bytes(msgpack.packb([key.round, key.fragment]))
+
+        async def ask(peer: PeerId) -> bytes:
+            try:
+                return await self._transport.call(
+                    peer, HELD, question, timeout_s=self._timing.hold_s, max_reply_bytes=MAX_PARTICIPANTS_BYTES
+                )
+            except TransportError:
+                return b""
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(peer)) for peer in others]
+        held = (self._checked(key, mine, task.result()) for task in tasks if task.result())
+        return next((called for called in held if isinstance(called, _Called)), None)
+
+    async def _on_held(self, sender: PeerId, request: bytes) -> bytes:
+        """A member lost the leader: the participants as we were told, if we were."""
+        round_, fragment = msgpack.unpackb(request)
+        return self.progress.participants.get(SyncKey(round_, fragment)) or b""
+
+    def _checked(self, key: SyncKey, mine: Contribution, packed: bytes) -> _Called | Aborted:
+        """The participants, if this member is one."""
+        try:
+            participants = unpack_participants(packed)
+        except FrameError as err:
+            return Aborted(Reason.REFUSED, str(err))
+        if (
+            participants.key != key
+            or self._transport.peer_id not in participants.members
+            or participants.base != mine.base
+        ):
+            return Aborted(
+                Reason.REFUSED,
+                f"the leader {short_id(participants.leader)} answered with participants of another round",
+            )
+        now = self._clock.monotonic()
+        self._roster.vouch(participants.members, now)
+        return _Called(participants, packed)
+
+    def _missed(self, key: SyncKey, mine: Contribution, reply: ConveneReply) -> _Called | Aborted:
+        """The round that ended without us: of its participants the means can be had, else all must be repaired."""
+        behind = Aborted(Reason.BEHIND, f"round {key.round} is over", reply.source)
+        try:
+            participants = unpack_participants(reply.participants) if reply.participants else None
+        except FrameError:
+            return behind
+        if (
+            participants is None
+            or participants.key != key
+            or participants.base != mine.base
+            or self._transport.peer_id in participants.members
+        ):
+            return behind
+        return _Called(participants, reply.participants, behind)
+
+    async def _reduce(
+        self, called: _Called, mine: Contribution
+    ) -> tuple[Mixed | Aborted, Tensor | None, tuple[tuple[PeerId, str], ...]]:
+        """All shards, or nothing; what of ours was sent; who brought nothing.
+
+        Alone, what we bring is the mean, and no codec spoils it; unless somebody is on its way to join, who will want
+        to catch up with our rounds.
+        """
+        members, me = called.participants.members, self._transport.peer_id
+        if members == (me,) and mine.weight and len(self._roster.live(self._clock.monotonic())) == 1:
+            return Mixed(mine.delta_N, members), mine.delta_N, ()
+        relative = bool(mine.counted) and members == mine.counted
+        values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
+        if self._wire.sends_changes and not relative:
+            await self._reducer.start_afresh(called.participants.key)
+        weight = mine.weight if called.missed is None else 0.0
+        values = _Values(values_N, weight, torch.empty_like(values_N), torch.empty_like(values_N))
+        parts = self._wire.parts(called.participants.key, called.participants.members)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
+        contributors: list[tuple[int, ...]] = []
+        for outcome in (task.result() for task in tasks):
+            if isinstance(outcome, Aborted):
+                return called.missed or outcome, None, ()
+            contributors.append(outcome)
+        inside, index = set().union(*contributors), members.index(me) if me in members else -1
+        mixed = Mixed(
+            values.mean_N,
+            tuple([members[i] for i in sorted(inside)]),
+            missed=tuple([(p.start, p.stop) for p, s in zip(parts, contributors, strict=True) if index not in s]),
+            whole=all(len(shard) == len(members) for shard in contributors),
+            relative=relative,
+        )
+        silent = [(m, "among the participants, but brought nothing") for i, m in enumerate(members) if i not in inside]
+        return mixed, values.sent_N if weight else None, tuple(silent)
+
+    async def _mean(self, called: _Called, part: Part, values: _Values) -> tuple[int, ...] | Aborted:
+        """Contributors to one shard; its mean comes from its reducer or, if that is lost, from another member."""
+        limit = self._wire.mean_limit(part.numel, len(called.participants.members))
+        request = None
+        if values.weight:
+            request = await self._clock.run_aside(lambda: self._request(called, part, values))
+        if called.missed is not None:
+            answer = await self._afterwards(called, part, limit)
+        else:
+            answer = await self._from_reducer(called, part, request, limit)
+            answer = answer or await self._from_others(called, part, limit)
+        who = short_id(part.reducer)
+        if answer is None:
+            return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
+        try:
+            mean = unpack_mean(answer, limit, len(called.participants.members))
+            await self._clock.run_aside(lambda: self._take(mean.frame, part, values))
+        except FrameError as err:
+            return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
+        return mean.contributors
+
+    def _request(self, called: _Called, part: Part, values: _Values) -> bytes:
+        """The message that brings our part of a shard; notes what the others will decode of it."""
+        codec, key, span = self._wire.codec, called.participants.key, slice(part.start, part.stop)
+        seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
+        frame = pack(codec, values.ours_N[span], seed)
+        values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
+        return pack_shard(Shard(called.packed, part.index, values.weight, frame))
+
+    def _take(self, frame: bytes, part: Part, values: _Values) -> None:
+        """Unpack the mean of a shard to its place."""
+        values.mean_N[part.start : part.stop] = unpack(frame, self._wire.mean_codec, part.numel)
+
+    async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
+        """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""
+        listening = pack_shard(Shard(called.packed, part.index, 0.0, b""))
+        request = ours or listening
+        # Fragments that are on their way together share the line.
+        timeout_s = self._timing.call_timeout_s((len(request) + limit) * max(1, len(self.progress.participants)))
+        began = heard_at = self._clock.monotonic()
+        while (now := self._clock.monotonic()) - began < 2 * self._timing.transfer_timeout_s:
+            try:
+                answer = await self._transport.call(
+                    part.reducer, SHARD, request, timeout_s=timeout_s, max_reply_bytes=limit
+                )
+            except (PeerUnreachable, CallTimeout):
+                # Sent again in full, since the request may be what was lost; entering it twice changes nothing.
+                if now - heard_at > self._timing.ttl_s or not self._roster.is_live(part.reducer, now):
+                    return None
+                await asyncio.sleep(self._timing.beat_s / 2)
+                continue
+            except CallRefused:
+                if request == listening:
+                    return None
+                # Our part is not wanted; the mean of the others still is.
+                request = listening
+                continue
+            if answer != PENDING:
+                return answer if self._answers.accept(called.packed, part.index, answer) else None
+            heard_at = self._clock.monotonic()
+            request = listening
+        return None
+
+    async def _from_others(self, called: _Called, part: Part, limit: int) -> bytes | None:
+        """Ask every other member for the answer; those who have none will not use one that comes later."""
+        own = self._answers.ask(called.packed, part.index)
+        if own is not None:
+            return own
+        at_once = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
+
+        async def ask(member: PeerId) -> bytes | None:
+            async with at_once:
+                return await self._result_of(member, called, part, limit)
+
+        others = [member for member in called.participants.members if member != self._transport.peer_id]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(member)) for member in others]
+        answer = next((result for task in tasks if (result := task.result()) is not None), None)
+        if answer is not None:
+            self._answers.adopt(called.packed, part.index, answer)
+        return answer
+
+    async def _afterwards(self, called: _Called, part: Part, limit: int) -> bytes | None:
+        """The answer to a shard of a round that ended without this member, from its reducer or another member."""
+        others = [member for member in called.participants.members if member != part.reducer]
+        for member in (part.reducer, *others[: _MAX_DONORS - 1]):
+            answer = await self._result_of(member, called, part, limit)
+            if answer is not None:
+                return answer
+        return None
+
+    async def _result_of(self, member: PeerId, called: _Called, part: Part, limit: int) -> bytes | None:
+        """The answer to a shard, if ``member`` has it."""
+        question = bytes(msgpack.packb([called.packed, part.index]))
+        timeout_s = self._timing.call_timeout_s(limit * max(1, len(self.progress.participants)))
+        try:
+            answer = await self._transport.call(member, RESULT, question, timeout_s=timeout_s, max_reply_bytes=limit)
+        except TransportError:
+            return None
+        return answer if answer != PENDING else None

@@ -1,0 +1,1 @@
+"""Mixing in small groups that change, without a leader: in rounds or at random moments."""

@@ -1,0 +1,306 @@
+"""Gossip in rounds: at the end of its inner steps a worker mixes with a random partner, or goes on alone.
+
+1. The plan names a group (``company``). Its host stays at home, its guests come with their pseudo-gradients; their
+   anchors went ahead when they were new, so nothing but the pseudo-gradient is on the critical path.
+2. The host waits for guests that say they will come in time, closes its table, and answers with the mean and with each
+   guest's pull (``swap``). It does not wait for the answers to arrive.
+3. Who finds the host gone, busy, in another round or too slow asks others for a place at their tables. Who finds
+   none takes the outer step alone.
+
+Nobody agrees on anything: a swap that only one side completes leaves two anchors a little further apart, and the next
+pulls bring them together. Every wait is below a deadline that follows what waits have been like (``limits``).
+
+Legend: N = values in the fragment.
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decentral.codecs.frame import framed_nbytes
+from decentral.errors import FrameError, PeerUnreachable, TransportError
+from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Reason, Verdict
+from decentral.exchange.gossip.context import Context
+from decentral.exchange.gossip.guest import Guest, Sync
+from decentral.exchange.gossip.host import ASK, Host
+from decentral.exchange.gossip.messages import (
+    MAX_SMALL_BYTES,
+    Kind,
+    Plan,
+    Reply,
+    pack_question,
+    pack_reply,
+    unpack_plan,
+)
+from decentral.exchange.gossip.swap import FAR_OFF, Share, Swap, Taken, part_of
+from decentral.exchange.gossip.table import Seat, Table
+from decentral.exchange.limits import Budget
+from decentral.outer.rule import Mixed
+from decentral.types import PeerId, SyncKey, short_id
+
+#: So many others are asked for a place when the plan has failed; the first to be ready is the one.
+_MAX_ASKED = 8
+#: So much of the time of its inner steps a worker waits for partners in the long run, and so much of a stretch at once.
+_WAIT_SHARE, _WAIT_MOST = 0.03, 0.25
+#: Within that, a wait of so much of a stretch is always worth it: to fall out of step costs more. And whatever the
+#: budget says, so many seconds may be waited: on the scale of messages there is nothing to save.
+_MIN_WAIT_ROUNDS, _MIN_WAIT_S = 0.1, 0.5
+#: Who is alone so often in a row is out of step with the others, and may be for ever: it is told when they are ready.
+_OUT_OF_STEP = 3
+#: Between two questions to a guest that is about to come.
+_TICK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What a sync has come to."""
+
+    outcome: Mixed | Aborted
+    sent_N: Tensor | None
+    partners: tuple[PeerId, ...] = ()
+    spread: float = math.nan
+
+
+class Gossip(Exchange):
+    """Implements ``Exchange``; a guest's side, and through its parts a host's.
+
+    Args:
+        context: ports, agreements, and what was learnt of others.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context.company.progress)
+        self._context = context
+        self._company, self._clock = context.company, context.clock
+        self._host = Host(context)
+        self._guest = Guest(context, self._host)
+        self._swap = Swap(context.wire, context.pairing)
+        self._serial = 0
+        self._rounds_alone = [0 for _ in context.wire.numels]
+        self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
+
+    async def start(self) -> None:
+        """Begin to serve other members."""
+        await self._host.start()
+
+    def adopted(self, fragment: int, base: str, anchor_N: Tensor) -> None:
+        """A new anchor: it goes ahead to the next host."""
+        self._guest.adopted(fragment, base, anchor_N)
+
+    async def run(self) -> None:
+        """Send anchors ahead."""
+        await self._guest.run()
+
+    async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
+        """Mix ``mine`` with a partner's contribution, or find that there is none.
+
+        A weight of 0 listens only: nothing is brought, mean and pull are received.
+        """
+        if mine.anchor_N is None:
+            raise ValueError("gossip needs the anchor of a contribution")
+        began, fragment = self._clock.monotonic(), key.fragment
+        wait_s, move_s = self._limits(fragment)
+        self._serial += 1
+        sync = Sync(key, mine, mine.anchor_N, self._serial, began, began + wait_s)
+        unconfirmed = self._host.unconfirmed(fragment)
+        answer: tuple[PeerId, Reply] | None = None
+        answers: dict[tuple[PeerId, int], bytes] = {}
+        has_others = bool(self._company.others())
+        self._host.attend(fragment)
+        try:
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s + move_s):
+                        answer = await self._meet(sync)
+            finally:
+                # At one moment: whoever comes later is a guest of the next sync, which is a stretch of steps away.
+                self.progress.finish(key)
+                seats, table = self._host.clear(fragment)
+            ended = self._clock.monotonic()
+            end = await self._take(sync, *answer) if answer is not None else None
+            end = end or await self._settle(sync, seats, answers) or self._alone(sync)
+        finally:
+            table.close(answers)
+        alone = self._rounds_alone[fragment] = 0 if end.partners else self._rounds_alone[fragment] + 1
+        nearest = min(sync.ready_at, default=math.inf)
+        # One that was ready in time and had no place does not tell that we are out of step.
+        out_of_step = alone > 0 and alone % _OUT_OF_STEP == 0 and sync.wait_until < nearest < math.inf
+        waiting_s = max(0.0, ended - began - sync.moving_s)
+        self._budget.spend(waiting_s)
+        met = Met(
+            partners=end.partners,
+            spread=end.spread,
+            nearest_s=nearest - self._clock.monotonic() if out_of_step else math.nan,
+            deadline_s=wait_s + move_s if has_others else math.nan,
+            unconfirmed=tuple(sorted({*unconfirmed, *sync.unsure})),
+            avoided=self._context.offences.avoided(self._clock.monotonic()),
+        )
+        return Verdict(
+            end.outcome,
+            end.sent_N,
+            absent=tuple(sorted((peer, why) for peer, why in sync.absent.items() if peer not in end.partners)),
+            waiting_s=waiting_s,
+            transfer_s=sync.moving_s + self._clock.monotonic() - ended,
+            met=met,
+        )
+
+    def _limits(self, fragment: int) -> tuple[float, float]:
+        """How long to wait for partners, and how long for values on their way, seconds."""
+        context, pace_s = self._context, self._company.round_s()
+        share_s = pace_s / len(context.wire.numels)
+        most_s = self._budget.earn(share_s) if pace_s else context.timing.min_patience_s
+        codecs = (context.wire.codec, context.wire.mean_codec, context.pairing.anchor_codec, context.pairing.pull_codec)
+        slowest_s = context.timing.call_timeout_s(
+            sum(framed_nbytes(codec, context.wire.numels[fragment]) for codec in codecs)
+        )
+        learnt_s = context.waits.seconds(at_first=most_s, at_most=most_s)
+        wait_s = max(_MIN_WAIT_S, min(most_s, max(_MIN_WAIT_ROUNDS * pace_s, learnt_s)))
+        return wait_s, context.moves.seconds(at_first=slowest_s, at_most=slowest_s)
+
+    # -- finding each other -------------------------------------------------------------------------------------------
+
+    async def _meet(self, sync: Sync) -> tuple[PeerId, Reply] | None:
+        """A host's answer; ``None`` if this worker has guests, or nobody."""
+        fragment, me = sync.key.fragment, self._company.me
+        group = self._company.group(fragment)
+        if self._host.table(fragment).seats or group[0] == me:
+            planned = [peer for peer in group[1:] if not self._context.avoids(peer)] if group[0] == me else []
+            if await self._receive(sync, planned):
+                return None
+        elif (reply := await self._guest.visit(sync, group[0])) is not None:
+            return group[0], reply
+        return await self._seek(sync, tried=group[0])
+
+    async def _receive(self, sync: Sync, planned: Sequence[PeerId]) -> bool:
+        """Wait for the guests that say they come in time; returns whether there are any guests."""
+        table = self._host.table(sync.key.fragment)
+        gone: set[PeerId] = set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                missing = [peer for peer in planned if peer not in table.seats]
+                watches = [group.create_task(self._watch(sync, peer, table, gone)) for peer in missing]
+                while any(peer not in gone and peer not in table.seats for peer in missing):
+                    await table.changed()
+                for watch in watches:
+                    watch.cancel()
+        finally:
+            for peer in planned:
+                if peer not in gone:
+                    seat = table.seats.get(peer)
+                    at = seat.since if seat is not None else self._clock.monotonic()
+                    self._context.waits.observe(at - sync.began)
+        return bool(table.seats)
+
+    async def _watch(self, sync: Sync, peer: PeerId, table: Table, gone: set[PeerId]) -> None:
+        """Ask a planned guest now and then whether it is coming, until it has come or is not."""
+        while peer not in table.seats:
+            plan = await self._ask(sync, peer)
+            if plan is not None and plan.host == self._company.me and plan.eta_s is not None:
+                # Once it has set out to us its values are on their way: for these there is time of their own.
+                if not plan.eta_s or self._clock.monotonic() + plan.eta_s <= sync.wait_until:
+                    await asyncio.sleep(min(self._context.timing.hold_s, max(_TICK_S, plan.eta_s)))
+                    continue
+                self._context.waits.observe(self._clock.monotonic() + plan.eta_s - sync.began)
+                sync.absent[peer] = f"would have come {plan.eta_s:.1f} s later"
+            elif plan is not None:
+                sync.absent[peer] = f"goes to {short_id(plan.host)}"
+            break
+        gone.add(peer)
+        table.stir()
+
+    async def _seek(self, sync: Sync, tried: PeerId) -> tuple[PeerId, Reply] | None:
+        """Ask others for a place at their tables; meanwhile others may come to ours."""
+        fragment = sync.key.fragment
+        table = self._host.table(fragment)
+        free = [p for p in self._company.others() if p != tried and not self._context.avoids(p)]
+        asked = self._company.some(fragment, free, _MAX_ASKED)
+        async with asyncio.TaskGroup() as group:
+            asks = [group.create_task(self._ask(sync, peer)) for peer in asked]
+        plans = zip(asked, (ask.result() for ask in asks), strict=True)
+        places = [(plan.eta_s, p) for p, plan in plans if plan and plan.host == p and plan.eta_s is not None]
+        sync.ready_at = [self._clock.monotonic() + eta_s for eta_s, _ in places]
+        for eta_s, peer in sorted(places):
+            if table.seats or self._clock.monotonic() + eta_s > sync.wait_until:
+                break
+            reply = await self._guest.visit(sync, peer)
+            if reply is not None:
+                return peer, reply
+        return None
+
+    async def _ask(self, sync: Sync, peer: PeerId) -> Plan | None:
+        """Where a peer will be and when; ``None`` if it does not say."""
+        question = pack_question(sync.key.fragment)
+        try:
+            timeout_s = self._context.answer_s(MAX_SMALL_BYTES)
+            reply = await self._context.transport.call(
+                peer, ASK, question, timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
+            )
+            return unpack_plan(reply)
+        except PeerUnreachable:
+            self._company.bury(peer)
+            sync.absent[peer] = "cannot be reached"
+        except (TransportError, FrameError) as err:
+            sync.absent[peer] = str(err)
+        return None
+
+    # -- what comes of it ----------------------------------------------------------------------------------------------
+
+    async def _take(self, sync: Sync, host: PeerId, reply: Reply) -> _End | None:
+        """The outcome that a host's answer means; ``None`` if the answer is not one."""
+        key, mine, me = sync.key, sync.mine, self._company.me
+        share = self._share(sync, sync.sent_N)
+        try:
+            if not reply.members or reply.members[0] != host or me not in reply.members[1:]:
+                raise FrameError("the answer is for another group")
+            if (reply.members.index(me) in reply.contributors) != bool(mine.weight):
+                raise FrameError("the answer counts somebody else's values for ours")
+            taken = await self._clock.run_aside(
+                lambda: self._swap.take(key, share, reply.members, reply.contributors, reply.mean, reply.pull)
+            )
+        except FrameError as err:
+            sync.absent[host] = str(err)
+            self._context.offend(host, str(err))
+            return None
+        return self._ended(taken, sync.sent_N, [peer for peer in reply.members if peer != me])
+
+    async def _settle(self, sync: Sync, seats: Sequence[Seat], answers: dict[tuple[PeerId, int], bytes]) -> _End | None:
+        """The outcome for a host, and its answers to those at its table; ``None`` if there is nobody."""
+        if not seats:
+            return None
+        key, mine, now = sync.key, sync.mine, self._clock.monotonic()
+        host = self._share(sync, mine.delta_N)
+        guests = [seat.share for seat in seats]
+
+        def settle() -> Taken:
+            taken, given = self._swap.settle(key, host, guests)
+            for seat in seats:
+                peer, held_s = seat.share.peer, now - seat.since
+                reply = Reply(Kind.DONE, None, held_s, given.members, given.contributors, given.mean, given.pulls[peer])
+                answers[peer, seat.serial] = pack_reply(reply)
+            return taken
+
+        taken = await self._clock.run_aside(settle)
+        return self._ended(taken, mine.delta_N, [guest.peer for guest in guests])
+
+    def _share(self, sync: Sync, delta_N: Tensor | None) -> Share:
+        """What this worker brings to a group."""
+        mine = sync.mine
+        part = part_of(mine, self._context.inner_steps)
+        return Share(self._company.me, mine.weight, delta_N if mine.weight else None, sync.anchor_N, part)
+
+    def _alone(self, sync: Sync) -> _End:
+        """The step without a partner: what we bring is the mean, and no codec spoils it."""
+        mine = sync.mine
+        if not mine.weight:
+            return _End(Aborted(Reason.ALONE, "nothing to give, and nobody to listen to"), None)
+        return _End(Mixed(mine.delta_N, (self._company.me,)), mine.delta_N)
+
+    def _ended(self, taken: Taken, sent_N: Tensor | None, partners: Sequence[PeerId]) -> _End:
+        """The outcome of a swap; who was wild is noted."""
+        for peer in taken.wild:
+            self._context.offend(peer, FAR_OFF)
+        return _End(taken.mixed, sent_N, tuple(partners), taken.spread)

@@ -1,0 +1,210 @@
+"""A guest's side of gossip: the anchor goes ahead, the pseudo-gradient follows, and the host's answer is waited for.
+
+Legend: N = values in the fragment.
+"""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from decentral.codecs.frame import framed_nbytes, pack, unpack
+from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
+from decentral.exchange.api import Contribution
+from decentral.exchange.gossip.context import HOLD_S, Context
+from decentral.exchange.gossip.host import AHEAD, BRING, MAX_VISITORS, POLL, Host
+from decentral.exchange.gossip.messages import (
+    MAX_SMALL_BYTES,
+    Anchor,
+    Bring,
+    Kind,
+    Poll,
+    Reply,
+    pack_anchor,
+    pack_bring,
+    pack_poll,
+    unpack_reply,
+)
+from decentral.exchange.wire import seed_of
+from decentral.types import PeerId, SyncKey
+
+#: Before a lost call is made again: one that breaks at once would be made without end.
+_AGAIN_S = 0.1
+
+
+@dataclass(slots=True)
+class Sync:
+    """One call of ``mix`` and what has come of it so far."""
+
+    key: SyncKey
+    mine: Contribution
+    anchor_N: Tensor
+    serial: int
+    began: float
+    wait_until: float
+    """Partners that come later are not waited for."""
+    absent: dict[PeerId, str] = field(default_factory=dict)
+    ready_at: list[float] = field(default_factory=list)
+    """When others whom we have asked will be ready."""
+    unsure: set[PeerId] = field(default_factory=set)
+    """Hosts that may count us though we do not know it."""
+    sent_N: Tensor | None = None
+    """What hosts decode of ours, once it is encoded."""
+    delta: bytes = b""
+    """Its frame."""
+    moving_s: float = 0.0
+    """Time that the values of the swap that succeeded were on their way."""
+
+
+class Guest:
+    """Brings this worker's values to hosts.
+
+    Args:
+        context: ports, agreements, and what was learnt of others.
+        host: this worker's own other side, told where this one is.
+    """
+
+    def __init__(self, context: Context, host: Host) -> None:
+        self._context = context
+        self._host = host
+        self._frames: dict[int, tuple[str, bytes]] = {}
+        """Of every fragment's anchor, with its digest."""
+        self._sent_ahead: dict[int, tuple[str, PeerId]] = {}
+        self._new: dict[int, tuple[str, Tensor]] = {}
+        """Anchors that have not set out yet."""
+        self._news = asyncio.Event()
+
+    def adopted(self, fragment: int, base: str, anchor_N: Tensor) -> None:
+        """A new anchor, to be sent ahead."""
+        self._new[fragment] = base, anchor_N
+        self._news.set()
+
+    async def run(self) -> None:
+        """Send anchors ahead, until cancelled."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            while self._new:
+                fragment, (base, anchor_N) = self._new.popitem()
+                await self._send_ahead(fragment, base, anchor_N)
+
+    async def visit(self, sync: Sync, host: PeerId) -> Reply | None:
+        """Bring our values to a host and stay for its answer; ``None`` if it will not have us."""
+        context, fragment, began = self._context, sync.key.fragment, self._context.clock.monotonic()
+        if context.avoids(host):
+            sync.absent[host] = "is avoided for a while"
+            return None
+        self._host.visit(fragment, host)
+        sync.absent[host] = "has not answered in time"
+        try:
+            reply = await self._stay(sync, host)
+        except asyncio.CancelledError:
+            # What was cut off counts with the limit at which it was, so that this one can grow.
+            context.moves.observe(context.clock.monotonic() - sync.wait_until)
+            raise
+        finally:
+            self._host.visit(fragment, None)
+        if reply is None or reply.kind is not Kind.DONE:
+            if reply is not None and reply.eta_s is not None:
+                context.waits.observe(began + reply.eta_s - sync.began)
+            return None
+        context.waits.observe(began + reply.held_s - sync.began)
+        sync.moving_s = max(0.0, context.clock.monotonic() - began - reply.held_s)
+        context.moves.observe(sync.moving_s)
+        return reply
+
+    async def _stay(self, sync: Sync, host: PeerId) -> Reply | None:
+        """Bring, and ask again until the host says yes or no."""
+        fragment = sync.key.fragment
+        limit, request = self._reply_limit(fragment), await self._packed(sync, host)
+        method = BRING
+        while True:
+            # It has our values, or may have them from now on: whether they count only its answer can tell.
+            sync.unsure.add(host)
+            reply = await self._call(sync, host, method, request, limit)
+            if reply is None:
+                return None
+            if reply.kind is Kind.HOLD:
+                if method == POLL:  # a host that holds nothing is not asked without a pause
+                    await asyncio.sleep(_AGAIN_S)
+                method, request = POLL, pack_poll(Poll(fragment, sync.serial))
+            elif reply.kind is Kind.ANCHOR and self._sent_ahead.pop(fragment, None) is not None:
+                request = await self._packed(sync, host)  # what went ahead is not there any more
+            else:
+                sync.unsure.discard(host)
+                if reply.kind is not Kind.DONE:
+                    when = "" if reply.eta_s is None else f", ready in {reply.eta_s:.1f} s"
+                    sync.absent[host] = f"has no place for us{when}"
+                return reply
+
+    async def _call(self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int) -> Reply | None:
+        """Call a host until it answers: saying the same twice changes nothing. ``None`` if it will not."""
+        context = self._context
+        timeout_s = context.answer_s(len(request) + limit, HOLD_S)
+        while True:
+            try:
+                data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
+                return unpack_reply(data, limit, context.pairing.group_size + MAX_VISITORS)
+            except CallTimeout:
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            except PeerUnreachable:
+                context.company.bury(host)
+                sync.absent[host] = "cannot be reached"
+            except CallRefused as err:
+                sync.absent[host] = str(err)
+            except FrameError as err:
+                sync.absent[host] = str(err)
+                context.offend(host, str(err))
+            break
+        if method == BRING:
+            sync.unsure.discard(host)
+        return None
+
+    async def _packed(self, sync: Sync, host: PeerId) -> bytes:
+        """What we bring; with the anchor, unless this host has it."""
+        fragment, mine = sync.key.fragment, sync.mine
+        ahead = self._sent_ahead.get(fragment) == (mine.base, host)
+        anchor = b"" if ahead else await self._frame(fragment, mine.base, sync.anchor_N)
+        patience_s = max(0.0, sync.wait_until - self._context.clock.monotonic())
+
+        def packed() -> bytes:
+            if mine.weight and not sync.delta:
+                sync.delta, sync.sent_N = self._encoded(sync)
+            return pack_bring(Bring(fragment, mine.base, sync.serial, mine.weight, patience_s, sync.delta, anchor))
+
+        return await self._context.clock.run_aside(packed)
+
+    def _encoded(self, sync: Sync) -> tuple[bytes, Tensor]:
+        """The frame of our pseudo-gradient, and what a host makes of it."""
+        codec, delta_N, key = self._context.wire.codec, sync.mine.delta_N, sync.key
+        frame = pack(codec, delta_N, seed_of(f"{self._context.company.me}/{key.round}/{key.fragment}"))
+        return frame, delta_N if codec.lossless else unpack(frame, codec, delta_N.numel())
+
+    async def _frame(self, fragment: int, base: str, anchor_N: Tensor) -> bytes:
+        """The frame of an anchor, made once."""
+        known, frame = self._frames.get(fragment, ("", b""))
+        if known != base:
+            codec, seed = self._context.pairing.anchor_codec, seed_of(f"anchor/{self._context.company.me}/{base}")
+            frame = await self._context.clock.run_aside(lambda: pack(codec, anchor_N, seed))
+            self._frames[fragment] = base, frame
+        return frame
+
+    async def _send_ahead(self, fragment: int, base: str, anchor_N: Tensor) -> None:
+        """Send a new anchor to the next host, if this worker is to be a guest. If that fails it goes later."""
+        host = self._context.company.group(fragment)[0]
+        if host == self._context.company.me:
+            return
+        anchor = Anchor(fragment, base, await self._frame(fragment, base, anchor_N))
+        request = await self._context.clock.run_aside(lambda: pack_anchor(anchor))
+        timeout_s = self._context.timing.call_timeout_s(len(request))
+        with contextlib.suppress(TransportError):
+            await self._context.transport.call(host, AHEAD, request, timeout_s=timeout_s, max_reply_bytes=0)
+            self._sent_ahead[fragment] = base, host
+
+    def _reply_limit(self, fragment: int) -> int:
+        """The longest answer of a host."""
+        wire, pairing = self._context.wire, self._context.pairing
+        frames = sum(framed_nbytes(codec, wire.numels[fragment]) for codec in (wire.mean_codec, pairing.pull_codec))
+        return frames + 256 * (pairing.group_size + MAX_VISITORS) + MAX_SMALL_BYTES

@@ -1,0 +1,248 @@
+r"""The arithmetic of one group: what its host answers, and what a guest makes of the answer. Knows no network.
+
+With the host h, its guests g, and all n of them k, the host takes the means and tells each guest how far the mean
+anchor is from that guest's own, a small difference that a coarse codec Q carries well::
+
+    delta  = sum(w_k delta_k) / sum(w_k)            one frame, decoded by everybody, the host included
+    D_g    = mean(phi_k) - phi_g                    sent as Q(D_g): the pull of guest g
+    D_h    = -sum(Q(D_g))                           the host's own
+
+So the pulls of a group add up to zero and its mean anchor stays where it is, however coarse Q is. What Q leaves of a
+difference is still there at the next swap. Nobody's values count for more than a radius around one's own
+(``outer.clip``), neither a guest's at its host nor a host's at its guests.
+
+Legend: N = values in the fragment.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decentral.codecs.frame import pack, unpack
+from decentral.exchange.api import Contribution
+from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.rest import MeanRest
+from decentral.exchange.shard import Entry, ShardContributions
+from decentral.exchange.wire import Wire, seed_of
+from decentral.outer.clip import Radius, clip
+from decentral.outer.rule import Mixed
+from decentral.types import PeerId, SyncKey
+
+#: So many radii away nobody honest is.
+_WILD = 10.0
+#: A guest's tokens count at most so many times as those of the host's own whole round.
+_MAX_WEIGHT_RATIO = 4.0
+FAR_OFF = f"its values were more than {_WILD:g} radii away from ours"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one member of a group brings."""
+
+    peer: PeerId
+    weight: float
+    delta_N: Tensor | None
+    """As the host decoded it; ``None`` from one that only listens."""
+    anchor_N: Tensor
+    part: float = 1.0
+    """In (0, 1]: how much of a whole round's inner steps is behind it; read of this worker's own only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a swap comes to for one member."""
+
+    mixed: Mixed
+    spread: float
+    """RMS of the difference of two replicas' anchors over the RMS of the anchor, as estimated from this swap."""
+    wild: tuple[PeerId, ...] = ()
+    """Members so far away that no honest one is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the host sends back."""
+
+    members: tuple[PeerId, ...]
+    contributors: tuple[int, ...]
+    mean: bytes
+    pulls: dict[PeerId, bytes]
+
+
+class Swap:
+    """The arithmetic with its memory: radii, and what the codec of means left out. For one thread.
+
+    Args:
+        wire: sizes and codecs of pseudo-gradients and means.
+        pairing: codecs of anchors and pulls.
+    """
+
+    def __init__(self, wire: Wire, pairing: Pairing) -> None:
+        self._wire = wire
+        self._pairing = pairing
+        self._delta_radii = [Radius() for _ in wire.numels]
+        self._anchor_radii = [Radius() for _ in wire.numels]
+        self._rest = MeanRest(wire.numels)
+        self._scales = [0.0 for _ in wire.numels]
+        """Lengths of the own last pseudo-gradients, as of whole rounds."""
+
+    def settle(self, key: SyncKey, host: Share, guests: Sequence[Share]) -> tuple[Taken, Answers]:
+        """The host's side: means over all, pulls for the guests."""
+        members = (host.peer, *(guest.peer for guest in guests))
+        self.measure(key.fragment, host.delta_N, host.part)
+        mean_N, frame, contributors, wild = self._mean(key, host, guests)
+        anchors = {guest.peer: guest.anchor_N for guest in guests}
+        own_N, pulls, far = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
+        mixed = Mixed(mean_N, tuple([members[i] for i in contributors]), anchor_N=host.anchor_N + own_N)
+        spread = spread_of(own_N, host.anchor_N, len(members))
+        return Taken(mixed, spread, tuple(sorted({*wild, *far}))), Answers(members, contributors, frame, pulls)
+
+    def measure(self, fragment: int, delta_N: Tensor | None, part: float) -> None:
+        """Note how long this worker's own pseudo-gradient would be after a whole round: a distance that is harmless.
+
+        Else a newcomer, with a step or two behind it, would cut all others down to that.
+        """
+        if delta_N is not None:
+            self._scales[fragment] = _norm(delta_N) / part
+
+    def has_measure(self, fragment: int) -> bool:
+        """Whether it has one yet. Before that everything would be too far away, and honest peers offenders."""
+        return self._scales[fragment] > 0
+
+    def pulls(
+        self, fragment: int, anchor_N: Tensor, guests: Mapping[PeerId, Tensor], purpose: str
+    ) -> tuple[Tensor, dict[PeerId, bytes], list[PeerId]]:
+        """What moves the host's anchor to the mean, a frame that does so for each guest, and who was wild."""
+        codec = self._pairing.pull_codec
+        away, wild, size = {}, [], _norm(anchor_N)
+        for peer, guest_N in guests.items():
+            near_N, is_wild = self._clipped(self._anchor_radii, fragment, anchor_N, guest_N, size=size)
+            away[peer] = near_N - anchor_N
+            wild += [peer] if is_wild else []
+        mean_N = torch.zeros_like(anchor_N)
+        for away_N in away.values():
+            mean_N.add_(away_N)
+        mean_N.div_(1 + len(guests))
+        frames, own_N = {}, torch.zeros_like(anchor_N)
+        for peer, away_N in away.items():
+            pull_N = away_N.neg_().add_(mean_N)
+            frames[peer] = pack(codec, pull_N, seed_of(f"{purpose}/{peer}"))
+            own_N.sub_(pull_N if codec.lossless else unpack(frames[peer], codec, pull_N.numel()))
+        return own_N, frames, wild
+
+    def take(
+        self,
+        key: SyncKey,
+        mine: Share,
+        members: Sequence[PeerId],
+        contributors: Sequence[int],
+        mean: bytes,
+        pull: bytes,
+    ) -> Taken:
+        """A guest's side: the host's answer, checked and clipped.
+
+        Raises:
+            FrameError: a frame breaks a rule.
+        """
+        host, num, fragment = members[0], len(members), key.fragment
+        self.measure(fragment, mine.delta_N, mine.part)
+        # Distances are from member to member; the mean is nearer by this.
+        share = (num - 1) / num
+        delta_N, wild = torch.zeros_like(mine.anchor_N), False
+        if contributors:
+            delta_N = unpack(mean, self._wire.mean_codec, delta_N.numel())
+        if contributors and mine.delta_N is not None:
+            delta_N, wild = self._clipped(self._delta_radii, fragment, mine.delta_N, delta_N, share)
+        pull_N, far = self.pulled(fragment, mine.anchor_N, pull, share)
+        inside = tuple([members[i] for i in contributors])
+        mixed = Mixed(delta_N, inside, anchor_N=mine.anchor_N + pull_N)
+        return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), (host,) if wild or far else ())
+
+    def pulled(self, fragment: int, anchor_N: Tensor, pull: bytes, share: float) -> tuple[Tensor, bool]:
+        """The pull in a frame, clipped, and whether the one who sent it is wild.
+
+        Raises:
+            FrameError: the frame breaks a rule.
+        """
+        pull_N = unpack(pull, self._pairing.pull_codec, self._wire.numels[fragment])
+        nothing_N, size = torch.zeros_like(pull_N), _norm(anchor_N)
+        return self._clipped(self._anchor_radii, fragment, nothing_N, pull_N, share, size)
+
+    def _mean(
+        self, key: SyncKey, host: Share, guests: Sequence[Share]
+    ) -> tuple[Tensor, bytes, tuple[int, ...], list[PeerId]]:
+        """The mean pseudo-gradient as everybody decodes it, its frame, whose it is, and who was wild.
+
+        A host that only listens has nothing to compare with: it passes on the mean of the others as it is.
+        """
+        contributions = ShardContributions((host.peer, *(guest.peer for guest in guests)))
+        contributions.enter(host.peer, Entry(host.weight, host.delta_N))
+        wild = []
+        for guest in guests:
+            delta_N = guest.delta_N
+            if delta_N is not None and host.delta_N is not None:
+                delta_N, is_wild = self._clipped(self._delta_radii, key.fragment, host.delta_N, delta_N)
+                wild += [guest.peer] if is_wild else []
+            weight = guest.weight
+            if host.weight and weight:
+                weight = min(weight, _MAX_WEIGHT_RATIO * host.weight / host.part)
+            contributions.enter(guest.peer, Entry(weight, delta_N))
+        mean_N = contributions.mean(over_senders=self._wire.over_senders)
+        if mean_N is None:
+            return torch.zeros_like(host.anchor_N), b"", (), wild
+        codec = self._wire.mean_codec
+        keep_rest = self._wire.keep_rest and not codec.lossless
+        if keep_rest:
+            self._rest.add_to(mean_N, key, 0)
+        frame = pack(codec, mean_N, seed_of(f"mean/{host.peer}/{key.round}/{key.fragment}"))
+        decoded_N = mean_N if codec.lossless else unpack(frame, codec, mean_N.numel())
+        if keep_rest:
+            self._rest.hold(frame, key, 0, mean_N - decoded_N)
+            self._rest.settle(frame, mixed=True)
+        return decoded_N, frame, contributions.contributors(), wild
+
+    def _clipped(
+        self,
+        radii: Sequence[Radius],
+        fragment: int,
+        own_N: Tensor,
+        other_N: Tensor,
+        share: float = 1.0,
+        size: float = 0.0,
+    ) -> tuple[Tensor, bool]:
+        """Another's values within ``share`` of the radius around one's own, and whether they were absurdly far off.
+
+        Anchors less far apart than their own ``size`` are not absurd: workers may have trained apart for long.
+        """
+        limit = share * radii[fragment].limit(self._scales[fragment])
+        near_N, distance = clip(own_N, other_N, limit)
+        radii[fragment].observe(distance / share)
+        return near_N, distance > max(_WILD * limit, share * size)
+
+
+def part_of(mine: Contribution, inner_steps: int) -> float:
+    """How much of a whole round of H ``inner_steps`` is behind a contribution, in (0, 1]."""
+    return min(1.0, max(1, mine.num_inner_steps) / inner_steps)
+
+
+def spread_of(pull_N: Tensor, anchor_N: Tensor, num_members: int) -> float:
+    """What the distance of one member from its group's mean says of the distance between two.
+
+    For n independent replicas of equal variance the squared distance of two is 2 n / (n - 1) times that of one from
+    their mean; for a pair this is exact.
+
+    Returns:
+        RMS of the difference of two anchors over the RMS of the anchor; NaN for one member or an anchor of zeros.
+    """
+    rms = _norm(anchor_N)
+    if num_members < 2 or not rms:
+        return math.nan
+    return math.sqrt(2 * num_members / (num_members - 1)) * _norm(pull_N) / rms
+
+
+def _norm(x_N: Tensor | None) -> float:
+    """L2 norm; 0 for nothing."""
+    return 0.0 if x_N is None else float(torch.linalg.vector_norm(x_N, dtype=torch.float64))

@@ -1,0 +1,79 @@
+"""The contributions to one shard by the members of one round. Pure.
+
+Legend: S = values in the shard.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decentral.exchange.merge import Range, radial_directional, spread_over_senders, weighted_mean
+from decentral.types import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one member brought: ``None`` values when it only listens (weight 0)."""
+
+    weight: float
+    values_S: Tensor | None
+
+
+class ShardContributions:
+    """Contributions in, weighted mean out, each member once.
+
+    Args:
+        members: the participants, in order.
+    """
+
+    def __init__(self, members: Sequence[PeerId]) -> None:
+        self._members = tuple(members)
+        self._awaited = dict.fromkeys(self._members)
+        self._entries: dict[PeerId, Entry] = {}
+
+    def enter(self, member: PeerId, entry: Entry) -> None:
+        """Enter a contribution; a repeated one (a retry after a lost reply) changes nothing.
+
+        Raises:
+            KeyError: not a member.
+            ValueError: the weight is negative, not finite, or does not fit the values.
+        """
+        if member not in self._awaited and member not in self._entries:
+            raise KeyError(member)
+        if not 0 <= entry.weight < float("inf") or (entry.weight > 0) != (entry.values_S is not None):
+            raise ValueError(f"weight {entry.weight} with{'out' if entry.values_S is None else ''} values")
+        self._entries.setdefault(member, entry)
+        self._awaited.pop(member, None)
+
+    def awaited(self) -> Collection[PeerId]:
+        """Members not entered yet, in the participants' order; a view, not to be kept across an await."""
+        return self._awaited.keys()
+
+    def contributors(self) -> tuple[int, ...]:
+        """Indices among the participants of those whose values are in the mean."""
+        return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
+
+    def mean(self, *, over_senders: bool = False, directed: Sequence[Range] = ()) -> Tensor | None:
+        r"""$\sum_i w_i x_i / \sum_i w_i$ over the entries, accumulated in float32 in the participants' order.
+
+        Args:
+            over_senders: divide each value by the weights of those entries only in which it is not 0: the mean of
+                sparse contributions by coordinate, in which one sent by a single member counts in full.
+            directed: ranges of the shard, a tensor each, that take ``radial_directional`` instead.
+
+        Returns:
+            float32 [S], or ``None`` if nobody contributed values.
+        """
+        inside = [self._entries[self._members[i]] for i in self.contributors()]
+        total = sum(entry.weight for entry in inside)
+        if total <= 0:
+            return None
+        shares = [entry.weight / total for entry in inside]
+        values = [entry.values_S for entry in inside if entry.values_S is not None]
+        mean_S = weighted_mean(shares, values)
+        if over_senders:
+            spread_over_senders(mean_S, shares, values)
+        for start, stop in directed:
+            radial_directional(mean_S[start:stop], shares, [values_S[start:stop] for values_S in values])
+        return mean_S

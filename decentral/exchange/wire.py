@@ -1,0 +1,101 @@
+"""What members agree on about values, and how a fragment is cut into shards: the same on every one of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from decentral.codecs.codec import Codec
+from decentral.codecs.frame import framed_nbytes
+from decentral.exchange.merge import Range
+from decentral.swarm.matching import reducers, shards
+from decentral.types import PeerId, SyncKey
+
+#: Shorter shards cost more in latency than they save in bandwidth.
+MIN_SHARD_VALUES = 16_384
+#: A reducer has up to so many shards of a fragment, each a call of its own: a stream pauses for its window while others
+#: go on, and a shard is encoded while the one before travels.
+MAX_SHARDS_EACH = 4
+#: It has more than one only of so many values at least: below, a stream's first window (256 KiB) holds nearly all.
+MIN_LONG_SHARD_VALUES = 1 << 18
+#: A multiple of every block size of the block-wise codecs in use: but for the last, blocks are full.
+SHARD_ALIGN = 4_096
+#: Room for the participants and the fields around a frame.
+_ENVELOPE_BYTES = 1_024
+
+
+def seed_of(purpose: str) -> int:
+    """A seed for the rounding of what is sent once, for one purpose; 64 bits."""
+    return int.from_bytes(blake2b(purpose.encode(), digest_size=8).digest())
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One shard of a fragment: values [start, stop), averaged by ``reducer``."""
+
+    index: int
+    start: int
+    stop: int
+    reducer: PeerId
+
+    @property
+    def numel(self) -> int:
+        """Values in the shard."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What all members agree on about values: how many there are and how they travel."""
+
+    numels: tuple[int, ...]
+    """Values in each fragment."""
+    codec: Codec
+    """For contributions."""
+    mean_codec: Codec
+    """For the mean that a reducer sends back."""
+    over_senders: bool = False
+    """Whether a value's mean is over those who sent it, zeros counting as not sent; else over all contributors."""
+    keep_rest: bool = True
+    """Whether a reducer adds what its codec left out of a mean to its next one."""
+    sends_changes: bool = False
+    """Whether members send changes while they are the same (see ``outer.ef21``); rests of others are then void."""
+    directed: tuple[tuple[Range, ...], ...] = ()
+    """For each fragment the tensors, in order, whose mean is ``radial_directional``; empty if that of none is."""
+
+    def __post_init__(self) -> None:
+        """Refuse means that contradict each other."""
+        if self.directed and len(self.directed) != len(self.numels):
+            raise ValueError(f"tensors of {len(self.directed)} fragments were given, there are {len(self.numels)}")
+        if self.directed and (self.over_senders or self.sends_changes):
+            what = "values that some did not send" if self.over_senders else "changes of pseudo-gradients"
+            raise ValueError(f"merge is 'rda', which is made of whole pseudo-gradients and not of {what}")
+
+    def parts(self, key: SyncKey, members: Sequence[PeerId]) -> tuple[Part, ...]:
+        """The shards of a fragment in a round with their reducers, who are some of the members."""
+        numel, whole = self.numels[key.fragment], self._directed(key.fragment)
+        # Each shard is encoded by itself; that blocks start at the same values in every round is not worth more.
+        align = 1 if whole else SHARD_ALIGN
+        each = min(MAX_SHARDS_EACH, max(1, numel // len(members) // MIN_LONG_SHARD_VALUES))
+        ranges = shards(numel, len(members) * each, min_values=MIN_SHARD_VALUES, align=align, uncut=whole)
+        chosen = reducers(tuple(members), key, min(len(members), len(ranges)))
+        return tuple([Part(i, *bounds, chosen[i * len(chosen) // len(ranges)]) for i, bounds in enumerate(ranges)])
+
+    def directed_in(self, fragment: int, part: Part) -> tuple[Range, ...]:
+        """The tensors inside of a shard whose mean is ``radial_directional``, counted from its start."""
+        inside = (bounds for bounds in self._directed(fragment) if part.start <= bounds[0] < part.stop)
+        return tuple([(start - part.start, stop - part.start) for start, stop in inside])
+
+    def _directed(self, fragment: int) -> tuple[Range, ...]:
+        return self.directed[fragment] if self.directed else ()
+
+    def contribution_limit(self, numel: int, participants_bytes: int) -> int:
+        """The longest message that brings a shard of ``numel`` values."""
+        return framed_nbytes(self.codec, numel) + participants_bytes + _ENVELOPE_BYTES
+
+    def mean_limit(self, numel: int, num_members: int) -> int:
+        """The longest message that brings a mean of ``numel`` values; each member is a bit."""
+        return framed_nbytes(self.mean_codec, numel) + num_members // 8 + _ENVELOPE_BYTES
+
+    def longest_contribution(self, max_participants_bytes: int) -> int:
+        """The longest contribution to any shard of any round."""
+        return self.contribution_limit(max(self.numels), max_participants_bytes)

@@ -1,0 +1,119 @@
+"""Replicas of a living swarm: each worker's anchor, downloaded as a joiner would."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from decentral.config.schema import SwarmConfig
+from decentral.engine.hello import Hello
+from decentral.errors import UnreachableError, UsageError
+from decentral.monitor.figures import size
+from decentral.ports.trainer import Trainer
+from decentral.ports.transport import Transport
+from decentral.run.compose import asking, build_trainer
+from decentral.run.options import run_options
+from decentral.state.average import Replica
+from decentral.state.download import Download, Downloader
+from decentral.swarm.presence import Presence, State
+from decentral.swarm.timing import lifetime_s
+from decentral.tensors.layout import Layout
+from decentral.types import short_id
+
+#: Probe, node and hello together; then each call of a download has a deadline of its own.
+_ASK_TIMEOUT_S = 15.0
+#: Downloads at a time, so that a slow one does not hold up all and our own line is shared by few.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A living swarm's configuration and replicas."""
+
+    swarm: SwarmConfig
+    trainer: Trainer
+    """Of the swarm's task, on this machine."""
+    replicas: list[Replica]
+
+
+async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say: Callable[[str], None]) -> Fetched:
+    """Ask the first worker of ``addresses`` that answers who is in its swarm, and download from all of them.
+
+    Args:
+        addresses: of workers of one swarm; tried in order.
+        device: where the task computes.
+        data: paths of this machine in place of the swarm's.
+        say: told what is downloaded, and who could not be reached.
+
+    Raises:
+        UsageError: it is a pipeline.
+        DecentralError: nobody can be asked, the task cannot be built here, or nobody gives its weights.
+    """
+    async with asking(addresses, option="SOURCE", timeout_s=_ASK_TIMEOUT_S) as (node, hello):
+        swarm = SwarmConfig.from_json(hello.config)
+        if swarm.pipeline.stages:
+            raise UsageError(
+                f"{hello.run_id} is a pipeline, whose stages cannot be fetched from its workers.",
+                hint="Copy the files stage-*.safetensors of its workers to this machine and give them to export.",
+            )
+        trainer = await asyncio.to_thread(build_trainer, swarm, device, data, 0)
+        replicas = await fetch_replicas(node.transport, hello, swarm, trainer, say)
+    return Fetched(swarm, trainer, replicas)
+
+
+async def fetch_replicas(
+    transport: Transport, hello: Hello, swarm: SwarmConfig, trainer: Trainer, say: Callable[[str], None]
+) -> list[Replica]:
+    """Download the anchor of every live worker; of one if they all have the same. In order of peer id.
+
+    Raises:
+        UnreachableError: nobody gives its weights.
+    """
+    life_s = lifetime_s(swarm.timing.ttl_s, len(hello.workers))
+    live = [presence for presence, age_s in hello.workers if age_s < life_s]
+    donors = [presence for presence in live if presence.state != State.JOINING]
+    options = run_options(swarm, hello.run_id, trainer.parameters())
+    layout = Layout.of(trainer.parameters(), options.plan.num_fragments, options.pattern)
+    numels = [layout.numel(fragment) for fragment in range(layout.num_fragments)]
+    downloader = Downloader(transport, layout.signature, numels, options.rule.num_buffers, options.timing)
+    each_bytes = 4 * layout.total_numel * (1 + options.rule.num_buffers)
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def from_one_of(group: Sequence[Presence]) -> Replica | None:
+        async with gate:
+            download = await downloader.fetch([presence.peer for presence in group])
+        if isinstance(download, Download):
+            return _replica(download, hello.run_id, layout)
+        say(f"left out: {download}")
+        return None
+
+    if options.pairing is None:
+        groups = [_by_agreement(donors)]
+        say(f"downloading {size(each_bytes)} from one of {len(donors)} workers: by all-reduce all hold the same")
+    else:
+        groups = [[presence] for presence in donors]
+        say(f"downloading {size(each_bytes)} from each of {len(donors)} workers")
+    fetched = await asyncio.gather(*(from_one_of(group) for group in groups))
+    replicas = [replica for replica in fetched if replica is not None]
+    if not replicas:
+        raise UnreachableError(
+            f"None of the {len(live)} live workers of {hello.run_id} gave its weights.",
+            hint="`decentral status ADDR` shows who is in it.",
+        )
+    return replicas
+
+
+def _by_agreement(donors: Sequence[Presence]) -> list[Presence]:
+    """Those whose anchor most hold first, and among them those furthest in the run."""
+    held = Counter(presence.digest for presence in donors)
+    return sorted(donors, key=lambda presence: (-held[presence.digest], -presence.round))
+
+
+def _replica(download: Download, run_id: str, layout: Layout) -> Replica:
+    snapshot = download.snapshot
+    weights: dict[str, Tensor] = {}
+    for fragment, state in enumerate(snapshot.fragments):
+        weights |= layout.scatter(state.anchor_N, fragment)
+    return Replica(short_id(download.donor), run_id, min(snapshot.rounds), lambda: weights, snapshot.name)

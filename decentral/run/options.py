@@ -1,0 +1,238 @@
+"""From the configuration to the engine's options. What is heavy (torch) is imported inside, as in ``compose``."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from decentral.config.method import MethodSection
+from decentral.config.schema import SwarmConfig
+from decentral.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from decentral.codecs.feedback import Feedback
+    from decentral.engine.options import RunOptions
+    from decentral.exchange.allreduce.participants import Quorum
+    from decentral.exchange.gossip.pairing import Pairing
+    from decentral.exchange.server.options import ServerOptions
+    from decentral.outer.eager import Eager
+    from decentral.outer.rule import OuterRule
+    from decentral.pipeline.options import PipelineOptions
+    from decentral.ports.trainer import Seat
+    from decentral.schedule.plan import SyncPlan
+
+
+def run_options(swarm: SwarmConfig, run_id: str, parameters: "Mapping[str, Tensor]") -> "RunOptions":
+    """The engine's options from the configuration.
+
+    Args:
+        swarm: resolved.
+        run_id: of the run.
+        parameters: of the model, whose layers decide how it can be cut.
+
+    Raises:
+        ConfigError: launches do not fit into a round.
+    """
+    from decentral.codecs.codec import make_codec
+    from decentral.engine.options import RunOptions
+    from decentral.swarm.timing import Timing
+
+    method, timing = swarm.method, swarm.timing
+    codec = make_codec(method.codec)
+    return RunOptions(
+        run_id=run_id,
+        config=swarm.to_json().encode(),
+        rounds=swarm.run.rounds,
+        min_workers=swarm.run.min_workers,
+        plan=_plan(method, parameters),
+        pattern=method.fragment_pattern,
+        auto_delay=method.delay_steps == "auto",
+        auto_groups=method.fragments == "auto",
+        eager=_eager(method),
+        rule=_rule(method),
+        codec=codec,
+        mean_codec=make_codec(method.mean_codec),
+        feedback=_feedback(method, lossless=codec.lossless),
+        keep_rest=method.feedback != "none",
+        over_senders=method.mean_over == "senders",
+        merge=method.merge,
+        weight_by=method.weight_by,
+        quorum=_quorum(method),
+        pairing=_pairing(method),
+        server=_server(method),
+        mix_alpha=method.alpha,
+        eval_every_rounds=swarm.eval_every_rounds,
+        timing=Timing(**timing.model_dump()),
+    )
+
+
+def stage_options(swarm: SwarmConfig, run_id: str, stage: int, parameters: "Mapping[str, Tensor]") -> "RunOptions":
+    """The engine's options for the swarm of a stage's replicas.
+
+    Args:
+        swarm: resolved, with a pipeline.
+        run_id: of the whole run.
+        stage: 0 is the head.
+        parameters: of the stage alone, whose layers decide how it can be cut into fragments.
+
+    Raises:
+        ConfigError: launches do not fit into a round.
+    """
+    return replace(
+        run_options(swarm, f"{run_id}/{stage}", parameters),
+        min_workers=max(1, swarm.pipeline.replicas),
+        eval_every_rounds=0,  # a stage alone has no loss
+    )
+
+
+def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
+    """What is the same for all who take part in a pipeline.
+
+    Args:
+        swarm: resolved, with a pipeline.
+        num_blocks: of the task's model.
+
+    Raises:
+        ConfigError: so many blocks cannot be cut like that.
+    """
+    from decentral.codecs.codec import make_codec
+    from decentral.pipeline.cut import cut
+    from decentral.pipeline.options import PipelineOptions
+
+    pipeline = swarm.pipeline
+    made = cut(num_blocks, pipeline.stages, pipeline.recovery)
+    return PipelineOptions(
+        spans=made.spans,
+        healing=made.healing,
+        codec=make_codec(pipeline.codec),
+        seed=swarm.run.seed,
+        num_microbatches=pipeline.microbatches,
+        in_flight=pipeline.in_flight,
+        routing=pipeline.routing,
+        norm=pipeline.norm,
+        num_replicas=pipeline.replicas,
+        lr_boost=pipeline.lr_boost,
+        lr_boost_steps=pipeline.lr_boost_steps,
+        checkpoint_s=pipeline.checkpoint_s,
+        inner_steps=swarm.method.inner_steps,
+        eval_every_rounds=swarm.eval_every_rounds,
+    )
+
+
+def seat_of(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int) -> "Seat":
+    """A worker's place in the run.
+
+    Args:
+        swarm: with the length of the run.
+        device: to compute on.
+        data: paths of this machine in place of the swarm's; empty for the swarm's.
+        stream_seed: of this worker's own stream of data.
+    """
+    from decentral.ports.trainer import Seat
+
+    return Seat(
+        run_seed=swarm.run.seed,
+        stream_seed=stream_seed,
+        total_steps=swarm.run.rounds * swarm.method.inner_steps,
+        device=device,
+        data=tuple(data or swarm.data.paths),
+    )
+
+
+def _plan(method: MethodSection, parameters: "Mapping[str, Tensor]") -> "SyncPlan":
+    """When fragments are launched; with ``auto``, as at the start of the run."""
+    from decentral.schedule.plan import SyncPlan
+    from decentral.tensors.layout import num_fragments_of
+    from decentral.tensors.partition import paper_fragments
+
+    num_fragments = num_fragments_of(parameters, method.fragments, method.inner_steps)
+    delay_steps = 0 if method.delay_steps == "auto" else method.delay_steps
+    most = max(1, method.inner_steps // (delay_steps + 1))
+    num_groups = min(paper_fragments(parameters), most, num_fragments) if method.fragments == "auto" else 0
+    try:
+        return SyncPlan(method.inner_steps, num_fragments, delay_steps, num_groups)
+    except ValueError as err:
+        raise ConfigError(
+            f"method.delay_steps is {delay_steps}, but with {num_fragments} fragments one is launched every "
+            f"{method.inner_steps // num_fragments} inner steps (method.inner_steps = {method.inner_steps})",
+            hint="A result must be in use before the next launch: set fewer method.fragments, a shorter "
+            "method.delay_steps, or auto.",
+        ) from err
+
+
+def _eager(method: MethodSection) -> "Eager | None":
+    """How workers go ahead of the anchor, if they do."""
+    from decentral.outer.eager import Eager
+
+    return Eager(method.outer_lr, method.outer_momentum) if method.eager else None
+
+
+def _rule(method: MethodSection) -> "OuterRule":
+    """The outer rule."""
+    from decentral.outer.diloco import DiLoCo
+    from decentral.outer.ef21 import Ef21
+    from decentral.outer.follow import Follow
+    from decentral.outer.noloco import NoLoCo
+    from decentral.outer.sparseloco import SparseLoCo
+
+    if method.name == "noloco" and method.schedule == "poisson":  # the pull is no part of a step
+        return DiLoCo(method.outer_lr, method.outer_momentum, nesterov=False)
+    if method.name == "noloco":
+        return NoLoCo(method.outer_lr, method.outer_momentum, method.gamma, method.group_size)
+    if method.name == "async":
+        return Follow()
+    if method.name == "sparseloco":
+        return SparseLoCo(method.outer_lr)
+    rule = DiLoCo(method.outer_lr, method.outer_momentum, method.nesterov)
+    return Ef21(rule) if method.feedback == "ef21" else rule
+
+
+def _quorum(method: MethodSection) -> "Quorum | None":
+    """How many members make a round, if not everybody is waited for."""
+    from decentral.exchange.allreduce.participants import Quorum
+
+    return Quorum(method.quorum, method.quorum_grace) if method.quorum else None
+
+
+def _pairing(method: MethodSection) -> "Pairing | None":
+    """How workers gossip, if they do."""
+    from decentral.codecs.codec import make_codec
+    from decentral.exchange.gossip.pairing import Pairing
+
+    if method.name != "noloco":
+        return None
+    return Pairing(
+        anchor_codec=make_codec(method.anchor_codec),
+        pull_codec=make_codec(method.pull_codec),
+        group_size=method.group_size,
+        events_per_round=method.events_per_round if method.schedule == "poisson" else None,
+        gamma=method.gamma,
+    )
+
+
+def _server(method: MethodSection) -> "ServerOptions | None":
+    """How servers step, if there are any."""
+    from decentral.exchange.server.options import ServerOptions
+
+    if method.name != "async":
+        return None
+    return ServerOptions(
+        lr=method.outer_lr,
+        momentum=method.outer_momentum,
+        every=method.momentum_every,
+        share=method.momentum_share,
+        dylu=method.dylu,
+    )
+
+
+def _feedback(method: MethodSection, *, lossless: bool) -> "Callable[[int], Feedback]":
+    """What remembers the codec's errors, for so many fragments."""
+    from decentral.codecs.feedback import Ef21, ErrorFeedback, Feedback
+
+    if method.feedback == "ef21":
+        return Ef21
+    if method.feedback == "none" or lossless:
+        return Feedback
+    return functools.partial(ErrorFeedback, decay=method.feedback_decay)

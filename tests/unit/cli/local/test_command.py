@@ -1,0 +1,459 @@
+"""The parts of ``decentral local`` that need no swarm."""
+
+import asyncio
+import json
+import math
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from decentral.cli.app import app
+from decentral.cli.local import children, outcome
+from decentral.cli.local.command import measure, rounds_for
+from decentral.cli.local.processes import Processes, processes_for
+from decentral.cli.local.replay import Replay
+from decentral.cli.local.run import LocalRun, _cancel
+from decentral.config.schema import SwarmConfig, to_toml
+from decentral.config.settings import load, resolve
+from decentral.errors import ConfigError, DecentralError, ExitCode
+from decentral.monitor.events import (
+    BatchCounted,
+    Joined,
+    RoundAborted,
+    RoundMixed,
+    Started,
+    Stopped,
+    StretchDone,
+    Validated,
+)
+from decentral.monitor.journal import JournalReader, JsonLinesJournal
+from decentral.monitor.status import summarize
+from decentral.ports.trainer import Seat, StepReport
+from decentral.run.folder import MODEL
+from decentral.state.average import Chosen, Replica
+from decentral.swarm.presence import State
+from decentral.types import PeerId
+from workers import toy
+
+A, B = PeerId("peer-a"), PeerId("peer-b")
+
+
+def write(path: Path, *events, start: float = 100.0) -> Path:
+    times = iter(range(len(events)))
+    journal = JsonLinesJournal(path, lambda: start + 2.0 * next(times))
+    for event in events:
+        journal.record(event)
+    journal.close()
+    return path
+
+
+def replayed(path: Path, num_workers: int = 2) -> Replay:
+    replay = Replay(total_numel=1000, tokens_per_step=10, num_workers=num_workers, rounds=3)
+    for event in JournalReader(path).read():
+        replay.take(event)
+    return replay
+
+
+STARTED = Started("demo", A, "0.1.0", "cpu", "c0")
+
+
+class TestReplay:
+    def test_before_the_first_event_there_is_no_worker(self):
+        assert Replay(1, 1, 1, 1).presence is None
+
+    def test_counters_are_those_of_a_presence_record(self, tmp_path):
+        journal = write(
+            tmp_path / "j",
+            STARTED,
+            Joined(B, 1, 50, 0.5, 0.0),
+            StretchDone(1, 25, 250, 3.0, 1.5),
+            RoundMixed(1, 0, (A, B), (), 1.0, 0.5, 400, 300, 2.0, 3.0, "digest", held_s=0.375, held_waiting_s=0.25),
+            Validated(2, 2.5),
+        )
+        replay = replayed(journal)
+        presence = replay.presence
+        assert (presence.peer, presence.run, presence.state, presence.round) == (A, "demo", State.TRAINING, 2)
+        metrics = presence.metrics
+        assert (metrics.step, metrics.tokens, metrics.loss, metrics.val_loss) == (25, 250, 3.0, 2.5)
+        assert (metrics.sent_bytes, metrics.received_bytes) == (400, 300)
+        assert (metrics.compute_s, metrics.waiting_s, metrics.transfer_s) == (1.5, 0.25, 0.125)
+        assert metrics.tokens_per_s == pytest.approx(250 / 4.0)
+        assert metrics.dp_bytes == 25 * 1000 * 4  # 2 (n - 1) / n = 1 for two workers
+        assert replay.age_s(110.0) == 2.0
+
+    def test_a_round_without_it_is_told_as_the_reason(self, tmp_path):
+        aborted = RoundAborted(0, 0, "deadline", "too late", (), 5.0)
+        presence = replayed(write(tmp_path / "j", STARTED, aborted)).presence
+        assert presence.metrics.reason == "deadline: too late"
+        mixed = RoundMixed(0, 0, (B,), (), 1.0, 0.5, 1, 1, 0.0, 0.0, "d")
+        presence = replayed(write(tmp_path / "k", STARTED, mixed)).presence
+        assert "before its part arrived" in presence.metrics.reason
+        assert presence.metrics.rounds_out == 1
+
+    @pytest.mark.parametrize(("round_", "state"), [(2, State.LEAVING), (3, State.DONE)])
+    def test_a_stopped_worker_has_left_or_is_done(self, tmp_path, round_, state):
+        presence = replayed(write(tmp_path / "j", STARTED, Stopped("whatever", round_, 10))).presence
+        assert (presence.state, presence.round) == (state, round_)
+
+    def test_a_loss_that_is_not_finite_stays_unknown(self, tmp_path):
+        replay = replayed(write(tmp_path / "j", STARTED, StretchDone(0, 1, 10, math.nan, math.nan)))
+        assert math.isnan(replay.presence.metrics.loss)
+
+
+class FakeTrainer:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def train_steps(self, first_step: int, count: int) -> StepReport:
+        self.steps += range(first_step, first_step + count)
+        return StepReport(tokens=64 * count, loss=1.0, grad_norm=1.0)
+
+
+def test_the_pace_leaves_out_the_first_step():
+    trainer = FakeTrainer()
+    times = iter([10.0, 16.0])
+    pace = measure(trainer, steps=3, clock=lambda: next(times))
+    assert (pace.step_s, pace.tokens_per_step) == (2.0, 64)
+    assert trainer.steps == [0, 1, 2, 3]
+
+
+def test_rounds_fill_the_time_and_are_at_least_one():
+    swarm = load(None, ["method.inner_steps=10"]).swarm
+    assert rounds_for(105.0, 1.0, swarm) == 10
+    assert rounds_for(0.1, 1.0, swarm) == 1
+
+
+def test_a_configuration_survives_its_toml(tmp_path):
+    config = load(
+        None,
+        [
+            'task.settings.model.name="a \\"b\\" \\u007f ü\\n"',
+            "task.settings.list=[1, 2.5, true, 'x']",
+            "data.paths=['a b', '#c']",
+            "run.name=x.y",
+        ],
+    ).swarm
+    (tmp_path / "c.toml").write_text(to_toml(config))
+    assert load(tmp_path / "c.toml").swarm == config
+    (tmp_path / "d.toml").write_text(to_toml(SwarmConfig()))
+    assert load(tmp_path / "d.toml").swarm == SwarmConfig()
+
+
+class TestOutcome:
+    def test_journals_are_merged_by_time_with_the_worker_named(self, tmp_path):
+        one = write(tmp_path / "1", Validated(1, 1.0), Validated(2, 1.0), start=100.0)
+        two = write(tmp_path / "2", Validated(3, 1.0), start=101.0)
+        merged = outcome.merge_journals([one, two, tmp_path / "none"], tmp_path / "all.jsonl")
+        assert [(event["worker"], event["round"]) for event in merged] == [(0, 1), (1, 3), (0, 2)]
+        assert [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()] == merged
+
+    def test_a_file_that_fails_half_way_does_not_appear(self, tmp_path):
+        (tmp_path / "x").write_text("old")
+
+        def fail_half_way() -> None:
+            with outcome.whole_file(tmp_path / "x") as file:
+                file.write("new")
+                raise OSError("disk")
+
+        with pytest.raises(OSError, match="disk"):
+            fail_half_way()
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+    def test_the_loss_curve_is_a_png_and_nothing_gives_none(self, tmp_path):
+        assert not outcome.draw_losses([], 25, tmp_path / "loss.png")
+        assert not (tmp_path / "loss.png").exists()
+        journal = write(tmp_path / "j", StretchDone(0, 25, 10, 3.0, 1.0), Validated(1, 2.9), Validated(2, math.nan))
+        events = outcome.merge_journals([journal], tmp_path / "all")
+        assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
+        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_of_a_pipeline_the_heads_alone_have_tokens_and_a_loss(self, tmp_path):
+        journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0)
+        for stage in range(3):
+            journal.of_stage(stage).record(StretchDone(0, 25, 250, 3.0, 1.0))
+            for batch in range(2):
+                journal.of_stage(stage).record(BatchCounted(stage, batch, 0, batch, (0, 1), 125))
+        journal.close()
+        events = outcome.merge_journals([tmp_path / "j"], tmp_path / "all")
+        assert outcome.tokens_of_heads(events) == 250
+        assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
+        assert not outcome.draw_losses([event for event in events if event["stage"]], 25, tmp_path / "none.png")
+
+    def test_the_summary_tells_what_was_kept_and_what_it_cost(self, tmp_path):
+        journal = write(
+            tmp_path / "j",
+            STARTED,
+            StretchDone(0, 25, 250, 3.0, 1.0),
+            RoundMixed(0, 0, (A, B), (), 1, 0.5, 50, 0, 0, 0, ""),
+        )
+        totals = summarize(children_facts(), [(replayed(journal).presence, 0.0)], ttl_s=6.0).totals
+        chosen = Chosen({}, (Replica("0", "demo-1", 40, dict),), 0.25)
+        trainer = toy.build({}, Seat(0, 1, 10))
+        text = outcome.summary(tmp_path, chosen, "", trainer, totals, 4, 61.0)
+        assert "validation loss  0.250 nats per token, after round 40" in text
+        assert "tokens           250 by 4 workers in 61 s" in text
+        assert "sent 50B (data-parallel 100kB, 2000x)" in text
+        assert str(tmp_path) in text
+        assert "sample" not in text
+
+    def test_without_weights_the_summary_says_so(self, tmp_path):
+        totals = summarize(children_facts(), [], ttl_s=6.0).totals
+        text = outcome.summary(tmp_path, None, "", toy.build({}, Seat(0, 1, 1)), totals, 4, 1.0)
+        assert "weights          none were saved" in text
+
+
+class TestStart:
+    """What ``local`` does before the first worker trains."""
+
+    def test_every_worker_gets_the_cap_of_the_upload(self, tmp_path, monkeypatch):
+        told: list[list[str]] = []
+
+        class Said:
+            async def first_line(self, timeout_s: float) -> str:
+                return "decentral worker --join 127.0.0.1:1"
+
+        async def start(index, arguments, folder, env):
+            told.append(list(arguments))
+            return Said()
+
+        monkeypatch.setattr("decentral.cli.local.run.start", start)
+        loaded = load(None, ["task.factory=workers.toy:build", "worker.max_upload=20mbit"])
+        trainer = toy.build({}, Seat(0, 1, 10))
+        asyncio.run(LocalRun(loaded.swarm, loaded.worker, Processes(3), tmp_path, trainer, 8)._start())
+        caps = [arguments[arguments.index("--max-upload") + 1] for arguments in told]
+        assert [load(None, [], {"worker.max_upload": cap}).worker.max_upload for cap in caps] == [2_500_000] * 3
+
+    def test_a_pipeline_has_spares_and_is_asked_for_what_it_does(self, tmp_path, monkeypatch):
+        started: list[list[str]] = []
+        asked: list[list[str]] = []
+
+        class Said:
+            code = None
+
+            def __init__(self, index: int) -> None:
+                self.index = index
+
+            async def first_line(self, timeout_s: float) -> str:
+                if self.index == 3:
+                    raise DecentralError("It ended.")
+                return f"decentral worker --join 127.0.0.1:{self.index}"
+
+        async def start(index, arguments, folder, env):
+            started.append(list(arguments))
+            return Said(index)
+
+        started_all, told = asyncio.Event(), asyncio.Event()
+
+        async def follow(addresses, *, every_s):
+            await started_all.wait()
+            asked.append(list(addresses))
+            yield summarize(replace(children_facts(), run_id="told"), [], ttl_s=6.0)
+            told.set()
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr("decentral.cli.local.run.start", start)
+        monkeypatch.setattr("decentral.run.compose.follow", follow)
+        loaded = load(None, ["task.factory=workers.toy:build", "pipeline.stages=2"])
+        processes = processes_for(loaded.swarm.pipeline, None, 1)
+        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, toy.build({}, Seat(0, 1, 10)), 8)
+
+        async def scenario() -> None:
+            await run._start()
+            assert [row.stage for row in run._report().stages] == [0, 1, 2]
+            await asyncio.gather(*run._beside[1:])
+            started_all.set()
+            await told.wait()
+            assert run._report().run.run_id == "told"
+            await _cancel(run._beside)
+
+        asyncio.run(asyncio.wait_for(scenario(), 10))
+        assert ["--new" in arguments for arguments in started] == [True, False, False, False]
+        assert [arguments[-2:] == ["--stage", "spare"] for arguments in started] == [False, False, False, True]
+        assert asked == [["127.0.0.1:0", "127.0.0.1:1", "127.0.0.1:2"]]
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--fragments", "6"], "6 fragments asked for, but the model has 5 layers"),
+            (["--fragments", "paper", "--overlap", "5"], "method.delay_steps is 5, but with 2 fragments"),
+        ],
+    )
+    def test_a_cut_that_the_model_does_not_allow_is_refused_before(self, tmp_path, monkeypatch, flags, message):
+        monkeypatch.chdir(tmp_path)
+        toy_of_five = ["task.factory=workers.toy:build", "task.settings.num_layers=5", "method.inner_steps=10"]
+        settings = [part for setting in toy_of_five for part in ("--set", setting)]
+        result = CliRunner().invoke(app, ["local", *settings, *flags])
+        assert result.exit_code == ExitCode.CONFIG
+        assert message in result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestResult:
+    """What ``local`` makes of its workers' weights: numbers apart from the toy's hidden vector, zero."""
+
+    def end(self, tmp_path: Path, method: str, weights: dict[int, float], take: str | None = None) -> LocalRun:
+        """The end of a run whose worker ``round % 10`` has the weights of ``round``."""
+        settings = [f"method.name={method}", "task.factory=workers.toy:build", "task.settings.numel=4"]
+        loaded = load(None, [*settings, "worker.threads=1"])
+        swarm = resolve(loaded.swarm)
+        trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
+        hidden = torch.randn(4, generator=torch.Generator().manual_seed(0))
+        run = LocalRun(swarm, loaded.worker, Processes(3), tmp_path, trainer, 8, take)
+        for round_, value in weights.items():
+            file = tmp_path / "workers" / str(round_ % 10) / MODEL
+            save_file({"layers.0.weight": hidden + value}, file, {"run": "demo-1", "round": str(round_), "digest": "d"})
+        run._finish(61.0)
+        return run
+
+    def kept(self, tmp_path: Path) -> float:
+        hidden = torch.randn(4, generator=torch.Generator().manual_seed(0))
+        return round(float((load_file(tmp_path / MODEL)["layers.0.weight"] - hidden).mean()), 4)
+
+    def test_of_a_gossip_the_average_with_the_loss_of_each(self, tmp_path, capsys):
+        self.end(tmp_path, "noloco", {40: 1.0, 41: -1.0, 42: 3.0})
+        printed = capsys.readouterr().out
+        assert [line.split()[:3] for line in printed.splitlines()[1:5]] == [
+            ["0", "40", "0.500"],
+            ["1", "41", "0.500"],
+            ["2", "42", "4.500"],
+            ["average", "42", "0.500"],
+        ]
+        assert "validation loss  0.500 nats per token, average of 3 replicas after round 42" in printed
+        assert self.kept(tmp_path) == 1.0
+
+    @pytest.mark.parametrize(("take", "value", "name"), [("best", 0.5, "1"), ("0", 1.0, "0"), ("newest", 3.0, "")])
+    def test_or_the_one_that_was_asked_for(self, tmp_path, capsys, take, value, name):
+        self.end(tmp_path, "noloco", {40: 1.0, 41: 0.5, 42: 3.0}, take)
+        told = f"{value**2 / 2:.3f} nats per token, {f'replica {name} ' if name else ''}after round"
+        assert told in capsys.readouterr().out
+        assert self.kept(tmp_path) == value
+
+    def test_of_an_all_reduce_the_newest_and_nothing_is_said_of_the_others(self, tmp_path, capsys):
+        self.end(tmp_path, "diloco", {40: 1.0, 41: 2.0, 32: 3.0})
+        printed = capsys.readouterr().out
+        assert printed.startswith("validation loss  2.000 nats per token, after round 41\ntokens")
+        assert self.kept(tmp_path) == 2.0
+
+    def test_a_file_that_is_cut_off_is_left_out(self, tmp_path, capsys):
+        torn = tmp_path / "workers" / "0" / MODEL
+        torn.parent.mkdir(parents=True)
+        torn.write_bytes(b"half")
+        self.end(tmp_path, "noloco", {41: 2.0})
+        assert str(torn) in capsys.readouterr().err
+        assert self.kept(tmp_path) == 2.0
+
+    def end_of_pipeline(self, tmp_path: Path, saved: list[tuple[int, int, float, int]]) -> LocalRun:
+        """The end of a run whose worker, stage, distance from the hidden vector and round are in ``saved``."""
+        toy_of_three = ["task.factory=workers.toy:build", "task.settings.numel=6", "task.settings.num_layers=3"]
+        loaded = load(None, [*toy_of_three, "worker.threads=1", "pipeline.stages=2"])
+        trainer = toy.build({"numel": 6, "num_layers": 3}, Seat(0, 1, 10))
+        processes = processes_for(loaded.swarm.pipeline, None, None)
+        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, trainer, 8)
+        hidden = torch.randn(6, generator=torch.Generator().manual_seed(0)).chunk(3)
+        for worker, stage, value, round_ in saved:
+            about = {"run": "demo-1", "round": str(round_), "stage": str(stage), "stages": "2"}
+            weights = {f"layers.{stage}.weight": hidden[stage] + value}
+            save_file(weights, tmp_path / "workers" / str(worker) / f"stage-{stage}.safetensors", about)
+        run._finish(61.0)
+        return run
+
+    def test_of_a_pipeline_the_newest_of_each_stage_together(self, tmp_path, capsys):
+        self.end_of_pipeline(tmp_path, [(0, 0, 2.0, 40), (1, 1, 2.0, 40), (2, 2, 9.0, 3), (1, 2, 2.0, 40)])
+        printed = capsys.readouterr()
+        assert "model put together of 2 stages and the head\n" in printed.err
+        assert printed.out.startswith("validation loss  2.000 nats per token, after round 40\ntokens")
+        hidden = torch.randn(6, generator=torch.Generator().manual_seed(0)).chunk(3)
+        written = load_file(tmp_path / MODEL)
+        assert [round(float((written[f"layers.{s}.weight"] - hidden[s]).mean()), 3) for s in range(3)] == [2.0] * 3
+
+    @pytest.mark.parametrize("saved", [[], [(0, 0, 2.0, 40), (1, 1, 2.0, 40)]])
+    def test_of_a_pipeline_that_lacks_a_stage_no_model_is_left(self, tmp_path, capsys, saved):
+        self.end_of_pipeline(tmp_path, saved)
+        printed = capsys.readouterr()
+        assert "weights          none were saved" in printed.out
+        assert ("nobody has saved stage 2" in printed.err) is bool(saved)
+        assert not (tmp_path / MODEL).exists()
+
+    def test_the_trainer_samples_from_what_was_kept(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(toy.ToyTrainer, "sample", lambda self: f"loss {self.validate():.3f}", raising=False)
+        self.end(tmp_path, "noloco", {40: 1.0, 41: 0.5, 42: 3.0}, "best")
+        assert capsys.readouterr().out.endswith("sample:\nloss 0.125\n")
+
+
+def children_facts():
+    from decentral.monitor.report import RunFacts
+
+    return RunFacts("demo", "diloco", "fp32", 40, 1, "0", "c")
+
+
+def child_of(tmp_path: Path, log: str, code: int) -> children.Child:
+    (tmp_path / "log.txt").write_text(log)
+
+    class Ended:
+        returncode = code
+
+    return children.Child(2, tmp_path, Ended())
+
+
+class TestChildren:
+    def test_the_error_of_a_worker_is_passed_on_with_its_code(self, tmp_path):
+        log = "03:16 INFO x\nerror: Port 4 is taken.\nBy someone.\nhint: Use --port 0.\n"
+        error = child_of(tmp_path, log, 9).error()
+        assert error.message == "Worker 2 ended with exit code 9: Port 4 is taken.\nBy someone."
+        assert (error.hint, error.exit_code) == ("Use --port 0.\n".strip(), ExitCode.PORT_TAKEN)
+
+    def test_a_worker_without_last_words_is_quoted(self, tmp_path):
+        error = child_of(tmp_path, "one\ntwo\n", -signal.SIGKILL).error()
+        assert error.message == "Worker 2 was killed by SIGKILL: one\ntwo"
+        assert error.exit_code is ExitCode.INTERNAL
+        assert str(tmp_path) in error.hint
+
+    def test_a_worker_that_refuses_its_arguments_ends_with_its_own_error(self, tmp_path):
+        async def scenario() -> children.Child:
+            child = await children.start(0, ["worker", "--new", "--join", "x"], tmp_path, {})
+            with pytest.raises(DecentralError) as caught:
+                await child.first_line(60.0)
+            assert "--new and --join exclude each other." in caught.value.message
+            assert caught.value.exit_code is ExitCode.USAGE
+            return child
+
+        assert asyncio.run(scenario()).code == ExitCode.USAGE
+
+    def test_who_does_not_leave_is_killed_and_nobody_is_left(self, tmp_path):
+        async def child(index: int, code: str) -> children.Child:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, start_new_session=True
+            )
+            started = children.Child(index, tmp_path, process)
+            assert await started.first_line(60.0) == "up"
+            return started
+
+        async def scenario() -> list[int | None]:
+            # Sets a handler: in a shell's background SIGINT is ignored from the start, and would never be waited for.
+            polite = await child(
+                0,
+                "import signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(0)); print('up', flush=True); "
+                "signal.pause()",
+            )
+            deaf = await child(
+                1,
+                "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('up', flush=True); "
+                "time.sleep(600)",
+            )
+            await children.stop([polite], 60.0)  # returns when it has left, however long a busy machine takes
+            await children.stop([deaf], 0.5)
+            await children.stop([polite, deaf], 0.5)
+            return [polite.code, deaf.code]
+
+        assert asyncio.run(scenario()) == [0, -signal.SIGKILL]
+
+
+def test_an_unwritable_journal_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError):
+        JsonLinesJournal(tmp_path, lambda: 0.0)

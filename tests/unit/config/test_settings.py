@@ -1,0 +1,174 @@
+import sys
+from types import ModuleType
+
+import pytest
+
+from decentral.config.presets import PRESETS
+from decentral.config.schema import SwarmConfig, diff, flatten
+from decentral.config.settings import known_keys, load, resolve_task, with_values
+from decentral.errors import ConfigError
+
+
+def test_flag_beats_set_beats_file_beats_default(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[run]\nrounds = 2\nseed = 2\nname = "from-file"\n[worker]\nport = 4000\n')
+    settings = load(file, ["run.rounds=3", "run.seed=3"], {"run.rounds": 4, "worker.device": None})
+    run = settings.swarm.run
+    assert (run.name, run.seed, run.rounds) == ("from-file", 3, 4)
+    assert settings.worker.port == 4000
+    assert settings.worker.device == "cpu"
+    assert settings.swarm.method == SwarmConfig().method
+
+
+def test_only_what_was_stated_of_the_swarm_is_explicit():
+    settings = load(None, ["run.seed=0", "worker.port=1", "data.paths=['a']"])
+    assert settings.explicit == {"run.seed": 0, "data.paths": ("a",)}
+
+
+def test_hyphens_and_text_without_quotes_are_accepted():
+    settings = load(None, ["method.inner-steps=7", "run.name=mine", "task.settings.model.d-model=64"])
+    assert settings.swarm.method.inner_steps == 7
+    assert settings.swarm.run.name == "mine"
+    assert settings.swarm.task.settings == {"model": {"d_model": 64}}
+
+
+def test_a_preset_gives_defaults_and_leaves_no_trace():
+    settings = load(None, ["method.outer_lr=0.5", "method.preset=diloco"])
+    method = settings.swarm.method
+    assert method.outer_lr == 0.5
+    assert (method.inner_steps, method.outer_momentum) == (500, PRESETS["diloco"]["outer_momentum"])
+    assert set(settings.explicit) == {f"method.{key}" for key in PRESETS["diloco"]}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message", "hint"),
+    [
+        ("run.round=3", "unknown key 'run.round'", "'run.rounds'"),
+        ("outer_lr=1", "unknown key 'outer_lr'", "'method.outer_lr'"),
+        ("methd.codec=fp32", "unknown key 'methd.codec'", "'method.codec'"),
+        ("worker.prot=1", "unknown key 'worker.prot'", "'worker.port'"),
+        ("run=3", "run is a section", "run.NAME"),
+        ("run.rounds", "not an assignment", "run.rounds=10"),
+        (".rounds=3", "not an assignment", "run.rounds=10"),
+        ("method.outer_lr=40", "method.outer_lr = 40: must be a number, above 0 and at most 10", ""),
+        ("run.rounds=ten", 'run.rounds = "ten": must be a whole number, at least 1 and at most 10000000', ""),
+        ("run.rounds=true", "run.rounds = true: must be a whole number", ""),
+        ("run.rounds=2.5", "run.rounds = 2.5: must be a whole number", ""),
+        ("timing.beat_s=nan", "timing.beat_s = nan: must be a number", ""),
+        ("method.name=ddp", 'method.name = "ddp": must be one of diloco, sparseloco, noloco', ""),
+        ("method.preset=long", 'method.preset = "long": must be one of short, diloco', ""),
+        ("data.paths=3", "data.paths = 3: must be a list of texts", ""),
+        ("worker.port=70000", "worker.port = 70000: must be a whole number, at least 0 and at most 65535", ""),
+        ("worker.device=tpu", 'worker.device = "tpu": must be cpu, mps, cuda or cuda:N', ""),
+        ("task.factory=lm", 'task.factory = "lm": must be the dotted name of a function', ""),
+        ("task.settings=3", "task.settings = 3: must be a table", ""),
+        ("method.delay_steps=9999", "method.delay_steps is 9999, which must be below method.inner_steps", ""),
+        ("method.fragments=99", "method.fragments is 99, which must be at most method.inner_steps", ""),
+        ("timing.ttl_s=1", "timing.ttl_s is 1, which must be at least twice timing.beat_s", ""),
+        ("timing.max_patience_s=1", "timing.max_patience_s is 1, which must be at least timing.min_patience_s", ""),
+    ],
+)
+def test_a_wrong_assignment_is_named_with_what_is_allowed(assignment, message, hint):
+    with pytest.raises(ConfigError) as caught:
+        load(None, [assignment])
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_every_wrong_value_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load(None, ["run.rounds=0", "method.outer_lr=-1"])
+    assert len(caught.value.message.splitlines()) == 2
+
+
+def test_a_key_cannot_be_value_and_section():
+    with pytest.raises(ConfigError, match=r"task\.settings\.a is given as a value and as a section"):
+        load(None, ["task.settings.a=1", "task.settings.a.b=2"])
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
+    (tmp_path / "c.toml").write_text("[run]\nsed = 1\n")
+    with pytest.raises(ConfigError, match=r"c\.toml: unknown key 'run\.sed'") as caught:
+        load(tmp_path / "c.toml")
+    assert caught.value.hint == "Did you mean 'run.seed'?"
+
+
+def test_an_unreadable_file_and_bad_toml_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"Cannot read the configuration .*none\.toml: No such file"):
+        load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("run = [")
+    with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML"):
+        load(tmp_path / "bad.toml")
+
+
+def test_diff_lists_every_differing_key_and_only_those():
+    here = load(None, ["task.settings.model.d_model=64", "run.seed=1", "method.outer_lr=0.7", "task.settings.x='y'"])
+    there = load(None, ["task.settings.model.d_model=128", "method.outer_lr=0.7"]).swarm
+    assert diff(here.explicit, there) == [
+        "task.settings.model.d_model: 64 here, 128 in the swarm",
+        "run.seed: 1 here, 0 in the swarm",
+        'task.settings.x: "y" here, not set in the swarm',
+    ]
+
+
+def test_the_digest_is_that_of_the_values_whatever_their_order():
+    one = load(None, ["task.settings.a=1", "task.settings.b=2", "run.seed=0"]).swarm
+    two = load(None, ["task.settings.b=2", "task.settings.a=1"]).swarm
+    assert one.digest() == two.digest()
+    assert one.digest() != load(None, ["task.settings.a=2", "task.settings.b=2"]).swarm.digest()
+
+
+def test_a_config_survives_its_json():
+    config = load(None, ["data.paths=['a', 'b']", "task.settings.model.d_model=64"]).swarm
+    assert SwarmConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"run": {"rounds": 0}}', '{"new_section": {}}', "\x00"])
+def test_a_config_from_a_peer_is_checked(text):
+    with pytest.raises(ConfigError, match="The swarm's configuration cannot be read"):
+        SwarmConfig.from_json(text)
+
+
+def test_every_known_key_is_in_the_documentation(request):
+    text = (request.config.rootpath / "docs" / "configuration.md").read_text()
+    assert [key for key in known_keys() if f"`{key}`" not in text] == []
+
+
+def test_with_values_replaces_and_checks():
+    changed = with_values(SwarmConfig(), {"run.rounds": 7})
+    assert diff(flatten(changed), SwarmConfig()) == ["run.rounds: 7 here, 2000 in the swarm"]
+    with pytest.raises(ConfigError, match=r"run\.rounds = 0"):
+        with_values(SwarmConfig(), {"run.rounds": 0})
+
+
+@pytest.fixture
+def task(monkeypatch):
+    module = ModuleType("a_task")
+    module.build = lambda settings, seat: None
+    monkeypatch.setitem(sys.modules, "a_task", module)
+    return module
+
+
+def test_a_task_fills_in_its_own_settings(task):
+    task.resolve = lambda settings: {"width": 8, **settings}
+    config = load(None, ["task.factory=a_task:build", "task.settings.depth=2"]).swarm
+    assert resolve_task(config).task.settings == {"width": 8, "depth": 2}
+
+
+def test_a_task_without_resolve_takes_settings_as_they_are(task):
+    config = load(None, ["task.factory=a_task:build", "task.settings.depth=2"]).swarm
+    assert resolve_task(config) == config
+
+
+def test_a_task_that_is_not_there_is_named(task):
+    with pytest.raises(ConfigError, match=r"no_such_module cannot be imported"):
+        resolve_task(load(None, ["task.factory=no_such_module:build"]).swarm)
+    with pytest.raises(ConfigError, match="a_task has no function biuld") as caught:
+        resolve_task(load(None, ["task.factory=a_task:biuld"]).swarm)
+    assert caught.value.hint == "Did you mean 'build'?"
+
+
+def test_auto_states_nothing() -> None:
+    settings = load(None, ["method.mean_codec=auto", "method.codec=fp32", "run.name=auto"])
+    assert settings.explicit == {"method.codec": "fp32", "run.name": "auto"}
+    assert settings.swarm.method.mean_codec == "auto"

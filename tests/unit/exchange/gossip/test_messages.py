@@ -1,0 +1,258 @@
+"""Messages of a gossip: what is packed is read again, everything else is refused by a ``FrameError``."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decentral.errors import FrameError
+from decentral.exchange.gossip.messages import (
+    MAX_SMALL_BYTES,
+    Anchor,
+    Bring,
+    Kind,
+    Plan,
+    Poll,
+    Reply,
+    pack_anchor,
+    pack_bring,
+    pack_plan,
+    pack_poll,
+    pack_question,
+    pack_reply,
+    unpack_anchor,
+    unpack_bring,
+    unpack_plan,
+    unpack_poll,
+    unpack_question,
+    unpack_reply,
+)
+from decentral.exchange.packed import MAX_WEIGHT
+from decentral.types import PeerId
+from tests.support.mutant_messages import READERS as KINDS
+from tests.support.mutant_messages import fuzz_messages
+from tests.unit.swarm.test_presence import junk
+
+MAX_MEMBERS, LIMIT = 3, 1000
+read_anchor = functools.partial(unpack_anchor, limit=LIMIT)
+read_bring = functools.partial(unpack_bring, limit=LIMIT)
+read_reply = functools.partial(unpack_reply, limit=LIMIT, max_members=MAX_MEMBERS)
+
+counts = st.integers(0, (1 << 53) - 1)
+texts = st.text("aé漢 ", max_size=20)
+peers = st.text("abcxyz", min_size=1, max_size=8).map(PeerId)
+blobs = st.binary(max_size=60)
+seconds = st.integers(0, 10**11).map(lambda ms: ms / 1000)
+plans = st.builds(Plan, peers, st.none() | seconds)
+anchors = st.builds(Anchor, counts, texts, blobs)
+brings = st.builds(
+    Bring, counts, texts, counts, st.floats(0.001, MAX_WEIGHT), seconds, st.binary(min_size=1, max_size=60), blobs
+)
+listeners = st.builds(Bring, counts, texts, counts, st.just(0.0), seconds, st.just(b""), blobs)
+groups = st.lists(peers, max_size=MAX_MEMBERS, unique=True).map(tuple)
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> Reply:
+    members = draw(groups)
+    contributors = draw(st.sets(st.sampled_from(range(len(members))))) if members else set()
+    order = tuple(sorted(contributors))
+    return Reply(
+        draw(st.sampled_from(Kind)),
+        draw(st.none() | seconds),
+        draw(seconds),
+        members,
+        order,
+        draw(blobs),
+        draw(blobs),
+    )
+
+
+@settings(max_examples=40)
+@given(fragment=counts, plan=plans, anchor=anchors, bring=brings | listeners, poll=st.builds(Poll, counts, counts))
+def test_round_trips(fragment: int, plan: Plan, anchor: Anchor, bring: Bring, poll: Poll) -> None:
+    assert unpack_question(pack_question(fragment)) == fragment
+    assert unpack_plan(pack_plan(plan)) == rounded(plan, "eta_s")
+    assert read_anchor(pack_anchor(anchor)) == anchor
+    assert read_bring(pack_bring(bring)) == rounded(bring, "patience_s")
+    assert unpack_poll(pack_poll(poll)) == poll
+
+
+@settings(max_examples=40)
+@given(reply=replies())
+def test_round_trip_of_an_answer(reply: Reply) -> None:
+    assert read_reply(pack_reply(reply)) == rounded(reply, "eta_s", "held_s")
+
+
+def rounded(message: Any, *durations: str) -> Any:
+    """Durations travel as whole milliseconds, cut off."""
+    values = {name: getattr(message, name) for name in message.__dataclass_fields__}
+    for name in durations:
+        if values[name] is not None:
+            values[name] = int(1000 * values[name]) / 1000
+    return type(message)(**values)
+
+
+@pytest.mark.parametrize(
+    ("eta_s", "seen"),
+    [(None, None), (math.inf, None), (math.nan, None), (-1.0, 0.0), (1.2349, 1.234), (1e300, 1e8), (1e8, 1e8)],
+)
+def test_durations_on_the_wire(eta_s: float | None, seen: float | None) -> None:
+    assert unpack_plan(pack_plan(Plan(PeerId("a"), eta_s))).eta_s == seen
+
+
+def test_no_patience_at_all() -> None:
+    bring = Bring(0, "base", 1, 0.0, math.nan, b"", b"anchor")
+    assert read_bring(pack_bring(bring)).patience_s == 0.0
+
+
+DONE = Reply(Kind.DONE, 1.0, 0.5, (PeerId("a"), PeerId("b")), (0, 1), b"mean", b"pull")
+GOOD: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
+    "question": (unpack_question, pack_question(1)),
+    "plan": (unpack_plan, pack_plan(Plan(PeerId("a"), 1.0))),
+    "anchor": (read_anchor, pack_anchor(Anchor(1, "base", b"frame"))),
+    "bring": (read_bring, pack_bring(Bring(1, "base", 2, 3.0, 4.0, b"delta", b"anchor"))),
+    "poll": (unpack_poll, pack_poll(Poll(1, 2))),
+    "reply": (read_reply, pack_reply(DONE)),
+}
+READERS = tuple(read for read, _ in GOOD.values())
+NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
+NOT_COUNTS = (-1, 1 << 53, 1.0, True, None, "1", [])
+NOT_TEXTS = (None, 1, b"a", ["a"], "a" * 201)
+NOT_BLOBS = (None, 1, "a", [b"a"])
+NOT_DURATIONS = (-1, 10**11 + 1, 1.5, True, "1", [])
+NOT_WEIGHTS = (1, "1", None, True, b"", -1.0, math.nan, math.inf, 2 * MAX_WEIGHT, NESTED, 0.0)
+#: Values that a field does not take, by message and position.
+BAD: dict[str, dict[int, tuple[Any, ...]]] = {
+    "question": {0: NOT_COUNTS},
+    "plan": {0: NOT_TEXTS, 1: NOT_DURATIONS},
+    "anchor": {0: NOT_COUNTS, 1: NOT_TEXTS, 2: NOT_BLOBS},
+    "bring": {
+        0: NOT_COUNTS,
+        1: NOT_TEXTS,
+        2: NOT_COUNTS,
+        3: NOT_WEIGHTS,
+        4: NOT_DURATIONS,
+        5: (*NOT_BLOBS, b""),
+        6: NOT_BLOBS,
+    },
+    "poll": {0: NOT_COUNTS, 1: NOT_COUNTS},
+    "reply": {
+        0: (*NOT_COUNTS, 4),
+        1: NOT_DURATIONS,
+        2: NOT_DURATIONS,
+        3: (None, "ab", 5, [5], ["a", "a"], ["a" * 201], list("abcd"), {"a": "b"}, ["a"], []),
+        4: (None, 5, "01", [2], [1, 0], [0, 0], [-1], [True], ["0"], [[0]]),
+        5: NOT_BLOBS,
+        6: NOT_BLOBS,
+    },
+}
+FIELDS = [(name, position, value) for name, fields in BAD.items() for position in fields for value in fields[position]]
+
+
+def test_every_field_has_values_that_it_does_not_take() -> None:
+    for name, (_, data) in GOOD.items():
+        assert sorted(BAD[name]) == list(range(len(msgpack.unpackb(data)))), name
+
+
+@pytest.mark.parametrize(("name", "position", "value"), FIELDS)
+def test_a_malformed_field_is_refused(name: str, position: int, value: Any) -> None:
+    read, data = GOOD[name]
+    values = msgpack.unpackb(data)
+    values[position] = value
+    with pytest.raises(FrameError, match="malformed"):
+        read(bytes(msgpack.packb(values)))
+
+
+def test_a_listener_brings_no_values() -> None:
+    with pytest.raises(FrameError, match=r"weight 0\.0 with values"):
+        read_bring(pack_bring(Bring(0, "", 0, 0.0, 1.0, b"delta", b"")))
+    with pytest.raises(FrameError, match=r"weight 1\.0 without values"):
+        read_bring(pack_bring(Bring(0, "", 0, 1.0, 1.0, b"", b"anchor")))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_cut_and_extended_messages(name: str) -> None:
+    read, data = GOOD[name]
+    read(data)
+    for length in range(len(data)):
+        with pytest.raises(FrameError):
+            read(data[:length])
+    values = msgpack.unpackb(data)
+    for wrong in (values[:-1], [*values, 0]):
+        with pytest.raises(FrameError, match="malformed"):
+            read(bytes(msgpack.packb(wrong)))
+    with pytest.raises(FrameError, match="not msgpack"):
+        read(data + b"\x00")
+
+
+@pytest.mark.parametrize(
+    ("read", "limit"),
+    [
+        (unpack_question, MAX_SMALL_BYTES),
+        (unpack_plan, MAX_SMALL_BYTES),
+        (unpack_poll, MAX_SMALL_BYTES),
+        (read_anchor, LIMIT),
+        (read_bring, LIMIT),
+        (read_reply, LIMIT),
+    ],
+)
+def test_what_is_too_long_is_not_read(read: Callable[[bytes], Any], limit: int) -> None:
+    with pytest.raises(FrameError, match=f"{limit + 1} bytes, allowed are {limit}"):
+        read(bytes(limit + 1))
+
+
+def test_the_longest_small_messages_fit() -> None:
+    most = (1 << 53) - 1
+    longest = [pack_question(most), pack_plan(Plan(PeerId("漢" * 200), 1e8)), pack_poll(Poll(most, most))]
+    assert max(len(data) for data in longest) <= MAX_SMALL_BYTES
+
+
+@settings(max_examples=50)
+@given(data=st.binary(max_size=100))
+def test_noise_is_only_ever_a_frame_error(data: bytes) -> None:
+    for read in READERS:
+        with contextlib.suppress(FrameError):
+            read(data)
+
+
+@settings(max_examples=30)
+@given(content=junk | st.lists(junk, min_size=1, max_size=7))
+def test_well_formed_nonsense_is_only_ever_a_frame_error(content: Any) -> None:
+    for read in READERS:
+        with contextlib.suppress(FrameError):
+            read(bytes(msgpack.packb(content)))
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("num_fields", range(1, 8))
+def test_fields_nested_without_end_are_refused(read: Callable[[bytes], object], num_fields: int) -> None:
+    with pytest.raises(FrameError):
+        read(bytes(msgpack.packb([NESTED] * num_fields)))
+
+
+def test_some_thousand_mutants() -> None:
+    tally = fuzz_messages(4_000, seed=1)
+    assert tally.tried.total() == 4_000
+    assert tally.tried.total() == tally.read.total() + tally.refusals.total()
+    for kind in KINDS:
+        assert tally.read[kind] > 0.05 * tally.tried[kind], kind
+        assert tally.read[kind] < 0.95 * tally.tried[kind], kind
+
+
+def test_a_reader_that_raises_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "poll", lambda data: data[100])
+    with pytest.raises(AssertionError, match=r"mutant \d+ of seed 1 \(poll\): IndexError"):
+        fuzz_messages(100, seed=1)
+
+
+def test_a_reader_that_takes_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "poll", lambda data: bytes(1 << 28))
+    with pytest.raises(AssertionError, match="MemoryError"):
+        fuzz_messages(100, seed=1)

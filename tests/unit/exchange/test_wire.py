@@ -1,0 +1,85 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decentral.codecs.codec import make_codec
+from decentral.codecs.frame import pack
+from decentral.exchange.allreduce.messages import Mean, Shard, pack_mean, pack_participants, pack_shard
+from decentral.exchange.allreduce.participants import Participants
+from decentral.exchange.wire import MIN_SHARD_VALUES, SHARD_ALIGN, Part, Wire
+from decentral.swarm.matching import reducers
+from decentral.types import PeerId, SyncKey
+from tests.unit.codecs.vectors import normal
+
+INT8, FP32 = make_codec("int8-b128"), make_codec("fp32")
+
+
+def participants_of(num_members: int, round_: int = 0, fragment: int = 0) -> Participants:
+    members = tuple(PeerId(f"peer-{number:04d}") for number in range(num_members))
+    return Participants(SyncKey(round_, fragment), members[0], 0, "base", members)
+
+
+@given(numel=st.integers(1, 400_000), num_members=st.integers(1, 30), round_=st.integers(0, 50))
+def test_each_part_of_the_fragment_has_one_reducer(numel: int, num_members: int, round_: int) -> None:
+    participants = participants_of(num_members, round_, fragment=1)
+    parts = Wire((7, numel), FP32, FP32).parts(participants.key, participants.members)
+    assert [part.index for part in parts] == list(range(len(parts)))
+    assert sum(part.numel for part in parts) == numel
+    assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+    assert all(part.start % SHARD_ALIGN == 0 for part in parts)
+    assert all(part.numel >= MIN_SHARD_VALUES for part in parts[:-1])
+    assert tuple(part.reducer for part in parts) == reducers(participants.members, participants.key, len(parts))
+
+
+def test_a_small_fragment_is_not_cut() -> None:
+    participants = participants_of(8)
+    (part,) = Wire((1000,), FP32, FP32).parts(participants.key, participants.members)
+    assert part == Part(0, 0, 1000, reducers(participants.members, participants.key, 1)[0])
+
+
+TENSORS = ((100, 90_000), (90_000, 90_500), (90_500, 150_000), (170_000, 300_000))
+
+
+@given(num_members=st.integers(1, 30), round_=st.integers(0, 50))
+def test_no_tensor_that_keeps_its_norm_is_cut(num_members: int, round_: int) -> None:
+    wire, participants = (
+        Wire((7, 301_000), FP32, FP32, directed=((), TENSORS)),
+        participants_of(num_members, round_, fragment=1),
+    )
+    parts = wire.parts(participants.key, participants.members)
+    inside = [
+        (part.start + start, part.start + stop)
+        for part in parts
+        for start, stop in wire.directed_in(participants.key.fragment, part)
+    ]
+    assert tuple(inside) == TENSORS
+    assert all(
+        0 <= start < stop <= part.numel
+        for part in parts
+        for start, stop in wire.directed_in(participants.key.fragment, part)
+    )
+    assert not wire.directed_in(
+        participants_of(num_members), Wire((7,), FP32, FP32).parts(participants_of(num_members))[0]
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"over_senders": True}, {"sends_changes": True}, {"directed": ((), ())}])
+def test_means_that_contradict_each_other(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"made of whole pseudo-gradients|tensors of 2 fragments were given"):
+        Wire(**{"numels": (4,), "codec": FP32, "mean_codec": FP32, "directed": (((0, 4),),), **wrong})
+
+
+@given(num_members=st.sampled_from([1, 3, 64, 900]), numel=st.sampled_from([1, 1000, 70_000]))
+def test_real_messages_keep_within_their_limits_and_just_so(num_members: int, numel: int) -> None:
+    wire = Wire((numel,), INT8, FP32)
+    participants = participants_of(num_members)
+    packed = pack_participants(participants)
+    for part in wire.parts(participants.key, participants.members):
+        values_S = normal(part.numel)
+        shard = pack_shard(Shard(packed, part.index, 1e9, pack(INT8, values_S)))
+        assert len(shard) <= wire.contribution_limit(part.numel, len(packed)) <= len(shard) + 1024
+        assert wire.contribution_limit(part.numel, len(packed)) <= wire.longest_contribution(len(packed))
+        mean = pack_mean(Mean(tuple(range(num_members)), pack(FP32, values_S)))
+        assert len(mean) <= wire.mean_limit(part.numel, num_members) <= len(mean) + 1024
