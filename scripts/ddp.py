@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from decentral.cli.compose import build_trainer
-from decentral.cli.settings import load, resolve_task
+from decentral.config.settings import load, resolve_task
+from decentral.run.compose import build_trainer
 
 
 def main() -> None:

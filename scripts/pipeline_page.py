@@ -74,7 +74,7 @@ def _virtual(virtual: Record) -> str:
         )
     return f"""## In virtual time
 
-Production stations on the [simulator](../simulator.md): what the protocol makes of links, without a busy machine's
+Production processes on the [simulator](../simulator.md): what the protocol makes of links, without a busy machine's
 noise, and without the time of packing and of libp2p. Links are first come, first served.
 
 {_HEADER}

@@ -1,4 +1,4 @@
-"""A pipeline of sleeping blocks in virtual time: production stations on the simulated network, without noise.
+"""A pipeline of sleeping blocks in virtual time: production processes on the simulated network, without noise.
 
 It knows what a batch takes, not what is asked of it.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes
 from decentral.engine.options import Outcome, RunOptions
-from decentral.engine.station import Station, StationOptions, StationParts
+from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.events import BatchCounted, Event
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
@@ -96,9 +96,9 @@ async def _play(case: Case) -> dict[str, float]:
 
     async def main(peer: SimPeer) -> None:
         number = peers.index(peer.peer_id)
-        station = _station(case, peer, number, times)
-        await (station.join(peers[:1]) if number else station.found())
-        await station.run(asyncio.Event())
+        process = _process(case, peer, number, times)
+        await (process.join(peers[:1]) if number else process.found())
+        await process.run(asyncio.Event())
 
     for peer in peers:
         world.start(peer, main)
@@ -110,7 +110,7 @@ async def _play(case: Case) -> dict[str, float]:
     return {"batch_s": wall_s, "utilisation": computed_s / wall_s}
 
 
-def _station(case: Case, peer: SimPeer, number: int, times: list[float]) -> Station:
+def _process(case: Case, peer: SimPeer, number: int, times: list[float]) -> PipelineProcess:
     made = cut(case.stages, case.stages, case.healing)
     codec = make_codec(case.codec)
     num_steps = case.warm + case.batches
@@ -147,7 +147,7 @@ def _station(case: Case, peer: SimPeer, number: int, times: list[float]) -> Stat
         forward_s=case.forward_s,
         backward_s=case.backward_s,
     )
-    parts = StationParts(
+    parts = PipelineProcessParts(
         transport=peer.transport,
         directory=peer.directory,
         clock=peer.clock,
@@ -158,4 +158,4 @@ def _station(case: Case, peer: SimPeer, number: int, times: list[float]) -> Stat
         store=_NoStore(),
         wanted=(number,),
     )
-    return Station(StationOptions("sim", b"{}", pipeline, of_stage, Timing()), parts)
+    return PipelineProcess(PipelineProcessOptions("sim", b"{}", pipeline, of_stage, Timing()), parts)

@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decentral.cli.compose import build_trainer
-from decentral.cli.config import SwarmConfig
-from decentral.cli.run_options import run_options
-from decentral.cli.settings import load, resolve
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import load, resolve
 from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker
 from decentral.monitor.events import RoundMixed
 from decentral.monitor.journal import MemoryJournal
 from decentral.ports.trainer import StepReport, Trainer
+from decentral.run.compose import build_trainer
+from decentral.run.options import run_options
 from decentral.sim.loop import run
 from decentral.sim.world import SimPeer, World, peer_id
 

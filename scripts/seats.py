@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from decentral.cli import children
+from decentral.cli.local import children
 from decentral.monitor.journal import JournalReader
 
 #: For anything that must happen; on a busy machine a worker alone takes 10 s to start.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from workers import settings as reader
 
@@ -98,12 +98,12 @@ class _Source:
         return self.batch(0, -1, index)
 
 
-def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> Blocks:
-    """See ``ports.blocks.Blocks``. Raises ``ConfigError`` for a setting that there is not."""
+def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> ModelBlocks:
+    """See ``ports.model_blocks.ModelBlocks``. Raises ``ConfigError`` for a setting that there is not."""
     return make_blocks(reader.read(SleepSettings, settings), time.sleep, seat.run_seed)
 
 
-def make_blocks(settings: SleepSettings, pause: Pause, seed: int) -> Blocks:
+def make_blocks(settings: SleepSettings, pause: Pause, seed: int) -> ModelBlocks:
     """The model.
 
     Args:
@@ -111,7 +111,7 @@ def make_blocks(settings: SleepSettings, pause: Pause, seed: int) -> Blocks:
         pause: takes so many seconds.
         seed: the run's.
     """
-    return Blocks(
+    return ModelBlocks(
         num_blocks=settings.num_blocks,
         activation_shape=(settings.sequences, settings.context, settings.width),
         num_tokens=settings.sequences * settings.context,

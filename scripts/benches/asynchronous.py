@@ -1,4 +1,4 @@
-"""What slow machines cost: an all-reduce that waits for them, one that does not, and keepers with and without DyLU.
+"""What slow machines cost: an all-reduce that waits for them, one that does not, and servers with and without DyLU.
 
     scripts/bench-async            # everything, some ten minutes
     scripts/bench-async --page     # page and plot anew from the raw numbers
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes
-from decentral.exchange.keeping import Keeping
+from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import RoundMixed, StretchDone
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.follow import Follow
@@ -58,16 +58,16 @@ LR, MOMENTUM = 0.7, 0.5
 METHODS: dict[str, dict[str, Any]] = {
     "all-reduce, waits": {"rule": DiLoCo(LR, MOMENTUM), "timing": PATIENT},
     "all-reduce": {"rule": DiLoCo(LR, MOMENTUM), "timing": USUAL},
-    "async": {"rule": Follow(), "keeping": Keeping(LR, MOMENTUM, dylu=False), "timing": USUAL},
-    "async, DyLU": {"rule": Follow(), "keeping": Keeping(LR, MOMENTUM, dylu=True), "timing": USUAL},
+    "async": {"rule": Follow(), "server": ServerOptions(LR, MOMENTUM, dylu=False), "timing": USUAL},
+    "async, DyLU": {"rule": Follow(), "server": ServerOptions(LR, MOMENTUM, dylu=True), "timing": USUAL},
 }
 #: Second question: which momentum. Speeds of the paper's toy notebook, seconds a step.
 SPEEDS_S = (0.58, 0.75, 1.51, 3.33)
-RULES: dict[str, Callable[[float], Keeping]] = {
-    "Nesterov with every push": lambda lr: Keeping(lr, 0.9, every=1, dylu=False),
-    "no momentum": lambda lr: Keeping(lr, 0.0, every=1, dylu=False),
-    "delayed Nesterov": lambda lr: Keeping(lr * FEW, 0.9, dylu=False),
-    "delayed Nesterov, DyLU": lambda lr: Keeping(lr * FEW, 0.9, dylu=True),
+RULES: dict[str, Callable[[float], ServerOptions]] = {
+    "Nesterov with every push": lambda lr: ServerOptions(lr, 0.9, every=1, dylu=False),
+    "no momentum": lambda lr: ServerOptions(lr, 0.0, every=1, dylu=False),
+    "delayed Nesterov": lambda lr: ServerOptions(lr * FEW, 0.9, dylu=False),
+    "delayed Nesterov, DyLU": lambda lr: ServerOptions(lr * FEW, 0.9, dylu=True),
 }
 FEW = 16
 #: Of one push: delayed Nesterov divides its rate by the number of workers.
@@ -205,7 +205,7 @@ def momentum(rule: str, lr: float) -> Record:
         num_values=240,
         timing=USUAL,
         rule=Follow(),
-        keeping=RULES[rule](lr),
+        server=RULES[rule](lr),
     )
     simulate(scenario)
     losses = scenario.problem.log.losses
@@ -283,7 +283,7 @@ def page(report: Record) -> str:
         (sent, most_sent), (received, most_received) = case["sent"], case["received"]
         moved.append([*key.split(" | "), *(f"{times:.1f}" for times in (sent, received, most_sent, most_received))])
     columns = [f"{what}, {method}:" for what in ("throughput", "loss") for method in METHODS]
-    return f"""# Keepers and slow workers
+    return f"""# Servers and slow workers
 
 Written by `scripts/bench-async`; the raw record is `async.json`. Production workers on the
 [simulator](../simulator.md) with toy trainers: what takes time is inner steps and messages ({INNER_STEPS} steps of
@@ -298,7 +298,7 @@ below {LOSS:g}; it is 0.5 at the start. Outer learning rate {LR}, momentum {MOME
 {table(" | ".join(["slow", *columns]), rows)}
 
 *all-reduce, waits* waits for everybody, as a barrier does; *all-reduce* is this project's, which does not wait for
-known stragglers and drops nothing: their work enters the round that is open when they come. *async* pushes to a keeper,
+known stragglers and drops nothing: their work enters the round that is open when they come. *async* pushes to a server,
 with and without fewer steps for slow workers (DyLU).
 
 ![loss over time](async.png)
@@ -317,7 +317,7 @@ larger rate than a momentum, and there is little noise to be amplified. A moment
 Nesterov has it, overshoots on a quadratic, less so with DyLU. What momentum does to a language model needs real
 training; that is not measured yet.
 
-## The keeper's line
+## The server's line
 
 Bytes in a round, in units of one framed pseudo-gradient, of the worker in the middle and of the busiest one:
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from decentral.cli.config import SwarmConfig
+from decentral.config.schema import SwarmConfig
 from decentral.monitor.events import OneSided, StretchDone
 from decentral.ports.trainer import Seat
 from decentral.sim.loop import virtual_loop

@@ -50,7 +50,7 @@ def _virtual(virtual: Record) -> str:
         rows[-1].append(f"{unlimited['batch_s'] / linked['batch_s']:.1%}")
     return f"""## In virtual time
 
-Production stations on the [simulator](../simulator.md): what the protocol makes of links, without a busy machine's
+Production processes on the [simulator](../simulator.md): what the protocol makes of links, without a busy machine's
 noise, and without the time of packing and of libp2p. Links are first come, first served.
 
 {table(f"{_CASE} | batch (s): | formula (s): | {_TIMES}", rows)}

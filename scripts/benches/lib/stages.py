@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.cut import Healing, cut
-from decentral.ports.blocks import Blocks
+from decentral.ports.model_blocks import ModelBlocks
 
 
 class Stages:
@@ -26,7 +26,7 @@ class Stages:
 
     def __init__(
         self,
-        blocks: Blocks,
+        blocks: ModelBlocks,
         num_stages: int,
         healing: Healing | Literal["auto"],
         orders: Sequence[Sequence[int]],

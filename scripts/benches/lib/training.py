@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from decentral.cli.compose import build_trainer
-from decentral.cli.config import SwarmConfig
-from decentral.cli.run_options import run_options
-from decentral.cli.settings import load, resolve
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import load, resolve
 from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker
 from decentral.monitor.events import Event, RoundMixed
 from decentral.ports.trainer import StepReport, Trainer
+from decentral.run.compose import build_trainer
+from decentral.run.options import run_options
 from decentral.sim.loop import run, virtual_loop
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.types import PeerId
