@@ -44,25 +44,12 @@ TENSORS = ((100, 90_000), (90_000, 90_500), (90_500, 150_000), (170_000, 300_000
 
 @given(num_members=st.integers(1, 30), round_=st.integers(0, 50))
 def test_no_tensor_that_keeps_its_norm_is_cut(num_members: int, round_: int) -> None:
-    wire, participants = (
-        Wire((7, 301_000), FP32, FP32, directed=((), TENSORS)),
-        participants_of(num_members, round_, fragment=1),
-    )
-    parts = wire.parts(participants.key, participants.members)
-    inside = [
-        (part.start + start, part.start + stop)
-        for part in parts
-        for start, stop in wire.directed_in(participants.key.fragment, part)
-    ]
-    assert tuple(inside) == TENSORS
-    assert all(
-        0 <= start < stop <= part.numel
-        for part in parts
-        for start, stop in wire.directed_in(participants.key.fragment, part)
-    )
-    assert not wire.directed_in(
-        participants_of(num_members), Wire((7,), FP32, FP32).parts(participants_of(num_members))[0]
-    )
+    members, wire = participants_of(num_members).members, Wire((7, 301_000), FP32, FP32, directed=((), TENSORS))
+    parts = wire.parts(SyncKey(round_, 1), members)
+    inside = [(part, *bounds) for part in parts for bounds in wire.directed_in(1, part)]
+    assert tuple((part.start + start, part.start + stop) for part, start, stop in inside) == TENSORS
+    assert all(0 <= start < stop <= part.numel for part, start, stop in inside)
+    assert not wire.directed_in(0, wire.parts(SyncKey(round_, 0), members)[0])
 
 
 @pytest.mark.parametrize("wrong", [{"over_senders": True}, {"sends_changes": True}, {"directed": ((), ())}])
