@@ -20,7 +20,7 @@ from decentral.pipeline.recovery import Norm, Source, blend, decide, lr_scale
 from decentral.pipeline.routing import stage_order
 from decentral.ports.trainer import Seat
 from decentral.tensors.layout import Layout
-from workers import lm
+from decentral.workers import lm
 
 NUM_STAGES = 6
 #: Constant learning rate after the warm-up and a clip of 1, as in the paper; width, context and batch are ours.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
-from workers import settings as reader
+from decentral.workers import settings as reader
 
 _NUM_BYTES = 256
 

@@ -1,4 +1,4 @@
-"""A task that trains in milliseconds, for tests and demonstrations of the swarm: ``workers.toy:build``.
+"""A task that trains in milliseconds, for tests and demonstrations of the swarm: ``decentral.workers.toy:build``.
 
 The model is a vector that estimates a hidden one from noisy observations, by plain SGD on the squared error. Its best
 possible loss is 0, known without running it, and a step costs next to nothing at any size.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from decentral.errors import ConfigError, IncapableError
 from decentral.ports.trainer import Seat, StepReport
-from workers import settings as reader
+from decentral.workers import settings as reader
 
 
 @dataclass(frozen=True, slots=True)

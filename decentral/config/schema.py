@@ -50,7 +50,9 @@ class RunSection(Section):
 class TaskSection(Section):
     """What is trained: ``factory`` is the dotted name of ``build(settings, seat) -> Trainer``."""
 
-    factory: str = Field(default="workers.lm:build", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description=_FACTORY)
+    factory: str = Field(
+        default="decentral.workers.lm:build", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description=_FACTORY
+    )
     settings: dict[str, Any] = Field(default_factory=dict)
 
 

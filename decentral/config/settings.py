@@ -6,6 +6,7 @@ compared with what the swarm trains, the defaults are not.
 
 import difflib
 import importlib
+import importlib.util
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+import decentral
 from decentral.config.method import METHODS
 from decentral.config.presets import PRESETS
 from decentral.config.schema import SwarmConfig, WorkerConfig, flatten, leaves, show
@@ -27,6 +29,9 @@ _FREE = "task.settings"
 _PRESET = "method.preset"
 _METHOD = "method.name"
 _WORKER = "worker"
+#: Names that our own tasks had.
+_OLD_NAMES = frozenset({"workers.lm", "workers.toy"})
+_OUR_TASKS = Path(decentral.__file__).with_name("workers")
 #: Left to us in these keys, and chosen when a run is founded.
 _AUTO = "auto"
 _CHOSEN = frozenset(
@@ -148,6 +153,7 @@ def import_task(factory: str) -> tuple[ModuleType, Callable[..., Any]]:
     module_name, _, name = factory.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
+    _refuse_old_name(factory, module_name)
     try:
         module = importlib.import_module(module_name)
     except ImportError as err:
@@ -167,6 +173,22 @@ def import_task(factory: str) -> tuple[ModuleType, Callable[..., Any]]:
             hint=_did_you_mean(name, [n for n, value in vars(module).items() if callable(value)]),
         )
     return module, build
+
+
+def _refuse_old_name(factory: str, module_name: str) -> None:
+    """Our own tasks once were in a package ``workers`` at the top, where somebody else may have one.
+
+    Raises:
+        ConfigError: the old name of one of them.
+    """
+    if module_name not in _OLD_NAMES:
+        return
+    theirs = importlib.util.find_spec("workers")
+    if theirs is None or theirs.origin is None or Path(theirs.origin).resolve().parent == _OUR_TASKS.resolve():
+        raise ConfigError(
+            f"task.factory is {factory!r}, but {module_name} is now decentral.{module_name}.",
+            hint=f'Write task.factory = "decentral.{factory}".',
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack, unpack
 from decentral.pipeline.routing import stage_order
 from decentral.ports.trainer import Seat
+from decentral.workers.lm import blocks as make_blocks
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, stamp
 from scripts.benches.lib.stages import Stages
 from scripts.benches.pipeline_page import keep
-from workers.lm import blocks as make_blocks
 
 SCRIPT = "bench-activations"
 STAGES = 4

@@ -25,15 +25,15 @@ from decentral.ports.trainer import Seat
 from decentral.sim.loop import virtual_loop
 from decentral.sim.world import peer_id
 from decentral.state.average import RunningMean
+from decentral.workers.lm.corpus import Corpus, load_corpus
+from decentral.workers.lm.settings import read_settings
+from decentral.workers.lm.trainer import LmTrainer
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.plots import figure
 from scripts.benches.lib.report import Record, places, read, stamp, write
 from scripts.benches.lib.stats import listed, spread
 from scripts.benches.lib.tables import table
 from scripts.benches.lib.training import Play, configured, with_rounds
-from workers.lm.corpus import Corpus, load_corpus
-from workers.lm.settings import read_settings
-from workers.lm.trainer import LmTrainer
 
 SCRIPT = "bench-churn"
 STEP_S = 0.5

@@ -27,7 +27,7 @@ LIGHT = [
     "decentral.run.compose",
 ]
 #: Loaded by a worker only.
-HEAVY = ["decentral.engine.worker", "decentral.sim.world", "workers.lm", "workers.toy"]
+HEAVY = ["decentral.engine.worker", "decentral.sim.world", "decentral.workers.lm", "decentral.workers.toy"]
 
 _SPY = """
 import json, logging, os, sys, threading
@@ -53,7 +53,7 @@ reads.clear()
 found = {}
 for name in sys.argv[2:]:
     __import__(name)
-    names = [n for n in logging.root.manager.loggerDict if n.split(".")[0] in ("decentral", "workers")]
+    names = [n for n in logging.root.manager.loggerDict if n.split(".")[0] == "decentral"]
     ours = [logging.getLogger(n) for n in names]
     found[name] = {
         "reads": list(reads),

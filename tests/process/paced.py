@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from decentral.ports.trainer import Seat, StepReport
-from workers import toy
+from decentral.workers import toy
 
 
 class PacedTrainer(toy.ToyTrainer):

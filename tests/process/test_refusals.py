@@ -89,12 +89,12 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         attempt("malformed", "--join", "/ip4/127.0.0.1/udp/31337")
         attempt("empty", "--join", "")
         attempt("unknown key", "--new", "--set", "method.iner_steps=5")
-        attempt("unknown codec", "--new", "--codec", "int4-128", "--set", "task.factory=workers.toy:build")
+        attempt("unknown codec", "--new", "--codec", "int4-128", "--set", "task.factory=decentral.workers.toy:build")
         attempt("unknown method", "--new", "--method", "nolco")
         attempt("own port", "--new", "--port", str(silent))
         attempt("no data", "--new", "--data", str(folder / "missing"))
         attempt("empty data", "--new", "--data", str(folder / "nothing"))
-        attempt("no device", "--new", "--device", "cuda:7", "--set", "task.factory=workers.toy:build")
+        attempt("no device", "--new", "--device", "cuda:7", "--set", "task.factory=decentral.workers.toy:build")
 
         address = founder.address
         shutil.copy(founder.folder / "identity.key", folder / "copy.key")

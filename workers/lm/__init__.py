@@ -1,4 +1,4 @@
-"""A byte-level language model on text files: the task ``workers.lm:build``.
+"""A byte-level language model on text files: the task ``decentral.workers.lm:build``.
 
 Beside ``build`` the module offers what the command line asks of a task (see ``docs/tasks.md``): ``defaults``,
 ``resolve`` and ``check``, and ``blocks``, the same model in pieces for a pipeline.
@@ -9,11 +9,11 @@ from typing import Any
 
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
-from workers.lm.blocks import make_blocks
-from workers.lm.corpus import load_corpus
-from workers.lm.settings import check_machine, read_settings
-from workers.lm.trainer import LmTrainer
-from workers.settings import write
+from decentral.workers.lm.blocks import make_blocks
+from decentral.workers.lm.corpus import load_corpus
+from decentral.workers.lm.settings import check_machine, read_settings
+from decentral.workers.lm.trainer import LmTrainer
+from decentral.workers.settings import write
 
 __all__ = ["blocks", "build", "check", "defaults", "resolve"]
 

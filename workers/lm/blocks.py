@@ -1,7 +1,7 @@
 """The language model in pieces, for a pipeline. It knows nothing of stages: only what a piece computes.
 
-The pieces are those of ``workers.lm.model``, and their parameters have the names they have in ``GPT``, so that the
-weights of all stages together are a file that ``LmTrainer`` loads. Each is drawn from a generator of its own.
+The pieces are those of ``decentral.workers.lm.model``, and their parameters have the names they have in ``GPT``, so
+that the weights of all stages together are a file that ``LmTrainer`` loads. Each is drawn from a generator of its own.
 
 Legend: B = sequences of a micro-batch, T = positions, D = width of the model.
 """
@@ -14,10 +14,10 @@ from torch.nn import functional
 from decentral.errors import ConfigError
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
-from workers.lm.corpus import Corpus, load_corpus
-from workers.lm.model import NUM_BYTES, Block, Cache, ModelConfig, cross_entropy, initialise, logits
-from workers.lm.optimizer import adamw
-from workers.lm.settings import LmSettings, check_part
+from decentral.workers.lm.corpus import Corpus, load_corpus
+from decentral.workers.lm.model import NUM_BYTES, Block, Cache, ModelConfig, cross_entropy, initialise, logits
+from decentral.workers.lm.optimizer import adamw
+from decentral.workers.lm.settings import LmSettings, check_part
 
 
 def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> ModelBlocks:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from workers.lm.settings import OptimizerConfig
+from decentral.workers.lm.settings import OptimizerConfig
 
 
 def adamw(named: Mapping[str, Tensor], config: OptimizerConfig) -> torch.optim.AdamW:

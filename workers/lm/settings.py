@@ -9,8 +9,8 @@ import torch
 
 from decentral.errors import ConfigError, IncapableError
 from decentral.schedule.inner_lr import warmup_cosine
-from workers import settings as reader
-from workers.lm.model import NUM_BYTES, ModelConfig
+from decentral.workers import settings as reader
+from decentral.workers.lm.model import NUM_BYTES, ModelConfig
 
 PRECISIONS = ("fp32", "bf16")
 #: fp32 values kept for each parameter: weight, gradient, two moments of AdamW; anchor, momentum, delta, residual and

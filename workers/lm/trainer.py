@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from decentral.ports.trainer import Seat, StepReport
-from workers.lm.corpus import Corpus
-from workers.lm.model import GPT
-from workers.lm.optimizer import adamw
-from workers.lm.settings import LmSettings
+from decentral.workers.lm.corpus import Corpus
+from decentral.workers.lm.model import GPT
+from decentral.workers.lm.optimizer import adamw
+from decentral.workers.lm.settings import LmSettings
 
 
 class LmTrainer:

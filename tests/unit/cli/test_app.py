@@ -71,7 +71,7 @@ def record(name: str, state: State = State.TRAINING, reason: str = "") -> tuple[
     return Presence(PeerId(name), "demo", 1, state, 3, 0, "d", metrics=Metrics(loss=2.5, reason=reason)), 0.5
 
 
-TOY = ("--set", "task.factory=workers.toy:build")
+TOY = ("--set", "task.factory=decentral.workers.toy:build")
 
 
 def test_the_version_names_release_and_protocol():
@@ -117,7 +117,12 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["local", "--mix", "2"], "method.mix_alpha = 2: must be a number, at least 0 and at most 1, or auto", "", 3),
         (["worker", "--join", "a:1", "--max-upload", "20"], 'worker.max_upload = "20": it has no unit', "", 3),
         (["local", "--max-upload", "9kbit"], "9kbit is less than 400kbit", "", 3),
-        (["worker", "--new", *TOY, "--stages", "4"], "workers.toy has no function blocks", "docs/tasks.md", 3),
+        (
+            ["worker", "--new", *TOY, "--stages", "4"],
+            "decentral.workers.toy has no function blocks",
+            "docs/tasks.md",
+            3,
+        ),
         (["worker", "--new", "--stages", "9"], "a model of 4 blocks cannot be cut into 9 stages", "1 up to 4", 3),
         (
             ["worker", "--new", "--stages", "3", "--set", "pipeline.recovery=checkfree"],
@@ -138,7 +143,7 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["worker", "--new", "--replicas", "2"], "pipeline.replicas is 2, but pipeline.stages is 0", "", 3),
         (["local", "--stages", "4", "--workers", "5"], "--workers and a pipeline exclude each other", "--spares", 2),
         (["local", "--spares", "2"], "--spares is for a pipeline, and there is none", "--stages", 2),
-        (["local", "--stages", "2", *TOY], "workers.toy has no function blocks", "docs/tasks.md", 3),
+        (["local", "--stages", "2", *TOY], "decentral.workers.toy has no function blocks", "docs/tasks.md", 3),
         (["local", "--stages", "4", "--result", "best"], "--result best is not known.", "average or newest", 2),
         (["local", "--stages", "4", "--set", "worker.stage=2"], "every stage finds a worker by itself", "", 2),
         (["status", ""], "The address is empty.", "variable", 2),
@@ -221,7 +226,7 @@ def test_the_founder_prints_the_join_command_as_its_first_line(compose, tmp_path
     assert swarm.run.rounds == 7
     assert swarm.task.settings["numel"] == 1000
     assert worker.out == str(tmp_path)
-    assert explicit == {"task.factory": "workers.toy:build", "run.rounds": 7}
+    assert explicit == {"task.factory": "decentral.workers.toy:build", "run.rounds": 7}
 
 
 def test_a_joiner_states_only_what_the_user_did(compose, tmp_path):

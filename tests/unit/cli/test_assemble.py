@@ -38,7 +38,7 @@ def made(folder: Path, *parts: tuple[int, int, float, int]) -> Path:
 
 
 def configured(method: str = "diloco") -> SwarmConfig:
-    toy = ["task.factory=workers.toy:build", "task.settings.numel=6", "task.settings.num_layers=3"]
+    toy = ["task.factory=decentral.workers.toy:build", "task.settings.numel=6", "task.settings.num_layers=3"]
     return resolve(load(None, [*toy, f"method.name={method}", "pipeline.stages=2"]).swarm)
 
 

@@ -12,10 +12,10 @@ from decentral.codecs.codec import codec_names, make_codec
 from decentral.codecs.defaults import default_pull_codec
 from decentral.errors import ConfigError, DivergedError, ExitCode
 from decentral.ports.trainer import Seat
-from workers import toy
+from decentral.workers import toy
 
 NUMEL = 1000
-TOY = ("--set", "task.factory=workers.toy:build", "--set", f"task.settings.numel={NUMEL}")
+TOY = ("--set", "task.factory=decentral.workers.toy:build", "--set", f"task.settings.numel={NUMEL}")
 
 
 def run(*arguments: str):
@@ -41,7 +41,7 @@ def test_the_table_has_a_row_for_every_codec_from_many_bits_to_few():
     result = run(*TOY, *int8, "--no-speed")
     assert result.exit_code == 0
     source, header, *rows = (line.split() for line in result.stdout.splitlines())
-    assert source[-7:] == ["workers.toy:build", "after", "10", "inner", "steps,", "1k", "values"]
+    assert source[-7:] == ["decentral.workers.toy:build", "after", "10", "inner", "steps,", "1k", "values"]
     assert header == ["codec", "bits/value", "to", "fp32", "error", "used", "by"]
     assert {row[0] for row in rows} == set(codec_names())
     bits = [float(row[1]) for row in rows]
@@ -55,7 +55,7 @@ def test_the_table_has_a_row_for_every_codec_from_many_bits_to_few():
 def test_json_has_the_exact_bits_and_the_error_on_the_tasks_own_pseudo_gradient():
     found = report("--no-speed")
     assert found["schema_version"] == 1
-    assert found["reference"] == {"task": "workers.toy:build", "inner_steps": 10, "numel": NUMEL}
+    assert found["reference"] == {"task": "decentral.workers.toy:build", "inner_steps": 10, "numel": NUMEL}
     # 0 and 0 are what the command seeds its trainer with.
     delta_N = codec_report.pseudo_gradient(toy_trainer(), 10)
     assert {row["name"] for row in found["codecs"]} == set(codec_names())

@@ -33,7 +33,7 @@ NUMEL = 6
 
 
 def swarm_of(method: str) -> SwarmConfig:
-    stated = ["task.factory=workers.toy:build", f"task.settings.numel={NUMEL}", f"method.name={method}"]
+    stated = ["task.factory=decentral.workers.toy:build", f"task.settings.numel={NUMEL}", f"method.name={method}"]
     return resolve(load(None, stated).swarm)
 
 

@@ -1,11 +1,12 @@
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from decentral.config.presets import PRESETS
 from decentral.config.schema import SwarmConfig, diff, flatten
-from decentral.config.settings import known_keys, load, resolve_task, with_values
+from decentral.config.settings import import_task, known_keys, load, resolve_task, with_values
 from decentral.errors import ConfigError
 
 
@@ -172,3 +173,23 @@ def test_auto_states_nothing() -> None:
     settings = load(None, ["method.mean_codec=auto", "method.codec=fp32", "run.name=auto"])
     assert settings.explicit == {"method.codec": "fp32", "run.name": "auto"}
     assert settings.swarm.method.mean_codec == "auto"
+
+
+@pytest.mark.parametrize("name", ["workers.lm:build", "workers.toy:build"])
+def test_the_old_name_of_a_task_of_ours_is_refused_by_its_new_one(name):
+    with pytest.raises(ConfigError, match=r"is now decentral\.workers\.") as caught:
+        import_task(name)
+    assert f'"decentral.{name}"' in caught.value.hint
+
+
+def test_a_package_of_somebody_elses_may_have_that_name(tmp_path, monkeypatch):
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").write_text("")
+    (tmp_path / "workers" / "lm.py").write_text("def build(settings, seat): ...")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "workers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module, _ = import_task("workers.lm:build")
+    assert Path(module.__file__) == tmp_path / "workers" / "lm.py"
+    for name in ("workers", "workers.lm"):
+        del sys.modules[name]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from decentral.pipeline.compute import HeadCompute, Key, StageCompute
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
-from workers import lm
-from workers.lm.model import GPT
-from workers.lm.settings import read_settings
+from decentral.workers import lm
+from decentral.workers.lm.model import GPT
+from decentral.workers.lm.settings import read_settings
 
 NUM_BLOCKS = 4
 NUM_MICROBATCHES = 4

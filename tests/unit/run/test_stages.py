@@ -73,7 +73,7 @@ def test_the_recovery_is_chosen_when_a_run_is_founded(stages: int, healing: str)
 def test_what_was_asked_for_stays_and_without_a_pipeline_there_is_nothing_to_choose() -> None:
     asked = swarm("pipeline.stages=4", "pipeline.recovery=checkpoint")
     assert settle(asked, "cpu", ()).digest() == asked.digest()
-    assert settle(load(None, ["task.factory=workers.toy:build"]).swarm, "cpu", ()).pipeline.recovery == "auto"
+    assert settle(load(None, ["task.factory=decentral.workers.toy:build"]).swarm, "cpu", ()).pipeline.recovery == "auto"
 
 
 def test_to_choose_it_nothing_is_built_and_no_text_is_read() -> None:

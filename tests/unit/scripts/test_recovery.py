@@ -6,11 +6,11 @@ import torch
 
 from decentral.pipeline.cut import Healing
 from decentral.pipeline.recovery import Source
+from decentral.workers.lm.corpus import load_corpus
+from decentral.workers.lm.model import GPT
+from decentral.workers.lm.optimizer import adamw
+from decentral.workers.lm.settings import read_settings
 from scripts.recovery import NUM_STAGES, TASK, Pipeline, Plan, draw_failures, play
-from workers.lm.corpus import load_corpus
-from workers.lm.model import GPT
-from workers.lm.optimizer import adamw
-from workers.lm.settings import read_settings
 
 SEED = 3
 Data = tuple[str, ...]

@@ -5,10 +5,10 @@ from decentral.errors import ConfigError, DataError, IncapableError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
-from workers import lm
-from workers.lm import settings as lm_settings
-from workers.lm.corpus import load_corpus
-from workers.lm.settings import read_settings
+from decentral.workers import lm
+from decentral.workers.lm import settings as lm_settings
+from decentral.workers.lm.corpus import load_corpus
+from decentral.workers.lm.settings import read_settings
 
 SETTINGS = {
     "model": {"d_model": 32, "num_layers": 4, "num_heads": 2, "context": 32},

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from decentral.errors import DataError
-from workers.lm import corpus as corpus_module
-from workers.lm.corpus import SEPARATOR, is_held_out, load_corpus
+from decentral.workers.lm import corpus as corpus_module
+from decentral.workers.lm.corpus import SEPARATOR, is_held_out, load_corpus
 
 
 def _write(folder, names, size: int = 100):

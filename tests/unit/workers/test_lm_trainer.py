@@ -6,11 +6,11 @@ import torch
 from decentral.errors import ConfigError, IncapableError
 from decentral.ports.trainer import Seat
 from decentral.tensors.layout import Layout
-from workers import lm
-from workers.lm import settings as lm_settings
-from workers.lm.corpus import load_corpus
-from workers.lm.settings import read_settings
-from workers.lm.trainer import LmTrainer
+from decentral.workers import lm
+from decentral.workers.lm import settings as lm_settings
+from decentral.workers.lm.corpus import load_corpus
+from decentral.workers.lm.settings import read_settings
+from decentral.workers.lm.trainer import LmTrainer
 
 SETTINGS = {
     "model": {"d_model": 32, "num_layers": 2, "num_heads": 2, "context": 32},

@@ -1,6 +1,6 @@
 import torch
 
-from workers.lm.model import GPT, ModelConfig
+from decentral.workers.lm.model import GPT, ModelConfig
 
 SMALL = ModelConfig(d_model=32, num_layers=2, num_heads=2, context=16)
 

@@ -1,9 +1,9 @@
 import pytest
 
 from decentral.errors import ConfigError
-from workers import lm, toy
-from workers.lm.settings import LmSettings, read_settings
-from workers.settings import read, write
+from decentral.workers import lm, toy
+from decentral.workers.lm.settings import LmSettings, read_settings
+from decentral.workers.settings import read, write
 
 
 def test_what_is_not_given_keeps_its_default() -> None:

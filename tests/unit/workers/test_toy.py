@@ -3,7 +3,7 @@ import torch
 
 from decentral.errors import ConfigError, IncapableError
 from decentral.ports.trainer import Seat
-from workers import toy
+from decentral.workers import toy
 
 
 def _build(stream_seed: int = 1, **settings) -> toy.ToyTrainer:

@@ -39,7 +39,7 @@ from decentral.run.folder import MODEL
 from decentral.state.average import Chosen, Replica
 from decentral.swarm.presence import State
 from decentral.types import PeerId
-from workers import toy
+from decentral.workers import toy
 
 A, B = PeerId("peer-a"), PeerId("peer-b")
 
@@ -223,7 +223,7 @@ class TestStart:
             return Said()
 
         monkeypatch.setattr("decentral.cli.local.run.start", start)
-        loaded = load(None, ["task.factory=workers.toy:build", "worker.max_upload=20mbit"])
+        loaded = load(None, ["task.factory=decentral.workers.toy:build", "worker.max_upload=20mbit"])
         trainer = toy.build({}, Seat(0, 1, 10))
         asyncio.run(LocalRun(loaded.swarm, loaded.worker, Processes(3), tmp_path, trainer, 8)._start())
         caps = [arguments[arguments.index("--max-upload") + 1] for arguments in told]
@@ -259,7 +259,7 @@ class TestStart:
 
         monkeypatch.setattr("decentral.cli.local.run.start", start)
         monkeypatch.setattr("decentral.run.compose.follow", follow)
-        loaded = load(None, ["task.factory=workers.toy:build", "pipeline.stages=2"])
+        loaded = load(None, ["task.factory=decentral.workers.toy:build", "pipeline.stages=2"])
         processes = processes_for(loaded.swarm.pipeline, None, 1)
         run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, toy.build({}, Seat(0, 1, 10)), 8)
 
@@ -286,7 +286,11 @@ class TestStart:
     )
     def test_a_cut_that_the_model_does_not_allow_is_refused_before(self, tmp_path, monkeypatch, flags, message):
         monkeypatch.chdir(tmp_path)
-        toy_of_five = ["task.factory=workers.toy:build", "task.settings.num_layers=5", "method.inner_steps=10"]
+        toy_of_five = [
+            "task.factory=decentral.workers.toy:build",
+            "task.settings.num_layers=5",
+            "method.inner_steps=10",
+        ]
         settings = [part for setting in toy_of_five for part in ("--set", setting)]
         result = CliRunner().invoke(app, ["local", *settings, *flags])
         assert result.exit_code == ExitCode.CONFIG
@@ -299,7 +303,7 @@ class TestResult:
 
     def end(self, tmp_path: Path, method: str, weights: dict[int, float], take: str | None = None) -> LocalRun:
         """The end of a run whose worker ``round % 10`` has the weights of ``round``."""
-        settings = [f"method.name={method}", "task.factory=workers.toy:build", "task.settings.numel=4"]
+        settings = [f"method.name={method}", "task.factory=decentral.workers.toy:build", "task.settings.numel=4"]
         loaded = load(None, [*settings, "worker.threads=1"])
         swarm = resolve(loaded.swarm)
         trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
@@ -350,7 +354,11 @@ class TestResult:
 
     def end_of_pipeline(self, tmp_path: Path, saved: list[tuple[int, int, float, int]]) -> LocalRun:
         """The end of a run whose worker, stage, distance from the hidden vector and round are in ``saved``."""
-        toy_of_three = ["task.factory=workers.toy:build", "task.settings.numel=6", "task.settings.num_layers=3"]
+        toy_of_three = [
+            "task.factory=decentral.workers.toy:build",
+            "task.settings.numel=6",
+            "task.settings.num_layers=3",
+        ]
         loaded = load(None, [*toy_of_three, "worker.threads=1", "pipeline.stages=2"])
         trainer = toy.build({"numel": 6, "num_layers": 3}, Seat(0, 1, 10))
         processes = processes_for(loaded.swarm.pipeline, None, None)
