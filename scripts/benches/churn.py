@@ -213,7 +213,7 @@ _COLUMNS = (
 
 def plot(path: Path, records: list[Record]) -> None:
     """Training loss over tokens, a line for each seed."""
-    with figure(path, 8, 4.5) as axes:
+    with figure(path, 8, 4.5) as [axes]:
         for churn, colour in ((False, "tab:blue"), (True, "tab:orange")):
             label = "with churn" if churn else "steady"
             for record in (record for record in records if record["churn"] is churn):

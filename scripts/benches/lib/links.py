@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from scripts.benches.lib.command import BenchError
 
@@ -258,6 +258,35 @@ class Sampler:
     def _sample(self) -> None:
         while not self._stop.wait(self._period_s):
             self.samples.append(self._links.counters())
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a link has carried between the first and the last of several samples."""
+
+    bytes: int
+    mean_bits_per_s: float
+    peak_bits_per_s: float
+    """The largest in any second; NaN if all took less than one."""
+
+
+def during(samples: Sequence[Counters], began_s: float, ended_s: float) -> list[Counters]:
+    """The samples of a time."""
+    return [sample for sample in samples if began_s <= sample.time_s <= ended_s]
+
+
+def carried(samples: Sequence[Counters], host: int, way: Literal["up", "down"] = "up") -> Carried:
+    """By one direction of a host's link, from at least two samples."""
+    times = [sample.time_s for sample in samples]
+    counted = [(sample.up if way == "up" else sample.down)[host].bytes for sample in samples]
+    moved = counted[-1] - counted[0]
+    return Carried(moved, 8 * moved / (times[-1] - times[0]), max(window_rates(times, counted), default=math.nan))
+
+
+def emulation(samples: Sequence[Counters]) -> dict[str, float]:
+    """Whether the emulator kept up: its share of a core, and how late it was at worst."""
+    cpu_s, span_s = samples[-1].cpu_s - samples[0].cpu_s, samples[-1].time_s - samples[0].time_s
+    return {"emulator_cpu": cpu_s / span_s, "latest_s": max(sample.latest_s for sample in samples)}
 
 
 def window_rates(times_s: Sequence[float], num_bytes: Sequence[int], window_s: float = 1.0) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float, columns: int = 1, **subplots: Any) -> Iterator[Any]:
+def figure(path: Path, width: float, height: float, columns: int = 1, **subplots: Any) -> Iterator[list[Any]]:
     """A figure that is written when the block ends.
 
     Args:
@@ -19,15 +19,14 @@ def figure(path: Path, width: float, height: float, columns: int = 1, **subplots
         subplots: as of ``Figure.subplots``.
 
     Yields:
-        The axes; a list if there are several columns.
+        The axes, from left to right.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
-    axes = list(made.subplots(1, columns, squeeze=False, **subplots)[0])
-    yield axes if columns > 1 else axes[0]
+    yield list(made.subplots(1, columns, squeeze=False, **subplots)[0])
     part = path.with_name(f"{path.stem}.part.png")
     made.savefig(part, dpi=110, metadata={"Software": None})
     os.replace(part, path.with_suffix(".png"))

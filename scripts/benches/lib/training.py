@@ -96,6 +96,11 @@ class Member:
         """Its rounds."""
         return [event for _, event in self.events if isinstance(event, RoundMixed)]
 
+    def sent_a_round(self) -> float:
+        """Bytes, on average over the rounds but the first."""
+        mixed = self.mixed()
+        return (mixed[-1].sent_bytes - mixed[0].sent_bytes) / max(1, mixed[-1].round - mixed[0].round)
+
 
 def made_by_task(swarm: SwarmConfig, stream: int) -> Trainer:
     """The configuration's own."""
