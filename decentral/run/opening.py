@@ -1,0 +1,192 @@
+"""The start of a swarm in somebody's own program: ``found`` and ``join``. The public face of the library.
+
+Both put the network on a thread of its own (``network``) and return when the model has the swarm's weights.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from decentral.adapters.clock import RealClock
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import Settings, load, resolve_method
+from decentral.engine.options import Outcome, Parts
+from decentral.engine.worker import Worker
+from decentral.errors import ConfigError
+from decentral.monitor.events import Started
+from decentral.monitor.journal import FanOut, JsonLinesJournal, Journal
+from decentral.ports.trainer import Model
+from decentral.run.connect import Connection, connect
+from decentral.run.folder import JOURNAL
+from decentral.run.handover import HandOver
+from decentral.run.logs import LogJournal, logger
+from decentral.run.network import NetworkThread
+from decentral.run.options import run_options
+from decentral.run.saving import residuals_of, saver
+from decentral.run.sharing import Buffers, SharedModel, check_optimizer, shared_of
+from decentral.run.swarm import Swarm
+from decentral import __version__
+
+#: Opening a node and asking a worker for its configuration.
+_CONNECT_S = 60.0
+
+
+def found(
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    method: str | None = None,
+    rounds: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    config: Path | str | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    buffers: Buffers = "local",
+    validate: Callable[[], float] | None = None,
+    out: Path | str = "",
+) -> Swarm:
+    """Found a swarm whose first weights are the model's.
+
+    Args:
+        model: a module, or named tensors; what of it is shared is logged in one line (see ``sharing``).
+        method: how workers come to agree, such as ``diloco`` or ``streaming``; the default is that of ``config``.
+        rounds: outer rounds of the run.
+        settings: further ones by dotted key, as in the configuration: ``{"method.inner_steps": 50}``. Those of this
+            machine alone begin with ``worker.``: ``{"worker.port": 31337}``.
+        config: a TOML file; ``settings`` go before it.
+        optimizer: the inner one; only checked, to train what is shared.
+        buffers: whether float buffers are averaged or stay each worker's own.
+        validate: mean loss of the model as it is, on held-out data; called with the swarm's weights in place.
+        out: folder for identity, journal and weights; empty to keep nothing on disk.
+
+    Returns:
+        The swarm, which must be left (``Swarm.leave``, or a ``with`` block).
+
+    Raises:
+        DecentralError: a setting that is wrong, a port that is taken, a model with nothing to share.
+    """
+    read = _read(config, method, rounds, settings, out)
+    swarm = resolve_method(read.swarm)
+    task = swarm.task.model_copy(update={"factory": "", "settings": {}})
+    return _open(swarm.model_copy(update={"task": task}), read, (), model, optimizer, buffers, validate)
+
+
+def join(
+    address: str,
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    buffers: Buffers = "local",
+    validate: Callable[[], float] | None = None,
+    out: Path | str = "",
+) -> Swarm:
+    """Join the swarm of any of its workers and load its weights into the model.
+
+    Args:
+        address: ``host:port`` or multiaddr of a worker that runs; commas between several, which are tried in order.
+        model: of the same shared names and shapes as the founder's.
+        settings: of this machine (``worker.``), as for ``found``; others must be as the swarm has them.
+        optimizer: see ``found``, as are ``buffers``, ``validate`` and ``out``.
+
+    Raises:
+        UnreachableError: nobody answers, or nobody hands over the weights.
+        MismatchError: the model or a setting is not the swarm's.
+        DecentralError: as for ``found``.
+    """
+    addresses = [part.strip() for part in address.split(",")]
+    read = _read(None, None, None, settings, out)
+    return _open(None, read, addresses, model, optimizer, buffers, validate)
+
+
+def _read(
+    config: Path | str | None,
+    method: str | None,
+    rounds: int | None,
+    settings: Mapping[str, Any] | None,
+    out: Path | str,
+) -> Settings:
+    """Everything that was stated, checked."""
+    stated = {"method.name": method, "run.rounds": rounds, "worker.out": str(out) or None, **(settings or {})}
+    return load(Path(config) if config is not None else None, (), stated)
+
+
+def _open(
+    swarm: SwarmConfig | None,
+    read: Settings,
+    addresses: list[str] | tuple[str, ...],
+    model: nn.Module | Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer | None,
+    buffers: Buffers,
+    validate: Callable[[], float] | None,
+) -> Swarm:
+    shared = shared_of(model, buffers)
+    if optimizer is not None:
+        check_optimizer(optimizer, shared.tensors)
+    if read.worker.out:
+        Path(read.worker.out).mkdir(parents=True, exist_ok=True)
+    network = NetworkThread()
+    try:
+        connection = network.call(connect(swarm, read.worker, addresses, read.explicit), timeout_s=_CONNECT_S)
+        if connection.swarm.pipeline.stages:
+            network.call(connection.node.close(), timeout_s=_CONNECT_S)
+            raise ConfigError(
+                f"{connection.run_id} trains a model in stages, which a training loop of its own cannot take part in.",
+                hint="Join it with `decentral worker --join ADDR`.",
+            )
+        logger.info("%s", shared.text)
+        return take_part(connection, network, SharedModel(shared, validate), LogJournal.quiet())
+    except BaseException:
+        network.close()
+        raise
+
+
+def take_part(connection: Connection, network: NetworkThread, model: Model, told: Journal) -> Swarm:
+    """Make this a worker of the run with a model, and bring the swarm's weights into it.
+
+    Args:
+        connection: of the run; closed when the swarm is left.
+        network: its thread; closed likewise.
+        model: called on this thread alone.
+        told: a journal for people.
+
+    Raises:
+        DecentralError: the model does not fit the run, or nobody hands over the weights; everything is closed.
+    """
+    own, run_id, node = connection.own, connection.run_id, connection.node
+    clock, resources = RealClock(), AsyncExitStack()
+    resources.push_async_callback(node.close)
+    resources.callback(clock.close)
+    hand = HandOver(clock)
+    journal = told
+    save: Callable[[Outcome], None] | None = None
+    if own.out:
+        lines = JsonLinesJournal(Path(own.out) / JOURNAL, clock.wall)
+        resources.callback(lines.close)
+        journal = FanOut(lines, told)
+        save = saver(Path(own.out), run_id, journal)
+    if node.directory is None:
+        raise AssertionError("a worker's node keeps records")
+    journal.record(Started(run_id, node.identity.peer_id, __version__, own.device, connection.swarm.digest()))
+    parts = Parts(
+        transport=node.transport,
+        directory=node.directory,
+        clock=hand,
+        identity=node.identity,
+        model=model,
+        inner=hand,
+        journal=journal,
+        residuals=residuals_of(Path(own.out), run_id) if own.out and connection.peers else {},
+        save=save,
+        device=own.device,
+    )
+    worker = Worker(run_options(connection.swarm, run_id, model.parameters()), parts)
+    swarm = Swarm(connection, network, hand, worker, resources, save)
+    try:
+        hand.wait_for(network.submit(swarm.begin()))
+    except BaseException:
+        swarm.leave()
+        raise
+    return swarm

@@ -1,0 +1,49 @@
+"""What a worker with the whole model keeps in its folder: the weights, and what it still has to send."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from decentral import __version__
+from decentral.engine.options import Outcome
+from decentral.monitor.events import Saved
+from decentral.monitor.journal import Journal
+from decentral.run.folder import MODEL, RESIDUAL
+from decentral.state.files import load_weights, save_weights
+
+_log = logging.getLogger(__name__)
+
+
+def residuals_of(out: Path, run_id: str) -> Mapping[str, Tensor]:
+    """What this worker still had to send when it last took part in this run."""
+    path = out / RESIDUAL
+    try:
+        residuals, metadata = load_weights(path)
+    except FileNotFoundError:
+        return {}
+    except OSError as err:
+        _log.warning("cannot read %s: %s; what it still had to send is lost", path, err)
+        return {}
+    return residuals if metadata.get("run") == run_id else {}
+
+
+def saver(out: Path, run_id: str, journal: Journal) -> Callable[[Outcome], None]:
+    """Writes the anchors and the residuals to ``out``; a full disk is reported and does not end the run."""
+
+    def save(outcome: Outcome) -> None:
+        path = out / MODEL
+        metadata = {"run": run_id, "round": str(outcome.round), "digest": outcome.digest, "decentral": __version__}
+        try:
+            save_weights(path, outcome.anchors, metadata)
+            if outcome.residuals:
+                save_weights(out / RESIDUAL, outcome.residuals, metadata)
+            else:
+                (out / RESIDUAL).unlink(missing_ok=True)
+        except OSError as err:
+            _log.error("cannot write %s: %s; the last saved weights are kept", path, err.strerror or err)
+        else:
+            journal.record(Saved(str(path), outcome.round))
+
+    return save

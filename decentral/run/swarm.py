@@ -1,0 +1,259 @@
+"""A swarm as a training loop sees it: it counts the loop's steps, and syncs beside them. Open ``opening`` for its start.
+
+The loop's thread calls, an event loop on a thread of its own talks to the others (``handover``). Nothing that happens
+on the network is raised into the loop: a swarm that is gone leaves it training alone, and ``state`` says so.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor
+
+from decentral.engine.options import Outcome
+from decentral.engine.worker import Worker
+from decentral.errors import DecentralError, ReportError, TrainerError
+from decentral.monitor.status import StatusReport
+from decentral.run.connect import Connection
+from decentral.run.handover import HandOver
+from decentral.run.network import NetworkThread
+from decentral.run.replicas import average_of_swarm
+from decentral.swarm.presence import State
+
+_log = logging.getLogger(__name__)
+#: Joining downloads the state, and may take long; everything else that a caller waits for ends sooner.
+_LEAVE_S = 30.0
+_ASK_S = 60.0
+#: Stands for a loss that is not reported.
+UNKNOWN: Final = object()
+
+
+class Swarm:
+    """This worker's place in a swarm; made by ``decentral.join`` and ``decentral.found``, ended by ``leave``.
+
+    All methods are for the thread that trains. As a context manager it leaves at the end of the block.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        network: NetworkThread,
+        hand: HandOver,
+        worker: Worker,
+        resources: AsyncExitStack,
+        save: Callable[[Outcome], None],
+    ) -> None:
+        self._connection = connection
+        self._network = network
+        self._hand = hand
+        self._worker = worker
+        self._resources = resources
+        self._save = save
+        self._stop = asyncio.Event()
+        self._training: asyncio.Task[None] | None = None
+        self._done = self._left = False
+        self.problem: DecentralError | Exception | None = None
+        """Why this worker is no longer in the swarm, if it did not leave by itself."""
+
+    # -- in the loop --------------------------------------------------------------------------------------------------
+
+    def step(self, *, loss: Any = UNKNOWN, tokens: int = 1, grad_norm: float = 0.0) -> None:
+        """Count one inner step that the loop has just taken, and do what is due.
+
+        Returns at once between syncs. With a method that does not overlap syncs with training it waits at a sync for
+        the others; with one that does it stands still only while values are copied.
+
+        Args:
+            loss: of this step, the mean per token: a number or a tensor of one value, which is not waited for.
+            tokens: that the step trained on; this worker's weight in a mean.
+            grad_norm: of the gradient before clipping, if known.
+
+        Raises:
+            ReportError: a value of another type, or out of range.
+            Exception: what a function of the caller's own raised that was called here (``validate``).
+        """
+        self._hand.stepped(_tokens(tokens), None if loss is UNKNOWN else _loss(loss), grad_norm)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is over: all its rounds, or as many steps where the swarm is gone."""
+        return self._done or (self.problem is not None and self.global_step >= self.total_steps)
+
+    @property
+    def global_step(self) -> int:
+        """Inner steps that are behind the run: where a learning-rate schedule is."""
+        return self._hand.global_step
+
+    @property
+    def total_steps(self) -> int:
+        """Inner steps of the whole run."""
+        return self._connection.total_steps
+
+    @property
+    def progress(self) -> float:
+        """Part of the run that is over, from 0 to 1."""
+        return min(1.0, self.global_step / self.total_steps)
+
+    @property
+    def round(self) -> int:
+        """Outer rounds that this worker has finished."""
+        return self._worker.round
+
+    @property
+    def seed(self) -> int:
+        """For this worker's own order of the data: another one on every worker, without ranks. Below 2**48."""
+        return self._connection.stream_seed
+
+    @property
+    def run_seed(self) -> int:
+        """Equal on all workers of the run."""
+        return self._connection.swarm.run.seed
+
+    @property
+    def address(self) -> str:
+        """Where others can join: for ``decentral.join`` and ``decentral worker --join``."""
+        return self._connection.address
+
+    @property
+    def state(self) -> str:
+        """What this worker is doing in one word: ``training``, ``syncing``, ``stalled``, ``done``, ``left``, ``lost``...
+
+        ``alone`` if nobody else is there; ``lost`` if it is out of the swarm, and ``problem`` says why.
+        """
+        if self.problem is not None:
+            return "lost"
+        if self._left:
+            return "done" if self._done else "left"
+        own = self._worker.membership.own.state
+        return "alone" if own is State.TRAINING and self._worker.num_others == 0 else own.value
+
+    # -- now and then -------------------------------------------------------------------------------------------------
+
+    def status(self) -> StatusReport:
+        """Who is in the swarm and how it does, as this worker knows; what ``decentral status`` shows."""
+        return self._hand.wait_for(self._network.submit(self._status()))
+
+    def average(self) -> dict[str, Tensor]:
+        """The swarm's weights by name, float32 on the CPU: what is to be evaluated and kept.
+
+        With an all-reduce they are those that all agreed on last; with gossip, where every worker has its own, the mean
+        over all who can be reached. A swarm that is gone leaves the last ones that this worker knew.
+        """
+        return self._hand.wait_for(self._network.submit(self._average()))
+
+    def leave(self) -> None:
+        """Tell the others that this worker leaves, keep what it has, and close everything. Idempotent.
+
+        A run that is over is served to those who are not done yet, for some seconds.
+        """
+        if self._left:
+            return
+        try:
+            if not self._network.is_closed:
+                self._hand.wait_for(self._network.submit(self._leave()))
+        finally:
+            self._left = True
+            self._network.close()
+
+    def ask_to_stop(self) -> None:
+        """Have the run ended in order, from any thread; the loop's next ``step`` or ``leave`` carries it out."""
+        self._network.call_soon(self._stop.set)
+
+    def __enter__(self) -> Self:
+        """See ``leave``."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        """Leave, also if the loop has failed."""
+        self.leave()
+
+    # -- on the network's thread --------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Found or join; afterwards the model has the swarm's weights, and training may begin.
+
+        Raises:
+            DecentralError: nobody hands over the state, or the model does not fit the swarm's.
+        """
+        peers = self._connection.peers
+        await (self._worker.join(peers) if peers else self._worker.found())
+        self._training = asyncio.create_task(self._train())
+
+    async def _train(self) -> None:
+        """Take part from beginning to end, or until the network dies; keeps what comes of it."""
+        running = asyncio.create_task(self._worker.run(self._stop))
+        dying = asyncio.create_task(self._connection.node.failed())
+        try:
+            await asyncio.wait({running, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                raise DecentralError(
+                    f"This worker lost its connection to the network: {dying.result()}",
+                    hint="Start it again with the same --out: it rejoins under the same identity.",
+                )
+            self._save(running.result())
+        except Exception as err:
+            self.problem = err
+            if not isinstance(err, TrainerError):
+                _log.error("out of the swarm: %s", err, exc_info=not isinstance(err, DecentralError))
+        finally:
+            self._hand.over()
+            for task in (running, dying):
+                task.cancel()
+            await asyncio.gather(running, dying, return_exceptions=True)
+
+    async def _leave(self) -> None:
+        if not self._done:
+            self._stop.set()
+        try:
+            if self._training is not None:
+                await asyncio.wait({self._training}, timeout=_LEAVE_S)
+        finally:
+            if self._training is not None:
+                self._training.cancel()
+                await asyncio.gather(self._training, return_exceptions=True)
+            await self._resources.aclose()
+
+    async def _status(self) -> StatusReport:
+        return self._connection.report(self._worker.membership.roster.with_ages(asyncio.get_running_loop().time()))
+
+    async def _average(self) -> dict[str, Tensor]:
+        async with asyncio.timeout(_ASK_S):
+            return await average_of_swarm(self._connection, self._worker)
+
+
+def _tokens(tokens: Any) -> int:
+    """A number of tokens.
+
+    Raises:
+        ReportError: it is none.
+    """
+    if type(tokens) is int and tokens >= 0:  # the usual case, first
+        return tokens
+    if isinstance(tokens, Tensor) and tokens.numel() == 1 and not tokens.is_floating_point():
+        return _tokens(int(tokens))
+    if isinstance(tokens, float) and tokens.is_integer():
+        return _tokens(int(tokens))
+    if hasattr(tokens, "__index__") and not isinstance(tokens, bool | Tensor):
+        return _tokens(int(tokens.__index__()))
+    raise ReportError("tokens", tokens, "a whole number of at least 0")
+
+
+def _loss(loss: Any) -> Any:
+    """A loss that can be added up: a float, or a tensor [] that carries no graph.
+
+    Raises:
+        ReportError: it is none.
+    """
+    if isinstance(loss, Tensor):
+        if loss.numel() == 1 and not loss.is_complex():
+            return loss.detach().reshape(()).to(torch.float32)
+    elif isinstance(loss, float | int) and not isinstance(loss, bool):
+        return float(loss)
+    elif hasattr(loss, "__float__") and not isinstance(loss, bool | str):  # numpy's
+        return float(loss)
+    raise ReportError("loss", loss, "a number or a tensor of one value; leave it out if it is not known")
