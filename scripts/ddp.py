@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from decentral.config.settings import load, resolve_task
-from decentral.run.compose import build_trainer
+from decentral.run.tasks import build_trainer
 
 
 def main() -> None:

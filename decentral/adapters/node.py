@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from decentral.adapters.address import Address, parse_address
 from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone, DaemonOptions, start_daemon
@@ -20,9 +21,10 @@ from decentral.adapters.identity import IdentityFile, KeyIdentity
 from decentral.adapters.port import ensure_free
 from decentral.adapters.runtime_dir import RuntimeDir
 from decentral.adapters.transport import HivemindTransport
-from decentral.errors import IdentityError, UnreachableError, UsageError
+from decentral.errors import DecentralError, IdentityError, UnreachableError, UsageError
 from decentral.types import PeerId, short_id
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 #: A peer that is alive is found much sooner.
 _FIND_TIMEOUT_S = 5.0
@@ -89,6 +91,27 @@ class Node:
         """
         status = await self.daemon.exited()
         return f"the libp2p daemon ended with status {status}: {self.daemon.last_words()}"
+
+    async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do ``work`` to its end, or until the daemon has ended by itself, which cancels it.
+
+        Raises:
+            DecentralError: the daemon is gone; carries its last words.
+            Exception: what ``work`` raises.
+        """
+        working, dying = asyncio.create_task(work), asyncio.create_task(self.failed())
+        try:
+            await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise DecentralError(
+                    f"This worker lost its connection to the network: {dying.result()}",
+                    hint="Start it again with the same --out: it rejoins under the same identity.",
+                )
+            return working.result()
+        finally:
+            for task in (working, dying):
+                task.cancel()
+            await asyncio.gather(working, dying, return_exceptions=True)
 
     async def close(self) -> None:
         """Close everything; nothing outlives it. Idempotent."""

@@ -38,13 +38,13 @@ def codecs(
     settings = load(config, assignments or (), {"worker.data": data_paths(data, None)})
     from decentral.cli import codec_report
     from decentral.codecs.codec import codec_names, make_codec
-    from decentral.run import compose
+    from decentral.run.tasks import build_trainer
 
     own, swarm = settings.worker, resolve(settings.swarm)
     method = swarm.method
     shown = names or [*codec_names(), *_chosen(method).values()]
     made = [make_codec(name) for name in dict.fromkeys(shown)]
-    trainer = compose.build_trainer(swarm, own.device, own.data, stream_seed=0)
+    trainer = build_trainer(swarm, own.device, own.data, stream_seed=0)
     steps = max(_LEAST_STEPS, method.inner_steps)
     delta_N = codec_report.pseudo_gradient(trainer, steps)
     rows = codec_report.measure(made, delta_N, with_speed=not no_speed)

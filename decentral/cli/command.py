@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from decentral.errors import DecentralError, ExitCode
+from decentral.errors import DecentralError, ExitCode, TrainerError
 
 
 class Command(TyperCommand):
@@ -33,7 +33,9 @@ class Command(TyperCommand):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return ExitCode.OK
         except DecentralError as err:
-            if debug:
+            if isinstance(err, TrainerError):  # the user's own fault: where it was is what helps
+                traceback.print_exception(err.fault)
+            elif debug:
                 traceback.print_exc()
             show_error(err.message, err.hint)
             return err.exit_code

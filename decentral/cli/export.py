@@ -47,7 +47,7 @@ def export(
     from decentral.cli import result
     from decentral.cli.sources import config_at, ensure_any, paths_and_addresses
     from decentral.run import fetch
-    from decentral.run.compose import build_trainer
+    from decentral.run.tasks import build_trainer
     from decentral.state.average import BEST, choose, survey
 
     if no_loss and take == BEST:

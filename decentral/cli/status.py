@@ -55,13 +55,13 @@ def status(
 def _ask(addresses: Sequence[str]) -> StatusReport:
     """The swarm's answer, or an error, within the deadline."""
     started = time.monotonic()
-    from decentral.run import compose
+    from decentral.run import asking
 
     left_s = max(_DEADLINE_S - (time.monotonic() - started), 1.0)
 
     async def ask() -> StatusReport:
         async with asyncio.timeout(left_s):
-            return await compose.ask_status(addresses, timeout_s=max(left_s - _RESERVE_S, 0.5))
+            return await asking.ask_status(addresses, timeout_s=max(left_s - _RESERVE_S, 0.5))
 
     try:
         return asyncio.run(ask())

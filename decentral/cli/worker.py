@@ -1,22 +1,21 @@
 """``decentral worker``: one worker of a swarm, founding it or joining it."""
 
-import asyncio
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from decentral.cli.signals import stopping
 from decentral.config.pipeline import check_founder
 from decentral.config.presets import PRESETS
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load, resolve, value_of
-from decentral.errors import ConfigError, DecentralError, ExitCode, UsageError
+from decentral.errors import ConfigError, DecentralError, UsageError
+from decentral.run.stop import Stop
 
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
 SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatable.", metavar="KEY=VALUE")
@@ -128,18 +127,15 @@ def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[
 
 def run(settings: Settings, join: Sequence[str]) -> int:
     """Run the worker until its run is over or a signal stops it."""
-    from decentral.run import compose
+    from decentral.run.worker import run_worker
 
     # A joiner's statements are compared with the swarm's, whose task may be another than the default.
     swarm = None if join else _founded(settings)
     own = settings.worker.model_copy(update={"out": str(make_folder(settings.worker.out, "worker"))})
-
-    async def main() -> int:
-        with stopping() as stop:
-            return await compose.run_worker(swarm, own, join, settings.explicit, _announce_join, stop)
-
+    stop = Stop()
     try:
-        return asyncio.run(main())
+        with stopping(stop):
+            return run_worker(swarm, own, join, settings.explicit, _announce_join, stop)
     except DecentralError:
         if not settings.worker.out:
             with suppress(OSError):  # a start that failed leaves no empty folder behind
@@ -182,33 +178,6 @@ def make_folder(given: str, name: str) -> Path:
             raise ConfigError(f"Cannot make the folder {folder}: {err.strerror or err}.", hint=hint) from err
         else:
             return folder
-
-
-@contextmanager
-def stopping() -> Iterator[asyncio.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second ends the process at once.
-
-    Ending at once skips every clean-up: child processes are on a leash and die with us.
-    """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def first() -> None:
-        # From now on a plain handler: it also works while the loop is closing.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-            signal.signal(number, lambda *_: os._exit(ExitCode.INTERRUPTED))
-        print("Stopping in order. Press Ctrl-C again to exit at once.", file=sys.stderr, flush=True)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, first)
-    try:
-        yield stop
-    finally:
-        if not stop.is_set():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
 
 
 def _announce_join(address: str) -> None:

@@ -36,16 +36,29 @@ class MemoryJournal:
         self.events.append(event)
 
 
+class StagedJournal(Journal, Protocol):
+    """A journal that tells the stages of a pipeline apart."""
+
+    def of_stage(self, stage: int) -> Journal:
+        """A journal of one stage of a pipeline, to the same place: its events say of which stage they are."""
+        ...
+
+
 class FanOut:
     """Passes every event on to several journals."""
 
-    def __init__(self, *journals: Journal) -> None:
+    def __init__(self, *journals: StagedJournal) -> None:
         self._journals = journals
 
     def record(self, event: Event) -> None:
         """Pass ``event`` on."""
         for journal in self._journals:
             journal.record(event)
+
+    def of_stage(self, stage: int) -> Journal:
+        """See ``StagedJournal``."""
+        staged = [journal.of_stage(stage) for journal in self._journals]
+        return _OfStage(lambda event: [journal.record(event) for journal in staged])
 
 
 class JsonLinesJournal:
@@ -84,7 +97,7 @@ class JsonLinesJournal:
         self._append(event, {})
 
     def of_stage(self, stage: int) -> Journal:
-        """A journal of one stage of a pipeline in the same file: its lines have ``stage`` as well."""
+        """See ``StagedJournal``: its lines have ``stage`` as well."""
         return _OfStage(lambda event: self._append(event, {"stage": stage}))
 
     def _append(self, event: Event, more: dict[str, Any]) -> None:
@@ -111,7 +124,7 @@ class JsonLinesJournal:
 class _OfStage:
     """Part of another journal."""
 
-    def __init__(self, record: Callable[[Event], None]) -> None:
+    def __init__(self, record: Callable[[Event], object]) -> None:
         self._record = record
 
     def record(self, event: Event) -> None:

@@ -22,6 +22,8 @@ from decentral.types import PeerId
 
 #: To find a worker at the addresses given.
 _FIND_TIMEOUT_S = 10.0
+#: Everything that ``connect`` does has a deadline of its own; together they end sooner.
+CONNECT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,19 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from decentral.config.schema import SwarmConfig
-from decentral.engine.hello import Hello
 from decentral.errors import UnreachableError, UsageError
 from decentral.monitor.figures import size
 from decentral.ports.trainer import Trainer
 from decentral.ports.transport import Transport
-from decentral.run.compose import asking, build_trainer
+from decentral.run.asking import asking
 from decentral.run.options import run_options
+from decentral.run.tasks import build_trainer
 from decentral.state.average import Replica
 from decentral.state.download import Download, Downloader
 from decentral.swarm.presence import Presence, State
@@ -59,23 +59,39 @@ async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say:
                 hint="Copy the files stage-*.safetensors of its workers to this machine and give them to export.",
             )
         trainer = await asyncio.to_thread(build_trainer, swarm, device, data, 0)
-        replicas = await fetch_replicas(node.transport, hello, swarm, trainer, say)
+        replicas = await fetch_replicas(
+            node.transport, hello.workers, hello.run_id, swarm, trainer.parameters(), say
+        )
     return Fetched(swarm, trainer, replicas)
 
 
 async def fetch_replicas(
-    transport: Transport, hello: Hello, swarm: SwarmConfig, trainer: Trainer, say: Callable[[str], None]
+    transport: Transport,
+    workers: Iterable[tuple[Presence, float]],
+    run_id: str,
+    swarm: SwarmConfig,
+    parameters: Mapping[str, Tensor],
+    say: Callable[[str], None],
 ) -> list[Replica]:
     """Download the anchor of every live worker; of one if they all have the same. In order of peer id.
+
+    Args:
+        transport: to the workers.
+        workers: their records, each with its age in seconds.
+        run_id: of the run.
+        swarm: its configuration.
+        parameters: of the model; only names and shapes are read.
+        say: told what is downloaded, and who could not be reached.
 
     Raises:
         UnreachableError: nobody gives its weights.
     """
-    life_s = lifetime_s(swarm.timing.ttl_s, len(hello.workers))
-    live = [presence for presence, age_s in hello.workers if age_s < life_s]
+    known = list(workers)
+    life_s = lifetime_s(swarm.timing.ttl_s, len(known))
+    live = [presence for presence, age_s in known if age_s < life_s]
     donors = [presence for presence in live if presence.state != State.JOINING]
-    options = run_options(swarm, hello.run_id, trainer.parameters())
-    layout = Layout.of(trainer.parameters(), options.plan.num_fragments, options.pattern)
+    options = run_options(swarm, run_id, parameters)
+    layout = Layout.of(parameters, options.plan.num_fragments, options.pattern)
     numels = [layout.numel(fragment) for fragment in range(layout.num_fragments)]
     downloader = Downloader(transport, layout.signature, numels, options.rule.num_buffers, options.timing)
     each_bytes = 4 * layout.total_numel * (1 + options.rule.num_buffers)
@@ -85,7 +101,7 @@ async def fetch_replicas(
         async with gate:
             download = await downloader.fetch([presence.peer for presence in group])
         if isinstance(download, Download):
-            return _replica(download, hello.run_id, layout)
+            return _replica(download, run_id, layout)
         say(f"left out: {download}")
         return None
 
@@ -99,7 +115,7 @@ async def fetch_replicas(
     replicas = [replica for replica in fetched if replica is not None]
     if not replicas:
         raise UnreachableError(
-            f"None of the {len(live)} live workers of {hello.run_id} gave its weights.",
+            f"None of the {len(live)} live workers of {run_id} gave its weights.",
             hint="`decentral status ADDR` shows who is in it.",
         )
     return replicas

@@ -123,6 +123,11 @@ class HandOver:
         """Inner steps behind the run, as this worker counts them."""
         return self._first_step + self._stretch.steps
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the engine asks for no more steps."""
+        return self._over.is_set()
+
     def stepped(self, tokens: int, loss: float | Tensor | None = None, grad_norm: float = 0.0) -> None:
         """The loop has taken one inner step.
 

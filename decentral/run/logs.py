@@ -36,6 +36,11 @@ def install(level: str, format: str) -> "LogJournal":
     return LogJournal(formatter)
 
 
+def quiet() -> "LogJournal":
+    """A journal that tells events to whatever logging the program has set up, and sets up nothing."""
+    return LogJournal(_TextFormatter())
+
+
 class _TextFormatter(logging.Formatter):
     """``03:16:01 INFO    a1B2c3 r12 message``."""
 

@@ -36,6 +36,10 @@ class NetworkThread:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(work)
 
+    def call_later(self, seconds: float, work: Callable[[], object]) -> None:
+        """Do ``work`` on the thread after so many seconds, unless it has ended by then."""
+        self.call_soon(lambda: self._loop.call_later(seconds, work))
+
     def call(self, work: Coroutine[Any, Any, T], *, timeout_s: float) -> T:
         """Do ``work`` and wait for its result.
 

@@ -14,25 +14,20 @@ from torch import Tensor, nn
 from decentral.adapters.clock import RealClock
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load, resolve_method
-from decentral.engine.options import Outcome, Parts
+from decentral.engine.options import Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
-from decentral.monitor.events import Started
-from decentral.monitor.journal import FanOut, JsonLinesJournal, Journal
+from decentral.monitor.journal import StagedJournal
 from decentral.ports.trainer import Model
-from decentral.run.connect import Connection, connect
-from decentral.run.folder import JOURNAL
+from decentral.run.connect import CONNECT_S, Connection, connect
 from decentral.run.handover import HandOver
-from decentral.run.logs import LogJournal, logger
+from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
-from decentral.run.saving import residuals_of, saver
+from decentral.run.saving import open_journal, residuals_of, saver
 from decentral.run.sharing import Buffers, SharedModel, check_optimizer, shared_of
 from decentral.run.swarm import Swarm
-from decentral import __version__
-
-#: Opening a node and asking a worker for its configuration.
-_CONNECT_S = 60.0
+from decentral.run.tasks import Guarded
 
 
 def found(
@@ -129,21 +124,21 @@ def _open(
         Path(read.worker.out).mkdir(parents=True, exist_ok=True)
     network = NetworkThread()
     try:
-        connection = network.call(connect(swarm, read.worker, addresses, read.explicit), timeout_s=_CONNECT_S)
+        connection = network.call(connect(swarm, read.worker, addresses, read.explicit), timeout_s=CONNECT_S)
         if connection.swarm.pipeline.stages:
-            network.call(connection.node.close(), timeout_s=_CONNECT_S)
+            network.call(connection.node.close(), timeout_s=CONNECT_S)
             raise ConfigError(
                 f"{connection.run_id} trains a model in stages, which a training loop of its own cannot take part in.",
                 hint="Join it with `decentral worker --join ADDR`.",
             )
         logger.info("%s", shared.text)
-        return take_part(connection, network, SharedModel(shared, validate), LogJournal.quiet())
+        return take_part(connection, network, SharedModel(shared, validate), quiet())
     except BaseException:
         network.close()
         raise
 
 
-def take_part(connection: Connection, network: NetworkThread, model: Model, told: Journal) -> Swarm:
+def take_part(connection: Connection, network: NetworkThread, model: Model, told: StagedJournal) -> Swarm:
     """Make this a worker of the run with a model, and bring the swarm's weights into it.
 
     Args:
@@ -155,21 +150,26 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
     Raises:
         DecentralError: the model does not fit the run, or nobody hands over the weights; everything is closed.
     """
-    own, run_id, node = connection.own, connection.run_id, connection.node
-    clock, resources = RealClock(), AsyncExitStack()
-    resources.push_async_callback(node.close)
+    resources = AsyncExitStack()
+    resources.push_async_callback(connection.node.close)
+    clock = RealClock()
     resources.callback(clock.close)
     hand = HandOver(clock)
-    journal = told
-    save: Callable[[Outcome], None] | None = None
-    if own.out:
-        lines = JsonLinesJournal(Path(own.out) / JOURNAL, clock.wall)
-        resources.callback(lines.close)
-        journal = FanOut(lines, told)
-        save = saver(Path(own.out), run_id, journal)
+    try:
+        worker = _worker(connection, hand, Guarded(model), open_journal(connection, clock, told, resources))
+        swarm = Swarm(connection, network, hand, worker, resources)
+        hand.wait_for(network.submit(swarm.begin()))
+    except BaseException:
+        network.call(resources.aclose(), timeout_s=CONNECT_S)
+        raise
+    return swarm
+
+
+def _worker(connection: Connection, hand: HandOver, model: Model, journal: StagedJournal) -> Worker:
+    """The engine on this connection, whose steps and work with the model are the loop's."""
+    node, own, run_id = connection.node, connection.own, connection.run_id
     if node.directory is None:
         raise AssertionError("a worker's node keeps records")
-    journal.record(Started(run_id, node.identity.peer_id, __version__, own.device, connection.swarm.digest()))
     parts = Parts(
         transport=node.transport,
         directory=node.directory,
@@ -179,14 +179,7 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
         inner=hand,
         journal=journal,
         residuals=residuals_of(Path(own.out), run_id) if own.out and connection.peers else {},
-        save=save,
+        save=saver(Path(own.out), run_id, journal) if own.out else None,
         device=own.device,
     )
-    worker = Worker(run_options(connection.swarm, run_id, model.parameters()), parts)
-    swarm = Swarm(connection, network, hand, worker, resources, save)
-    try:
-        hand.wait_for(network.submit(swarm.begin()))
-    except BaseException:
-        swarm.leave()
-        raise
-    return swarm
+    return Worker(run_options(connection.swarm, run_id, model.parameters()), parts)

@@ -1,19 +1,46 @@
-"""What a worker with the whole model keeps in its folder: the weights, and what it still has to send."""
+"""What a worker keeps in its folder: its journal, and with the whole model the weights and what it still has to send."""
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from torch import Tensor
 
 from decentral import __version__
 from decentral.engine.options import Outcome
-from decentral.monitor.events import Saved
-from decentral.monitor.journal import Journal
-from decentral.run.folder import MODEL, RESIDUAL
+from decentral.monitor.events import Saved, Started
+from decentral.monitor.journal import FanOut, Journal, JsonLinesJournal, StagedJournal
+from decentral.ports.clock import Clock
+from decentral.run.connect import Connection
+from decentral.run.folder import JOURNAL, MODEL, RESIDUAL
 from decentral.state.files import load_weights, save_weights
 
 _log = logging.getLogger(__name__)
+
+
+def open_journal(
+    connection: Connection, clock: Clock, told: StagedJournal, resources: AsyncExitStack
+) -> StagedJournal:
+    """Where events go: to people, and to a file if there is a folder. The first event is that this worker is up.
+
+    Args:
+        connection: of the run.
+        clock: for the times of events.
+        told: the journal for people.
+        resources: what closes the file.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    own, journal = connection.own, told
+    if own.out:
+        lines = JsonLinesJournal(Path(own.out) / JOURNAL, clock.wall)
+        resources.callback(lines.close)
+        journal = FanOut(lines, told)
+    peer, digest = connection.node.identity.peer_id, connection.swarm.digest()
+    journal.record(Started(connection.run_id, peer, __version__, own.device, digest))
+    return journal
 
 
 def residuals_of(out: Path, run_id: str) -> Mapping[str, Tensor]:

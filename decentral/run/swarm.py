@@ -6,23 +6,20 @@ on the network is raised into the loop: a swarm that is gone leaves it training 
 
 import asyncio
 import logging
-import math
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Self
 
-import torch
 from torch import Tensor
 
-from decentral.engine.options import Outcome
 from decentral.engine.worker import Worker
 from decentral.errors import DecentralError, ReportError, TrainerError
 from decentral.monitor.status import StatusReport
 from decentral.run.connect import Connection
 from decentral.run.handover import HandOver
 from decentral.run.network import NetworkThread
-from decentral.run.replicas import average_of_swarm
+from decentral.run.fetch import fetch_replicas
+from decentral.state.average import AVERAGE, choose, survey
 from decentral.swarm.presence import State
 
 _log = logging.getLogger(__name__)
@@ -46,17 +43,17 @@ class Swarm:
         hand: HandOver,
         worker: Worker,
         resources: AsyncExitStack,
-        save: Callable[[Outcome], None],
     ) -> None:
         self._connection = connection
         self._network = network
         self._hand = hand
         self._worker = worker
         self._resources = resources
-        self._save = save
         self._stop = asyncio.Event()
         self._training: asyncio.Task[None] | None = None
-        self._done = self._left = False
+        self._left = False
+        self.leaving = False
+        """Whether ``leave`` has been called."""
         self.problem: DecentralError | Exception | None = None
         """Why this worker is no longer in the swarm, if it did not leave by itself."""
 
@@ -82,7 +79,12 @@ class Swarm:
     @property
     def done(self) -> bool:
         """Whether the run is over: all its rounds, or as many steps where the swarm is gone."""
-        return self._done or (self.problem is not None and self.global_step >= self.total_steps)
+        return self._worker.done or (self.problem is not None and self.global_step >= self.total_steps)
+
+    @property
+    def ended(self) -> bool:
+        """Whether this worker takes no more part: the run is done, it was asked to stop, or it is out of the swarm."""
+        return self._hand.is_over
 
     @property
     def global_step(self) -> int:
@@ -128,7 +130,7 @@ class Swarm:
         if self.problem is not None:
             return "lost"
         if self._left:
-            return "done" if self._done else "left"
+            return "done" if self._worker.done else "left"
         own = self._worker.membership.own.state
         return "alone" if own is State.TRAINING and self._worker.num_others == 0 else own.value
 
@@ -153,6 +155,7 @@ class Swarm:
         """
         if self._left:
             return
+        self.leaving = True
         try:
             if not self._network.is_closed:
                 self._hand.wait_for(self._network.submit(self._leave()))
@@ -186,28 +189,18 @@ class Swarm:
 
     async def _train(self) -> None:
         """Take part from beginning to end, or until the network dies; keeps what comes of it."""
-        running = asyncio.create_task(self._worker.run(self._stop))
-        dying = asyncio.create_task(self._connection.node.failed())
         try:
-            await asyncio.wait({running, dying}, return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                raise DecentralError(
-                    f"This worker lost its connection to the network: {dying.result()}",
-                    hint="Start it again with the same --out: it rejoins under the same identity.",
-                )
-            self._save(running.result())
+            await self._connection.node.while_alive(self._worker.run(self._stop))
         except Exception as err:
             self.problem = err
             if not isinstance(err, TrainerError):
                 _log.error("out of the swarm: %s", err, exc_info=not isinstance(err, DecentralError))
         finally:
             self._hand.over()
-            for task in (running, dying):
-                task.cancel()
-            await asyncio.gather(running, dying, return_exceptions=True)
+            await self._worker.keep()
 
     async def _leave(self) -> None:
-        if not self._done:
+        if not self._worker.done:
             self._stop.set()
         try:
             if self._training is not None:
@@ -222,8 +215,20 @@ class Swarm:
         return self._connection.report(self._worker.membership.roster.with_ages(asyncio.get_running_loop().time()))
 
     async def _average(self) -> dict[str, Tensor]:
-        async with asyncio.timeout(_ASK_S):
-            return await average_of_swarm(self._connection, self._worker)
+        """Own anchors where all have the same; else the mean of everybody's, as ``decentral export`` makes it."""
+        connection, own = self._connection, self._worker.anchors()
+        if self.problem is not None or connection.swarm.method.name != "noloco":
+            return own
+        workers = self._worker.membership.roster.with_ages(asyncio.get_running_loop().time())
+        try:
+            async with asyncio.timeout(_ASK_S):
+                replicas = await fetch_replicas(
+                    connection.node.transport, workers, connection.run_id, connection.swarm, own, _log.info
+                )
+        except (DecentralError, TimeoutError) as err:
+            _log.warning("takes its own weights for the average: %s", err)
+            return own
+        return dict(choose(survey(replicas, None), AVERAGE).weights)
 
 
 def _tokens(tokens: Any) -> int:
@@ -244,14 +249,14 @@ def _tokens(tokens: Any) -> int:
 
 
 def _loss(loss: Any) -> Any:
-    """A loss that can be added up: a float, or a tensor [] that carries no graph.
+    """A loss that can be added up: a float, or a tensor of one value.
 
     Raises:
         ReportError: it is none.
     """
     if isinstance(loss, Tensor):
         if loss.numel() == 1 and not loss.is_complex():
-            return loss.detach().reshape(()).to(torch.float32)
+            return loss
     elif isinstance(loss, float | int) and not isinstance(loss, bool):
         return float(loss)
     elif hasattr(loss, "__float__") and not isinstance(loss, bool | str):  # numpy's

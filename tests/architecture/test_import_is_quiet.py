@@ -24,7 +24,7 @@ LIGHT = [
     "decentral.cli.status",
     "decentral.adapters.node",
     "decentral.adapters.probe",
-    "decentral.run.compose",
+    "decentral.run.connect",
 ]
 #: Loaded by a worker only.
 HEAVY = ["decentral.engine.worker", "decentral.sim.world", "decentral.workers.lm", "decentral.workers.toy"]

@@ -119,13 +119,13 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     swarm = with_values(swarm, processes.values)
     import torch
 
-    from decentral.run import compose
     from decentral.run.stages import parts_of, settle
+    from decentral.run.tasks import build_trainer
 
     swarm = settle(swarm, own.device, ())
     torch.set_num_threads(own.threads)
     # Finds what is wrong with task and data before any process starts, and measures the result at the end.
-    trainer = compose.build_trainer(swarm, own.device, (), stream_seed=0)
+    trainer = build_trainer(swarm, own.device, (), stream_seed=0)
     check_cut(swarm, parts_of(swarm, own.device, trainer.parameters()))
     pace = measure(trainer, steps=12 if length.minutes is not None else 1)
     if length.minutes is not None:

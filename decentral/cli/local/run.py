@@ -26,7 +26,7 @@ from decentral.cli.local.processes import Processes
 from decentral.cli.local.replay import Replay
 from decentral.cli.render import console, run_line, view
 from decentral.cli.sources import from_paths, parts_from_paths
-from decentral.cli.worker import stopping
+from decentral.cli.signals import stopping
 from decentral.config.rate import show_rate
 from decentral.config.schema import SwarmConfig, WorkerConfig, to_toml
 from decentral.engine.unless import unless
@@ -35,7 +35,7 @@ from decentral.monitor.journal import JournalReader
 from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
 from decentral.ports.trainer import Trainer
-from decentral.run import compose
+from decentral.run.asking import follow
 from decentral.run.folder import JOURNAL, MODEL, RUN_CONFIG, WORKERS, whole_file
 from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
 
@@ -116,7 +116,8 @@ class LocalRun:
             file.write(to_toml(self._swarm))
         self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
         began = time.monotonic()
-        with stopping() as stopped:
+        stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+        with stopping(lambda: loop.call_soon_threadsafe(stopped.set)):
             try:
                 await unless(stopped, self._start())
                 await self._follow(stopped)
@@ -161,7 +162,7 @@ class LocalRun:
 
     async def _ask(self) -> None:
         """Keep up with what a pipeline says of itself."""
-        async with contextlib.aclosing(compose.follow(self._addresses, every_s=_ASK_EVERY_S)) as reports:
+        async with contextlib.aclosing(follow(self._addresses, every_s=_ASK_EVERY_S)) as reports:
             async for report in reports:
                 self._told = report
 

@@ -1,6 +1,5 @@
 """Commands through the runner: what they print where, and how they end. No network is involved."""
 
-import asyncio
 import subprocess
 import sys
 from types import ModuleType
@@ -8,7 +7,6 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-import decentral.run
 from decentral import PROTOCOL, __version__
 from decentral.cli.app import app
 from decentral.errors import (
@@ -28,6 +26,7 @@ from decentral.errors import (
 )
 from decentral.monitor.report import RunFacts
 from decentral.monitor.status import summarize
+from decentral.run import asking
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 
@@ -37,24 +36,23 @@ def run(*arguments: str):
 
 
 @pytest.fixture
-def compose(monkeypatch):
-    """A composition root that notes what it is called with."""
-    module = ModuleType("decentral.run.compose")
+def running(monkeypatch):
+    """What runs workers and asks swarms: notes what it is called with."""
+    module = ModuleType("decentral.run.worker")
     module.calls = []
 
-    async def run_worker(swarm, worker, join, explicit, announce_join, stop):
+    def run_worker(swarm, worker, join, explicit, announce_join, stop):
         module.calls.append((swarm, worker, join, explicit))
         announce_join("203.0.113.7:31337")
         return 0
 
     module.run_worker = run_worker
-    monkeypatch.setitem(sys.modules, "decentral.run.compose", module)
-    monkeypatch.setattr(decentral.run, "compose", module, raising=False)
+    monkeypatch.setitem(sys.modules, "decentral.run.worker", module)
     return module
 
 
 @pytest.fixture
-def answers(compose):
+def answers(monkeypatch):
     """Makes the swarm answer with the given records."""
 
     def answer(*rows):
@@ -62,7 +60,7 @@ def answers(compose):
             assert 0 < timeout_s < 5
             return summarize(RunFacts("demo", "diloco", "int8-b128", 9, 1, "0.1", "c0"), rows, ttl_s=6.0)
 
-        compose.ask_status = ask_status
+        monkeypatch.setattr("decentral.run.asking.ask_status", ask_status)
 
     return answer
 
@@ -161,7 +159,7 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
     ],
 )
 def test_a_mistake_on_the_command_line_has_its_own_text_and_code(
-    tmp_path, monkeypatch, compose, arguments, message, hint, code
+    tmp_path, monkeypatch, running, arguments, message, hint, code
 ):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
@@ -172,7 +170,7 @@ def test_a_mistake_on_the_command_line_has_its_own_text_and_code(
     assert hint in "\n".join(rest)
     assert "Traceback" not in result.stderr
     assert result.exit_code == code
-    assert compose.calls == []
+    assert running.calls == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,22 +191,22 @@ def test_a_mistake_on_the_command_line_has_its_own_text_and_code(
         (DivergedError, 12),
     ],
 )
-def test_every_error_ends_in_its_documented_code(compose, request, tmp_path, kind, code):
-    async def run_worker(*_):
+def test_every_error_ends_in_its_documented_code(running, request, tmp_path, kind, code):
+    def run_worker(*_):
         raise kind("What happened.", hint="What to do.")
 
-    compose.run_worker = run_worker
+    running.run_worker = run_worker
     result = run("worker", "--join", "a:1", "--out", str(tmp_path))
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr == "error: What happened.\nhint: What to do.\n"
     assert f"| {code} | `{ExitCode(code).name}` |" in (request.config.rootpath / "docs" / "exit-codes.md").read_text()
 
 
-def test_a_fault_of_our_own_shows_its_traceback_only_with_debug(compose, tmp_path):
-    async def run_worker(*_):
+def test_a_fault_of_our_own_shows_its_traceback_only_with_debug(running, tmp_path):
+    def run_worker(*_):
         raise RuntimeError("oops")
 
-    compose.run_worker = run_worker
+    running.run_worker = run_worker
     quiet = run("worker", "--join", "a:1", "--out", str(tmp_path))
     assert quiet.exit_code == ExitCode.INTERNAL
     assert quiet.stderr.startswith("error: RuntimeError: oops\nhint: This is a fault of decentral's own. Run it again")
@@ -217,11 +215,11 @@ def test_a_fault_of_our_own_shows_its_traceback_only_with_debug(compose, tmp_pat
     assert "--debug" not in loud.stderr.partition("hint:")[2]
 
 
-def test_the_founder_prints_the_join_command_as_its_first_line(compose, tmp_path):
+def test_the_founder_prints_the_join_command_as_its_first_line(running, tmp_path):
     result = run("worker", "--new", *TOY, "--out", str(tmp_path), "--rounds", "7")
     assert result.exit_code == 0
     assert result.stdout == "decentral worker --join 203.0.113.7:31337\n"
-    ((swarm, worker, join, explicit),) = compose.calls
+    ((swarm, worker, join, explicit),) = running.calls
     assert join == ()
     assert swarm.run.rounds == 7
     assert swarm.task.settings["numel"] == 1000
@@ -229,24 +227,24 @@ def test_the_founder_prints_the_join_command_as_its_first_line(compose, tmp_path
     assert explicit == {"task.factory": "decentral.workers.toy:build", "run.rounds": 7}
 
 
-def test_a_joiner_states_only_what_the_user_did(compose, tmp_path):
+def test_a_joiner_states_only_what_the_user_did(running, tmp_path):
     run("worker", "--join", "a:1", "--join", "b:2", "--out", str(tmp_path), "--set", "run.seed=3", "--data", "x", "y")
-    ((swarm, worker, join, explicit),) = compose.calls
+    ((swarm, worker, join, explicit),) = running.calls
     assert swarm is None
     assert join == ["a:1", "b:2"]
     assert worker.data == ("x", "y")
     assert explicit == {"run.seed": 3}
 
 
-def test_the_method_of_a_founder_and_of_a_joiner(compose, tmp_path):
+def test_the_method_of_a_founder_and_of_a_joiner(running, tmp_path):
     run("worker", "--new", *TOY, "--out", str(tmp_path), "--method", "noloco")
     run("worker", "--join", "a:1", "--out", str(tmp_path), "--method", "noloco")
-    (swarm, *_), (*_, explicit) = compose.calls
+    (swarm, *_), (*_, explicit) = running.calls
     assert (swarm.method.name, swarm.method.inner_steps) == ("noloco", 50)
     assert (explicit["method.name"], explicit["method.inner_steps"]) == ("noloco", 50)
 
 
-def test_overlap_of_a_founder_and_of_a_joiner(compose, tmp_path):
+def test_overlap_of_a_founder_and_of_a_joiner(running, tmp_path):
     flags = (
         "--out",
         str(tmp_path),
@@ -261,25 +259,25 @@ def test_overlap_of_a_founder_and_of_a_joiner(compose, tmp_path):
     )
     run("worker", "--new", *TOY, *flags)
     run("worker", "--join", "a:1", *flags)
-    (swarm, founder, *_), (_, joiner, _, explicit) = compose.calls
+    (swarm, founder, *_), (_, joiner, _, explicit) = running.calls
     assert (swarm.method.fragments, swarm.method.delay_steps, swarm.method.mix_alpha) == ("paper", 2, 0.5)
     assert explicit == {"method.fragments": "paper", "method.delay_steps": 2}
     assert founder.max_upload == joiner.max_upload == 2_500_000
 
 
-def test_the_pipeline_of_a_founder_and_of_a_joiner(compose, tmp_path):
+def test_the_pipeline_of_a_founder_and_of_a_joiner(running, tmp_path):
     out = ("--out", str(tmp_path))
     run("worker", "--new", *out, "--stages", "4", "--replicas", "2", "--stage", "0-1")
     run("worker", "--join", "a:1", *out, "--stages", "4", "--stage", "spare")
-    (swarm, founder, *_), (_, joiner, _, explicit) = compose.calls
+    (swarm, founder, *_), (_, joiner, _, explicit) = running.calls
     assert (swarm.pipeline.stages, swarm.pipeline.replicas, swarm.pipeline.recovery) == (4, 2, "checkfree+")
     assert (founder.stage, joiner.stage) == ("0-1", "spare")
     assert explicit == {"pipeline.stages": 4}
 
 
-def test_the_data_of_a_founder_is_the_data_of_the_run(compose, tmp_path):
+def test_the_data_of_a_founder_is_the_data_of_the_run(running, tmp_path):
     run("worker", "--new", *TOY, "--out", str(tmp_path), "--data", "x", "y", "--data", "z")
-    swarm, worker, *_ = compose.calls[0]
+    swarm, worker, *_ = running.calls[0]
     assert set(swarm.data.paths) == {"x", "y", "z"}
     assert worker.data == ()
 
@@ -290,29 +288,29 @@ def test_underscores_in_flags_are_hyphens(answers):
     assert "No such option" in run("status", "a:1", "--no_such").stderr
 
 
-def test_without_out_each_worker_gets_a_fresh_folder(compose, tmp_path, monkeypatch):
+def test_without_out_each_worker_gets_a_fresh_folder(running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("worker", "--join", "a:1")
     run("worker", "--join", "a:1")
-    folders = [worker.out for _, worker, *_ in compose.calls]
+    folders = [worker.out for _, worker, *_ in running.calls]
     assert len(set(folders)) == 2
     assert all((tmp_path / folder).is_dir() for folder in folders)
 
 
-def test_a_start_that_fails_leaves_no_folder_behind(compose, tmp_path, monkeypatch):
+def test_a_start_that_fails_leaves_no_folder_behind(running, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    async def fail(*args):
+    def fail(*args):
         raise UnreachableError("Nobody there.")
 
-    compose.run_worker = fail
+    running.run_worker = fail
     assert run("worker", "--join", "a:1").exit_code == ExitCode.UNREACHABLE
     assert list(tmp_path.glob("runs/*")) == []
     assert run("worker", "--join", "a:1", "--out", "mine").exit_code == ExitCode.UNREACHABLE
     assert (tmp_path / "mine").is_dir()
 
 
-def test_an_out_that_cannot_be_made_is_named(compose, tmp_path):
+def test_an_out_that_cannot_be_made_is_named(running, tmp_path):
     (tmp_path / "file").write_text("")
     result = run("worker", "--join", "a:1", "--out", str(tmp_path / "file"))
     assert result.exit_code == ExitCode.CONFIG
@@ -338,19 +336,19 @@ def test_status_tells_health_by_its_exit_code(answers, rows, code):
     assert all(name in result.stdout for name, _ in [(row[0].peer, 0) for row in rows])
 
 
-def test_status_gives_up_on_a_swarm_that_does_not_answer(compose, monkeypatch):
+def test_status_gives_up_on_a_swarm_that_does_not_answer(monkeypatch):
     async def ask_status(addresses, timeout_s):
         raise TimeoutError
 
-    compose.ask_status = ask_status
+    monkeypatch.setattr("decentral.run.asking.ask_status", ask_status)
     result = run("status", "203.0.113.7:31337", "--format", "json")
     assert (result.exit_code, result.stdout) == (ExitCode.UNREACHABLE, "")
     assert result.stderr.startswith("error: No answer from 203.0.113.7:31337 within 4 s.\nhint: ")
 
 
-def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(answers, compose, monkeypatch):
+def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(answers, monkeypatch):
     answers(record("aaaaaa"))
-    there = compose.ask_status
+    there = asking.ask_status
     replies = iter([there, None, there])
 
     async def ask_status(addresses, timeout_s):
@@ -361,7 +359,7 @@ def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(answe
             raise KeyboardInterrupt
         return await reply(addresses, timeout_s)
 
-    compose.ask_status = ask_status
+    monkeypatch.setattr("decentral.run.asking.ask_status", ask_status)
     monkeypatch.setattr("decentral.cli.status.time.sleep", lambda seconds: None)
     result = run("status", "a:1", "--watch", "--format", "json")
     assert result.exit_code == 0
@@ -372,16 +370,15 @@ def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(answe
 def test_the_second_signal_exits_at_once(tmp_path):
     """In a process of its own: the first SIGINT sets the event, the second ends it with 130."""
     code = """
-import asyncio, os, signal
-from decentral.cli.worker import stopping
-async def main():
-    with stopping() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        await stop.wait()
-        print("stopping", flush=True)
-        os.kill(os.getpid(), signal.SIGINT)
-        await asyncio.sleep(60)
-asyncio.run(main())
+import os, signal, threading
+from decentral.cli.signals import stopping
+stop = threading.Event()
+with stopping(stop.set):
+    os.kill(os.getpid(), signal.SIGINT)
+    stop.wait(60)
+    print("stopping", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(60)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.returncode) == ("stopping\n", ExitCode.INTERRUPTED)
@@ -390,13 +387,9 @@ asyncio.run(main())
 def test_signal_handlers_are_gone_afterwards():
     import signal
 
-    from decentral.cli.worker import stopping
+    from decentral.cli.signals import stopping
 
     before = signal.getsignal(signal.SIGTERM)
-
-    async def main() -> None:
-        with stopping():
-            assert signal.getsignal(signal.SIGTERM) is not before
-
-    asyncio.run(main())
+    with stopping(lambda: None):
+        assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before

@@ -18,7 +18,8 @@ from decentral.config.settings import load, resolve
 from decentral.engine.hello import Hello
 from decentral.errors import ExitCode, UnreachableError
 from decentral.outer.rule import OuterState
-from decentral.run import compose, fetch
+from decentral.run import fetch
+from decentral.run.tasks import build_trainer
 from decentral.sim.loop import run as simulate
 from decentral.sim.world import World, peer_id
 from decentral.state.average import Replica
@@ -223,7 +224,7 @@ def test_addresses_go_to_the_swarm_with_its_own_configuration(
         replicas = [
             Replica(name, "demo-1", 40, lambda v=v: weights(v)) for name, v in (("aaaaaa", 3.0), ("bbbbbb", 5.0))
         ]
-        return fetch.Fetched(swarm, compose.build_trainer(swarm, "cpu", (), 0), replicas)
+        return fetch.Fetched(swarm, build_trainer(swarm, "cpu", (), 0), replicas)
 
     monkeypatch.setattr(fetch, "fetch", fetch_from)
     run = made(tmp_path / "run", [1.0])
@@ -242,7 +243,7 @@ class TestFetching:
     def play(self, method: str, states: dict[int, State], *, gone: int | None = None, silent: int | None = None):
         """What an asker gets from workers whose weights are off by their number, and what is said meanwhile."""
         swarm = swarm_of(method)
-        trainer = compose.build_trainer(swarm, "cpu", (), 0)
+        trainer = build_trainer(swarm, "cpu", (), 0)
         layout = Layout.of(trainer.parameters())
         said: list[str] = []
 

@@ -10,7 +10,7 @@ from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load, resolve
 from decentral.errors import ConfigError
 from decentral.pipeline.compute import HeadCompute, StageCompute
-from decentral.run import compose
+from decentral.run.tasks import build_trainer
 from decentral.run.options import pipeline_options, run_options, stage_options
 from decentral.run.stages import blocks_of, cut_of, parts_of, settle
 
@@ -84,7 +84,7 @@ def test_the_parts_of_the_whole_model_are_what_its_stages_hold() -> None:
     configured = swarm("pipeline.stages=3")
     blocks = blocks_of(configured, "cpu", ())
     held = [HeadCompute(blocks, "cpu"), *(StageCompute(blocks, *span) for span in cut_of(configured, 4).spans)]
-    parts = parts_of(configured, "cpu", compose.build_trainer(configured, "cpu", (), 0).parameters())
+    parts = parts_of(configured, "cpu", build_trainer(configured, "cpu", (), 0).parameters())
     assert [{name: value.shape for name, value in part.items()} for part in parts] == [
         {name: value.shape for name, value in one.parameters().items()} for one in held
     ]
@@ -98,7 +98,7 @@ def test_more_fragments_than_a_stage_has_layers_are_refused() -> None:
     from decentral.cli.local.command import check_cut
 
     configured = swarm("pipeline.stages=4", "method.fragments=3")
-    parameters = compose.build_trainer(configured, "cpu", (), 0).parameters()
+    parameters = build_trainer(configured, "cpu", (), 0).parameters()
     check_cut(configured, [parameters])
     with pytest.raises(ConfigError, match="3 fragments asked for"):
         check_cut(configured, parts_of(configured, "cpu", parameters))

@@ -258,7 +258,7 @@ class TestStart:
             await asyncio.sleep(3600)
 
         monkeypatch.setattr("decentral.cli.local.run.start", start)
-        monkeypatch.setattr("decentral.run.compose.follow", follow)
+        monkeypatch.setattr("decentral.cli.local.run.follow", follow)
         loaded = load(None, ["task.factory=decentral.workers.toy:build", "pipeline.stages=2"])
         processes = processes_for(loaded.swarm.pipeline, None, 1)
         run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, toy.build({}, Seat(0, 1, 10)), 8)

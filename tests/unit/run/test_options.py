@@ -1,4 +1,4 @@
-"""What the composition root makes of a configuration."""
+"""What becomes of a configuration, and of the folder of an earlier life."""
 
 import asyncio
 import contextlib
@@ -24,9 +24,10 @@ from decentral.outer.eager import Eager
 from decentral.outer.ef21 import Ef21
 from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
-from decentral.run.compose import _residuals, follow
+from decentral.run.asking import follow
 from decentral.run.folder import RESIDUAL
 from decentral.run.options import run_options
+from decentral.run.saving import residuals_of
 from decentral.schedule.plan import SyncPlan
 from decentral.state.files import save_weights
 from decentral.types import PeerId
@@ -203,21 +204,21 @@ def saved(folder: Path, **metadata: Any) -> None:
 
 def test_residuals_of_this_run_are_taken_up(tmp_path: Path) -> None:
     saved(tmp_path, run="demo-1")
-    assert _residuals(tmp_path, "demo-1")["a"].tolist() == [1.0, 1.0]
+    assert residuals_of(tmp_path, "demo-1")["a"].tolist() == [1.0, 1.0]
 
 
 def test_nobody_owes_another_run_anything(tmp_path: Path) -> None:
-    assert _residuals(tmp_path, "demo-1") == {}
+    assert residuals_of(tmp_path, "demo-1") == {}
     saved(tmp_path, run="demo-2")
-    assert _residuals(tmp_path, "demo-1") == {}
+    assert residuals_of(tmp_path, "demo-1") == {}
     saved(tmp_path)
-    assert _residuals(tmp_path, "demo-1") == {}
+    assert residuals_of(tmp_path, "demo-1") == {}
 
 
 def test_residuals_that_cannot_be_read_are_reported_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / RESIDUAL).write_bytes(b"noise")
     with caplog.at_level(logging.WARNING):
-        assert _residuals(tmp_path, "demo-1") == {}
+        assert residuals_of(tmp_path, "demo-1") == {}
     assert "what it still had to send is lost" in caplog.text
 
 
@@ -246,8 +247,8 @@ def test_a_swarm_is_followed_at_another_worker_when_the_first_is_gone(monkeypatc
             raise UnreachableError("It is gone.")
         return hello(next(answers))
 
-    monkeypatch.setattr("decentral.run.compose.asking", asking)
-    monkeypatch.setattr("decentral.run.compose.ask_hello", ask_hello)
+    monkeypatch.setattr("decentral.run.asking.asking", asking)
+    monkeypatch.setattr("decentral.run.asking.ask_hello", ask_hello)
     addresses, told = ["a:1"], []
 
     async def scenario() -> None:

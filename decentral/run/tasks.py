@@ -1,0 +1,81 @@
+"""Tasks: the user's modules that make trainers, and a model whose faults are marked as its user's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import import_task
+from decentral.errors import ConfigError, DecentralError, TrainerError
+from decentral.ports.trainer import Model, Trainer
+from decentral.run.options import seat_of
+
+T = TypeVar("T")
+
+
+def build_trainer(
+    swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int, task: str = ""
+) -> Trainer:
+    """The task's trainer, after the task has checked that this machine can run it.
+
+    Args:
+        swarm: with the task's settings resolved.
+        device: to compute on.
+        data: paths of this machine in place of the swarm's; empty for the swarm's.
+        stream_seed: of this worker's own stream of data.
+        task: of this machine in place of the swarm's; empty for the swarm's.
+
+    Raises:
+        DecentralError: there is no task, the machine cannot run it, or there is no data.
+        TrainerError: the task failed.
+    """
+    factory = task or swarm.task.factory
+    if not factory:
+        raise ConfigError(
+            "The swarm was founded by a training loop of its own: it names no task.",
+            hint="Name one that makes the same model: --task package.module:build.",
+        )
+    module, build = import_task(factory)
+    settings = swarm.task.settings if factory == swarm.task.factory else {}
+    check = getattr(module, "check", None)
+    if check is not None:
+        marked("checking this machine", lambda: check(settings, device))
+    trainer: Trainer = marked(
+        "building the trainer", lambda: build(settings, seat_of(swarm, device, data, stream_seed))
+    )
+    return trainer
+
+
+def marked(doing: str, work: Callable[[], T]) -> T:
+    """Call a function of the user's.
+
+    Raises:
+        TrainerError: it failed, while ``doing`` this.
+        DecentralError: it raised one itself, to be shown as it is.
+    """
+    try:
+        return work()
+    except DecentralError:
+        raise
+    except Exception as err:
+        raise TrainerError(err, doing) from err
+
+
+class Guarded:
+    """A model of the user's whose faults are ``TrainerError``."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """See ``Model``."""
+        return marked("reading the model's parameters", self._model.parameters)
+
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """See ``Model``."""
+        marked("loading weights into the model", lambda: self._model.load(parameters))
+
+    def validate(self) -> float:
+        """See ``Model``."""
+        return marked("validating", self._model.validate)

@@ -1,0 +1,137 @@
+"""``decentral worker``: a training loop around a task's trainer, which takes part in a swarm as any other loop does.
+
+A worker of a pipeline has no loop of its own: its steps are the heads' (``pipeline_process``).
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import torch
+
+from decentral.adapters.clock import RealClock
+from decentral.config.schema import SwarmConfig, WorkerConfig
+from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
+from decentral.ports.trainer import StepReport, Trainer
+from decentral.run.connect import CONNECT_S, Connection, connect
+from decentral.run.logs import LogJournal, install
+from decentral.run.network import NetworkThread
+from decentral.run.opening import take_part
+from decentral.run.saving import open_journal
+from decentral.run.stop import Stop
+from decentral.run.swarm import Swarm
+from decentral.run.tasks import build_trainer
+
+_log = logging.getLogger(__name__)
+#: After a signal to stop, a trainer that does not come back from its step is given up after this time.
+_FORCE_S = 15.0
+
+
+def run_worker(
+    swarm: SwarmConfig | None,
+    own: WorkerConfig,
+    join: Sequence[str],
+    explicit: Mapping[str, Any],
+    announce_join: Callable[[str], None],
+    stop: Stop,
+) -> int:
+    """Run one worker to its end; on the thread that trains.
+
+    Args:
+        swarm: the run's configuration when founding; ``None`` when joining.
+        own: this machine's configuration; ``out`` is an existing folder.
+        join: addresses of workers to join; empty when founding.
+        explicit: what the user set, by dotted key; must not contradict the swarm's configuration.
+        announce_join: told the address that others can join.
+        stop: asked when the worker should leave.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DecentralError: see ``connect`` and ``take_part``; and whatever put this worker out of the swarm.
+        TrainerError: a fault of the task's.
+    """
+    told = install(own.log_level, own.log_format)
+    if own.threads:
+        torch.set_num_threads(own.threads)
+    network = NetworkThread()
+    try:
+        connection = network.call(connect(swarm, own, join, explicit), timeout_s=CONNECT_S)
+        if connection.swarm.pipeline.stages:
+            return network.submit(_run_process(connection, told, announce_join, stop)).result()
+        try:
+            trainer = build_trainer(connection.swarm, own.device, own.data, connection.stream_seed, own.task)
+        except BaseException:
+            network.call(connection.node.close(), timeout_s=CONNECT_S)
+            raise
+        with take_part(connection, network, trainer, told) as member:
+            announce_join(member.address)
+            stop.then(lambda: _ask_to_stop(member, network))
+            _train(member, trainer)
+        if member.problem is not None:
+            raise member.problem
+        return ExitCode.OK
+    finally:
+        network.close()
+
+
+def _train(member: Swarm, trainer: Trainer) -> None:
+    """The loop: inner steps until the run is over, or this worker is out of the swarm.
+
+    Raises:
+        TrainerError: the trainer failed.
+        ReportError: it reported what nobody can use.
+    """
+    while not member.ended:
+        step = member.global_step
+        try:
+            report = trainer.train_steps(step, 1)
+        except StopIteration:
+            _log.warning("the data is over at step %d: leaves", step)
+            return
+        except DecentralError:
+            raise
+        except Exception as err:
+            raise TrainerError(err, f"taking inner step {step}") from err
+        if not isinstance(report, StepReport):
+            raise ReportError("the report of train_steps", report, "a StepReport")
+        member.step(loss=report.loss, tokens=report.tokens, grad_norm=report.grad_norm)
+
+
+def _ask_to_stop(member: Swarm, network: NetworkThread) -> None:
+    """Have the worker leave; a trainer that hangs does not keep the process alive for ever."""
+    member.ask_to_stop()
+
+    def force() -> None:
+        if member.leaving:
+            return
+        print("error: The trainer did not come back from its step; left it there.", file=sys.stderr, flush=True)
+        os._exit(ExitCode.TRAINER)
+
+    network.call_later(_FORCE_S, force)
+
+
+async def _run_process(
+    connection: Connection, told: LogJournal, announce_join: Callable[[str], None], stop: Stop
+) -> int:
+    """A worker of a pipeline, to its end."""
+    from decentral.run.pipeline_process import make_pipeline_process
+
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    stop.then(lambda: loop.call_soon_threadsafe(stopped.set))
+    async with AsyncExitStack() as resources:
+        resources.push_async_callback(connection.node.close)
+        clock = RealClock()
+        resources.callback(clock.close)
+        journal = open_journal(connection, clock, told, resources)
+        process, save = await clock.run(lambda: make_pipeline_process(connection, clock, journal))
+        await (process.join(connection.peers) if connection.peers else process.found())
+        announce_join(connection.address)
+        outcomes = await connection.node.while_alive(process.run(stopped))
+        await clock.run(lambda: save(outcomes))
+    return ExitCode.OK
