@@ -1,10 +1,31 @@
 """decentral trains one model on many poorly connected machines.
 
-Importing this package starts no thread, touches no accelerator, configures no logging and reads no
-environment variable. Open ``decentral/engine/worker.py`` first: it reads from top to bottom as the algorithm.
+``found`` and ``join`` put a swarm beside your own training loop. To see how it works open
+``decentral/engine/worker.py``: it reads from top to bottom as the algorithm.
+
+Importing this package starts no thread, touches no accelerator, configures no logging, reads no environment variable
+and loads no torch.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from decentral.run.opening import found as found
+    from decentral.run.opening import join as join
+    from decentral.run.swarm import Swarm as Swarm
 
 __version__ = "0.1.0"
 
 #: Spoken between peers, who refuse another one. Raise it when a message changes shape or meaning.
 PROTOCOL = 6
+
+_PUBLIC = {"found": "decentral.run.opening", "join": "decentral.run.opening", "Swarm": "decentral.run.swarm"}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, each loaded at its first use."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'decentral' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

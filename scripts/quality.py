@@ -28,8 +28,8 @@ from decentral.engine.worker import Worker
 from decentral.monitor.events import RoundMixed
 from decentral.monitor.journal import MemoryJournal
 from decentral.ports.trainer import StepReport, Trainer
-from decentral.run.tasks import build_trainer
 from decentral.run.options import run_options
+from decentral.run.tasks import build_trainer
 from decentral.sim.loop import run
 from decentral.sim.world import SimPeer, World, peer_id
 

@@ -13,7 +13,7 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def stopping(stop: Callable[[], None]) -> Iterator[None]:
+def stopping(stop: Callable[[], object]) -> Iterator[None]:
     """Call ``stop`` at the first SIGINT or SIGTERM, on a thread of its own; end the process at the second.
 
     The main thread may train, or hang in a library that never comes back to Python, where no handler would run: the

@@ -51,7 +51,7 @@ class TaskSection(Section):
     """What is trained: ``factory`` is the dotted name of ``build(settings, seat) -> Trainer``."""
 
     factory: str = Field(
-        default="decentral.workers.lm:build", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description=_FACTORY
+        default="decentral.workers.lm:build", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$", description=_FACTORY
     )
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -144,6 +144,7 @@ class WorkerConfig(Section):
     identity: str = ""
     """Key file, made if it does not exist; empty for a new identity in ``out``."""
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, mps, cuda or cuda:N")
+    task: str = ""
     threads: int = Field(default=0, ge=0, le=4096)
     """Torch's threads; 0 for its own choice."""
     data: tuple[str, ...] = ()

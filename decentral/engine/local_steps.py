@@ -18,6 +18,9 @@ class LocalSteps:
         self._trainer = trainer
         self._clock = clock
 
+    def over(self) -> None:
+        """Nothing to do."""
+
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """Take ``count`` inner steps; who asks for them chooses so few that a signal to stop can wait."""
         began = self._clock.monotonic()

@@ -124,6 +124,9 @@ class FirstStep:
         self._began_at = began_at
         self._tell = tell
 
+    def over(self) -> None:
+        """Nothing to do."""
+
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """See ``InnerLoop``."""
         if self._recovered is None:

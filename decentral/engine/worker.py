@@ -143,6 +143,18 @@ class Worker:
         self._stepped_at = parts.clock.monotonic()
         self._chunk_steps = 1
         self._saved_at = parts.clock.monotonic()
+        self.done = False
+
+    def anchors(self) -> dict[str, Tensor]:
+        """Named parameters of the anchors, float32 on the CPU."""
+        return self._replica.anchors()
+
+    async def keep(self) -> None:
+        """Keep what this worker has, whatever ended it."""
+        save = self._parts.save
+        if save is not None and self._replica.has_state:
+            outcome = self._outcome(self.done)
+            await self._clock.run_aside(lambda: save(outcome))
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -223,6 +235,9 @@ class Worker:
             await self._come_to_rest(stop)
             reason = "run is done" if done else "asked to stop"
             if done:
+                self.done = True
+                await self._clock.run(self._replica.reset)
+                self._parts.inner.over()
                 self._tell(State.DONE)
                 await self._linger(stop)
             else:
@@ -538,7 +553,7 @@ class Worker:
         if save is not None and now - self._saved_at >= self._parts.save_every_s:
             self._saved_at = now
             outcome = self._outcome(done=False)
-            await self._clock.run(lambda: save(outcome))
+            await self._clock.run_aside(lambda: save(outcome))
 
     def _donors(self, first: Sequence[PeerId]) -> list[PeerId]:
         """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""

@@ -58,7 +58,12 @@ class FanOut:
     def of_stage(self, stage: int) -> Journal:
         """See ``StagedJournal``."""
         staged = [journal.of_stage(stage) for journal in self._journals]
-        return _OfStage(lambda event: [journal.record(event) for journal in staged])
+
+        def record(event: Event) -> None:
+            for journal in staged:
+                journal.record(event)
+
+        return _OfStage(record)
 
 
 class JsonLinesJournal:
@@ -124,7 +129,7 @@ class JsonLinesJournal:
 class _OfStage:
     """Part of another journal."""
 
-    def __init__(self, record: Callable[[Event], object]) -> None:
+    def __init__(self, record: Callable[[Event], None]) -> None:
         self._record = record
 
     def record(self, event: Event) -> None:

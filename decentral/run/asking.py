@@ -11,7 +11,8 @@ from decentral.adapters.probe import probe
 from decentral.config.schema import SwarmConfig
 from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, UnreachableError
-from decentral.monitor.status import RunFacts, StatusReport, summarize
+from decentral.monitor.report import RunFacts, StatusReport
+from decentral.monitor.status import summarize
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId
 
@@ -41,9 +42,7 @@ async def follow(addresses: Sequence[str], *, every_s: float) -> AsyncGenerator[
                 while True:
                     yield _report(hello)
                     await asyncio.sleep(every_s)
-                    hello = await ask_hello(
-                        node.transport, hello.peer, node.identity.verify, timeout_s=HELLO_TIMEOUT_S
-                    )
+                    hello = await ask_hello(node.transport, hello.peer, node.identity.verify, timeout_s=HELLO_TIMEOUT_S)
         await asyncio.sleep(every_s)
 
 
@@ -91,9 +90,7 @@ async def find(addresses: Sequence[str], *, option: str, timeout_s: float) -> tu
     raise problem
 
 
-def report_of(
-    swarm: SwarmConfig, run_id: str, version: str, workers: Iterable[tuple[Presence, float]]
-) -> StatusReport:
+def report_of(swarm: SwarmConfig, run_id: str, version: str, workers: Iterable[tuple[Presence, float]]) -> StatusReport:
     """What there is to say of a swarm whose workers have these records, each with its age in seconds."""
     facts = RunFacts(
         run_id=run_id,

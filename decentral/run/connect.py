@@ -14,7 +14,7 @@ from decentral.config.pipeline import check_joiner
 from decentral.config.schema import SwarmConfig, WorkerConfig, diff
 from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import MismatchError, UsageError
-from decentral.monitor.status import StatusReport
+from decentral.monitor.report import StatusReport
 from decentral.run.asking import HELLO_TIMEOUT_S, find, report_of
 from decentral.run.folder import CONFIG, IDENTITY, whole_file
 from decentral.swarm.presence import Presence

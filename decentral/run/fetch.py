@@ -59,9 +59,7 @@ async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say:
                 hint="Copy the files stage-*.safetensors of its workers to this machine and give them to export.",
             )
         trainer = await asyncio.to_thread(build_trainer, swarm, device, data, 0)
-        replicas = await fetch_replicas(
-            node.transport, hello.workers, hello.run_id, swarm, trainer.parameters(), say
-        )
+        replicas = await fetch_replicas(node.transport, hello.workers, hello.run_id, swarm, trainer.parameters(), say)
     return Fetched(swarm, trainer, replicas)
 
 

@@ -231,9 +231,10 @@ class HandOver:
         grant = _Grant(first_step, count)
         self._orders.put(grant)
         taken = asyncio.wrap_future(grant.taken)
-        stopping = asyncio.create_task(stop.wait())
+        stopping = asyncio.ensure_future(stop.wait())
+        waited_for: set[asyncio.Future[Any]] = {taken, stopping}
         try:
-            await asyncio.wait({taken, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
         if not taken.done():

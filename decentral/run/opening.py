@@ -84,7 +84,10 @@ def join(
         address: ``host:port`` or multiaddr of a worker that runs; commas between several, which are tried in order.
         model: of the same shared names and shapes as the founder's.
         settings: of this machine (``worker.``), as for ``found``; others must be as the swarm has them.
-        optimizer: see ``found``, as are ``buffers``, ``validate`` and ``out``.
+        optimizer: see ``found``.
+        buffers: see ``found``.
+        validate: see ``found``.
+        out: see ``found``.
 
     Raises:
         UnreachableError: nobody answers, or nobody hands over the weights.

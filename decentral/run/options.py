@@ -1,4 +1,4 @@
-"""From the configuration to the engine's options. What is heavy (torch) is imported inside, as where workers are run."""
+"""From the configuration to the engine's options. What is heavy (torch) is imported inside."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

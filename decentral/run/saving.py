@@ -1,4 +1,4 @@
-"""What a worker keeps in its folder: its journal, and with the whole model the weights and what it still has to send."""
+"""What a worker keeps in its folder: its journal, the weights, and what it still has to send."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -19,9 +19,7 @@ from decentral.state.files import load_weights, save_weights
 _log = logging.getLogger(__name__)
 
 
-def open_journal(
-    connection: Connection, clock: Clock, told: StagedJournal, resources: AsyncExitStack
-) -> StagedJournal:
+def open_journal(connection: Connection, clock: Clock, told: StagedJournal, resources: AsyncExitStack) -> StagedJournal:
     """Where events go: to people, and to a file if there is a folder. The first event is that this worker is up.
 
     Args:

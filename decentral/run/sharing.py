@@ -42,9 +42,9 @@ def shared_of(model: nn.Module | Mapping[str, Tensor], buffers: Buffers = "local
             hint='"average" shares running statistics as if they were parameters, "local" leaves each worker its own.',
         )
     if not isinstance(model, nn.Module):
-        tensors = {str(name): tensor for name, tensor in model.items()}
-        _check(tensors)
-        return Shared(tensors, f"shares {_amount(tensors)}")
+        given = {str(name): tensor for name, tensor in model.items()}
+        _check(given)
+        return Shared(given, f"shares {_amount(given)}")
     tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = [p for p in model.parameters() if not p.requires_grad]
     floats = {name: b for name, b in model.named_buffers() if b.is_floating_point()}

@@ -8,14 +8,14 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = False
-        self._act: Callable[[], None] = lambda: None
+        self._act: Callable[[], object] = lambda: None
 
     def __call__(self) -> None:
         """Ask to stop."""
         self._asked = True
         self._act()
 
-    def then(self, act: Callable[[], None]) -> None:
+    def then(self, act: Callable[[], object]) -> None:
         """What to do when asked; at once if that has happened already."""
         self._act = act
         if self._asked:

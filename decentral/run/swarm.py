@@ -1,4 +1,4 @@
-"""A swarm as a training loop sees it: it counts the loop's steps, and syncs beside them. Open ``opening`` for its start.
+"""A swarm as a training loop sees it: it counts the loop's steps, and syncs beside them; ``opening`` starts it.
 
 The loop's thread calls, an event loop on a thread of its own talks to the others (``handover``). Nothing that happens
 on the network is raised into the loop: a swarm that is gone leaves it training alone, and ``state`` says so.
@@ -6,6 +6,7 @@ on the network is raised into the loop: a swarm that is gone leaves it training 
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from decentral.engine.worker import Worker
 from decentral.errors import DecentralError, ReportError, TrainerError
-from decentral.monitor.status import StatusReport
+from decentral.monitor.report import StatusReport
 from decentral.run.connect import Connection
+from decentral.run.fetch import fetch_replicas
 from decentral.run.handover import HandOver
 from decentral.run.network import NetworkThread
-from decentral.run.fetch import fetch_replicas
 from decentral.state.average import AVERAGE, choose, survey
 from decentral.swarm.presence import State
 
@@ -104,7 +105,7 @@ class Swarm:
     @property
     def round(self) -> int:
         """Outer rounds that this worker has finished."""
-        return self._worker.round
+        return self._worker.membership.own.round
 
     @property
     def seed(self) -> int:
@@ -123,7 +124,7 @@ class Swarm:
 
     @property
     def state(self) -> str:
-        """What this worker is doing in one word: ``training``, ``syncing``, ``stalled``, ``done``, ``left``, ``lost``...
+        """What this worker is doing: ``training``, ``syncing``, ``repairing``, ``stalled``, ``done``, ``left``, ...
 
         ``alone`` if nobody else is there; ``lost`` if it is out of the swarm, and ``problem`` says why.
         """
@@ -131,8 +132,7 @@ class Swarm:
             return "lost"
         if self._left:
             return "done" if self._worker.done else "left"
-        own = self._worker.membership.own.state
-        return "alone" if own is State.TRAINING and self._worker.num_others == 0 else own.value
+        return self._network.call(self._state(), timeout_s=_ASK_S)
 
     # -- now and then -------------------------------------------------------------------------------------------------
 
@@ -211,15 +211,20 @@ class Swarm:
                 await asyncio.gather(self._training, return_exceptions=True)
             await self._resources.aclose()
 
+    async def _state(self) -> str:
+        membership = self._worker.membership
+        alone = membership.own.state is State.TRAINING and len(membership.roster.active(time.monotonic())) < 2
+        return "alone" if alone else membership.own.state.value
+
     async def _status(self) -> StatusReport:
-        return self._connection.report(self._worker.membership.roster.with_ages(asyncio.get_running_loop().time()))
+        return self._connection.report(self._worker.membership.roster.with_ages(time.monotonic()))
 
     async def _average(self) -> dict[str, Tensor]:
         """Own anchors where all have the same; else the mean of everybody's, as ``decentral export`` makes it."""
         connection, own = self._connection, self._worker.anchors()
         if self.problem is not None or connection.swarm.method.name != "noloco":
             return own
-        workers = self._worker.membership.roster.with_ages(asyncio.get_running_loop().time())
+        workers = self._worker.membership.roster.with_ages(time.monotonic())
         try:
             async with asyncio.timeout(_ASK_S):
                 replicas = await fetch_replicas(
@@ -248,7 +253,7 @@ def _tokens(tokens: Any) -> int:
     raise ReportError("tokens", tokens, "a whole number of at least 0")
 
 
-def _loss(loss: Any) -> Any:
+def _loss(loss: Any) -> float | Tensor:
     """A loss that can be added up: a float, or a tensor of one value.
 
     Raises:
@@ -257,8 +262,6 @@ def _loss(loss: Any) -> Any:
     if isinstance(loss, Tensor):
         if loss.numel() == 1 and not loss.is_complex():
             return loss
-    elif isinstance(loss, float | int) and not isinstance(loss, bool):
-        return float(loss)
-    elif hasattr(loss, "__float__") and not isinstance(loss, bool | str):  # numpy's
+    elif hasattr(loss, "__float__") and not isinstance(loss, bool):  # numpy's as well
         return float(loss)
     raise ReportError("loss", loss, "a number or a tensor of one value; leave it out if it is not known")

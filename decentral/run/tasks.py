@@ -14,9 +14,7 @@ from decentral.run.options import seat_of
 T = TypeVar("T")
 
 
-def build_trainer(
-    swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int, task: str = ""
-) -> Trainer:
+def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int, task: str = "") -> Trainer:
     """The task's trainer, after the task has checked that this machine can run it.
 
     Args:

@@ -25,8 +25,8 @@ from decentral.cli.local.children import Child, ending, start, stop
 from decentral.cli.local.processes import Processes
 from decentral.cli.local.replay import Replay
 from decentral.cli.render import console, run_line, view
-from decentral.cli.sources import from_paths, parts_from_paths
 from decentral.cli.signals import stopping
+from decentral.cli.sources import from_paths, parts_from_paths
 from decentral.config.rate import show_rate
 from decentral.config.schema import SwarmConfig, WorkerConfig, to_toml
 from decentral.engine.unless import unless

@@ -19,8 +19,8 @@ from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker
 from decentral.monitor.events import Event, RoundMixed
 from decentral.ports.trainer import StepReport, Trainer
-from decentral.run.compose import build_trainer
 from decentral.run.options import run_options
+from decentral.run.tasks import build_trainer
 from decentral.sim.loop import run, virtual_loop
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.types import PeerId

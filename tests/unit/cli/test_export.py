@@ -11,11 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from decentral import PROTOCOL
 from decentral.cli.app import app
 from decentral.config.schema import SwarmConfig, to_toml
 from decentral.config.settings import load, resolve
-from decentral.engine.hello import Hello
 from decentral.errors import ExitCode, UnreachableError
 from decentral.outer.rule import OuterState
 from decentral.run import fetch
@@ -262,8 +260,8 @@ class TestFetching:
             asker = world.add(self.ASKER)
             if gone is not None:
                 world.crash(peer_id(gone))
-            hello = Hello(peer_id(0), PROTOCOL, "0", "demo-1", swarm.to_json().encode(), tuple(records))
-            return await fetch.fetch_replicas(asker.transport, hello, swarm, trainer, said.append)
+            parameters = trainer.parameters()
+            return await fetch.fetch_replicas(asker.transport, records, "demo-1", swarm, parameters, said.append)
 
         return simulate(main(), until_s=300.0), said
 

@@ -10,9 +10,9 @@ from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load, resolve
 from decentral.errors import ConfigError
 from decentral.pipeline.compute import HeadCompute, StageCompute
-from decentral.run.tasks import build_trainer
 from decentral.run.options import pipeline_options, run_options, stage_options
 from decentral.run.stages import blocks_of, cut_of, parts_of, settle
+from decentral.run.tasks import build_trainer
 
 SMALL = ["task.settings.model.d_model=16", "task.settings.model.num_heads=2", "task.settings.model.context=8"]
 MODEL: Mapping[str, Tensor] = {f"blocks.{layer}.w": torch.zeros(1) for layer in range(4)}
