@@ -25,7 +25,7 @@ import torch
 
 from decentral.config.settings import load, resolve_task
 from decentral.monitor.journal import JournalReader
-from decentral.run.compose import build_trainer
+from decentral.run.tasks import build_trainer
 from scripts.benches.lib.command import BenchError, Parser, enter, set_words
 from scripts.benches.lib.links import Host
 from scripts.benches.lib.processes import DEADLINE_S, Process, Worker, python
