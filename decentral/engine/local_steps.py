@@ -18,11 +18,11 @@ class LocalSteps:
         self._trainer = trainer
         self._clock = clock
 
-    def over(self) -> None:
-        """Nothing to do."""
-
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """Take ``count`` inner steps; who asks for them chooses so few that a signal to stop can wait."""
         began = self._clock.monotonic()
         report = await self._clock.run(lambda: self._trainer.train_steps(first_step, count))
         return Steps(count, report, self._clock.monotonic() - began)
+
+    def over(self) -> None:
+        """See ``InnerLoop``: there is nothing to end."""

@@ -5,6 +5,7 @@ a lost or spoilt directory stops nobody.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -52,6 +53,7 @@ class Membership:
         identity: signs the record.
         timing: beat and time to live.
         journal: hears of peers seen and lost.
+        at_beat: called before every beat, to bring the own record up to date.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Membership:
         identity: Identity,
         timing: Timing,
         journal: Journal,
+        at_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.roster = Roster(timing.ttl_s)
         self._own = own
@@ -75,6 +78,7 @@ class Membership:
         self._identity = identity
         self._timing = timing
         self._journal = journal
+        self._at_beat = at_beat
         self._random = random.Random(own.peer)
         self._encoded: dict[PeerId, bytes] = {}
         self._live: frozenset[PeerId] = frozenset()
@@ -124,6 +128,7 @@ class Membership:
     async def beat(self) -> None:
         """Tell one random live peer that this worker is alive, and take in what it knows."""
         await self.catch_up()
+        self._at_beat()
         self.update()
         live = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
         if others := [peer for peer in live if peer not in self._telling]:
@@ -162,12 +167,17 @@ class Membership:
             # Alive or not, its silence will tell.
             return
 
-    async def announce(self) -> None:
-        """Tell a few peers at once: of a member they should count on, or of one that nobody should wait for."""
+    async def announce(self, within_s: float | None = None) -> None:
+        """Tell a few peers at once: of a member they should count on, or of one that nobody should wait for.
+
+        Args:
+            within_s: whoever has not answered by then may not have heard of it.
+        """
         others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
-        async with asyncio.TaskGroup() as group:
-            for peer in self._random.sample(others, min(len(others), _NUM_TOLD)):
-                group.create_task(self.tell(peer))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
+                for peer in self._random.sample(others, min(len(others), _NUM_TOLD)):
+                    group.create_task(self.tell(peer))
 
     def absorb(self, message: bytes) -> None:
         """Take in records with their ages in milliseconds; a bad record does not spoil the others.

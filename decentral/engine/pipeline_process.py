@@ -17,6 +17,7 @@ from typing import Final
 import msgpack
 
 from decentral import __version__
+from decentral.engine.background import Background, unless
 from decentral.engine.builder import Builder
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
@@ -27,8 +28,15 @@ from decentral.engine.slots import Slots
 from decentral.engine.spare import SpareDisk
 from decentral.engine.stage_worker import StageWorker
 from decentral.engine.takeover import Takeover
-from decentral.engine.unless import unless
-from decentral.errors import ConfigError, DataError, DecentralError, IncapableError, TransportError, UnreachableError
+from decentral.errors import (
+    ConfigError,
+    DataError,
+    DecentralError,
+    IdentityError,
+    IncapableError,
+    TransportError,
+    UnreachableError,
+)
 from decentral.monitor.events import StagePlaced, StageRecovered
 from decentral.pipeline.assignment import Member, appointed, neediest
 from decentral.pipeline.compute import HeadCompute, StageCompute
@@ -49,6 +57,8 @@ _LOOK_S: Final = 0.5
 _GRANT_S: Final = 60.0
 #: A stage that nobody has held yet waits so long for a joiner before a spare takes it.
 _JOINERS_S: Final = 30.0
+#: A process that fails says so for so long at most.
+_GOODBYE_S: Final = 2.0
 #: Between two attempts to take a stage that could not be taken.
 _RETRY_S: Final = 2.0
 #: What a machine lacks that cannot hold a stage.
@@ -132,8 +142,8 @@ class PipelineProcess:
         """
         await self._serve()
         # Building a stage may last longer than a record lives, and who is thought dead is given nothing to do.
-        beating = asyncio.create_task(self.membership.run())
-        try:
+        async with Background() as beside:
+            beside.begin(self.membership.run())
             for peer in peers:
                 await self.membership.tell(peer)
             if wanted := self._parts.wanted:
@@ -145,9 +155,6 @@ class PipelineProcess:
             if not self._stage_workers:
                 # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
                 await self._clock.run(functools.partial(self._builder.compute, self._pipeline.num_stages, set()))
-        finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
 
     async def run(self, stop: asyncio.Event) -> Mapping[int, Outcome]:
         """Train until the run is done or ``stop`` is set; returns what became of the stages that it held to the end.
@@ -156,26 +163,26 @@ class PipelineProcess:
             DivergedError: a stage's values were not finite again and again.
             IdentityError: another live worker has the same identity.
         """
-        beating = asyncio.create_task(self.membership.run())
         try:
-            while not stop.is_set() and not self._is_done():
-                if beating.done():
-                    beating.result()
-                self.membership.check_single()
-                await unless(stop, self._look())
-                await unless(stop, asyncio.sleep(_LOOK_S))
-            await self._give_up(self._stage_workers)
-            self._tell(State.DONE if not stop.is_set() else State.LEAVING)
-            await self.membership.announce()
-            return self._outcomes
+            async with Background() as beside:
+                beside.begin(self.membership.run())
+                while not stop.is_set() and not self._is_done():
+                    self.membership.check_single()
+                    await unless(stop, self._look())
+                    await unless(stop, asyncio.sleep(_LOOK_S))
+                await self._give_up(self._stage_workers)
+                self._tell(State.DONE if not stop.is_set() else State.LEAVING)
+                await self.membership.announce()
+                return self._outcomes
+        except Exception as err:
+            if not isinstance(err, IdentityError):
+                self._tell(State.LEAVING)
+                await self.membership.announce(_GOODBYE_S)
+            raise
         finally:
             await self._spare_disk.stop()
-            beating.cancel()
-            await asyncio.gather(
-                beating,
-                *[stage_worker.abandon() for stage_worker in self._stage_workers.values()],
-                return_exceptions=True,
-            )
+            abandoned = [stage_worker.abandon() for stage_worker in self._stage_workers.values()]
+            await asyncio.gather(*abandoned, return_exceptions=True)
 
     async def _serve(self) -> None:
         await self.membership.start()

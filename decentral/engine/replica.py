@@ -381,7 +381,7 @@ class Replica:
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
-        self._bases_N = self._load_anchors()
+        self._bases_N = self.load_anchors()
         self._pending = [_Pending() for _ in self._fragments]
         self._launched = [_Pending() for _ in self._fragments]
         self._arrived.clear()
@@ -394,7 +394,7 @@ class Replica:
         parameters = self._model.parameters()
         local = [self._layout.gather(parameters, fragment) for fragment in range(self._layout.num_fragments)]
         try:
-            self._load_anchors()
+            self.load_anchors()
             loss = self._model.validate()
         finally:
             for fragment, local_N in enumerate(local):
@@ -434,7 +434,7 @@ class Replica:
     def _load(self, fragment: int, values_N: Tensor) -> None:
         self._model.load(self._layout.scatter(values_N, fragment))
 
-    def _load_anchors(self) -> list[Tensor]:
+    def load_anchors(self) -> list[Tensor]:
         """Set the parameters to the anchors and return these: they may be moved meanwhile."""
         anchors = [state.anchor_N for state in self._fragments]
         for fragment, anchor_N in enumerate(anchors):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from decentral.engine.meter import Meter
 from decentral.engine.replica import Applied
@@ -22,6 +23,15 @@ class Held:
     """For other workers."""
     transfer_s: float = 0.0
     """While values were moved and applied."""
+
+    @classmethod
+    def of(cls, verdict: Verdict, launch_s: float, waited_s: float, landing_s: float) -> Self:
+        """For the launch, for the wait at the end, and for the landing, the wait included.
+
+        Of that wait, as much as can be was for moving values.
+        """
+        moving_s = min(waited_s, verdict.transfer_s)
+        return cls(waited_s - moving_s, launch_s + landing_s - waited_s + moving_s)
 
 
 class Report:

@@ -124,9 +124,6 @@ class FirstStep:
         self._began_at = began_at
         self._tell = tell
 
-    def over(self) -> None:
-        """Nothing to do."""
-
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """See ``InnerLoop``."""
         if self._recovered is None:
@@ -139,3 +136,7 @@ class FirstStep:
             self._journal.record(event)
             self._tell(event)
         return steps
+
+    def over(self) -> None:
+        """See ``InnerLoop``."""
+        self._loop.over()

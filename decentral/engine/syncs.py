@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from decentral.engine.background import Background
 from decentral.engine.membership import Membership
 from decentral.engine.replica import Applied, Replica, Taken
 from decentral.exchange.api import Contribution, Exchange, Verdict
@@ -76,6 +77,7 @@ class InFlightSyncs:
         rounds: of the run.
         goes_on: asked after a round that was over before this worker came to it, whether to bring the work to the next
             one at once.
+        background: where they go on.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class InFlightSyncs:
         me: PeerId,
         rounds: int,
         goes_on: Callable[[], bool],
+        background: Background,
     ) -> None:
         self._replica = replica
         self._exchange = exchange
@@ -95,6 +98,7 @@ class InFlightSyncs:
         self._me = me
         self._rounds = rounds
         self._goes_on = goes_on
+        self._background = background
         self._syncs: dict[int, InFlightSync] = {}
 
     def __len__(self) -> int:
@@ -122,7 +126,7 @@ class InFlightSyncs:
         began = self._clock.monotonic()
         taken = await self._clock.run(lambda: self._replica.take(key, share))
         launched_at = self._clock.monotonic()
-        task = asyncio.create_task(self._fly(key, taken, launched_at, slack_s))
+        task = self._background.begin(self._fly(key, taken, launched_at, slack_s))
         self._syncs[key.fragment] = InFlightSync(key, step, group, launched_at - began, task)
 
     async def fetch(self, sync: InFlightSync) -> Landing:
@@ -137,13 +141,6 @@ class InFlightSyncs:
         with contextlib.suppress(asyncio.CancelledError):
             await sync.task
         del self._syncs[sync.key.fragment]
-
-    def abandon(self) -> list[asyncio.Task[Landing]]:
-        """Cancel everything at once; returns what still has to end."""
-        tasks = [sync.task for sync in self]
-        for task in tasks:
-            task.cancel()
-        return tasks
 
     async def _fly(self, key: SyncKey, taken: Taken, launched_at: float, slack_s: float) -> Landing:
         """Bring, mix, take the outer step."""

@@ -23,7 +23,7 @@ from decentral.pipeline.packets import Commit, Settle, Settled, pack_commit, pac
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
 from decentral.pipeline.scoped import Scoped
 from decentral.ports.transport import Transport
-from decentral.state.download import Download
+from decentral.state.download import Download, NoDownload
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId
@@ -171,8 +171,8 @@ class Takeover:
     ) -> Brought | str:
         signature, numel = shapes_signature(compute.parameters()), layout.numel(0)
         below, above = await asyncio.gather(*[self._live(stage, signature, numel) for stage in recovery.stages])
-        if isinstance(below, str) or isinstance(above, str):
-            return "; ".join(text for text in (below, above) if isinstance(text, str))
+        if isinstance(below, NoDownload) or isinstance(above, NoDownload):
+            return "; ".join(each.why for each in (below, above) if isinstance(each, NoDownload))
         hops = zip(recovery.stages, (below.donor, above.donor), strict=True)
         norm_below, norm_above = (standing.norms.get(hop, math.nan) for hop in hops)
         healed_N = blend(values_of(below), values_of(above), norm_below, norm_above, self._options.norm)
@@ -183,7 +183,7 @@ class Takeover:
         self, recovery: Recovery, compute: StageCompute | HeadCompute, layout: Layout, slot: int
     ) -> Brought | str:
         signature, numel = shapes_signature(compute.parameters()), layout.numel(0)
-        found: Download | str = "nobody has a copy"
+        found: Download | NoDownload = NoDownload("nobody has a copy")
         for stage in recovery.stages:
             if recovery.source is Source.KEPT:
                 scope, holders = self._scope(stage), self._holders.of(stage)
@@ -191,17 +191,17 @@ class Takeover:
             else:
                 one = await self._live(stage, signature, numel)
             # Of copies of a head the newest counts: one of them may have been made by a keeper that came late.
-            if isinstance(found, str) or (not isinstance(one, str) and one.head.step > found.head.step):
+            if isinstance(found, NoDownload) or (isinstance(one, Download) and one.head.step > found.head.step):
                 found = one
-        if isinstance(found, str):
-            return found
+        if isinstance(found, NoDownload):
+            return found.why
         compute.load(layout.scatter(values_of(found), 0))
         return Brought(recovery, (found.donor,), found.received_bytes)
 
-    async def _live(self, stage: int, signature: str, numel: int) -> Download | str:
+    async def _live(self, stage: int, signature: str, numel: int) -> Download | NoDownload:
         return await fetch_live(self._scope(stage), self._holders.of(stage), signature, numel, self._timing)
 
-    async def live(self, stage: int, compute: StageCompute | HeadCompute) -> Download | str:
+    async def live(self, stage: int, compute: StageCompute | HeadCompute) -> Download | NoDownload:
         """The weights of a stage as its holders have them now, for a checkpoint; ``compute`` tells its shapes."""
         numel = Layout.of(compute.parameters()).numel(0)
         return await self._live(stage, shapes_signature(compute.parameters()), numel)

@@ -18,11 +18,12 @@ longer than others so that the algorithm stands in one place.
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
 from decentral import __version__
+from decentral.engine.background import Background
+from decentral.engine.course import Stretch
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
@@ -30,14 +31,15 @@ from decentral.engine.mixing import make_exchange
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
+from decentral.engine.saving import Saving
 from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing
 from decentral.engine.timetable import Timetable
-from decentral.errors import DivergedError, UnreachableError
+from decentral.engine.watchdog import Watchdog
+from decentral.errors import DivergedError, IdentityError, MismatchError, UnreachableError
 from decentral.exchange.api import Aborted, Reason
 from decentral.monitor.events import Joined, Repaired, SatOut, Stopped, StretchDone, Validated
 from decentral.outer.rule import Mixed
-from decentral.ports.trainer import StepReport
-from decentral.state.download import Donor, Download, Downloader
+from decentral.state.download import Donor, Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
 from decentral.swarm.matching import evaluator, middle_round
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
@@ -48,6 +50,8 @@ from decentral.types import PeerId, SyncKey
 _CHUNK_S = 1.0
 #: A round in flight may take so long to end after a signal to stop.
 _LEAVE_S = 8.0
+#: A worker that fails says so for so long at most.
+_GOODBYE_S = 2.0
 #: A worker that is done serves the others for so long at most.
 _LINGER_S = 15.0
 #: The first round waits for so long at most for the workers that the run asks for.
@@ -55,29 +59,6 @@ _GATHER_S = 120.0
 _JOIN_ATTEMPTS = 20
 _MAX_DIVERGED = 3
 _REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """Inner steps between two launches."""
-
-    steps: int = 0
-    tokens: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, report: StepReport, steps: int, seconds: float) -> None:
-        """More of them."""
-        self.steps += steps
-        self.tokens += report.tokens
-        if report.tokens:  # else there is no loss either, and NaN would spoil the others'
-            self.loss_sum += report.loss * report.tokens
-        self.seconds += seconds
-
-    @property
-    def loss(self) -> float:
-        """Mean training loss per token."""
-        return self.loss_sum / self.tokens if self.tokens else math.nan
 
 
 class Worker:
@@ -97,6 +78,7 @@ class Worker:
         numels = tuple(layout.numel(fragment) for fragment in range(layout.num_fragments))
         me, feedback = parts.transport.peer_id, options.feedback(layout.num_fragments)
         onward = Continuation(options.mix_alpha, options.eager)
+        self._background = Background()
         self._replica = Replica(parts.model, layout, options.rule, feedback, onward, me, options.weight_by)
         self._meter = Meter(layout.total_numel, __version__, parts.device)
         self.membership = Membership(
@@ -108,6 +90,7 @@ class Worker:
             identity=parts.identity,
             timing=options.timing,
             journal=parts.journal,
+            at_beat=self._look_at_trainer,
         )
         self._report = Report(parts.journal, self._meter, parts.transport, parts.clock)
         self._exchange = make_exchange(
@@ -124,37 +107,20 @@ class Worker:
         self._donor = Donor(parts.transport, layout.signature, self._snapshot)
         num_buffers = options.rule.num_buffers
         self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
-        self._syncs = InFlightSyncs(
-            self._replica,
-            self._exchange,
-            self.membership,
-            parts.clock,
-            me,
-            options.rounds,
-            self._goes_on,
-        )
+        ports = (self._exchange, self.membership, parts.clock)
+        self._syncs = InFlightSyncs(self._replica, *ports, me, options.rounds, self._goes_on, self._background)
         self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
         self._donor_step = 0
-        self._stretch = _Stretch()
+        self._stretch = Stretch()
         self._step = 0
         self._pace_s = self._step_s = 0.0
         self._stepped_at = parts.clock.monotonic()
         self._chunk_steps = 1
-        self._saved_at = parts.clock.monotonic()
-        self.done = False
-
-    def anchors(self) -> dict[str, Tensor]:
-        """Named parameters of the anchors, float32 on the CPU."""
-        return self._replica.anchors()
-
-    async def keep(self) -> None:
-        """Keep what this worker has, whatever ended it."""
-        save = self._parts.save
-        if save is not None and self._replica.has_state:
-            outcome = self._outcome(self.done)
-            await self._clock.run_aside(lambda: save(outcome))
+        self._watchdog = Watchdog(parts.clock, options.timing)
+        self._saving = Saving(parts, self._background)
+        self._done = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -176,19 +142,17 @@ class Worker:
 
         Raises:
             UnreachableError: nobody could give the state.
+            MismatchError: they train another model.
         """
         await self._serve()
         # A download may last longer than a record lives, and a founder that takes itself for alone keeps no means.
-        beating = asyncio.create_task(self.membership.run())
-        try:
+        async with Background() as beside:
+            beside.begin(self.membership.run())
             await self._download_from(peers)
-        finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
 
     async def _download_from(self, peers: Sequence[PeerId]) -> None:
         began = self._clock.monotonic()
-        problem = "there is no donor"
+        problem = NoDownload("there is no donor")
         for _ in range(_JOIN_ATTEMPTS):
             for peer in peers:
                 await self.membership.tell(peer)
@@ -201,11 +165,15 @@ class Worker:
                 owed = await self._clock.run(lambda: self._replica.restore_residuals(self._parts.residuals))
                 # Else those who know it as joining would go on without it, and the round would split in two.
                 await self.membership.announce()
-                seconds = self._clock.monotonic() - began
-                round_ = min(download.head.rounds)
+                seconds, round_ = self._clock.monotonic() - began, min(download.head.rounds)
                 self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds, owed))
                 return
             problem = download
+            if problem.other_model:
+                raise MismatchError(
+                    f"this worker's model is not the one that the swarm trains: {problem}",
+                    hint="Share parameters of the same names and shapes as the others, and treat buffers as they do.",
+                )
             await asyncio.sleep(self._options.timing.beat_s)
         raise UnreachableError(
             f"nobody in the swarm could hand over the current state: {problem}",
@@ -215,40 +183,78 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> Outcome:
         """Train until the run is done or ``stop`` is set; then say goodbye.
 
+        Whatever ends it, the others hear that it leaves, unless they are told by another worker of its identity.
+
         Raises:
             DivergedError: the parameters were not finite again and again.
             IdentityError: another live worker has the same identity.
+            Exception: what the trainer or anything beside it raised.
         """
-        beside = [asyncio.create_task(self.membership.run()), asyncio.create_task(self._exchange.run())]
         reason = "failed"
         try:
-            await self._gather(stop)
-            self._meter.start(self._clock.monotonic())
-            while not (done := self._round() >= self._options.rounds and not self._syncs) and not stop.is_set():
-                for work in beside:
-                    if work.done():
-                        work.result()
-                self.membership.check_single()
-                await self._train_to(self._timetable.next_event(self._step), stop)
-                if not stop.is_set():
-                    await self._sync(stop)
-            await self._come_to_rest(stop)
-            reason = "run is done" if done else "asked to stop"
-            if done:
-                self.done = True
-                await self._clock.run(self._replica.reset)
-                self._parts.inner.over()
-                self._tell(State.DONE)
-                await self._linger(stop)
-            else:
+            async with self._background as beside:
+                beside.begin(self.membership.run())
+                beside.begin(self._exchange.run())
+                try:
+                    done = await self._train(stop)
+                    if done:  # whoever reads the model afterwards finds what the swarm has come to
+                        await self._clock.run(self._replica.load_anchors)
+                        self._done = True
+                finally:
+                    self._parts.inner.over()
+                reason = "run is done" if done else "asked to stop"
+                if done:
+                    self._tell(State.DONE)
+                    await self._linger(stop)
+                else:
+                    self._tell(State.LEAVING)
+                    await self.membership.announce()
+                return self._outcome(done)
+        except Exception as err:
+            if not isinstance(err, IdentityError):
                 self._tell(State.LEAVING)
-                await self.membership.announce()
-            return self._outcome(done)
+                await self.membership.announce(_GOODBYE_S)
+            raise
         finally:
-            for work in beside:
-                work.cancel()
-            await asyncio.gather(*beside, *self._syncs.abandon(), return_exceptions=True)
-            self._journal.record(Stopped(reason, self._round(), self._meter.tokens))
+            self._journal.record(Stopped(reason, self.round, self._meter.tokens))
+
+    async def _train(self, stop: asyncio.Event) -> bool:
+        """All rounds that are left, which is to be done, or those until ``stop`` is set. Nothing is on its way then."""
+        await self._gather(stop)
+        self._meter.start(self._clock.monotonic())
+        while not (done := self.round >= self._options.rounds and not self._syncs) and not stop.is_set():
+            self.membership.check_single()
+            await self._train_to(self._timetable.next_event(self._step), stop)
+            if not stop.is_set():
+                await self._sync(stop)
+        await self._come_to_rest(stop)
+        return done
+
+    # -- where it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether all rounds are finished, nothing is on its way, and the model is what they came to."""
+        return self._done
+
+    @property
+    def round(self) -> int:
+        """The round this worker is in: the earliest that a fragment has not finished."""
+        return min(self._exchange.progress.rounds())
+
+    @property
+    def num_others(self) -> int:
+        """Other members of the swarm, as far as this worker knows."""
+        return len(self._others())
+
+    def anchors(self) -> dict[str, Tensor]:
+        """Named parameters of the anchors, float32 on the CPU; never changed in place."""
+        return self._replica.anchors()
+
+    async def keep(self) -> None:
+        """Keep what this worker has, whatever ended it."""
+        if self._replica.has_state:
+            await self._saving.at_once(self._outcome(self.done))
 
     async def _serve(self) -> None:
         await self.membership.start()
@@ -283,7 +289,11 @@ class Worker:
         while self._step < step and not stop.is_set():
             count = min(self._chunk_steps, step - self._step)
             start, began = self._step, self._clock.monotonic()
+            if not self._options.in_step:  # else they come when others have done their part
+                self._watchdog.asked(count * self._step_s)
             steps = await self._parts.inner.take(start, count, stop)
+            if self._watchdog.came():
+                await self._go_on()
             self._stepped_at = self._clock.monotonic()
             seconds, taken = self._stepped_at - began, steps.count
             self._replica.trained(steps.report, taken)
@@ -298,12 +308,24 @@ class Worker:
                 self._step, steps, num_members=max(1, members), waiting_s=max(0.0, seconds - steps.compute_s)
             )
 
+    def _look_at_trainer(self) -> None:
+        """At every beat: a worker whose trainer hangs is alive, but nobody is to wait for it."""
+        if self._watchdog.look():
+            self._meter.explain(f"no inner step for {self._watchdog.silent_s:.0f} s")
+            self._tell(State.STALLED)
+
+    async def _go_on(self) -> None:
+        """The trainer is back: those who hear of it now do not go on without this worker."""
+        self._meter.explain("")
+        self._tell(State.TRAINING)
+        await self.membership.announce()
+
     def _end_stretch(self) -> None:
         """The inner steps since the last launch are one event of the journal, and tell the pace."""
-        stretch, self._stretch = self._stretch, _Stretch()
+        stretch, self._stretch = self._stretch, Stretch()
         if stretch.steps:
             self._pace_s = stretch.seconds * self._timetable.plan.inner_steps / stretch.steps
-            self._journal.record(StretchDone(self._round(), self._step, stretch.tokens, stretch.loss, stretch.seconds))
+            self._journal.record(StretchDone(self.round, self._step, stretch.tokens, stretch.loss, stretch.seconds))
 
     # -- outer rounds -------------------------------------------------------------------------------------------------
 
@@ -355,7 +377,7 @@ class Worker:
                 await self._repair(outcome)
         elif isinstance(outcome, Mixed):
             await self._validate(sync.key, outcome)
-            await self._save_if_due()
+            await self._saving.if_due(lambda: self._outcome(done=False))
 
     async def _take_in(self, sync: InFlightSync, stop: asyncio.Event) -> Mixed | Aborted | None:
         """Wait for the end of a sync and act on its verdict; ``None`` if the worker is to stop before that.
@@ -383,7 +405,7 @@ class Worker:
             self._num_members[key.fragment] = len(outcome.members)
             if not verdict.missed and not landing.passed:
                 self._timetable.landed(sync, landing)
-            held = self._held(sync, landing, waited_s, self._clock.monotonic() - began)
+            held = Held.of(landing.verdict, sync.held_s, waited_s, self._clock.monotonic() - began)
             delay_steps = self._step - sync.step
             self._report.mixed(
                 key, outcome, verdict, landing.applied, held=held, delay_steps=delay_steps, excuse=mine.excuse
@@ -391,7 +413,7 @@ class Worker:
         elif isinstance(outcome, Aborted):
             self._replica.give_back(key)
             self._replica.skip(key)
-            held = self._held(sync, landing, waited_s, self._clock.monotonic() - began)
+            held = Held.of(landing.verdict, sync.held_s, waited_s, self._clock.monotonic() - began)
             self._report.aborted(key, outcome, verdict, held=held)
         self._keep_up()
         if verdict.met is not None:
@@ -410,6 +432,7 @@ class Worker:
             else:
                 await self._syncs.cancel(sync)
                 self._replica.give_back(sync.key)
+        await self._saving.finish(_LEAVE_S)
 
     def _goes_on(self) -> bool:
         """Whether a sync that was late goes on to the next round.
@@ -426,20 +449,14 @@ class Worker:
         """Rounds went by without this worker: it goes on at the step where those are who did not miss them."""
         for passed in landing.passed:
             if isinstance(mixed := passed.verdict.outcome, Mixed):
-                nothing = Held(0.0, 0.0)
                 self._report.mixed(
-                    passed.key, mixed, passed.verdict, passed.applied, held=nothing, delay_steps=0, excuse=""
+                    passed.key, mixed, passed.verdict, passed.applied, held=Held(), delay_steps=0, excuse=""
                 )
         # As many steps as this worker took since that round was called.
         since_s = self._clock.monotonic() - landing.ended_at + landing.verdict.transfer_s
         since = round(since_s / self._step_s) if self._step_s > 0 else 0
         launched_at = self._timetable.plan.launch_step(landing.key)
         self._step = max(self._step, launched_at + min(since, self._step - sync.step))
-
-    def _held(self, sync: InFlightSync, landing: Landing, waited_s: float, taken_s: float) -> Held:
-        """For what the training stood still: of the wait at the end, as much as can be was for moving values."""
-        moving_s = min(waited_s, landing.verdict.transfer_s)
-        return Held(waited_s - moving_s, sync.held_s + taken_s - waited_s + moving_s)
 
     def _show_anchors(self) -> None:
         """Tell the exchange of new anchors."""
@@ -451,7 +468,7 @@ class Worker:
     async def _move(self, fragment: int, shift_N: Tensor, partner: PeerId, spread: float) -> None:
         """Move an anchor as a swap outside of any round demands."""
         await self._clock.run_aside(lambda: self._replica.move(fragment, shift_N))
-        self._report.pulled(SyncKey(self._round(), fragment), partner, spread)
+        self._report.pulled(SyncKey(self.round, fragment), partner, spread)
 
     def _keep_up(self) -> None:
         """In gossip, and without rounds, nobody waits for a slow worker; it goes on where the others are by now.
@@ -481,7 +498,7 @@ class Worker:
         unsure = math.isnan(nearest_s) or self._step_s <= 0
         if unsure or plan.num_fragments > 1 or self._syncs or self._options.in_step:
             return
-        start = plan.launch_step(SyncKey(self._round(), 0)) - max(1, round(nearest_s / self._step_s))
+        start = plan.launch_step(SyncKey(self.round, 0)) - max(1, round(nearest_s / self._step_s))
         self._step = max(self._step, start)
 
     def _until_launch_s(self, fragment: int) -> float:
@@ -512,21 +529,15 @@ class Worker:
         began = self._clock.monotonic()
         first = [verdict.source] if verdict.source is not None else []
         download = await self._downloader.fetch(self._donors(first))
-        if isinstance(download, str):
+        if isinstance(download, NoDownload):
             self._meter.explain(f"{verdict.reason}, and no repair: {download}")
             self._tell(State.REPAIRING)
             return
         await self._adopt(download)
-        seconds = self._clock.monotonic() - began
+        seconds, round_ = self._clock.monotonic() - began, min(download.head.rounds)
         self._meter.downloaded(seconds)
         self._journal.record(
-            Repaired(
-                donor=download.donor,
-                round=min(download.head.rounds),
-                downloaded_bytes=download.received_bytes,
-                seconds=seconds,
-                reason=verdict.reason,
-            )
+            Repaired(download.donor, round_, download.received_bytes, seconds=seconds, reason=verdict.reason)
         )
 
     async def _adopt(self, download: Download) -> None:
@@ -547,14 +558,6 @@ class Worker:
         self.membership.update(since=min(snapshot.rounds) + 1)
         self._tell(State.TRAINING)
 
-    async def _save_if_due(self) -> None:
-        """Keep the anchors on disk now and then: whatever ends this process, little is lost."""
-        save, now = self._parts.save, self._clock.monotonic()
-        if save is not None and now - self._saved_at >= self._parts.save_every_s:
-            self._saved_at = now
-            outcome = self._outcome(done=False)
-            await self._clock.run_aside(lambda: save(outcome))
-
     def _donors(self, first: Sequence[PeerId]) -> list[PeerId]:
         """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
         furthest = sorted(self._others(), key=lambda presence: -presence.round)
@@ -568,23 +571,21 @@ class Worker:
     async def _snapshot(self) -> Snapshot | None:
         return self._replica.snapshot(self._step) if self._replica.has_state else None
 
-    def _round(self) -> int:
-        """The round this worker is in: the earliest that a fragment has not finished."""
-        return min(self._exchange.progress.rounds())
-
     def _tell(self, state: State) -> None:
         """Bring the own record up to date.
 
         Who is rounds behind is no member until it has caught up: three newcomers would be the majority that holds
         another anchor than the worker they have it from.
         """
-        if state in ACTIVE and not self._options.runs_free:
+        if state in ACTIVE and self._watchdog.stalled:
+            state = State.STALLED
+        elif state in ACTIVE and not self._options.runs_free:
             others = self._others()
-            if others and self._round() < min(middle_round(others), self._options.rounds) - 1:
+            if others and self.round < min(middle_round(others), self._options.rounds) - 1:
                 state = State.CATCHING_UP
         # Where everybody has an anchor of its own there is nothing to agree on.
-        digest = "" if self._options.runs_free else self._replica.digest_of(self._round())
-        self.membership.update(state=state, round=self._round(), digest=digest, round_s=self._pace_s)
+        digest = "" if self._options.runs_free else self._replica.digest_of(self.round)
+        self.membership.update(state=state, round=self.round, digest=digest, round_s=self._pace_s)
 
     def metrics(self) -> Metrics:
         """This worker's figures as they stand."""
@@ -595,4 +596,4 @@ class Worker:
     def _outcome(self, done: bool) -> Outcome:
         snapshot = self._replica.snapshot(self._step)
         anchors, residuals = self._replica.anchors(), self._replica.residuals()
-        return Outcome(done, self._round(), self._meter.tokens, snapshot.name, anchors, residuals)
+        return Outcome(done, self.round, self._meter.tokens, snapshot.name, anchors, residuals)

@@ -105,6 +105,8 @@ def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, stray: 
         return f"not seen for {age_s:.0f} s"
     if presence.metrics.reason:
         return presence.metrics.reason
+    if presence.state is State.STALLED:
+        return "takes no inner steps"
     if presence.state is State.REPAIRING:
         return "repairing: its weights differ from the swarm's"
     if stray:

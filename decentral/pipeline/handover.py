@@ -20,7 +20,7 @@ from decentral.pipeline.scoped import Scoped
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import Model
 from decentral.ports.transport import Transport
-from decentral.state.download import Donor, Download, Downloader
+from decentral.state.download import Donor, Download, Downloader, NoDownload
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm import checked
 from decentral.swarm.timing import Timing
@@ -138,14 +138,14 @@ def pack_keep(slot: int, batch: int, values_N: Tensor) -> bytes:
 
 async def fetch_live(
     transport: Transport, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing
-) -> Download | str:
-    """The weights of a stage as one of its holders has them now, or in words why nobody gave them."""
+) -> Download | NoDownload:
+    """The weights of a stage as one of its holders has them now, or why nobody gave them."""
     return await Downloader(Scoped(transport, _LIVE), signature, (numel,), 0, timing).fetch(peers)
 
 
 async def fetch_kept(
     transport: Transport, slot: int, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing
-) -> Download | str:
+) -> Download | NoDownload:
     """The copy of a slot's head that holders of a stage keep; its step is the batch after which it was made."""
     return await Downloader(_kept_scope(transport, slot), signature, (numel,), 0, timing).fetch(peers)
 

@@ -178,6 +178,9 @@ class HeadLoop:
         loss = sum(losses) / len(losses) if losses else math.nan
         return Steps(self.step - first_step, StepReport(tokens, loss, self.grad_norm), compute_s)
 
+    def over(self) -> None:
+        """See ``InnerLoop``: what others still need of this worker goes on in ``finish``."""
+
     async def _committed(self, stop: asyncio.Event, within_s: float) -> bool:
         """Wait for the end of the commit under way; whether it has come before ``stop`` and in time."""
         until = self._clock.monotonic() + within_s

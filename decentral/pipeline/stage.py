@@ -189,6 +189,9 @@ class StageLoop:
         loss = sum(losses) / len(losses) if losses else math.nan
         return Steps(min(count, self.step - first_step), StepReport(tokens, loss, self.grad_norm), compute_s)
 
+    def over(self) -> None:
+        """See ``InnerLoop``: what others still need of this worker goes on in ``finish``."""
+
     async def _look(self) -> None:
         """Wait for news, or until it is time to look at who lives."""
         self._wake.clear()

@@ -63,12 +63,12 @@ class Steps:
 class InnerLoop(Protocol):
     """Takes a worker's inner steps: those of a trainer on this machine, or its part of a pipeline's."""
 
-    def over(self) -> None:
-        """No more steps will be asked for."""
-        ...
-
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """Take up to ``count`` inner steps from global step ``first_step`` on; fewer if ``stop`` is set meanwhile."""
+        ...
+
+    def over(self) -> None:
+        """No more steps will be asked for. Called once: the run is done, or this worker was stopped or has failed."""
         ...
 
 

@@ -107,6 +107,23 @@ class Download:
     received_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class NoDownload:
+    """Why nobody could give the state."""
+
+    why: str
+    """In words, donor by donor."""
+    other_model: bool = False
+    """Whether a donor said that it trains another model."""
+
+    def __str__(self) -> str:
+        return self.why
+
+
+class _OtherModelError(FrameError):
+    """A donor trains another model."""
+
+
 class Downloader:
     """Fetches the state of the swarm.
 
@@ -127,7 +144,9 @@ class Downloader:
         self._num_parts = 1 + num_buffers
         self._timing = timing
 
-    async def fetch(self, donors: Sequence[PeerId], report: Callable[[int, int], None] | None = None) -> Download | str:
+    async def fetch(
+        self, donors: Sequence[PeerId], report: Callable[[int, int], None] | None = None
+    ) -> Download | NoDownload:
         """Download from the first donor that can give; the others continue where it fails.
 
         Args:
@@ -135,9 +154,10 @@ class Downloader:
             report: told of bytes received and bytes in all after every chunk.
 
         Returns:
-            The state, or in words why nobody could give it.
+            The state, or why nobody could give it.
         """
         problems: list[str] = []
+        other_model = False
         received: dict[str, bytearray] = {}
         for donor in donors:
             try:
@@ -149,7 +169,8 @@ class Downloader:
                 return Download(donor, head, self._assemble(head, data), len(data))
             except (TransportError, FrameError) as err:
                 problems.append(f"{short_id(donor)}: {err}")
-        return "; ".join(problems) or "there is no donor"
+                other_model |= isinstance(err, _OtherModelError)
+        return NoDownload("; ".join(problems) or "there is no donor", other_model)
 
     async def _head(self, donor: PeerId) -> Head:
         """The donor's head, checked."""
@@ -168,7 +189,7 @@ class Downloader:
         except (ValueError, TypeError, msgpack.UnpackException) as err:
             raise FrameError(f"malformed head: {err}") from err
         if head.layout != self._layout:
-            raise FrameError(f"it trains another model (layout {head.layout[:16]}, ours is {self._layout})")
+            raise _OtherModelError(f"it trains another model (layout {head.layout[:16]}, ours is {self._layout})")
         if {len(head.rounds), len(head.num_steps), len(head.digests), len(head.counted)} != {len(self._numels)}:
             raise FrameError("head with a wrong number of fragments")
         return head

@@ -37,6 +37,8 @@ class State(StrEnum):
     """Takes inner steps."""
     SYNCING = "syncing"
     """Waits for or exchanges a round."""
+    STALLED = "stalled"
+    """Lives, but its trainer has not come back with the inner steps it was asked for; not waited for."""
     REPAIRING = "repairing"
     """Found that its anchor differs and downloads the swarm's."""
     LEAVING = "leaving"

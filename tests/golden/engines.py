@@ -28,6 +28,8 @@ InnerStep = Callable[[int, int, Values], Values]
 
 #: So long that every exchange of the simulated network is over before the next step.
 STEP_S = 5.0
+#: Of an inner step.
+TOKENS = 8
 
 
 class Watched:
@@ -37,6 +39,8 @@ class Watched:
         self._worker, self._step, self._charge = worker, step, charge
         self._layers = torch.from_numpy(first).float()
         self._taken = 0
+        self._before_loads: list[Tensor] = []
+        """The parameters before each time that they were loaded, since the last step."""
         self.local: dict[int, Values] = {}
         """After a step and all that was due at it."""
         self.anchors: dict[int, Values] = {}
@@ -46,6 +50,7 @@ class Watched:
         return {f"layers.{number}.weight": values_N for number, values_N in enumerate(self._layers)}
 
     def load(self, parameters: Mapping[str, Tensor]) -> None:
+        self._before_loads.append(self._layers.clone())
         for name, values_N in parameters.items():
             self._layers[int(name.split(".")[1])] = values_N
 
@@ -54,10 +59,11 @@ class Watched:
         for _ in range(count):
             self.watch()
             self._taken += 1
+            self._before_loads.clear()
             stepped = self._step(self._taken, self._worker, self._layers.double().numpy())
             self._layers = torch.from_numpy(stepped).float()
         self._charge(STEP_S * count)
-        return StepReport(tokens=8 * count, loss=1.0, grad_norm=1.0)
+        return StepReport(tokens=TOKENS * count, loss=1.0, grad_norm=1.0)
 
     def validate(self) -> float:
         return 1.0
@@ -67,8 +73,15 @@ class Watched:
         if self._taken:
             self.local[self._taken] = self._layers.double().numpy()
 
+    def watch_the_end(self, num_fragments: int) -> None:
+        """The run has ended by loading the anchors, fragment by fragment: what were the parameters before that?"""
+        self._layers = self._before_loads[-num_fragments]
+        self.watch()
+
     def landed(self, outcome: Outcome) -> None:
-        self.anchors[self._taken] = np.stack([outcome.anchors[name].double().numpy() for name in self.parameters()])
+        self.anchors[outcome.tokens // TOKENS] = np.stack(
+            [outcome.anchors[name].double().numpy() for name in self.parameters()]
+        )
 
 
 @dataclass
@@ -99,7 +112,7 @@ class Engines:
             await (worker.found() if peer.peer_id == peers[0] else worker.join(peers[:1]))
             outcome = await worker.run(asyncio.Event())
             assert outcome.done
-            trainer.watch()
+            trainer.watch_the_end(self.plan.num_fragments)
 
         for peer in peers:
             world.start(peer, main)

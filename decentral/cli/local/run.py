@@ -29,7 +29,7 @@ from decentral.cli.signals import stopping
 from decentral.cli.sources import from_paths, parts_from_paths
 from decentral.config.rate import show_rate
 from decentral.config.schema import SwarmConfig, WorkerConfig, to_toml
-from decentral.engine.unless import unless
+from decentral.engine.background import unless
 from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.report import RunFacts, StatusReport

@@ -17,7 +17,7 @@ from decentral.exchange.allreduce.reducer import SHARD
 from decentral.monitor.events import RoundMixed, StretchDone
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
-from decentral.ports.trainer import Trainer
+from decentral.ports.trainer import InnerLoop, Trainer
 from decentral.ports.transport import Handler, Traffic
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Fault, FaultTape
@@ -25,6 +25,7 @@ from decentral.sim.loop import run
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.transport import MemoryTransport
 from decentral.sim.world import Machine, SimPeer, World, peer_id
+from decentral.swarm.presence import Presence
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
 
@@ -54,6 +55,10 @@ class Plan:
     timing: Timing = field(default_factory=Timing)
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of ``RunOptions``, in place of the ordinary ones."""
+    looks: Sequence[float] = ()
+    """When to look at the records that the founder has of all workers."""
+    inner: Callable[[SimPeer, Trainer], InnerLoop] = lambda peer, trainer: LocalSteps(trainer, peer.clock)
+    """What takes the trainers' steps."""
     residuals: Callable[[PeerId], Mapping[str, Tensor]] = lambda peer: {}
     """What a worker is given of its earlier life."""
 
@@ -71,6 +76,8 @@ class Seen:
     """The values in them."""
     messages: list[tuple[float, str, str, str]] = field(default_factory=list)
     """Time, sender, receiver and method or ``reply`` of every message on the network."""
+    records: list[dict[PeerId, Presence]] = field(default_factory=list)
+    """What the founder knew of whom, at each look."""
     unfired: tuple[Fault, ...] = ()
 
     def of(self, kind: type[E], peer: PeerId) -> list[E]:
@@ -128,6 +135,9 @@ async def _play(plan: Plan) -> Seen:
 
     async def main(peer: SimPeer) -> None:
         worker = _worker(plan, peer, seen)
+        if peer.peer_id == FOUNDER:
+            for at_s in plan.looks:
+                asyncio.get_running_loop().call_at(at_s, lambda: seen.records.append(_records(worker)))
         stop = asyncio.Event()
         if peer.peer_id in plan.stops:
             asyncio.get_running_loop().call_at(plan.stops[peer.peer_id], stop.set)
@@ -172,9 +182,15 @@ def _worker(plan: Plan, peer: SimPeer, seen: Seen) -> Worker:
     transport = Tap(peer.transport, seen)
     residuals = plan.residuals(peer.peer_id)
     trainer = make(peer)
-    inner = LocalSteps(trainer, peer.clock)
+    inner = plan.inner(peer, trainer)
     parts = Parts(transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal, residuals)
     return Worker(options, parts)
+
+
+def _records(worker: Worker) -> dict[PeerId, Presence]:
+    roster = worker.membership.roster
+    found = {peer: roster.get(peer) for peer in PEERS}
+    return {peer: presence for peer, presence in found.items() if presence is not None}
 
 
 def ordinary(peer: SimPeer, step_s: float = STEP_S, *, nan_at_step: int | None = None) -> Trainer:

@@ -48,6 +48,8 @@ def test_nobody_is_empty():
     [
         (record("b"), 12.4, "not seen for 12 s"),
         (record("b", state=State.REPAIRING), 0.1, "repairing: its weights differ from the swarm's"),
+        (record("b", state=State.STALLED, reason="no inner step for 40 s"), 0.1, "no inner step for 40 s"),
+        (record("b", state=State.STALLED), 0.1, "takes no inner steps"),
         (record("b", round=3), 0.1, "behind: in round 3, the swarm is in 5"),
         (record("b", reason="sitting out: non-finite"), 0.1, "sitting out: non-finite"),
         (record("b", digest="other"), 0.1, "out of sync: its weights differ from other workers' in round 5"),

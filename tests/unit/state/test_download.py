@@ -13,7 +13,7 @@ from decentral.outer.rule import OuterState
 from decentral.sim.loop import run
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.state import download as module
-from decentral.state.download import CHUNK, HEAD, Donor, Download, Downloader
+from decentral.state.download import CHUNK, HEAD, Donor, Download, Downloader, NoDownload
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
@@ -77,7 +77,7 @@ class Nursery:
 
             await peer.transport.serve(method, answer, max_request_bytes=1000)
 
-    async def fetch(self, *donors: Any) -> Download | str:
+    async def fetch(self, *donors: Any) -> Download | NoDownload:
         downloader = Downloader(self.peers[JOINER].transport, LAYOUT, NUMELS, 1, Timing())
         return await downloader.fetch(donors, lambda *seen: self.seen.append(seen))
 
@@ -89,7 +89,7 @@ def play(scenario: Callable[[Nursery], Awaitable[None]]) -> None:
     run(main(), until_s=200.0)
 
 
-def check_equal(download: Download | str, state: Snapshot) -> None:
+def check_equal(download: Download | NoDownload, state: Snapshot) -> None:
     assert isinstance(download, Download), download
     assert download.received_bytes == TOTAL
     assert (download.snapshot.step, download.snapshot.rounds) == (state.step, state.rounds)
@@ -264,8 +264,8 @@ def test_a_bad_donor_is_found_out_and_the_next_one_asked(fault: str) -> None:
     async def scenario(nursery: Nursery) -> None:
         await nursery.fake(nursery.peers[FIRST], change, snapshot())
         refusal = await nursery.fetch(FIRST)
-        assert isinstance(refusal, str)
-        assert match in refusal
+        assert isinstance(refusal, NoDownload)
+        assert match in refusal.why
         await nursery.donor(nursery.peers[SECOND], snapshot())
         check_equal(await nursery.fetch(FIRST, SECOND), snapshot())
 
@@ -283,20 +283,20 @@ def test_values_that_are_not_finite_are_not_taken_even_with_the_right_digest(whe
         bad = FragmentState.of(first.round, bad_N if where == "anchor" else first.anchor_N, outer)
         await nursery.donor(nursery.peers[FIRST], Snapshot(30, (bad, good.fragments[1])))
         refusal = await nursery.fetch(FIRST)
-        assert isinstance(refusal, str)
-        assert "not finite" in refusal
+        assert isinstance(refusal, NoDownload)
+        assert "not finite" in refusal.why
 
     play(scenario)
 
 
 def test_nobody_can_give() -> None:
     async def scenario(nursery: Nursery) -> None:
-        assert await nursery.fetch() == "there is no donor"
+        assert await nursery.fetch() == NoDownload("there is no donor")
         await nursery.donor(nursery.peers[FIRST], None)
         refusal = await nursery.fetch(FIRST, SECOND, peer_id(77))
-        assert isinstance(refusal, str)
-        assert "no state to give yet" in refusal
-        assert "nobody there" in refusal
-        assert refusal.count(";") == 2
+        assert isinstance(refusal, NoDownload)
+        assert "no state to give yet" in refusal.why
+        assert "nobody there" in refusal.why
+        assert refusal.why.count(";") == 2
 
     play(scenario)
