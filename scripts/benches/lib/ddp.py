@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """One member of data-parallel training over gloo: what the utilisation bench compares with.
 
 The trainer is the worker's own, with the same settings. Before every optimizer step the gradients are averaged in
