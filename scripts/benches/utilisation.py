@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from decentral.config.settings import load, resolve_task
+from decentral.workers.lm.settings import read_settings
 from scripts.benches.lib.command import Parser, enter, set_words
-from scripts.benches.lib.links import Counters, Link, Links, Sampler, window_rates
+from scripts.benches.lib.links import Counters, Link, Links, Sampler, carried, during, emulation
 from scripts.benches.lib.plots import figure
 from scripts.benches.lib.processes import Event, Process, Swarm, python
 from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import row, table
-from workers.lm.settings import read_settings
 
 SCRIPT = "bench-utilisation"
 WORKERS = 4
@@ -146,39 +146,35 @@ def _summary(laps: Sequence[Record], samples: Sequence[Counters]) -> Record:
     """What a run comes to: means over workers, and what was on the links."""
     walls = [lap["ended_s"] - lap["began_s"] for lap in laps]
     began_s, ended_s = min(lap["began_s"] for lap in laps), max(lap["ended_s"] for lap in laps)
-    during = [sample for sample in samples if began_s <= sample.time_s <= ended_s]
-    times, span_s = [sample.time_s for sample in during], during[-1].time_s - during[0].time_s
+    sampled = during(samples, began_s, ended_s)
     steps = statistics.mean(lap["steps"] for lap in laps)
     ways: Record = {}
     for way in ("up", "down"):
-        counted = [[getattr(sample, way)[host].bytes for sample in during] for host in range(len(laps))]
-        moved = [host[-1] - host[0] for host in counted]
-        ways[f"{way}_bytes"] = moved
-        ways[f"{way}_bytes_per_step"] = statistics.mean(moved) / steps
-        ways[f"{way}_mean_bits_per_s"] = 8 * statistics.mean(moved) / span_s
-        ways[f"{way}_peak_bits_per_s"] = max(max(window_rates(times, host), default=0.0) for host in counted)
+        links = [carried(sampled, host, way) for host in range(len(laps))]
+        ways[f"{way}_bytes"] = [link.bytes for link in links]
+        ways[f"{way}_bytes_per_step"] = statistics.mean(link.bytes for link in links) / steps
+        ways[f"{way}_mean_bits_per_s"] = statistics.mean(link.mean_bits_per_s for link in links)
+        ways[f"{way}_peak_bits_per_s"] = max(link.peak_bits_per_s for link in links)
     return {
-        "seconds": span_s,
+        "seconds": sampled[-1].time_s - sampled[0].time_s,
         "steps": steps,
         "step_s": statistics.mean(lap["compute_s"] / lap["steps"] for lap in laps),
         "compute_share": statistics.mean(lap["compute_s"] / wall for lap, wall in zip(laps, walls, strict=True)),
         "tokens_per_s": sum(lap["tokens"] / wall for lap, wall in zip(laps, walls, strict=True)),
         **ways,
-        "emulator_cpu": (during[-1].cpu_s - during[0].cpu_s) / span_s,
-        "latest_s": max(sample.latest_s for sample in during),
+        **emulation(sampled),
         "workers": list(laps),
-        "uplink_bits_per_s": _series(during),
+        "uplink_bits_per_s": _series(sampled),
     }
 
 
-def _series(during: Sequence[Counters]) -> list[float]:
+def _series(samples: Sequence[Counters]) -> list[float]:
     """The first host's uplink, second by second."""
     rates: list[float] = []
-    start = during[0]
-    for sample in during:
-        if sample.time_s - start.time_s >= 1:
-            moved = sample.up[0].bytes - start.up[0].bytes
-            rates.append(round(8 * moved / (sample.time_s - start.time_s)))
+    start = samples[0]
+    for sample in samples:
+        if (span_s := sample.time_s - start.time_s) >= 1:
+            rates.append(round(8 * (sample.up[0].bytes - start.up[0].bytes) / span_s))
             start = sample
     return rates
 

@@ -102,7 +102,7 @@ def toys(folder: Path, numel: int, codec: str, inner_steps: int) -> Iterator[Swa
         inner_steps: of a round.
     """
     settings = {
-        "task.factory": "workers.toy:build",
+        "task.factory": "decentral.workers.toy:build",
         "task.settings.numel": numel,
         "task.settings.num_layers": 4,
         "method.inner_steps": inner_steps,
