@@ -28,7 +28,7 @@ Command = Sequence[str | Path]
 #: For anything that must happen; on a busy machine a worker alone takes 10 s to start.
 DEADLINE_S = 120.0
 _END_S = 30.0
-_STATUS_TRIES = 3
+_STATUS_TRIES, _STATUS_S = 3, 60.0
 
 
 def python(*arguments: str | Path) -> Command:
@@ -260,10 +260,12 @@ class Swarm:
         """What ``decentral status`` says, asked of a worker; empty if it cannot say in time on a busy machine."""
         command = python("-m", "decentral.cli", "status", worker.address, "--format", "json")
         for _ in range(_STATUS_TRIES):
-            asked = subprocess.run(worker.host.inside(command), cwd=ROOT, capture_output=True, timeout=60, check=False)
-            if asked.stdout:
-                report: Event = json.loads(asked.stdout)
-                return report
+            with suppress(subprocess.TimeoutExpired):
+                line = worker.host.inside(command)
+                asked = subprocess.run(line, cwd=ROOT, capture_output=True, timeout=_STATUS_S, check=False)
+                if asked.stdout:
+                    report: Event = json.loads(asked.stdout)
+                    return report
         return {}
 
     def kill(self, *victims: Worker) -> None:
