@@ -6,6 +6,7 @@ from pathlib import Path
 from scripts.benches.lib.report import Record, kept, places, read, write
 from scripts.benches.lib.stats import gaps, grouped, listed
 from scripts.benches.lib.tables import table
+from scripts.benches.pipeline_sim import Case
 
 _HISTORY = "What turns and pieces changed"
 _CASE = "codec | values | healing | M: | window:"
@@ -61,7 +62,7 @@ def _real(runs: Record) -> str:
     rows = []
     for name, run in runs.items():
         linked_s, unlimited_s = (_median(run[kind]) for kind in ("emulated", "unlimited"))
-        busy_s = run["case"]["microbatches"] * (run["case"]["forward_s"] + run["case"]["backward_s"])
+        busy_s = Case(**run["case"]).busy_s
         what = ["language model", "", "", 8, "all"] if run["gpt"] else _described(run["case"])
         shares = ["" if run["gpt"] or not wall_s else f"{busy_s / wall_s:.1%}" for wall_s in (linked_s, unlimited_s)]
         beside = [f"{unlimited_s:.2f}", shares[1], f"{unlimited_s / linked_s:.1%}"] if unlimited_s else ["", "", ""]

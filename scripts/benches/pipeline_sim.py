@@ -24,7 +24,7 @@ from decentral.sim.loop import run
 from decentral.sim.network import Conditions, Line
 from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.swarm.timing import Timing
-from scripts.sleeping import SleepSettings, make_blocks
+from scripts.benches.lib.sleeping import SleepSettings, make_blocks
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,15 @@ class Case:
     batches: int = 5
     """That are measured, after ``warm``."""
     warm: int = 2
+
+    @property
+    def busy_s(self) -> float:
+        """That a stage computes in a batch."""
+        return self.microbatches * (self.forward_s + self.backward_s)
+
+    def model(self) -> SleepSettings:
+        """Its blocks, one for each stage."""
+        return SleepSettings(self.stages, self.sequences, self.context, self.width, self.forward_s, self.backward_s)
 
 
 def predicted_s(case: Case) -> float:
@@ -106,8 +115,7 @@ async def _play(case: Case) -> dict[str, float]:
     await world.ended()
     measured = times[case.warm - 1 :]
     wall_s = (measured[-1] - measured[0]) / (len(measured) - 1)
-    computed_s = case.microbatches * (case.forward_s + case.backward_s)
-    return {"batch_s": wall_s, "utilisation": computed_s / wall_s}
+    return {"batch_s": wall_s, "utilisation": case.busy_s / wall_s}
 
 
 def _process(case: Case, peer: SimPeer, number: int, times: list[float]) -> PipelineProcess:
@@ -139,14 +147,6 @@ def _process(case: Case, peer: SimPeer, number: int, times: list[float]) -> Pipe
     def of_stage(stage: int, parameters: Mapping[str, Tensor]) -> RunOptions:
         return replace(ordinary, run_id=f"sim/{stage}")
 
-    settings = SleepSettings(
-        num_blocks=case.stages,
-        sequences=case.sequences,
-        context=case.context,
-        width=case.width,
-        forward_s=case.forward_s,
-        backward_s=case.backward_s,
-    )
     parts = PipelineProcessParts(
         transport=peer.transport,
         directory=peer.directory,
@@ -154,7 +154,7 @@ def _process(case: Case, peer: SimPeer, number: int, times: list[float]) -> Pipe
         identity=peer.identity,
         journal=MemoryJournal(),
         stage_journal=lambda stage: _Times(times),
-        blocks=make_blocks(settings, peer.clock.charge, 0),
+        blocks=make_blocks(case.model(), peer.clock.charge, 0),
         store=_NoStore(),
         wanted=(number,),
     )

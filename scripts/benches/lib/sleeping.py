@@ -1,4 +1,4 @@
-"""A model for a pipeline whose blocks sleep: ``scripts.sleeping:blocks``, a task of the benches on pipelines.
+"""A model for a pipeline whose blocks sleep, the task ``scripts.benches.lib.sleeping:blocks`` of benches on pipelines.
 
 A block's forward and backward pass take set times in which its machine's processor is free, so that five workers on
 two cores overlap as five machines would. All else is real: activations have the size that they say, are encoded, sent
