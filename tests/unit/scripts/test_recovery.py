@@ -10,7 +10,7 @@ from decentral.workers.lm.corpus import load_corpus
 from decentral.workers.lm.model import GPT
 from decentral.workers.lm.optimizer import adamw
 from decentral.workers.lm.settings import read_settings
-from scripts.recovery import NUM_STAGES, TASK, Pipeline, Plan, draw_failures, play
+from scripts.benches.recovery_pipeline import NUM_STAGES, TASK, Pipeline, Plan, draw_failures, play
 
 SEED = 3
 Data = tuple[str, ...]
@@ -39,7 +39,7 @@ def flat(pipeline: Pipeline, stage: int) -> np.ndarray:
 def test_without_failures_it_trains_the_unsplit_model(data: Data, healing: Healing) -> None:
     settings = read_settings(TASK)
     pipeline = Pipeline(Plan(healing), SEED, data)
-    source = Pipeline(Plan("checkfree"), SEED, data)._blocks.data()  # With a whole batch as its only micro-batch.
+    source = Pipeline(Plan("checkfree"), SEED, data).blocks.data()  # With a whole batch as its only micro-batch.
     model = GPT(settings.model, torch.Generator())
     model.load_state_dict(whole(pipeline))
     named = dict(model.named_parameters())
@@ -69,7 +69,7 @@ def test_without_failures_it_trains_the_unsplit_model(data: Data, healing: Heali
 
 
 def test_the_learning_rate_stays_what_it_is_after_the_warm_up(data: Data) -> None:
-    rate = Pipeline(Plan("checkfree"), SEED, data)._blocks.learning_rate
+    rate = Pipeline(Plan("checkfree"), SEED, data).blocks.learning_rate
     assert rate(50) == rate(5000) == TASK["optimizer"]["learning_rate"]
 
 

@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 
-from scripts.recovery import draw_failures
-from scripts.recovery_times import Taken, expected, healed, reached, rolled_back
+from scripts.benches.recovery_pipeline import draw_failures
+from scripts.benches.recovery_times import Taken, expected, healed, reached, rolled_back
 
 INNER = {2, 3, 4, 5}
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from decentral.pipeline.compute import HeadCompute, StageCompute
-from decentral.pipeline.cut import Healing, cut
+from decentral.pipeline.cut import Healing
 from decentral.pipeline.recovery import Norm, Source, blend, decide, lr_scale
 from decentral.pipeline.routing import stage_order
 from decentral.ports.trainer import Seat
 from decentral.tensors.layout import Layout
 from decentral.workers import lm
+from scripts.benches.lib.stages import Stages
 
 NUM_STAGES = 6
 #: Constant learning rate after the warm-up and a clip of 1, as in the paper; width, context and batch are ours.
@@ -82,7 +82,7 @@ def draw_failures(
     return failures
 
 
-class Pipeline:
+class Pipeline(Stages):
     """All stages of a run.
 
     Args:
@@ -94,17 +94,12 @@ class Pipeline:
     def __init__(self, plan: Plan, seed: int, data: tuple[str, ...] = ()) -> None:
         swap = plan.healing == "checkfree+"
         # Both halves are one batch of the corpus: without swaps they can as well be computed at once.
-        self.orders = [stage_order(NUM_STAGES, index, swap=swap) for index in range(2 if swap else 1)]
-        """In which each micro-batch passes the stages."""
+        orders = [stage_order(NUM_STAGES, index, swap=swap) for index in range(2 if swap else 1)]
         self._plan = plan
         seat = Seat(run_seed=seed, stream_seed=seed, total_steps=10**9, data=data)
-        self._blocks = lm.blocks(plan.task, seat, len(self.orders))
-        self.data = self._blocks.data()
+        super().__init__(lm.blocks(plan.task, seat, len(orders)), NUM_STAGES, plan.healing, orders)
         large = {**plan.task, "batch_sequences": VALIDATION_SEQUENCES, "val_batches": 1}
         self._held_out = lm.blocks(large, seat, 1).data().held_out(0)
-        self._spans = cut(self._blocks.num_blocks, NUM_STAGES, plan.healing).spans
-        self.head = HeadCompute(self._blocks)
-        self.stages = {stage: self._fresh(stage) for stage in range(1, NUM_STAGES + 1)}
         self.norms = dict.fromkeys(self.stages, 1.0)
         """Of each stage's last gradient, after clipping."""
         self._healed: dict[int, int] = {}
@@ -113,24 +108,13 @@ class Pipeline:
 
     def train(self) -> float:
         """One iteration; its loss."""
-        losses = []
-        for index, order in enumerate(self.orders):
-            key = (0, self.step, index)
-            inputs, targets = self.data.batch(*key)
-            x = self.head.embed(key, inputs)
-            for stage in order:
-                x = self.stages[stage].forward(key, x)
-            loss, grad = self.head.loss(key, x, targets)
-            for stage in reversed(order):
-                grad = self.stages[stage].backward(key, grad)
-            self.head.finish(key, grad)
-            losses.append(loss)
+        losses = self.learn(self.step)
         self.head.apply([0], len(losses), self.step)
         for stage, part in self.stages.items():
             healed = self._healed.get(stage)
             scale = lr_scale(None if healed is None else self.step - healed, self._plan.boost, self._plan.boost_steps)
             norm = part.apply([0], len(losses), self.step, scale)
-            self.norms[stage] = min(norm, self._blocks.clip_norm)
+            self.norms[stage] = min(norm, self.blocks.clip_norm)
         self.step += 1
         if self._plan.checkpoint_every and self.step % self._plan.checkpoint_every == 0:
             self._stored = self._state()
@@ -138,12 +122,7 @@ class Pipeline:
 
     def validate(self) -> float:
         """Mean loss on held-out windows that are the same in all runs, with the stages in their order."""
-        inputs, targets = self._held_out
-        key = (0, -1, 0)
-        x = self.head.embed(key, inputs, train=False)
-        for stage in sorted(self.stages):
-            x = self.stages[stage].forward(key, x, train=False)
-        return self.head.loss(key, x, targets, train=False)[0]
+        return self.loss(*self._held_out)
 
     def restore(self, lost: Sequence[int]) -> Source:
         """Bring stages back that were lost at once; where the last came from."""
@@ -175,19 +154,16 @@ class Pipeline:
             parameters = self.stages[donor].parameters()
             flats.append(Layout.of(parameters).gather(parameters, 0))
         if source == Source.BLEND:
-            below, above = donors
-            made = blend(*flats, self.norms[below], self.norms[above], self._plan.norm)
+            [below_N, above_N], (below, above) = flats, donors
+            made = blend(below_N, above_N, self.norms[below], self.norms[above], self._plan.norm)
         elif source == Source.COPY:
             [made] = flats
         else:
             raise AssertionError(f"stage {stage} is to come from {source}")
-        fresh = self._fresh(stage)
+        fresh = self.fresh(stage)
         fresh.load(Layout.of(fresh.parameters()).scatter(made, 0))
         self.stages[stage] = fresh
         self._healed[stage] = self.step
-
-    def _fresh(self, stage: int) -> StageCompute:
-        return StageCompute(self._blocks, *self._spans[stage - 1])
 
     def _state(self) -> tuple[Any, ...]:
         return copy.deepcopy((self.head, self.stages, self.norms, self._healed, self.step))

@@ -7,10 +7,11 @@ loses nothing at all. Knows neither files nor tables.
 
 import itertools
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
-from scripts.recovery import draw_failures
+from scripts.benches.recovery_pipeline import draw_failures
 
 #: Validations in the trailing mean of a curve.
 SMOOTHED = 5
@@ -43,10 +44,10 @@ def reached(losses: Sequence[float], every: int, target: float) -> float:
     return math.nan
 
 
-def healed(run: dict[str, object], target: float) -> Taken:
+def healed(run: Mapping[str, Any], target: float) -> Taken:
     """What a recorded run took."""
-    iterations = reached(run["losses"], run["every"], target)  # type: ignore[arg-type]
-    lost = {iteration for iteration, *_ in run["lost"]}  # type: ignore[attr-defined]
+    iterations = reached(run["losses"], run["every"], target)
+    lost = {iteration for iteration, *_ in run["lost"]}
     return Taken(iterations, sum(iteration < iterations for iteration in lost))
 
 
