@@ -191,7 +191,7 @@ def keep(options: argparse.Namespace, cases: Sequence[Record]) -> None:
         "cases": cases,
         **stamp(SCRIPT),
     }
-    write(options.out, record, page(record, options.out.name))
+    write(options.out, record, page(options.out, record))
     plot(record["cases"], options.out)
 
 
@@ -223,7 +223,7 @@ def reaches(case: Record) -> bool:
     return bool(case["required"] is None or case["compute_share"] >= case["required"])
 
 
-def page(record: Record, name: str) -> str:
+def page(out: Path, record: Record) -> str:
     """The report for people."""
     mbit, trip_ms = record["link"]["bits_per_s"] / 1e6, 1000 * record["link"]["round_trip_s"]
     verdict = "; ".join(
@@ -233,12 +233,12 @@ def page(record: Record, name: str) -> str:
     )
     return f"""# Utilisation on home links
 
-Written by `scripts/bench-utilisation`; the raw record is `{name}.json`. {WORKERS} real workers, each behind an
+Written by `scripts/bench-utilisation`; the raw record is `{out.name}.json`. {WORKERS} real workers, each behind an
 [emulated link](../link-emulator.md) of {mbit:g} Mbit/s up and down with a round trip of {trip_ms:g} ms between any two,
 train a language model of {record["parameters"]:,} parameters; a round has {record["inner_steps"]} inner steps. The
 first round is left out.
 
-![compute share, speed and the uplink over time]({name}.png)
+![compute share, speed and the uplink over time]({out.name}.png)
 
 {table(_COLUMNS, map(_cells, record["cases"]))}
 
