@@ -13,7 +13,8 @@ from decentral.cli.render import console
 from decentral.cli.status import Format
 from decentral.cli.worker import CONFIG, DEBUG, SET, data_paths
 from decentral.config.method import MethodSection
-from decentral.config.settings import load, resolve
+from decentral.config.resolve import resolve
+from decentral.config.settings import load
 from decentral.errors import ExitCode
 from decentral.monitor.figures import amount
 

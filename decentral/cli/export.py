@@ -65,7 +65,7 @@ def export(
     if swarm is None and not no_loss:
         raise ConfigError(
             f"There is no configuration beside {paths[0]}, so the task that measures the loss is not known.",
-            hint="Copy config.json or config.toml of the run beside it, or give --no-loss.",
+            hint="Copy config.toml of the run beside it, or give --no-loss.",
         )
     if trainer is None and swarm is not None and not no_loss:
         trainer = build_trainer(swarm, own.device, own.data, stream_seed=0)

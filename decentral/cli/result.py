@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from decentral import __version__
+from decentral.config.names import Family
 from decentral.config.schema import SwarmConfig
 from decentral.errors import ConfigError
 from decentral.monitor.figures import loss
@@ -21,7 +22,7 @@ def default_take(swarm: SwarmConfig | None) -> str:
     Those of an all-reduce are equal, unless some were stopped early; then the newest has all of the run in it. Without
     a configuration, replicas that differ are taken for a gossip's.
     """
-    return NEWEST if swarm is not None and swarm.method.name != "noloco" else AVERAGE
+    return NEWEST if swarm is not None and swarm.method.family is not Family.GOSSIP else AVERAGE
 
 
 def measure_with(trainer: Trainer) -> Measure:

@@ -10,7 +10,7 @@ from torch import Tensor
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError, UsageError
-from decentral.run.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS, stage_file
+from decentral.run.folder import CONFIG, MODEL, WORKERS, stage_file
 from decentral.state.average import Replica
 from decentral.state.files import load_weights
 
@@ -99,14 +99,7 @@ def config_at(path: Path) -> SwarmConfig | None:
         ConfigError: this release cannot read it.
     """
     folder = path if path.is_dir() else path.parent
-    if (folder / RUN_CONFIG).exists():
-        return load(folder / RUN_CONFIG).swarm
-    try:
-        return SwarmConfig.from_json((folder / CONFIG).read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as err:
-        raise ConfigError(f"Cannot read the configuration {folder / CONFIG}: {err.strerror or err}.") from err
+    return load(folder / CONFIG).swarm if (folder / CONFIG).exists() else None
 
 
 def _in_run(folder: Path) -> tuple[list[tuple[Path, Replica]], list[str]]:

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from decentral.cli.signals import stopping
+from decentral.config.names import METHODS
 from decentral.config.pipeline import check_founder
-from decentral.config.presets import PRESETS
+from decentral.config.resolve import import_task, on_machine, resolve
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import Settings, load, resolve, value_of
+from decentral.config.settings import Settings, load, value_of, with_values
 from decentral.errors import ConfigError, DecentralError, UsageError
 from decentral.run.stop import Stop
 
@@ -22,12 +23,13 @@ SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatabl
 DATA = typer.Option(help="Text to train on: files, folders or globs of this machine.", metavar="PATH...")
 MORE_DATA = typer.Argument(hidden=True, metavar="PATH")
 CODEC = typer.Option(help="How values travel; `decentral codecs` lists them.", metavar="NAME")
-METHOD = typer.Option(help=f"How workers come to agree: {', '.join(PRESETS)}.", metavar="NAME")
+METHOD = typer.Option(help=f"How workers come to agree: {', '.join(METHODS)}.", metavar="NAME")
 FRAGMENTS = typer.Option(help="Parts of the model with a sync each.", metavar="P|auto|paper")
 OVERLAP = typer.Option(help="Inner steps to hide a sync under.", metavar="TAU|auto")
 MIX = typer.Option(help="Share of local work kept when a sync arrives.", metavar="ALPHA|auto")
 STAGES = typer.Option(help="Cut the model into this many stages, beside the head.", metavar="S")
 REPLICAS = typer.Option(help="Holders of each stage and of the head; more wait as spares.", metavar="R")
+_TASK = typer.Option(help="Train with this task, not with the one that the swarm names.", metavar="MODULE:FUNCTION")
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
 MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
@@ -44,6 +46,7 @@ def worker(
     announce: Annotated[str | None, typer.Option(help="Address that others should use, if it differs.")] = None,
     identity: Annotated[str | None, typer.Option(help="Key file; made if it does not exist.", metavar="FILE")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
+    task: Annotated[str | None, _TASK] = None,
     data: Annotated[list[str] | None, DATA] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
@@ -70,18 +73,20 @@ def worker(
         "worker.announce": announce,
         "worker.identity": identity,
         "worker.device": device,
+        # A founder's task is the run's; a joiner's stands for it on the joiner's machine.
+        "task.factory" if new else "worker.task": task,
         "worker.threads": threads,
         "worker.max_upload": max_upload,
         "worker.out": out,
         "worker.log_level": "debug" if debug else None,
         "run.rounds": rounds,
-        "method.preset": method,
+        "method.name": method,
         "method.codec": codec,
         **overlap_flags(fragments, overlap, mix),
         "pipeline.stages": stages,
         "pipeline.replicas": replicas,
         "worker.stage": stage,
-        # A founder's text is the run's; a joiner's stands for it on the joiner's machine.
+        # So is a founder's text.
         "data.paths" if new else "worker.data": data_paths(data, more_data),
     }
     settings = load(config, assignments or (), flags)
@@ -154,7 +159,9 @@ def _founded(settings: Settings) -> SwarmConfig:
         check_founder(own.stage, swarm.pipeline.stages)
     from decentral.run.stages import settle
 
-    return settle(swarm, own.device, own.data)
+    here = on_machine(swarm, own)
+    import_task(here.task.factory)
+    return with_values(swarm, {"pipeline.recovery": settle(here, own.device, own.data).pipeline.recovery})
 
 
 def make_folder(given: str, name: str) -> Path:

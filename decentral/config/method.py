@@ -1,22 +1,19 @@
 """The configuration of the method: how workers come to agree.
 
-Here are names, types, ranges and defaults; values that belong together are in ``config.presets``, what goes together
-with what in ``config.rules``. Which preset applies is up to ``config.settings``, what becomes of the values to
-``run.options``. It imports no torch.
+Here are names, types, ranges and defaults; what the name of a method stands for is in ``config.names``, what goes
+together with what in ``config.rules``. What becomes of the values is up to ``run.options``. It imports no torch.
 """
 
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from decentral.config.presets import PRESETS
+from decentral.config.names import METHODS, Family, MethodName
 from decentral.config.section import Section
 
-Method = Literal["diloco", "sparseloco", "noloco", "async"]
-METHODS: tuple[Method, ...] = get_args(Method)
-
-_SHORT = PRESETS["short"]
-_NOLOCO = PRESETS["noloco"]
+_NAME: Final = "local-sgd"
+_DEFAULTS = METHODS[_NAME].defaults
 #: The middle between what was trained since and what was agreed (Streaming DiLoCo, section 4 of arXiv 2501.18512).
 _ALPHA_WITH_OVERLAP = 0.5
 
@@ -30,18 +27,16 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class MethodSection(Section):
-    """How workers come to agree."""
+    """How workers come to agree. The defaults are those of ``name``, and for the rest as below."""
 
-    name: Method = "diloco"
-    inner_steps: int = Field(default=_SHORT["inner_steps"], ge=1, le=1_000_000)
-    outer_lr: float = Field(default=_SHORT["outer_lr"], gt=0, le=10)
+    name: MethodName = _NAME
+    inner_steps: int = Field(default=_DEFAULTS["inner_steps"], ge=1, le=1_000_000)
+    outer_lr: float = Field(default=_DEFAULTS["outer_lr"], gt=0, le=10)
     """NoLoCo's beta."""
-    outer_momentum: float = Field(default=_SHORT["outer_momentum"], ge=0, lt=1)
+    outer_momentum: float = Field(default=_DEFAULTS["outer_momentum"], ge=0, lt=1)
     """NoLoCo's alpha; the beta of delayed Nesterov."""
     nesterov: bool = True
     """Whether DiLoCo's momentum looks ahead."""
-    eager: bool = False
-    """Whether workers go on from their own share of the step while the exchange has the whole next round."""
     fragments: _Fragments | Literal["auto", "paper"] = Field(
         default=1, description="a whole number, at least 1 and at most 1024, or auto, or paper"
     )
@@ -70,9 +65,9 @@ class MethodSection(Section):
     """Share of the momentum that every contribution takes along, c."""
     dylu: bool = False
     """Whether slow workers take fewer inner steps."""
-    gamma: float = _NOLOCO["gamma"]
+    gamma: float = 0.7
     """Strength of the pull towards the mean of the group's anchors; its range depends on others."""
-    group_size: int = Field(default=_NOLOCO["group_size"], ge=2, le=64)
+    group_size: int = Field(default=2, ge=2, le=64)
     schedule: Literal["rounds", "poisson"] = "rounds"
     """Whether groups mix at the end of rounds, or pairs at random moments."""
     events_per_round: float = Field(default=1.0, gt=0, le=100)
@@ -92,9 +87,22 @@ class MethodSection(Section):
     mean_over: Literal["members", "senders"] = "members"
     """Whom a value's mean is over."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        """The defaults of the name, below what is given; of a wrong name the check of all values tells."""
+        if not isinstance(given, Mapping) or given.get("name", _NAME) not in get_args(MethodName):
+            return given
+        return {**METHODS[given.get("name", _NAME)].defaults, **given}
+
+    @property
+    def family(self) -> Family:
+        """Kind of exchange and outer rule."""
+        return METHODS[self.name].family
+
     @property
     def alpha(self) -> float:
         """``mix_alpha``, or what it is if it is left to us: local work under an overlap is not thrown away."""
         if self.mix_alpha != "auto":
             return self.mix_alpha
-        return 0.0 if self.delay_steps == 0 or self.eager else _ALPHA_WITH_OVERLAP
+        return 0.0 if self.delay_steps == 0 or self.family is Family.EAGER else _ALPHA_WITH_OVERLAP

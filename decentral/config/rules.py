@@ -4,28 +4,33 @@ Ranges of single values are with the values, in ``config.method`` and ``config.p
 """
 
 from decentral.config.method import MethodSection
+from decentral.config.names import ALL_REDUCE, Family, names_of
 from decentral.config.pipeline import PipelineSection
 from decentral.outer.gamma import gamma_range
 from decentral.pipeline.cut import FEWEST_STAGES
 
-_ALL_REDUCE = ("diloco", "sparseloco")
 #: Keys that are without effect on all methods but these.
 _ONLY_FOR = {
-    "nesterov": ("diloco",),
-    "eager": ("diloco",),
-    "merge": _ALL_REDUCE,
-    "weight_by": _ALL_REDUCE,
-    "quorum": _ALL_REDUCE,
-    "quorum_grace": _ALL_REDUCE,
-    "gamma": ("noloco",),
-    "group_size": ("noloco",),
-    "schedule": ("noloco",),
-    "events_per_round": ("noloco",),
-    "anchor_codec": ("noloco",),
-    "pull_codec": ("noloco",),
-    "momentum_every": ("async",),
-    "momentum_share": ("async",),
-    "dylu": ("async",),
+    "nesterov": (Family.DILOCO,),
+    "merge": (Family.DILOCO, Family.SPARSELOCO),
+    "weight_by": ALL_REDUCE,
+    "quorum": ALL_REDUCE,
+    "quorum_grace": ALL_REDUCE,
+    "gamma": (Family.GOSSIP,),
+    "group_size": (Family.GOSSIP,),
+    "schedule": (Family.GOSSIP,),
+    "events_per_round": (Family.GOSSIP,),
+    "anchor_codec": (Family.GOSSIP,),
+    "pull_codec": (Family.GOSSIP,),
+    "momentum_every": (Family.SERVER,),
+    "momentum_share": (Family.SERVER,),
+    "dylu": (Family.SERVER,),
+}
+#: Whose steps no common reference of all workers can follow, and why.
+_NOT_EF21 = {
+    Family.EAGER: "its step goes by the mean of this round's own and the last round's other contributions",
+    Family.GOSSIP: "groups change from round to round",
+    Family.SERVER: "contributions are taken one by one",
 }
 
 
@@ -35,8 +40,19 @@ def check(method: MethodSection) -> MethodSection:
     Raises:
         ValueError: the first that was found, in words.
     """
-    for rule in (_fits_in_a_round, _is_of_the_method, _feedback_fits, _eager_fits, _merge_fits, _gossips, _is_async):
-        rule(method)
+    _fits_in_a_round(method)
+    _is_of_the_method(method)
+    match method.family:
+        case Family.EAGER:
+            _eager_fits(method)
+        case Family.SPARSELOCO:
+            _is_sparseloco(method)
+        case Family.GOSSIP:
+            _gossips(method)
+        case Family.SERVER:
+            _is_served(method)
+    _feedback_fits(method)
+    _merge_fits(method)
     return method
 
 
@@ -98,20 +114,13 @@ def _fits_in_a_round(method: MethodSection) -> None:
 
 
 def _is_of_the_method(method: MethodSection) -> None:
-    for key, names in _ONLY_FOR.items():
+    for key, families in _ONLY_FOR.items():
         value = getattr(method, key)
-        if method.name not in names and value != _default(method, key):
+        if method.family not in families and value != _default(method, key):
             raise ValueError(
-                f"method.{key} is {str(value).lower()}, which only method.name = {' or '.join(names)} has a use for, "
-                f"not {method.name}: leave it out, or take another method"
+                f"method.{key} is {str(value).lower()}, which only method.name = {' or '.join(names_of(*families))} "
+                f"has a use for, not {method.name}: leave it out, or take another method"
             )
-    if method.name == "sparseloco" and method.outer_momentum:
-        raise ValueError(
-            f"method.outer_momentum is {method.outer_momentum:g}, which must be 0 for sparseloco: "
-            "its residual, which method.feedback_decay lets fade, stands in for momentum"
-        )
-    if method.name == "sparseloco" and method.feedback != "ef14":
-        raise ValueError(f"method.feedback is {method.feedback}, but sparseloco is made of ef14")
 
 
 def _feedback_fits(method: MethodSection) -> None:
@@ -119,6 +128,11 @@ def _feedback_fits(method: MethodSection) -> None:
         raise ValueError(
             f"method.feedback_decay is {method.feedback_decay:g}, which only method.feedback = ef14 has a use for, "
             f"not {method.feedback}"
+        )
+    if method.feedback == "ef21" and method.family in _NOT_EF21:
+        raise ValueError(
+            f"method.feedback is ef21, which {method.name} has no use for: {_NOT_EF21[method.family]}, and no common "
+            "reference follows that; set method.feedback=ef14"
         )
     if method.feedback == "ef21" and method.mean_over == "senders":
         raise ValueError(
@@ -132,61 +146,48 @@ def _feedback_fits(method: MethodSection) -> None:
         )
 
 
-def _eager_fits(method: MethodSection) -> None:
-    if not method.eager:
-        return
-    if method.delay_steps != 0:
-        raise ValueError(
-            f"method.delay_steps is {method.delay_steps}, which must be 0 with method.eager: an exchange has the whole "
-            "next round already; leave it out"
-        )
-    if method.mix_alpha not in ("auto", 0):
-        raise ValueError(
-            f"method.mix_alpha is {method.mix_alpha:g}, which must be 0 with method.eager: a worker goes on from its "
-            "own share of the step, which takes the place of mixing; leave it out"
-        )
-    if not method.nesterov:
-        raise ValueError(
-            "method.nesterov is false, but method.eager is made of Nesterov's momentum: set method.nesterov=true"
-        )
-    if method.feedback == "ef21":
-        raise ValueError(
-            "method.feedback is ef21, which method.eager has no use for: its step goes by the mean of this round's own "
-            "and the last round's other contributions, and no common reference follows that; set method.feedback=ef14"
-        )
-
-
 def _merge_fits(method: MethodSection) -> None:
     if method.quorum_grace and not method.quorum:
         raise ValueError(
             f"method.quorum_grace is {method.quorum_grace:g}, but method.quorum is 0, with which a round waits for "
             "everybody: set method.quorum to how many it must wait for"
         )
-    if method.merge == "mean":
-        return
-    reasons = {
-        "method.mean_over is senders": (method.mean_over == "senders", "set method.mean_over=members"),
-        "method.feedback is ef21": (method.feedback == "ef21", "set method.feedback=ef14"),
-        "method.eager is true": (method.eager, "leave one of them out"),
-    }
-    for what, (holds, remedy) in reasons.items():
-        if holds:
+    for key, value, instead in (("mean_over", "senders", "members"), ("feedback", "ef21", "ef14")):
+        if method.merge != "mean" and getattr(method, key) == value:
             raise ValueError(
-                f"method.merge is {method.merge}, but {what}, which needs the plain mean of the contributions: {remedy}"
+                f"method.merge is {method.merge}, but method.{key} is {value}, which needs the plain mean of the "
+                f"contributions: set method.{key}={instead}"
             )
 
 
-def _is_async(method: MethodSection) -> None:
-    if method.name != "async":
-        return
-    if method.feedback == "ef21":
+def _eager_fits(method: MethodSection) -> None:
+    if method.delay_steps != 0:
         raise ValueError(
-            "method.feedback is ef21, which async has no use for: its common reference is one of all workers, and "
-            "contributions are taken one by one; set method.feedback=ef14"
+            f"method.delay_steps is {method.delay_steps}, which must be 0 for {method.name}: an exchange has the whole "
+            "next round already; leave it out"
         )
+    if method.mix_alpha not in ("auto", 0):
+        raise ValueError(
+            f"method.mix_alpha is {method.mix_alpha:g}, which must be 0 for {method.name}: a worker goes on from its "
+            "own share of the step, which takes the place of mixing; leave it out"
+        )
+
+
+def _is_sparseloco(method: MethodSection) -> None:
+    if method.outer_momentum:
+        raise ValueError(
+            f"method.outer_momentum is {method.outer_momentum:g}, which must be 0 for {method.name}: "
+            "its residual, which method.feedback_decay lets fade, stands in for momentum"
+        )
+    if method.feedback != "ef14":
+        raise ValueError(f"method.feedback is {method.feedback}, but {method.name} is made of ef14: leave it out")
+
+
+def _is_served(method: MethodSection) -> None:
     if method.mean_over == "senders":
         raise ValueError(
-            "method.mean_over is senders, but async takes contributions one by one: set method.mean_over=members"
+            f"method.mean_over is senders, but {method.name} takes contributions one by one: "
+            "set method.mean_over=members"
         )
     if method.momentum_share * method.momentum_every > 1:
         raise ValueError(
@@ -196,13 +197,6 @@ def _is_async(method: MethodSection) -> None:
 
 
 def _gossips(method: MethodSection) -> None:
-    if method.name != "noloco":
-        return
-    if method.feedback == "ef21":
-        raise ValueError(
-            "method.feedback is ef21, which noloco has no use for: its common reference is one of all workers, "
-            "and groups change from round to round"
-        )
     if method.anchor_codec.startswith(("topk", "sign")):
         raise ValueError(
             f"method.anchor_codec is {method.anchor_codec}, which is for changes of parameters: "

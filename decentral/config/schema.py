@@ -6,6 +6,8 @@ Here are names, types, ranges and defaults, those of the method in ``config.meth
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -18,7 +20,14 @@ from decentral.config.section import Section
 from decentral.errors import ConfigError
 
 _NAME = "up to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
-_FACTORY = "the dotted name of a function, such as package.module:build"
+_FACTORY = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$"
+_FACTORY_IN_WORDS = "the dotted name of a function, such as package.module:build, or empty"
+
+#: How a machine takes its own in place of the swarm's.
+_OWN = {
+    "task.factory": " (for this machine alone: worker.task)",
+    "data.paths": " (for this machine alone: worker.data, or --data)",
+}
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -30,6 +39,20 @@ def _max_upload(value: Any) -> Any:
         return rate.check(bytes_per_s) if type(bytes_per_s) in (int, float) else value
     except ValueError as err:
         raise ValueError(f"worker.max_upload = {show(value)}: {err}") from err
+
+
+def _settings(value: Any, key: str = "task.settings") -> Any:
+    """A task's settings by name, if JSON and TOML can both hold them and give them back as they are."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+                raise ValueError(f"{key} has the key {show(name)}: must be letters, digits and underscores")
+        return {name: _settings(item, f"{key}.{name}") for name, item in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_settings(item, key) for item in value]
+    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{key} = {value}: must be text, a finite number, true or false, or a list or table of these")
 
 
 def _stage(value: Any) -> Any:
@@ -48,12 +71,13 @@ class RunSection(Section):
 
 
 class TaskSection(Section):
-    """What is trained: ``factory`` is the dotted name of ``build(settings, seat) -> Trainer``."""
+    """What is trained: ``factory`` is the dotted name of ``build(settings, seat) -> Trainer``.
 
-    factory: str = Field(
-        default="decentral.workers.lm:build", pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$", description=_FACTORY
-    )
-    settings: dict[str, Any] = Field(default_factory=dict)
+    Empty where each worker brings a training loop of its own, or names its task itself.
+    """
+
+    factory: str = Field(default="decentral.workers.lm:build", pattern=_FACTORY, description=_FACTORY_IN_WORDS)
+    settings: Annotated[dict[str, Any], AfterValidator(_settings)] = Field(default_factory=dict)
 
 
 class DataSection(Section):
@@ -144,11 +168,12 @@ class WorkerConfig(Section):
     identity: str = ""
     """Key file, made if it does not exist; empty for a new identity in ``out``."""
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, mps, cuda or cuda:N")
-    task: str = ""
     threads: int = Field(default=0, ge=0, le=4096)
     """Torch's threads; 0 for its own choice."""
     data: tuple[str, ...] = ()
     """In place of the swarm's ``data.paths``."""
+    task: str = Field(default="", pattern=_FACTORY, description=_FACTORY_IN_WORDS)
+    """In place of the swarm's ``task.factory``."""
     max_upload: Annotated[float, BeforeValidator(_max_upload)] = Field(default=0.0, description=rate.RATE)
     """Most bytes a second that this worker sends; 0 for no limit."""
     stage: Annotated[str, BeforeValidator(_stage)] = Field(default="", pattern=STAGE, description=STAGE_IN_WORDS)
@@ -174,16 +199,20 @@ def diff(here: Mapping[str, Any], there: SwarmConfig) -> list[str]:
     theirs = flatten(there)
     return [
         f"{key}: {show(value)} here, {show(theirs[key]) if key in theirs else 'not set'} in the swarm"
+        f"{_OWN.get(key, '')}"
         for key, value in here.items()
         if key not in theirs or theirs[key] != value
     ]
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of nested mappings with their dotted keys; hyphens in keys become underscores, lists tuples."""
+    """The values of nested mappings by dotted key; hyphens in keys become underscores, lists tuples.
+
+    An empty mapping counts as a value.
+    """
     for name, value in tree.items():
         key = f"{prefix}{name}".replace("-", "_")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{key}.")
         else:
             yield key, tuple(value) if isinstance(value, list) else value
@@ -196,34 +225,3 @@ def show(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(show(item) for item in value)}]"
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def to_toml(config: SwarmConfig) -> str:
-    """The configuration as a file for ``--config``."""
-    lines = _table("", config.model_dump())
-    return "\n".join(lines).lstrip() + "\n"
-
-
-def _table(name: str, values: Mapping[str, Any]) -> Iterable[str]:
-    """The lines of a TOML table: its values first, then the tables within it."""
-    if name:
-        yield f"\n[{name}]"
-    for key, value in values.items():
-        if not isinstance(value, Mapping):
-            yield f"{_key(key)} = {_toml(value)}"
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _table(f"{name}.{_key(key)}" if name else _key(key), value)
-
-
-def _key(key: str) -> str:
-    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
-    return json.dumps(value)

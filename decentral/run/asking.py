@@ -8,6 +8,7 @@ from decentral import PROTOCOL
 from decentral.adapters.address import parse_address
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
+from decentral.config.names import Family
 from decentral.config.schema import SwarmConfig
 from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, UnreachableError
@@ -100,7 +101,7 @@ def report_of(swarm: SwarmConfig, run_id: str, version: str, workers: Iterable[t
         protocol=PROTOCOL,
         version=version,
         config_digest=swarm.digest(),
-        gossip=swarm.method.name == "noloco",
+        gossip=swarm.method.family is Family.GOSSIP,
         num_stages=swarm.pipeline.stages,
     )
     return summarize(facts, tuple(workers), ttl_s=swarm.timing.ttl_s)

@@ -1,7 +1,6 @@
 """A worker's way onto the network: an open node that knows which run it is of. Builds no model and imports no torch."""
 
 import hashlib
-import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import MismatchError, UsageError
 from decentral.monitor.report import StatusReport
 from decentral.run.asking import HELLO_TIMEOUT_S, find, report_of
-from decentral.run.folder import CONFIG, IDENTITY, whole_file
+from decentral.run.folder import IDENTITY, save_config
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId
 
@@ -96,8 +95,7 @@ async def connect(
             # Not of the identity: a run founded anew under it is another one, and nobody owes it residuals.
             run_id = f"{swarm.run.name}-{secrets.token_hex(4)}"
         if own.out:
-            with whole_file(Path(own.out) / CONFIG) as file:
-                file.write(json.dumps(json.loads(swarm.to_json()), indent=2) + "\n")
+            save_config(Path(own.out), run_id, swarm, own)
         return Connection(node, swarm, own, run_id, tuple(peers))
     except BaseException:
         await node.close()

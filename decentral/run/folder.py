@@ -1,19 +1,28 @@
-"""What lies in the folder of a worker or a run, and how it gets there."""
+"""What lies in the folder of a worker or a run, and how it gets there. Imports no torch."""
 
 import contextlib
+import itertools
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from decentral import __version__
+from decentral.config.file import to_toml
+from decentral.config.schema import SwarmConfig, WorkerConfig
+from decentral.errors import ConfigError
+
 MODEL = "model.safetensors"
 RESIDUAL = "residual.safetensors"
 IDENTITY = "identity.key"
-CONFIG = "config.json"
+#: What `--config` reads back; of a worker and of a local run.
+CONFIG = "config.toml"
 JOURNAL = "journal.jsonl"
 #: In the folder of a local run.
-RUN_CONFIG = "config.toml"
 WORKERS = "workers"
+
+_log = logging.getLogger(__name__)
 
 
 def stage_file(stage: int | str) -> str:
@@ -31,3 +40,31 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def save_config(folder: Path, run: str | None, swarm: SwarmConfig, own: WorkerConfig) -> None:
+    """Write the configuration into a folder, for ``--config``.
+
+    A file that is not of the same run and says something else is kept beside it, which is logged.
+
+    Args:
+        folder: of a worker or a local run.
+        run: its id; ``None`` if that is not known yet.
+        swarm: what the run agreed on.
+        own: this machine's part.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    path = folder / CONFIG
+    title, text = f"# Run {run}," if run else "# A run,", to_toml(swarm, own)
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        if before and not (run and before.startswith(title)) and before.partition("\n")[2] != text:
+            kept = next(name for i in itertools.count(1) if not (name := folder / f"config-before-{i}.toml").exists())
+            path.rename(kept)
+            _log.warning("%s was of another run, or no run's: it is kept as %s", path, kept.name)
+        with whole_file(path, "wb") as file:
+            file.write(f"{title} as decentral {__version__} wrote it; --config reads it back.\n{text}".encode())
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"Cannot write {path}: {err}.", hint="Choose another folder with --out.") from err

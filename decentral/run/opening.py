@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from decentral.adapters.clock import RealClock
+from decentral.config.resolve import resolve_method
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import Settings, load, resolve_method
+from decentral.config.settings import Settings, load
 from decentral.engine.options import Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError

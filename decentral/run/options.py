@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from decentral.config.method import MethodSection
+from decentral.config.names import Family
 from decentral.config.schema import SwarmConfig
 from decentral.errors import ConfigError
 
@@ -166,7 +167,7 @@ def _eager(method: MethodSection) -> "Eager | None":
     """How workers go ahead of the anchor, if they do."""
     from decentral.outer.eager import Eager
 
-    return Eager(method.outer_lr, method.outer_momentum) if method.eager else None
+    return Eager(method.outer_lr, method.outer_momentum) if method.family is Family.EAGER else None
 
 
 def _rule(method: MethodSection) -> "OuterRule":
@@ -177,13 +178,13 @@ def _rule(method: MethodSection) -> "OuterRule":
     from decentral.outer.noloco import NoLoCo
     from decentral.outer.sparseloco import SparseLoCo
 
-    if method.name == "noloco" and method.schedule == "poisson":  # the pull is no part of a step
+    if method.family is Family.GOSSIP and method.schedule == "poisson":  # the pull is no part of a step
         return DiLoCo(method.outer_lr, method.outer_momentum, nesterov=False)
-    if method.name == "noloco":
+    if method.family is Family.GOSSIP:
         return NoLoCo(method.outer_lr, method.outer_momentum, method.gamma, method.group_size)
-    if method.name == "async":
+    if method.family is Family.SERVER:
         return Follow()
-    if method.name == "sparseloco":
+    if method.family is Family.SPARSELOCO:
         return SparseLoCo(method.outer_lr)
     rule = DiLoCo(method.outer_lr, method.outer_momentum, method.nesterov)
     return Ef21(rule) if method.feedback == "ef21" else rule
@@ -201,7 +202,7 @@ def _pairing(method: MethodSection) -> "Pairing | None":
     from decentral.codecs.codec import make_codec
     from decentral.exchange.gossip.pairing import Pairing
 
-    if method.name != "noloco":
+    if method.family is not Family.GOSSIP:
         return None
     return Pairing(
         anchor_codec=make_codec(method.anchor_codec),
@@ -216,7 +217,7 @@ def _server(method: MethodSection) -> "ServerOptions | None":
     """How servers step, if there are any."""
     from decentral.exchange.server.options import ServerOptions
 
-    if method.name != "async":
+    if method.family is not Family.SERVER:
         return None
     return ServerOptions(
         lr=method.outer_lr,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from decentral.adapters.clock import RealClock
 from decentral.config.pipeline import stages_asked
+from decentral.config.resolve import on_machine
 from decentral.engine.options import Outcome
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.journal import StagedJournal
@@ -30,7 +31,7 @@ def make_pipeline_process(
     if node.directory is None:
         raise AssertionError("a worker's node keeps records")
 
-    blocks = blocks_of(swarm, own.device, own.data)
+    blocks = blocks_of(on_machine(swarm, own), own.device, own.data)
     store = StageFiles(Path(own.out), run_id, swarm.pipeline.stages, journal)
     options = PipelineProcessOptions(
         run_id=run_id,

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import import_task, with_values
+from decentral.config.settings import with_values
 from decentral.errors import ConfigError
 from decentral.pipeline.cut import Cut, cut
 from decentral.ports.model_blocks import ModelBlocks

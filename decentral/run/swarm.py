@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 
 from torch import Tensor
 
+from decentral.config.names import Family
 from decentral.engine.worker import Worker
 from decentral.errors import DecentralError, ReportError, TrainerError
 from decentral.monitor.report import StatusReport
@@ -222,7 +223,7 @@ class Swarm:
     async def _average(self) -> dict[str, Tensor]:
         """Own anchors where all have the same; else the mean of everybody's, as ``decentral export`` makes it."""
         connection, own = self._connection, self._worker.anchors()
-        if self.problem is not None or connection.swarm.method.name != "noloco":
+        if self.problem is not None or connection.swarm.method.family is not Family.GOSSIP:
             return own
         workers = self._worker.membership.roster.with_ages(time.monotonic())
         try:

@@ -5,37 +5,30 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import import_task
-from decentral.errors import ConfigError, DecentralError, TrainerError
+from decentral.errors import DecentralError, TrainerError
 from decentral.ports.trainer import Model, Trainer
 from decentral.run.options import seat_of
 
 T = TypeVar("T")
 
 
-def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int, task: str = "") -> Trainer:
+def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int) -> Trainer:
     """The task's trainer, after the task has checked that this machine can run it.
 
     Args:
-        swarm: with the task's settings resolved.
+        swarm: see ``on_machine``; with the task's settings resolved.
         device: to compute on.
         data: paths of this machine in place of the swarm's; empty for the swarm's.
         stream_seed: of this worker's own stream of data.
-        task: of this machine in place of the swarm's; empty for the swarm's.
 
     Raises:
         DecentralError: there is no task, the machine cannot run it, or there is no data.
         TrainerError: the task failed.
     """
-    factory = task or swarm.task.factory
-    if not factory:
-        raise ConfigError(
-            "The swarm was founded by a training loop of its own: it names no task.",
-            hint="Name one that makes the same model: --task package.module:build.",
-        )
-    module, build = import_task(factory)
-    settings = swarm.task.settings if factory == swarm.task.factory else {}
+    module, build = import_task(swarm.task.factory)
+    settings = swarm.task.settings
     check = getattr(module, "check", None)
     if check is not None:
         marked("checking this machine", lambda: check(settings, device))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from decentral.adapters.clock import RealClock
+from decentral.config.resolve import on_machine
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
 from decentral.ports.trainer import StepReport, Trainer
@@ -65,7 +66,7 @@ def run_worker(
         if connection.swarm.pipeline.stages:
             return network.submit(_run_process(connection, told, announce_join, stop)).result()
         try:
-            trainer = build_trainer(connection.swarm, own.device, own.data, connection.stream_seed, own.task)
+            trainer = build_trainer(on_machine(connection.swarm, own), own.device, own.data, connection.stream_seed)
         except BaseException:
             network.call(connection.node.close(), timeout_s=CONNECT_S)
             raise

@@ -1,6 +1,6 @@
 """What gossip costs in quality: real swarms of NoLoCo and of DiLoCo at the same tokens, and how far replicas are apart.
 
-    scripts/bench-gossip-quality --variant "name=noloco inner_steps=10" --variant "preset=short" [--workers 4] ...
+    scripts/bench-gossip-quality --variant "name=noloco inner_steps=10" --variant "name=local-sgd" [--workers 4] ...
     scripts/bench-gossip-quality         # writes page and plot anew from the raw numbers
 
 A variant is a list of settings of ``[method]``, or of any other section by the whole key. Appends to OUT.json and

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from decentral.config.settings import load, resolve_task
+from decentral.config.resolve import resolve_task
+from decentral.config.settings import load
 from decentral.monitor.journal import JournalReader
 from decentral.run.tasks import build_trainer
 from scripts.benches.lib.command import BenchError, Parser, enter, set_words

@@ -81,7 +81,7 @@ def settings(run: Run) -> dict[str, Any]:
         "run.name": "pipeline",
         # All is ended when it is measured: no round ends before that.
         "run.rounds": 2,
-        "method.preset": "diloco",
+        "method.name": "diloco",
         "method.inner_steps": 1000,
         "eval_every_rounds": 1_000_000,
         "pipeline.stages": case.stages,

@@ -1,6 +1,6 @@
 """What syncs that cost no time cost in quality: streaming and eager swarms against blocking DiLoCo at the same tokens.
 
-    scripts/bench-streaming-quality --variant "codec=fp32" --variant "preset=streaming delay_steps=5" [--workers 4] ...
+    scripts/bench-streaming-quality --variant "codec=fp32" --variant "name=streaming delay_steps=5" [--workers 4] ...
     scripts/bench-streaming-quality         # writes page and plot anew from the raw numbers
 
 A variant is a list of settings of ``[method]``; what all runs have in common is given with ``--set``. Every gap is to
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from decentral.config.names import Family
 from scripts.benches.lib.command import enter
 from scripts.benches.lib.plots import figure
 from scripts.benches.lib.report import Record, kept, places
@@ -24,7 +25,7 @@ from scripts.benches.lib.variants import Run, agreed_loss, by_variant, run_varia
 BASELINE = "codec=fp32"
 #: Virtual seconds of an inner step. Long beside an exchange: a result always is there when its tau steps are over.
 STEP_S = 2.0
-_STATED = ("fragments", "delay_steps", "eager", "codec", "mean_codec", "feedback", "outer_lr", "outer_momentum")
+_STATED = ("fragments", "delay_steps", "codec", "mean_codec", "feedback", "outer_lr", "outer_momentum")
 #: What we ask for, by whether updates are eager.
 _LIMITS = {False: 0.005, True: 0.01}
 
@@ -37,7 +38,8 @@ def measure(run: Run) -> Record:
     return {
         **run.record(play),
         "val_loss": agreed_loss(play),
-        "method": {key: getattr(method, key) for key in _STATED} | {"alpha": method.alpha},
+        "method": {key: getattr(method, key) for key in _STATED}
+        | {"eager": method.family is Family.EAGER, "alpha": method.alpha},
         "num_fragments": 1 + max(event.fragment for event in mixed),
         "delays": sorted({event.delay_steps for event in mixed}),
     }
@@ -95,7 +97,7 @@ def section(name: str, records: list[Record]) -> str:
 
 
 def swept(records: list[Record]) -> dict[tuple[int, int], dict[float, list[Record]]]:
-    """Runs of the preset that differ in overlap alone: by fragments and tau, then by alpha."""
+    """Runs of streaming that differ in overlap alone: by fragments and tau, then by alpha."""
     plain = {"codec": "e3m0-b128", "mean_codec": "e3m0-b128", "feedback": "none", "eager": False}
     shown = [run for run in records if run["method"]["delay_steps"] and plain.items() <= run["method"].items()]
     found = grouped(shown, lambda run: (run["num_fragments"], run["method"]["delay_steps"]))
@@ -136,7 +138,13 @@ def plot(path: Path, records: list[Record]) -> None:
 
 def short(variant: str) -> str:
     """A variant for the plot."""
-    for old, new in (("preset=", ""), ("delay_steps", "tau"), ("mix_alpha", "alpha"), ("mean_codec", "mean")):
+    for old, new in (
+        ("preset=", ""),
+        ("name=", ""),
+        ("delay_steps", "tau"),
+        ("mix_alpha", "alpha"),
+        ("mean_codec", "mean"),
+    ):
         variant = variant.replace(old, new)
     return variant
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decentral.config.settings import load, resolve_task
+from decentral.config.resolve import resolve_task
+from decentral.config.settings import load
 from decentral.workers.lm.settings import read_settings
 from scripts.benches.lib.command import Parser, enter, set_words
 from scripts.benches.lib.links import Counters, Link, Links, Sampler, carried, during, emulation
@@ -62,11 +63,11 @@ class Variant:
 ALONE = "no network"
 DATA_PARALLEL = "data-parallel fp32"
 VARIANTS = (
-    Variant(ALONE, ("method.preset=diloco",), apart=True),
-    Variant("streaming, 1 step", ("method.preset=streaming",), required=REQUIRED),
-    Variant("streaming, auto", ("method.preset=streaming", "method.delay_steps=auto"), required=REQUIRED),
-    Variant("diloco int8", ("method.preset=diloco", "method.codec=int8-b128")),
-    Variant("diloco fp32", ("method.preset=diloco", "method.codec=fp32")),
+    Variant(ALONE, ("method.name=diloco",), apart=True),
+    Variant("streaming, 1 step", ("method.name=streaming",), required=REQUIRED),
+    Variant("streaming, auto", ("method.name=streaming", "method.delay_steps=auto"), required=REQUIRED),
+    Variant("diloco int8", ("method.name=diloco", "method.codec=int8-b128")),
+    Variant("diloco fp32", ("method.name=diloco", "method.codec=fp32")),
     Variant(DATA_PARALLEL),
 )
 

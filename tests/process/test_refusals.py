@@ -119,7 +119,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         ("empty", ExitCode.USAGE, ("--join is empty.", "--new")),
         ("unknown key", ExitCode.CONFIG, ("unknown key 'method.iner_steps'", "Did you mean 'method.inner_steps'?")),
         ("unknown codec", ExitCode.CONFIG, ("unknown codec 'int4-128'", "did you mean int4-b128?")),
-        ("unknown method", ExitCode.CONFIG, ('"nolco": must be one of short, diloco', "Did you mean 'noloco'?")),
+        ("unknown method", ExitCode.CONFIG, ('"nolco": must be one of local-sgd, diloco', "Did you mean 'noloco'?")),
         ("own port", ExitCode.PORT_TAKEN, ("is taken by pid", "--port 0")),
         ("no data", ExitCode.DATA, ("missing' does not exist", "local to each machine")),
         ("empty data", ExitCode.DATA, ("holds 0 bytes of text", "give at least")),

@@ -34,8 +34,9 @@ from decentral.cli.worker import (
     make_folder,
     overlap_flags,
 )
+from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import Settings, load, resolve, with_values
+from decentral.config.settings import Settings, load, with_values
 from decentral.errors import UsageError
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
@@ -84,7 +85,7 @@ def local(
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
     flags = {
         "data.paths": data_paths(data, more_data),
-        "method.preset": method,
+        "method.name": method,
         "method.codec": codec,
         **overlap_flags(fragments, overlap, mix),
         "pipeline.stages": stages,
@@ -112,11 +113,13 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
             hint="Leave it out; --spares adds workers that wait.",
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = own.model_copy(update={"threads": own.threads or max(1, cores // processes.size)})
-    swarm = resolve(settings.swarm)
-    if own.data:  # all workers are on this machine
-        swarm = with_values(swarm, {"data.paths": own.data})
+    # All workers are on this machine: what is its own holds for the run.
+    here = {"data.paths": own.data, "task.factory": own.task}
+    swarm = resolve(with_values(settings.swarm, {key: value for key, value in here.items() if value}))
     swarm = with_values(swarm, processes.values)
+    threads = own.threads or max(1, cores // processes.size)
+    of_one = {"identity": "", "announce": "", "data": (), "task": ""}
+    own = own.model_copy(update={"threads": threads, **of_one})
     import torch
 
     from decentral.run.stages import parts_of, settle

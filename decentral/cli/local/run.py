@@ -27,8 +27,9 @@ from decentral.cli.local.replay import Replay
 from decentral.cli.render import console, run_line, view
 from decentral.cli.signals import stopping
 from decentral.cli.sources import from_paths, parts_from_paths
+from decentral.config.names import Family
 from decentral.config.rate import show_rate
-from decentral.config.schema import SwarmConfig, WorkerConfig, to_toml
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.engine.background import unless
 from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.journal import JournalReader
@@ -36,7 +37,7 @@ from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
 from decentral.ports.trainer import Trainer
 from decentral.run.asking import follow
-from decentral.run.folder import JOURNAL, MODEL, RUN_CONFIG, WORKERS, whole_file
+from decentral.run.folder import CONFIG, JOURNAL, MODEL, WORKERS, save_config
 from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
 
 #: Importing torch and opening a node on a busy machine.
@@ -82,7 +83,7 @@ class LocalRun:
         for worker in self._folders:
             worker.mkdir(parents=True, exist_ok=True)
         total_numel = sum(value.numel() for value in trainer.parameters().values())
-        gossip = swarm.method.name == "noloco"
+        gossip = swarm.method.family is Family.GOSSIP
         self._replays = [
             Replay(total_numel, tokens_per_step, processes.size, swarm.run.rounds, gossip=gossip) for _ in self._folders
         ]
@@ -112,8 +113,7 @@ class LocalRun:
         Raises:
             DecentralError: all workers failed; with the error of the first.
         """
-        with whole_file(self._folder / RUN_CONFIG) as file:
-            file.write(to_toml(self._swarm))
+        save_config(self._folder, None, self._swarm, self._own)
         self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
         began = time.monotonic()
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -144,7 +144,7 @@ class LocalRun:
             *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
         ]
         env = {"OMP_NUM_THREADS": str(own.threads)}
-        founding = ["worker", "--new", "--config", str(self._folder / RUN_CONFIG), *common]
+        founding = ["worker", "--new", "--config", str(self._folder / CONFIG), *common]
         founder = await start(0, founding, self._folders[0], env)
         self._children.append(founder)
         line = await founder.first_line(_START_S)

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from decentral.config.settings import load, resolve_task
+from decentral.config.resolve import resolve_task
+from decentral.config.settings import load
 from decentral.run.tasks import build_trainer
 
 

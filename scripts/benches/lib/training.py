@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import load, resolve
+from decentral.config.settings import load
 from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 from decentral.cli.app import app
 from decentral.cli.assemble import assemble, told
 from decentral.cli.sources import parts_from_paths
-from decentral.config.schema import SwarmConfig, to_toml
-from decentral.config.settings import load, resolve
+from decentral.config.file import to_toml
+from decentral.config.resolve import resolve
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import load
 from decentral.errors import ConfigError, ExitCode, MismatchError, UsageError
-from decentral.run.folder import CONFIG, MODEL, RUN_CONFIG, WORKERS, stage_file
+from decentral.run.folder import CONFIG, MODEL, WORKERS, stage_file
 from decentral.state.files import save_weights
 
 
@@ -32,8 +34,8 @@ def made(folder: Path, *parts: tuple[int, int, float, int]) -> Path:
     swarm = configured()
     for worker, stage, value, round_ in parts:
         save(folder / WORKERS / str(worker), stage, value, round_)
-        (folder / WORKERS / str(worker) / CONFIG).write_text(swarm.to_json())
-    (folder / RUN_CONFIG).write_text(to_toml(swarm))
+        (folder / WORKERS / str(worker) / CONFIG).write_text(to_toml(swarm))
+    (folder / CONFIG).write_text(to_toml(swarm))
     return folder
 
 

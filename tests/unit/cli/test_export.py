@@ -1,6 +1,5 @@
 """``decentral export`` on weights made by hand, and on a swarm of the memory network."""
 
-import json
 import math
 from pathlib import Path
 
@@ -12,8 +11,10 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from decentral.cli.app import app
-from decentral.config.schema import SwarmConfig, to_toml
-from decentral.config.settings import load, resolve
+from decentral.config.file import to_toml
+from decentral.config.resolve import resolve
+from decentral.config.schema import SwarmConfig
+from decentral.config.settings import load
 from decentral.errors import ExitCode, UnreachableError
 from decentral.outer.rule import OuterState
 from decentral.run import fetch
@@ -58,7 +59,7 @@ def made(folder: Path, offsets: list[float], *, method: str = "noloco", rounds: 
     for index, value in enumerate(offsets):
         worker = folder / "workers" / str(index)
         worker.mkdir(parents=True)
-        (worker / "config.json").write_text(json.dumps(json.loads(swarm.to_json())))
+        (worker / "config.toml").write_text(to_toml(swarm))
         about = {"run": "demo-1", "round": str(rounds[index] if rounds else 40), "digest": f"d{value}"}
         save_weights(worker / "model.safetensors", weights(value), about)
     (folder / "config.toml").write_text(to_toml(swarm))

@@ -1,15 +1,18 @@
-"""Presets of a method, what of it goes together, and what is chosen where nothing is said."""
+"""What the name of a method stands for, what goes together, and what is chosen where nothing is said."""
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
-from decentral.config.method import METHODS, MethodSection
-from decentral.config.presets import PRESETS
-from decentral.config.schema import SwarmConfig, diff, to_toml
-from decentral.config.settings import load, resolve_method
+from decentral.config.file import to_toml
+from decentral.config.method import MethodSection
+from decentral.config.names import METHODS, MethodName
+from decentral.config.resolve import resolve_method
+from decentral.config.schema import SwarmConfig, diff
+from decentral.config.settings import load
 from decentral.errors import ConfigError
 
 NOLOCO = "method.name=noloco"
@@ -20,20 +23,40 @@ def method(*assignments: str) -> MethodSection:
     return load(None, assignments).swarm.method
 
 
-def test_nothing_stated_is_the_short_preset() -> None:
-    assert method() == method("method.preset=short")
+def test_nothing_stated_is_local_sgd() -> None:
+    assert method() == method("method.name=local-sgd") == MethodSection()
+    assert (method().inner_steps, method().outer_lr, method().outer_momentum) == (3, 1.0, 0.0)
+
+
+def test_the_names_that_are_checked_are_those_of_the_table() -> None:
+    assert get_args(MethodName) == tuple(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_a_preset_of_its_name_for_which_the_name_stands(name: str) -> None:
-    by_name = load(None, [f"method.name={name}"])
-    assert by_name == load(None, [f"method.preset={name}"])
-    assert by_name.swarm.method.name == PRESETS[name]["name"] == name
+def test_a_name_gives_the_defaults_wherever_it_stands(name: MethodName, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f'[method]\nouter_lr = 0.9\nname = "{name}"\n')
+    in_file = load(tmp_path / "run.toml")
+    on_line = load(None, ["method.outer_lr=0.9", f"method.name={name}"])
+    as_flag = load(None, ["method.outer_lr=0.9"], {"method.name": name})
+    made = MethodSection(name=name, outer_lr=0.9)
+    assert in_file.swarm.method == on_line.swarm.method == as_flag.swarm.method == made
+    values = made.model_dump()
+    assert values == MethodSection().model_dump() | dict(METHODS[name].defaults) | {"name": name, "outer_lr": 0.9}
+    assert in_file.explicit == on_line.explicit == as_flag.explicit == {"method.name": name, "method.outer_lr": 0.9}
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_all_that_a_preset_stands_for_is_explicit(name: str) -> None:
-    assert load(None, [f"method.preset={name}"]).explicit == {f"method.{k}": v for k, v in PRESETS[name].items()}
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("override", ["", "inner_steps=77", "codec=topk1.5-2bit", "fragments=2", "pull_codec=auto"])
+def test_a_configuration_survives_json_and_its_file(tmp_path: Path, name: str, override: str) -> None:
+    overrides = [f"method.{override}"] if override else []
+    stated = load(None, [f"method.name={name}", *overrides, "worker.max_upload=20mbit", "worker.device=cuda:1"])
+    for swarm in (stated.swarm, resolve_method(stated.swarm)):
+        assert SwarmConfig.from_json(swarm.to_json()) == swarm
+        (tmp_path / "run.toml").write_text(to_toml(swarm, stated.worker))
+        again = load(tmp_path / "run.toml")
+        assert (again.swarm, again.worker) == (swarm, stated.worker)
+        assert resolve_method(again.swarm) == resolve_method(swarm)
+        assert diff(again.explicit, resolve_method(swarm)) == []
 
 
 def test_noloco_is_that_of_the_paper_and_each_key_by_itself_wins() -> None:
@@ -42,35 +65,34 @@ def test_noloco_is_that_of_the_paper_and_each_key_by_itself_wins() -> None:
     assert (made.gamma, made.group_size, made.schedule) == (0.7, 2, "rounds")
 
 
-def test_a_name_that_is_the_presets_changes_nothing() -> None:
-    assert method("method.name=diloco", "method.preset=short") == method()
+def test_keys_of_earlier_releases_are_refused_with_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[method]\nname = "diloco"\npreset = "short"\n')
+    with pytest.raises(ConfigError, match=r"run.toml: there is no method.preset any more") as caught:
+        load(tmp_path / "run.toml")
+    assert 'Write method.name = "local-sgd" (or --method local-sgd)' in caught.value.hint
+    with pytest.raises(ConfigError, match=r"--set: there is no method.preset any more") as caught:
+        load(None, ["method.preset=streaming"])
+    assert 'Write method.name = "streaming" (or --method streaming)' in caught.value.hint
+    with pytest.raises(ConfigError, match=r"there is no method\.eager any more") as caught:
+        load(None, ["method.eager=true"])
+    assert caught.value.hint == 'Write method.name = "eager" in its place.'
 
 
-def test_a_name_that_is_not_the_presets_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('[method]\nname = "noloco"\n')
+def test_a_joiner_that_states_a_name_is_compared_in_that() -> None:
+    here = load(None, [], {"method.name": "noloco"}).explicit
+    assert diff(here, load(None, [NOLOCO, "method.inner_steps=40"]).swarm) == []
+    assert diff(here, load().swarm) == ['method.name: "noloco" here, "local-sgd" in the swarm']
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"), [("nolco", "noloco"), ("DiLoCo", "diloco"), ("sparse", "sparseloco"), ("short", "local-sgd")]
+)
+def test_an_unknown_name_is_named_with_its_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(
-        ConfigError, match=r'preset is short, which stands for .* = diloco, but .* is "noloco"'
+        ConfigError, match=f'"{wrong}": must be one of local-sgd, diloco, streaming, eager, sparseloco, noloco, async'
     ) as caught:
-        load(tmp_path / "run.toml", [], {"method.preset": "short"})
-    assert "method.preset (or --method)" in caught.value.hint
-
-
-@pytest.mark.parametrize(("wrong", "nearest"), [("nolco", "noloco"), ("DiLoCo", "diloco"), ("sparse", "sparseloco")])
-def test_an_unknown_preset_is_named_with_its_nearest(wrong: str, nearest: str) -> None:
-    with pytest.raises(
-        ConfigError, match=f'"{wrong}": must be one of short, diloco, streaming, eager, sparseloco, noloco, async'
-    ) as caught:
-        load(None, [], {"method.preset": wrong})
+        load(None, [], {"method.name": wrong})
     assert caught.value.hint == f"Did you mean {nearest!r}?"
-
-
-def test_a_joiner_that_states_a_method_is_compared_in_all_that_it_stands_for() -> None:
-    here = load(None, [], {"method.preset": "noloco"}).explicit
-    assert diff(here, resolve_method(load(None, [NOLOCO, POISSON]).swarm)) == []
-    assert diff(here, load(None, [NOLOCO, "method.inner_steps=40"]).swarm) == [
-        "method.inner_steps: 50 here, 40 in the swarm"
-    ]
-    assert 'method.name: "noloco" here, "diloco" in the swarm' in diff(here, load().swarm)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +120,10 @@ def test_a_joiner_that_states_a_method_is_compared_in_all_that_it_stands_for() -
         (["method.anchor_codec=topk1.5-8bit"], "anchor_codec is topk1.5-8bit, .* an anchor would be lost"),
         (["method.anchor_codec=sign-b1024"], "anchor_codec is sign-b1024"),
         (["method.pull_codec=BF16"], 'pull_codec = "BF16": must be auto, or the name of a codec'),
-        (["method.nesterov=false"], "nesterov is false, which only method.name = diloco has a use for, not noloco"),
+        (
+            ["method.nesterov=false"],
+            "nesterov is false, which only method.name = local-sgd or diloco or streaming has a use for, not noloco",
+        ),
     ],
 )
 def test_what_makes_no_good_gossip_is_refused(assignments: list[str], match: str) -> None:
@@ -124,20 +149,19 @@ def test_what_makes_good_gossip_is_taken(assignments: list[str]) -> None:
     assert method(NOLOCO, *assignments).name == "noloco"
 
 
-@pytest.mark.parametrize("name", ["short", "diloco", "sparseloco"])
+@pytest.mark.parametrize("name", ["local-sgd", "diloco", "sparseloco"])
 @pytest.mark.parametrize(
     "assignment",
     ["gamma=0.8", "group_size=4", "schedule=poisson", "events_per_round=2.5", "anchor_codec=bf16", "pull_codec=bf16"],
 )
 def test_settings_of_gossip_are_refused_where_they_have_no_effect(name: str, assignment: str) -> None:
     key, _, value = assignment.partition("=")
-    made = PRESETS[name]["name"]
-    with pytest.raises(ConfigError, match=f"{key} is {value}, which only method.name = noloco .*, not {made}"):
-        method(f"method.preset={name}", f"method.{assignment}")
+    with pytest.raises(ConfigError, match=f"{key} is {value}, which only method.name = noloco .*, not {name}"):
+        method(f"method.name={name}", f"method.{assignment}")
 
 
 def test_the_defaults_of_gossip_may_be_stated_for_any_method() -> None:
-    assert method("method.preset=sparseloco", "method.gamma=0.7", "method.anchor_codec=auto").name == "sparseloco"
+    assert method("method.name=sparseloco", "method.gamma=0.7", "method.anchor_codec=auto").name == "sparseloco"
 
 
 def test_only_diloco_has_two_forms_of_momentum() -> None:
@@ -186,20 +210,26 @@ def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
         (["mix_alpha=-0.1"], "method.mix_alpha = -0.1: must be"),
         (["mix_alpha=half"], 'method.mix_alpha = "half": must be'),
         (["mix_alpha=nan"], "method.mix_alpha = nan: must be"),
-        (["preset=eager", "delay_steps=1"], "delay_steps is 1, which must be 0 with method.eager: .* leave it out"),
-        (["preset=eager", "delay_steps=auto"], "delay_steps is auto, which must be 0 with method.eager"),
-        (["preset=eager", "mix_alpha=0.5"], "mix_alpha is 0.5, which must be 0 with method.eager"),
-        (["preset=eager", "nesterov=false"], "nesterov is false, but method.eager .* set method.nesterov=true"),
-        (["preset=eager", "feedback=ef21"], "feedback is ef21, which method.eager has no use for"),
+        (["name=eager", "delay_steps=1"], "delay_steps is 1, which must be 0 for eager: .* leave it out"),
+        (["name=eager", "delay_steps=auto"], "delay_steps is auto, which must be 0 for eager"),
+        (["name=eager", "mix_alpha=0.5"], "mix_alpha is 0.5, which must be 0 for eager"),
+        (
+            ["name=eager", "nesterov=false"],
+            "nesterov is false, which only method.name = local-sgd or diloco or streaming has",
+        ),
+        (["name=eager", "feedback=ef21"], "feedback is ef21, which eager has no use for: .*; set method.feedback=ef14"),
         (["merge=median"], "must be one of mean, rda"),
         (["weight_by=size"], "must be one of tokens, token-rate, equal"),
         (["quorum=-1"], "method.quorum = -1: must be a whole number, at least 0 and at most 4096"),
         (["quorum_grace=2"], "quorum_grace is 2, but method.quorum is 0, .* set method.quorum"),
         (["quorum=2", "quorum_grace=-1"], "method.quorum_grace = -1: must be a number, at least 0 and at most 3600"),
         (["merge=rda", "feedback=ef21"], "merge is rda, but method.feedback is ef21, .*: set method.feedback=ef14"),
-        (["merge=rda", "preset=eager"], "merge is rda, but method.eager is true, .*: leave one of them out"),
-        (["merge=rda", "preset=sparseloco"], "merge is rda, but method.mean_over is senders"),
-        (["name=async", "nesterov=false"], "nesterov is false, which only method.name = diloco"),
+        (
+            ["merge=rda", "name=eager"],
+            "merge is rda, which only method.name = local-sgd or diloco or streaming or sparseloco has .* not eager",
+        ),
+        (["merge=rda", "name=sparseloco"], "merge is rda, but method.mean_over is senders"),
+        (["name=async", "nesterov=false"], "nesterov is false, which only method.name = local-sgd"),
         (["name=async", "gamma=0.5"], "gamma is 0.5, which only method.name = noloco"),
         (["name=async", "feedback=ef21"], "feedback is ef21, which async has no use for"),
         (["name=async", "codec=topk1.5-2bit", "mean_over=senders"], "mean_over is senders, but async takes"),
@@ -212,7 +242,7 @@ def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
             "momentum_share is 0.3, .* 1 / method.momentum_every = 1 / 4",
         ),
         (["name=async", "momentum_every=-1"], "method.momentum_every = -1: must be a whole number"),
-        (["name=streaming"], "must be one of diloco, sparseloco, noloco, async"),
+        (["name=sparseloco", "feedback=none"], "feedback is none, but sparseloco is made of ef14: leave it out"),
     ],
 )
 def test_what_makes_no_good_sync_is_refused(assignments: list[str], match: str) -> None:
@@ -226,12 +256,12 @@ def test_what_makes_no_good_sync_is_refused(assignments: list[str], match: str) 
         ["inner_steps=100", "fragments=8", "delay_steps=11"],
         ["inner_steps=100", "fragments=paper", "delay_steps=99"],
         ["inner_steps=1", "fragments=auto", "delay_steps=auto"],
-        ["preset=sparseloco", "fragments=4", "delay_steps=auto", "mix_alpha=1"],
-        ["preset=noloco", "fragments=auto", "delay_steps=2", "mix_alpha=0.3", "fragment_pattern=sequential"],
-        ["preset=eager", "mix_alpha=0", "fragments=paper", "quorum=2", "weight_by=token-rate"],
-        ["preset=eager", "mix_alpha=auto", "delay_steps=0"],
-        ["preset=sparseloco", "quorum=2", "quorum_grace=0.5", "weight_by=equal"],
-        ["preset=sparseloco", "mean_over=members", "merge=rda"],
+        ["name=sparseloco", "fragments=4", "delay_steps=auto", "mix_alpha=1"],
+        ["name=noloco", "fragments=auto", "delay_steps=2", "mix_alpha=0.3", "fragment_pattern=sequential"],
+        ["name=eager", "mix_alpha=0", "fragments=paper", "quorum=2", "weight_by=token-rate"],
+        ["name=eager", "mix_alpha=auto", "delay_steps=0"],
+        ["name=sparseloco", "quorum=2", "quorum_grace=0.5", "weight_by=equal"],
+        ["name=sparseloco", "mean_over=members", "merge=rda"],
         ["merge=rda", "weight_by=token-rate", "quorum=4096", "quorum_grace=3600"],
         ["name=async", "fragments=paper", "delay_steps=1", "momentum_every=4", "momentum_share=0.25", "dylu=false"],
         ["name=async", "momentum_share=1", "feedback=none"],
@@ -245,10 +275,11 @@ def test_what_makes_a_good_sync_is_taken(assignments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("assignment", "names"),
     [
-        ("eager=true", ("diloco",)),
-        ("merge=rda", ("diloco", "sparseloco")),
-        ("weight_by=equal", ("diloco", "sparseloco")),
-        ("quorum=2", ("diloco", "sparseloco")),
+        ("nesterov=false", ("local-sgd", "diloco", "streaming")),
+        ("merge=rda", ("local-sgd", "diloco", "streaming", "sparseloco")),
+        ("weight_by=equal", ("local-sgd", "diloco", "streaming", "eager", "sparseloco")),
+        ("quorum=2", ("local-sgd", "diloco", "streaming", "eager", "sparseloco")),
+        ("gamma=0.6", ("noloco",)),
         ("momentum_every=2", ("async",)),
         ("momentum_share=0.1", ("async",)),
         ("dylu=true", ("async",)),
@@ -267,9 +298,14 @@ def test_a_value_of_two_kinds_that_is_of_neither_is_named_once() -> None:
     assert len(caught.value.message.splitlines()) == 2
 
 
-def test_the_preset_of_streaming_is_that_of_the_paper() -> None:
-    made = method("method.preset=streaming")
-    assert (made.name, made.inner_steps, made.fragments, made.fragment_pattern) == ("diloco", 100, "paper", "strided")
+def test_streaming_is_that_of_the_paper() -> None:
+    made = method("method.name=streaming")
+    assert (made.name, made.inner_steps, made.fragments, made.fragment_pattern) == (
+        "streaming",
+        100,
+        "paper",
+        "strided",
+    )
     assert (made.delay_steps, made.mix_alpha, made.outer_lr, made.codec) == (1, 0.5, 0.4, "e3m0-b128")
 
 
@@ -284,7 +320,7 @@ def test_overlap_by_itself_is_on_any_method() -> None:
         (["method.fragments=3"], 0.0),
         (["method.delay_steps=1"], 0.5),
         (["method.delay_steps=auto"], 0.5),
-        (["method.preset=eager"], 0.0),
+        (["method.name=eager"], 0.0),
         (["method.delay_steps=1", "method.mix_alpha=0"], 0.0),
         (["method.mix_alpha=0.25"], 0.25),
     ],
@@ -312,9 +348,9 @@ def test_auto_fragments_and_overlap_are_what_all_have_to_agree_on() -> None:
 
 
 def test_a_configuration_from_before_these_keys_is_what_it_was() -> None:
-    added = {"eager", "fragment_pattern", "merge", "weight_by", "quorum", "quorum_grace"}
+    added = {"fragment_pattern", "merge", "weight_by", "quorum", "quorum_grace"}
     added |= {"momentum_every", "momentum_share", "dylu"}
-    founded = resolve_method(load(None, ["method.preset=diloco"]).swarm)
+    founded = resolve_method(load(None, ["method.name=diloco"]).swarm)
     old = json.loads(founded.to_json())
     old["method"] = {key: value for key, value in old["method"].items() if key not in added}
     assert SwarmConfig.from_json(json.dumps(old)) == founded
@@ -334,12 +370,3 @@ def test_auto_states_nothing_of_gossip_either() -> None:
     explicit = load(None, [NOLOCO, "method.anchor_codec=auto", "method.pull_codec=fp32"]).explicit
     assert "method.anchor_codec" not in explicit
     assert explicit["method.pull_codec"] == "fp32"
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_resolved_configuration_survives_its_file(tmp_path: Path, name: str) -> None:
-    swarm = resolve_method(load(None, [f"method.preset={name}"]).swarm)
-    (tmp_path / "run.toml").write_text(to_toml(swarm))
-    again = load(tmp_path / "run.toml")
-    assert resolve_method(again.swarm) == swarm
-    assert diff(again.explicit, swarm) == []

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from decentral.config.file import to_toml
 from decentral.config.pipeline import check_founder, check_joiner, stages_asked
-from decentral.config.schema import SwarmConfig, diff, to_toml
-from decentral.config.settings import load, resolve_pipeline
+from decentral.config.resolve import resolve_method
+from decentral.config.schema import SwarmConfig, diff
+from decentral.config.settings import load
 from decentral.errors import ConfigError, MismatchError
 
 FOUR = "pipeline.stages=4"
@@ -127,7 +129,7 @@ def test_a_configuration_from_before_pipelines_has_none() -> None:
 
 
 def test_the_codec_of_activations_must_exist_where_there_are_any() -> None:
-    assert resolve_pipeline(load(None, [FOUR, "pipeline.codec=int8-b128"]).swarm).pipeline.codec == "int8-b128"
+    assert resolve_method(load(None, [FOUR, "pipeline.codec=int8-b128"]).swarm).pipeline.codec == "int8-b128"
     with pytest.raises(ConfigError, match="unknown codec 'bf17'") as caught:
-        resolve_pipeline(load(None, [FOUR, "pipeline.codec=bf17"]).swarm)
+        resolve_method(load(None, [FOUR, "pipeline.codec=bf17"]).swarm)
     assert "bf16" in caught.value.hint

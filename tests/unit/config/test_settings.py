@@ -4,10 +4,10 @@ from types import ModuleType
 
 import pytest
 
-from decentral.config.presets import PRESETS
-from decentral.config.schema import SwarmConfig, diff, flatten
-from decentral.config.settings import import_task, known_keys, load, resolve_task, with_values
-from decentral.errors import ConfigError
+from decentral.config.resolve import import_task, on_machine, resolve_task
+from decentral.config.schema import SwarmConfig, WorkerConfig, diff, flatten
+from decentral.config.settings import known_keys, load, with_values
+from decentral.errors import ConfigError, ExitCode
 
 
 def test_flag_beats_set_beats_file_beats_default(tmp_path):
@@ -33,12 +33,12 @@ def test_hyphens_and_text_without_quotes_are_accepted():
     assert settings.swarm.task.settings == {"model": {"d_model": 64}}
 
 
-def test_a_preset_gives_defaults_and_leaves_no_trace():
-    settings = load(None, ["method.outer_lr=0.5", "method.preset=diloco"])
+def test_a_name_gives_defaults_and_states_itself_alone():
+    settings = load(None, ["method.outer_lr=0.5", "method.name=diloco"])
     method = settings.swarm.method
     assert method.outer_lr == 0.5
-    assert (method.inner_steps, method.outer_momentum) == (500, PRESETS["diloco"]["outer_momentum"])
-    assert set(settings.explicit) == {f"method.{key}" for key in PRESETS["diloco"]}
+    assert (method.inner_steps, method.outer_momentum) == (500, 0.9)
+    assert settings.explicit == {"method.outer_lr": 0.5, "method.name": "diloco"}
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,13 @@ def test_a_preset_gives_defaults_and_leaves_no_trace():
         ("run.rounds=true", "run.rounds = true: must be a whole number", ""),
         ("run.rounds=2.5", "run.rounds = 2.5: must be a whole number", ""),
         ("timing.beat_s=nan", "timing.beat_s = nan: must be a number", ""),
-        ("method.name=ddp", 'method.name = "ddp": must be one of diloco, sparseloco, noloco', ""),
-        ("method.preset=long", 'method.preset = "long": must be one of short, diloco', ""),
+        ("method.name=ddp", 'method.name = "ddp": must be one of local-sgd, diloco, streaming', ""),
+        ("method.name=long", 'method.name = "long": must be one of local-sgd, diloco', ""),
         ("data.paths=3", "data.paths = 3: must be a list of texts", ""),
         ("worker.port=70000", "worker.port = 70000: must be a whole number, at least 0 and at most 65535", ""),
         ("worker.device=tpu", 'worker.device = "tpu": must be cpu, mps, cuda or cuda:N', ""),
         ("task.factory=lm", 'task.factory = "lm": must be the dotted name of a function', ""),
+        ("worker.task=mine", 'worker.task = "mine": must be the dotted name of a function, such as', ""),
         ("task.settings=3", "task.settings = 3: must be a table", ""),
         ("method.delay_steps=9999", "method.delay_steps is 9999, which must be below method.inner_steps", ""),
         ("method.fragments=99", "method.fragments is 99, which must be at most method.inner_steps", ""),
@@ -179,7 +180,7 @@ def test_auto_states_nothing() -> None:
 def test_the_old_name_of_a_task_of_ours_is_refused_by_its_new_one(name):
     with pytest.raises(ConfigError, match=r"is now decentral\.workers\.") as caught:
         import_task(name)
-    assert f'"decentral.{name}"' in caught.value.hint
+    assert f"decentral.{name}" in caught.value.hint
 
 
 def test_a_package_of_somebody_elses_may_have_that_name(tmp_path, monkeypatch):
@@ -193,3 +194,38 @@ def test_a_package_of_somebody_elses_may_have_that_name(tmp_path, monkeypatch):
     assert Path(module.__file__) == tmp_path / "workers" / "lm.py"
     for name in ("workers", "workers.lm"):
         del sys.modules[name]
+
+
+def test_a_run_may_name_no_task_and_a_machine_its_own(task):
+    task.resolve = lambda settings: {"width": 8, **settings}
+    swarm = load(None, ["task.factory=", "task.settings.depth=2"]).swarm
+    assert resolve_task(swarm) == swarm
+    assert on_machine(swarm, WorkerConfig()) == swarm
+    here = on_machine(swarm, WorkerConfig(task="a_task:build"))
+    assert (here.task.factory, here.task.settings) == ("a_task:build", {"width": 8, "depth": 2})
+    assert swarm.task.factory == ""
+
+
+def test_a_machines_own_task_goes_before_the_swarms(task):
+    swarm = load(None, ["task.factory=nobody_has:this"]).swarm
+    assert on_machine(swarm, WorkerConfig(task="a_task:build")).task.factory == "a_task:build"
+
+
+def test_without_any_task_it_is_said_what_to_do():
+    with pytest.raises(ConfigError, match="names no task") as caught:
+        import_task("")
+    assert "--task MODULE:FUNCTION (worker.task)" in caught.value.hint
+    assert caught.value.exit_code == ExitCode.CONFIG
+
+
+def test_a_joiner_that_states_a_task_of_its_own_is_told_where_it_belongs():
+    there = load(None, ["task.factory="]).swarm
+    assert diff(load(None, ["task.factory=mine:build"]).explicit, there) == [
+        'task.factory: "mine:build" here, "" in the swarm (for this machine alone: worker.task)'
+    ]
+
+
+def test_values_that_come_as_they_are_have_their_keys_checked():
+    with pytest.raises(ConfigError, match=r"unknown key 'method\.iner_steps'") as caught:
+        load(None, (), {"method.iner_steps": 3})
+    assert "method.inner_steps" in caught.value.hint

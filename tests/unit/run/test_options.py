@@ -13,8 +13,9 @@ import torch
 from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback, Feedback
+from decentral.config.resolve import resolve_method
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import load, resolve_method
+from decentral.config.settings import load
 from decentral.engine.hello import Hello
 from decentral.engine.options import RunOptions
 from decentral.errors import ConfigError, UnreachableError
@@ -64,11 +65,11 @@ def test_without_feedback_reducers_keep_nothing_either() -> None:
 
 
 def test_ef21_stands_in_front_of_the_rule() -> None:
-    assert options("method.feedback=ef21", "method.preset=diloco").rule == Ef21(DiLoCo(0.7, 0.9))
+    assert options("method.feedback=ef21", "method.name=diloco").rule == Ef21(DiLoCo(0.7, 0.9))
 
 
-def test_the_preset_of_sparseloco() -> None:
-    made = options("method.preset=sparseloco")
+def test_sparseloco() -> None:
+    made = options("method.name=sparseloco")
     assert (made.rule, made.codec.name, made.plan.inner_steps) == (SparseLoCo(1.0), "topk1.5-2bit", 30)
     feedback = made.feedback(1)
     feedback.bring(0, torch.ones(2))
@@ -78,7 +79,7 @@ def test_the_preset_of_sparseloco() -> None:
 
 
 def test_diloco_may_be_a_heavy_ball() -> None:
-    assert options("method.preset=diloco", "method.nesterov=false").rule == DiLoCo(0.7, 0.9, nesterov=False)
+    assert options("method.name=diloco", "method.nesterov=false").rule == DiLoCo(0.7, 0.9, nesterov=False)
 
 
 def gossip(made: RunOptions) -> tuple[str, str, int, float | None]:
@@ -88,8 +89,8 @@ def gossip(made: RunOptions) -> tuple[str, str, int, float | None]:
     return pairing.anchor_codec.name, pairing.pull_codec.name, pairing.group_size, pairing.events_per_round
 
 
-def test_the_preset_of_noloco() -> None:
-    made = options("method.preset=noloco")
+def test_noloco() -> None:
+    made = options("method.name=noloco")
     assert (made.rule, made.plan.inner_steps) == (NoLoCo(0.7, 0.5, gamma=0.7, group_size=2), 50)
     assert gossip(made) == (default_anchor_codec().name, default_pull_codec().name, 2, None)
     assert type(made.feedback(1)) is ErrorFeedback
@@ -107,9 +108,9 @@ def test_events_at_random_moments_have_a_rate() -> None:
     assert gossip(made)[2:] == (2, 0.5)
 
 
-@pytest.mark.parametrize("preset", ["short", "diloco", "sparseloco"])
-def test_without_gossip_there_is_no_pairing(preset: str) -> None:
-    assert options(f"method.preset={preset}").pairing is None
+@pytest.mark.parametrize("name", ["local-sgd", "diloco", "sparseloco"])
+def test_without_gossip_there_is_no_pairing(name: str) -> None:
+    assert options(f"method.name={name}").pairing is None
 
 
 def test_without_a_word_all_is_one_fragment_that_everybody_waits_for() -> None:
@@ -119,15 +120,15 @@ def test_without_a_word_all_is_one_fragment_that_everybody_waits_for() -> None:
     assert (made.merge, made.weight_by, made.quorum) == ("mean", "tokens", None)
 
 
-def test_the_preset_of_streaming() -> None:
-    made = options("method.preset=streaming")
+def test_streaming() -> None:
+    made = options("method.name=streaming")
     assert made.plan == SyncPlan(100, num_fragments=3, delay_steps=1)
     assert (made.pattern, made.mix_alpha, made.auto_delay, made.auto_groups) == ("strided", 0.5, False, False)
     assert (made.rule, made.codec.name, made.keep_rest) == (DiLoCo(0.4, 0.9), "e3m0-b128", False)
 
 
-def test_the_preset_of_eager() -> None:
-    made = options("method.preset=eager")
+def test_eager() -> None:
+    made = options("method.name=eager")
     assert made.plan == SyncPlan(30)
     assert (made.rule, made.eager, made.mix_alpha) == (DiLoCo(0.4, 0.9), Eager(0.4, 0.9), 0.0)
 
@@ -184,10 +185,10 @@ def test_an_unknown_codec_is_named_with_its_nearest(key: str) -> None:
     ("assignments", "match"),
     [
         (["method.feedback=ef21", "method.feedback_decay=0.9"], "feedback_decay is 0.9, which only"),
-        (["method.preset=sparseloco", "method.outer_momentum=0.5"], "outer_momentum is 0.5, which must be 0"),
+        (["method.name=sparseloco", "method.outer_momentum=0.5"], "outer_momentum is 0.5, which must be 0"),
         (["method.name=sparseloco", "method.feedback=none"], "sparseloco is made of ef14"),
         (["method.feedback=ef21", "method.mean_over=senders"], "mean over all members"),
-        (["method.preset=sparseloco", "method.codec=int4-b128"], "is for codecs that leave values out"),
+        (["method.name=sparseloco", "method.codec=int4-b128"], "is for codecs that leave values out"),
         (["method.feedback_decay=0"], "feedback_decay = 0"),
         (["method.feedback=ef22"], "must be one of ef14, ef21, none"),
         (["method.codec=INT4"], "must be the name of a codec"),

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig
-from decentral.config.settings import load, resolve
+from decentral.config.settings import load
 from decentral.errors import ConfigError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.run.options import pipeline_options, run_options, stage_options

@@ -19,8 +19,8 @@ from decentral.cli.local.command import measure, rounds_for
 from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.local.replay import Replay
 from decentral.cli.local.run import LocalRun, _cancel
-from decentral.config.schema import SwarmConfig, to_toml
-from decentral.config.settings import load, resolve
+from decentral.config.resolve import resolve
+from decentral.config.settings import load
 from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.events import (
     BatchCounted,
@@ -127,22 +127,6 @@ def test_rounds_fill_the_time_and_are_at_least_one():
     swarm = load(None, ["method.inner_steps=10"]).swarm
     assert rounds_for(105.0, 1.0, swarm) == 10
     assert rounds_for(0.1, 1.0, swarm) == 1
-
-
-def test_a_configuration_survives_its_toml(tmp_path):
-    config = load(
-        None,
-        [
-            'task.settings.model.name="a \\"b\\" \\u007f ü\\n"',
-            "task.settings.list=[1, 2.5, true, 'x']",
-            "data.paths=['a b', '#c']",
-            "run.name=x.y",
-        ],
-    ).swarm
-    (tmp_path / "c.toml").write_text(to_toml(config))
-    assert load(tmp_path / "c.toml").swarm == config
-    (tmp_path / "d.toml").write_text(to_toml(SwarmConfig()))
-    assert load(tmp_path / "d.toml").swarm == SwarmConfig()
 
 
 class TestOutcome:

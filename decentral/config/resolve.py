@@ -1,0 +1,142 @@
+"""What a configuration leaves open: the method's choices, the settings of the task, and the task itself, imported."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import decentral
+from decentral.config.names import Family
+from decentral.config.schema import SwarmConfig, TaskSection, WorkerConfig
+from decentral.config.settings import checked, with_values
+from decentral.config.words import did_you_mean
+from decentral.errors import ConfigError
+
+_AUTO: Final = "auto"
+#: Names that our own tasks had.
+_OLD_NAMES = frozenset({"workers.lm", "workers.toy"})
+_OUR_TASKS = Path(decentral.__file__).with_name("workers")
+
+
+def resolve(swarm: SwarmConfig) -> SwarmConfig:
+    """The configuration with nothing left open: the method's choices made, the task's settings filled in.
+
+    How a pipeline is cut is left to ``stages``, which knows the blocks. Imports torch.
+
+    Raises:
+        ConfigError: see ``resolve_method`` and ``resolve_task``.
+    """
+    return resolve_task(resolve_method(swarm))
+
+
+def resolve_method(swarm: SwarmConfig) -> SwarmConfig:
+    """The configuration with codecs that exist and all chosen where it left them to us with ``auto``.
+
+    Codecs without effect stay ``auto``, and so do fragments and overlap: these are chosen while training.
+
+    Raises:
+        ConfigError: there is no such codec; the nearest is named.
+    """
+    from decentral.codecs.codec import make_codec
+    from decentral.codecs.defaults import default_anchor_codec, default_mean_codec, default_pull_codec
+
+    method = swarm.method
+    chosen = {"mean_codec": default_mean_codec(make_codec(method.codec))}
+    if method.family is Family.GOSSIP:
+        chosen |= {"anchor_codec": default_anchor_codec(), "pull_codec": default_pull_codec()}
+    values: dict[str, Any] = {"method.mix_alpha": method.alpha}
+    for key, codec in chosen.items():
+        stated = getattr(method, key)
+        values[f"method.{key}"] = (codec if stated == _AUTO else make_codec(stated)).name
+    if swarm.pipeline.stages:
+        values["pipeline.codec"] = make_codec(swarm.pipeline.codec).name
+    return with_values(swarm, values)
+
+
+def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
+    """The configuration with every setting of the task filled in and checked by the task itself.
+
+    A task may have a function ``resolve(settings) -> settings`` beside its factory; without one, settings pass as
+    they are. Imports the task, and with it torch.
+
+    Raises:
+        ConfigError: the task cannot be imported, or refuses its settings.
+    """
+    if not swarm.task.factory:
+        return swarm
+    module, _ = import_task(swarm.task.factory)
+    resolve = getattr(module, "resolve", None)
+    if resolve is None:
+        return swarm
+    settings = dict(resolve(swarm.task.settings))
+    task = checked(TaskSection, {"factory": swarm.task.factory, "settings": settings}, "task.")
+    return swarm.model_copy(update={"task": task})
+
+
+def on_machine(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
+    """What this machine builds its trainer from: with its own task, if it names one, in place of the swarm's.
+
+    The task has the swarm's settings, with its own defaults. What the swarm agrees on is ``swarm`` all the same.
+
+    Raises:
+        ConfigError: see ``resolve_task``.
+    """
+    if not own.task:
+        return swarm
+    task = swarm.task.model_copy(update={"factory": own.task})
+    return resolve_task(swarm.model_copy(update={"task": task}))
+
+
+def import_task(factory: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module of a task and its factory; the current folder is searched as well, as ``python -m`` does.
+
+    Raises:
+        ConfigError: no task is named, it cannot be imported, or there is no such function.
+    """
+    if not factory:
+        raise ConfigError(
+            "This run names no task (task.factory is empty): each worker brings a training loop of its own.",
+            hint="Name this machine's own task with --task MODULE:FUNCTION (worker.task), or join from your loop.",
+        )
+    module_name, _, name = factory.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    _refuse_old_name(factory, module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as err:
+        raise ConfigError(
+            f"The task is {factory!r}, and {module_name} cannot be imported: {err}",
+            hint="Install the package that holds the task, or run from the folder that does.",
+        ) from err
+    except Exception as err:
+        raise ConfigError(
+            f"The task is {factory!r}, and importing {module_name} failed: {type(err).__name__}: {err}",
+            hint="This is a fault of that module; --debug shows where.",
+        ) from err
+    build = getattr(module, name, None)
+    if not callable(build):
+        raise ConfigError(
+            f"The task is {factory!r}, but {module_name} has no function {name}",
+            hint=did_you_mean(name, [n for n, value in vars(module).items() if callable(value)]),
+        )
+    return module, build
+
+
+def _refuse_old_name(factory: str, module_name: str) -> None:
+    """Our own tasks once were in a package ``workers`` at the top, where somebody else may have one.
+
+    Raises:
+        ConfigError: the old name of one of them.
+    """
+    if module_name not in _OLD_NAMES:
+        return
+    theirs = importlib.util.find_spec("workers")
+    if theirs is None or theirs.origin is None or Path(theirs.origin).resolve().parent == _OUR_TASKS.resolve():
+        raise ConfigError(
+            f"The task is {factory!r}, but {module_name} is now decentral.{module_name}.",
+            hint=f"Write decentral.{factory}.",
+        )
