@@ -16,8 +16,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from decentral.config.resolve import resolve_task
 from decentral.config.schema import leaves, show
-from decentral.config.settings import load, resolve_task
+from decentral.config.settings import load
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.rule import Mixed
 from decentral.ports.trainer import Seat
