@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.links import Counters, Flow, Link, Links, LinksError, Sampler, unavailable, window_rates
+from scripts.benches.lib.links import Counters, Flow, Link, Links, LinksError, Sampler, unavailable, window_rates
 from tests.process.command import ROOT, wait_for
 from tests.process.test_leash import is_gone
 
@@ -38,11 +38,12 @@ LONG_QUEUE_S = 60.0
 _SO_RCVBUFFORCE = 33
 
 HOLDER = """
-import os, sys
-from scripts.links import Link, Links
+import pathlib, sys
+from scripts.benches.lib.links import Link, Links
+from scripts.benches.lib.processes import Process
 with Links([Link()]) as links:
-    inside = links.popen(0, ["sleep", "1000"])
-    print(links.emulator_pid, inside.pid, flush=True)
+    inside = Process(pathlib.Path(sys.argv[1]), ["sleep", "1000"], links.host(0))
+    print(links.emulator_pid, inside.popen.pid, flush=True)
     sys.stdin.read()
 """
 
@@ -71,12 +72,12 @@ class Hosts:
         self.sockets = [stack.enter_context(socket_on(links, i, socket.SOCK_DGRAM)) for i in range(num_hosts)]
         for host, each in enumerate(self.sockets):
             each.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
-            each.bind((links.address(host), PORT))
+            each.bind((links.host(host).address, PORT))
 
     def send(self, source: int, number: int, target: int) -> float:
         """A datagram; when."""
         at = time.monotonic()
-        self.sockets[source].sendto(number.to_bytes(BODY_BYTES, "big"), (self.links.address(target), PORT))
+        self.sockets[source].sendto(number.to_bytes(BODY_BYTES, "big"), (self.links.host(target).address, PORT))
         return at
 
     def receive(self, host: int) -> tuple[int, float]:
@@ -180,9 +181,9 @@ def test_tcp_gets_through_loss_and_jitter_unharmed() -> None:
         socket_on(links, 1, socket.SOCK_STREAM) as server,
         socket_on(links, 0, socket.SOCK_STREAM) as client,
     ):
-        server.bind((links.address(1), PORT))
+        server.bind((links.host(1).address, PORT))
         server.listen()
-        client.connect((links.address(1), PORT))
+        client.connect((links.host(1).address, PORT))
         with Sampler(links, period_s=0.01) as sampler, server.accept()[0] as accepted:
 
             def send() -> None:
@@ -207,8 +208,8 @@ def test_rates_over_windows() -> None:
 
 
 @needs_links
-def test_nothing_is_left_of_a_bench_that_was_killed() -> None:
-    command = [sys.executable, "-c", HOLDER]
+def test_nothing_is_left_of_a_bench_that_was_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) as holder:
         try:
@@ -225,14 +226,14 @@ def test_nothing_is_left_of_a_bench_that_was_killed() -> None:
 def test_a_command_inside_knows_its_host_and_nothing_else() -> None:
     here = Path("/proc/sys/net/ipv4/tcp_wmem").read_text()
     with Links([Link(), Link()], send_buffer_bytes=123_456) as links:
-        buffers = subprocess.run(links.inside(1, ["sysctl", "net.ipv4.tcp_wmem"]), capture_output=True, text=True)
-        shown = subprocess.run(links.inside(1, ["cat", "/proc/net/fib_trie"]), capture_output=True, text=True)
-        names = subprocess.run(links.inside(1, ["cat", "/proc/net/dev"]), capture_output=True, text=True)
-    assert buffers.stdout.split()[-1] == "123456"
+        commands = (["sysctl", "net.ipv4.tcp_wmem"], ["cat", "/proc/net/fib_trie"], ["cat", "/proc/net/dev"])
+        lines = [links.host(1).inside(command) for command in commands]
+        buffers, shown, names = (subprocess.run(line, capture_output=True, text=True).stdout for line in lines)
+    assert buffers.split()[-1] == "123456"
     assert Path("/proc/sys/net/ipv4/tcp_wmem").read_text() == here
-    assert links.address(1) in shown.stdout
-    assert links.address(0) not in shown.stdout
-    assert sorted(line.split(":")[0].strip() for line in names.stdout.splitlines()[2:]) == ["link0", "lo"]
+    assert links.host(1).address in shown
+    assert links.host(0).address not in shown
+    assert sorted(line.split(":")[0].strip() for line in names.splitlines()[2:]) == ["link0", "lo"]
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +256,6 @@ def test_the_compiler_and_the_emulator_are_heard(monkeypatch: pytest.MonkeyPatch
         pass
     broken = tmp_path / "links.c"
     broken.write_text("int main(void) { return nonsense; }\n")
-    monkeypatch.setattr("scripts.links._SOURCE", broken)
+    monkeypatch.setattr("scripts.benches.lib.links._SOURCE", broken)
     with pytest.raises(LinksError, match="nonsense"), Links([Link()]):
         pass
