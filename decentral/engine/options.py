@@ -70,14 +70,9 @@ class RunOptions:
     eval_every_rounds: int = 0
     """Validate the anchor after every so many rounds (0: never)."""
     timing: Timing = field(default_factory=Timing)
-    in_step: bool = False
-    """Whether somebody else counts the inner steps, the same for all workers (the heads of a pipeline): nobody can skip
-    some to make up for a round that it was late for."""
-
-    @property
-    def runs_free(self) -> bool:
-        """Whether every worker has rounds and anchors of its own: nobody waits for a slow one, none can be repaired."""
-        return self.pairing is not None or self.server is not None
+    own_steps: bool = True
+    """Whether every worker counts its inner steps itself, and can leave some out to make up for a round that it was
+    late for; else somebody else counts them, the same for all (the heads of a pipeline)."""
 
 
 @dataclass(frozen=True, slots=True)

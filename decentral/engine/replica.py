@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.feedback import Feedback, Sent
-from decentral.exchange.api import Contribution
+from decentral.exchange.api import Contribution, Excuse
 from decentral.exchange.merge import WeightBy, weight_of
 from decentral.outer.blend import blend, rebase
 from decentral.outer.eager import Eager
@@ -92,10 +92,6 @@ class Continuation:
     """Share of the local parameters kept when a new anchor is taken in."""
     eager: Eager | None = None
     """Go on from the own fresh work at the launch instead, and take in the anchor with the next one."""
-
-
-#: Why a contribution is empty.
-_SPOILT = "the parameters were not finite; went back to the anchor"
 
 
 class Replica:
@@ -244,16 +240,11 @@ class Replica:
         if not all(all_finite(values_N.numpy()) for values_N in tensors):
             nothing_N = torch.zeros_like(delta_N)
             self._rounds_diverged[key.fragment] += 1
-            return replace(mine, delta_N=nothing_N, relative_N=None, weight=0.0, excuse=_SPOILT)
+            return replace(mine, delta_N=nothing_N, relative_N=None, weight=0.0, excuse=Excuse.NOT_FINITE)
         self._rounds_diverged[key.fragment] = 0
         if self._me in state.outer.counted and not self._feedback.remembers(key.fragment):
-            return replace(mine, weight=0.0, excuse="listens once: what the others count of this worker was lost")
+            return replace(mine, weight=0.0, excuse=Excuse.FORGOTTEN)
         return mine
-
-    @staticmethod
-    def is_spoilt(mine: Contribution) -> bool:
-        """Whether a contribution is empty because the parameters were not finite."""
-        return mine.excuse == _SPOILT
 
     def bring_again(self, mine: Contribution, fragment: int) -> Contribution:
         """The same work for the next round: the anchor has moved on, and the local parameters will move along."""

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from decentral.engine.meter import Meter
-from decentral.engine.replica import Applied
-from decentral.exchange.api import Aborted, Met, Verdict
+from decentral.engine.syncs import Kept, Stepped
+from decentral.exchange.api import Excuse, Met, Verdict
 from decentral.monitor.events import Avoided, OneSided, Paced, Pulled, RoundAborted, RoundMixed
 from decentral.monitor.journal import Journal
-from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.types import PeerId, SyncKey
@@ -52,20 +51,10 @@ class Report:
         self._avoided: frozenset[PeerId] = frozenset()
         self._pace: Paced | None = None
 
-    def mixed(
-        self,
-        key: SyncKey,
-        mixed: Mixed,
-        verdict: Verdict,
-        applied: Applied,
-        *,
-        held: Held,
-        delay_steps: int,
-        excuse: str,
-    ) -> None:
+    def mixed(self, end: Stepped, *, held: Held = Held(), delay_steps: int = 0, excuse: Excuse | None = None) -> None:
         """A round has ended with a result, which was applied ``delay_steps`` inner steps after its launch."""
-        counted = self._transport.peer_id in mixed.members
-        if not excuse:
+        key, verdict, applied, counted = end.key, end.verdict, end.applied, end.judged.counted
+        if excuse is None:
             self._meter.explain("" if counted else "the round was closed before our part arrived")
         traffic = self._transport.traffic()
         met = verdict.met or Met()
@@ -73,7 +62,7 @@ class Report:
             RoundMixed(
                 round=key.round,
                 fragment=key.fragment,
-                members=mixed.members,
+                members=end.judged.mixed.members,
                 absent=verdict.absent,
                 delta_norm=applied.delta_norm,
                 residual_norm=applied.residual_norm,
@@ -91,8 +80,9 @@ class Report:
         )
         self._ended(key, verdict, held, counted=counted)
 
-    def aborted(self, key: SyncKey, aborted: Aborted, verdict: Verdict, *, held: Held) -> None:
+    def aborted(self, end: Kept, *, held: Held) -> None:
         """A round has ended without a result."""
+        key, verdict, aborted = end.key, end.verdict, end.judged.aborted
         self._journal.record(
             RoundAborted(
                 round=key.round,

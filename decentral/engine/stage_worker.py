@@ -39,7 +39,7 @@ class StageWorker:
     ) -> None:
         self.stage = stage
         self.loop = loop
-        self.worker = Worker(replace(options, in_step=True), parts)
+        self.worker = Worker(replace(options, own_steps=False), parts)
         self._transport = parts.transport
         self._live = live
         self._kept = kept

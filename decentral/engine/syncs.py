@@ -11,38 +11,50 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from decentral.engine.background import Background
+from decentral.engine.judge import KeepWork, TakeStep, judge
 from decentral.engine.membership import Membership
 from decentral.engine.replica import Applied, Replica, Taken
-from decentral.exchange.api import Contribution, Exchange, Verdict
-from decentral.outer.rule import Mixed
+from decentral.exchange.api import Contribution, Exchange, Excuse, Verdict
 from decentral.ports.clock import Clock
 from decentral.types import PeerId, SyncKey
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
-    """A round that was over before this worker came to it; it has taken the outer step of the others."""
+class Stepped:
+    """A round whose outer step was taken."""
 
     key: SyncKey
     verdict: Verdict
+    judged: TakeStep
     applied: Applied
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A round without one."""
+
+    key: SyncKey
+    verdict: Verdict
+    judged: KeepWork
 
 
 @dataclass(frozen=True, slots=True)
 class Landing:
     """A sync that has ended."""
 
-    key: SyncKey
+    passed: tuple[Stepped, ...]
+    """From the launch on, the rounds that were over before this worker came to them: it has the steps of the others."""
+    end: Stepped | Kept
     """The round to which the work was brought in the end."""
-    passed: tuple[Passed, ...]
-    """The rounds before that, from the launch on."""
     mine: Contribution
-    verdict: Verdict
-    applied: Applied | None
-    """The outer step, if the exchange had a result."""
     duration_s: float
     """Since the launch."""
     ended_at: float
+
+    @property
+    def in_time(self) -> bool:
+        """Whether this worker was there for the only round of it, which tells what the link takes."""
+        return not self.passed and not self.end.verdict.missed
 
 
 @dataclass(slots=True)
@@ -145,31 +157,29 @@ class InFlightSyncs:
     async def _fly(self, key: SyncKey, taken: Taken, launched_at: float, slack_s: float) -> Landing:
         """Bring, mix, take the outer step."""
         mine = await self._clock.run_aside(lambda: self._replica.bring(key, taken))
-        if self._replica.is_spoilt(mine):
+        if mine.excuse is Excuse.NOT_FINITE:
             await self._clock.run(self._replica.reset)
         await self._membership.catch_up()
         mine = replace(mine, slack_s=max(0.0, slack_s - (self._clock.monotonic() - launched_at)))
-        passed: list[Passed] = []
+        passed: list[Stepped] = []
         while True:
-            verdict = await self._exchange.mix(key, mine)
-            applied = await self._step(key, verdict)
-            missed = verdict.missed and mine.weight > 0 and key.round + 1 < self._rounds
-            if applied is None or not missed or not self._goes_on():
+            end = await self._mix(key, mine)
+            if isinstance(end, Kept) or not end.judged.again or not self._goes_on():
                 now = self._clock.monotonic()
-                return Landing(key, tuple(passed), mine, verdict, applied, now - launched_at, now)
-            passed.append(Passed(key, verdict, applied))
+                return Landing(tuple(passed), end, mine, now - launched_at, now)
+            passed.append(end)
             key = self._syncs[key.fragment].key = SyncKey(key.round + 1, key.fragment)
             # The others are not to hurry for one who is late already.
             mine = replace(self._replica.bring_again(mine, key.fragment), slack_s=math.inf)
 
-    async def _step(self, key: SyncKey, verdict: Verdict) -> Applied | None:
-        """The outer step, if there is one to take."""
-        mixed = verdict.outcome
-        if not isinstance(mixed, Mixed):
-            return None
-        sent_N = verdict.sent_N if self._me in mixed.members else None
-        applied = await self._clock.run_aside(lambda: self._replica.step(key, mixed, sent_N))
+    async def _mix(self, key: SyncKey, mine: Contribution) -> Stepped | Kept:
+        """One round, and its outer step if there is one to take."""
+        verdict = await self._exchange.mix(key, mine)
+        judged = judge(key, mine, verdict, self._me, self._rounds)
+        if isinstance(judged, KeepWork):
+            return Kept(key, verdict, judged)
+        applied = await self._clock.run_aside(lambda: self._replica.step(key, judged.mixed, judged.sent_N))
         held = self._replica.anchor(key.fragment)
         if held is not None:
             self._exchange.adopted(key.fragment, *held)
-        return applied
+        return Stepped(key, verdict, judged, applied)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from decentral.engine.options import RunOptions
 from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing
 from decentral.exchange.progress import Progress
-from decentral.schedule.dylu import local_steps
 from decentral.schedule.pacing import Pacing
 from decentral.swarm.presence import Presence
 from decentral.types import SyncKey
@@ -53,8 +52,8 @@ class Timetable:
         """What a sync with a result tells of the link."""
         self._pacing.landed(
             landing.duration_s,
-            waiting_s=landing.verdict.waiting_s,
-            transfer_s=landing.verdict.transfer_s,
+            waiting_s=landing.end.verdict.waiting_s,
+            transfer_s=landing.end.verdict.transfer_s,
             share=sync.group,
         )
 
@@ -117,19 +116,6 @@ class Timetable:
             asked = max([wanted, *(presence.metrics.num_groups for presence in others)])
             self.plan = replace(self.plan, num_groups=max(1, min(asked, most, self.plan.num_fragments)))
         return wanted
-
-    def skip_to(self, step: int, donor_step: int, own_pace_s: float, paces_s: Iterable[float]) -> int:
-        """Where to go on after launches at ``step``: there or later, at least one step before the next launch.
-
-        * A newcomer that has launched what its donor had on its way goes on at the donor's step: else it would be late
-          with every launch from now on, and the others would have to wait.
-        * An asynchronous worker that is slow takes fewer steps than others between two launches.
-        """
-        next_launch = self.next_launches
-        start, server = donor_step, self._options.server
-        if server is not None and server.dylu:
-            start = next_launch - local_steps(max(1, next_launch - step), own_pace_s, paces_s)
-        return max(step, min(start, next_launch - 1))
 
     def _round_to_launch(self, fragment: int) -> int:
         """The next round that a fragment is launched for."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from decentral import __version__
 from decentral.engine.background import Background
-from decentral.engine.course import Stretch
+from decentral.engine.course import CHUNK_S, Course
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
@@ -32,13 +32,12 @@ from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
 from decentral.engine.saving import Saving
-from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing
+from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Stepped
 from decentral.engine.timetable import Timetable
 from decentral.engine.watchdog import Watchdog
 from decentral.errors import DivergedError, IdentityError, MismatchError, UnreachableError
-from decentral.exchange.api import Aborted, Reason
-from decentral.monitor.events import Joined, Repaired, SatOut, Stopped, StretchDone, Validated
-from decentral.outer.rule import Mixed
+from decentral.exchange.api import Aborted, Excuse
+from decentral.monitor.events import Joined, Repaired, SatOut, Stopped, Validated
 from decentral.state.download import Donor, Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
 from decentral.swarm.matching import evaluator, middle_round
@@ -46,8 +45,6 @@ from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
 
-#: A stretch of inner steps is cut so that a signal to stop is seen within about this time.
-_CHUNK_S = 1.0
 #: A round in flight may take so long to end after a signal to stop.
 _LEAVE_S = 8.0
 #: A worker that fails says so for so long at most.
@@ -58,7 +55,6 @@ _LINGER_S = 15.0
 _GATHER_S = 120.0
 _JOIN_ATTEMPTS = 20
 _MAX_DIVERGED = 3
-_REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
 
 
 class Worker:
@@ -100,7 +96,7 @@ class Worker:
             numels,
             layered=[layout.layered(fragment) for fragment in range(layout.num_fragments)],
             sends_changes=feedback.sends_changes,
-            until_launch_s=self._until_launch_s,
+            until_launch_s=lambda fragment: self._course.until_launch_s(fragment),
             anchor=self._replica.anchor,
             move=self._move,
         )
@@ -110,14 +106,9 @@ class Worker:
         ports = (self._exchange, self.membership, parts.clock)
         self._syncs = InFlightSyncs(self._replica, *ports, me, options.rounds, self._goes_on, self._background)
         self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
+        self._course = Course(self._timetable, self._exchange, parts.clock, own_steps=options.own_steps)
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
-        self._donor_step = 0
-        self._stretch = Stretch()
-        self._step = 0
-        self._pace_s = self._step_s = 0.0
-        self._stepped_at = parts.clock.monotonic()
-        self._chunk_steps = 1
         self._watchdog = Watchdog(parts.clock, options.timing)
         self._saving = Saving(parts, self._background)
         self._done = False
@@ -130,10 +121,8 @@ class Worker:
         Args:
             step: inner steps that are behind it; above 0 where an earlier swarm was lost.
         """
-        self._step = step
-        rounds = self._timetable.plan.rounds_after(step)
+        rounds = self._course.found(step)
         await self._clock.run(lambda: self._replica.found(rounds))
-        self._exchange.progress.resume(rounds)
         await self._serve()
         self._tell(State.TRAINING)
 
@@ -224,7 +213,7 @@ class Worker:
         self._meter.start(self._clock.monotonic())
         while not (done := self.round >= self._options.rounds and not self._syncs) and not stop.is_set():
             self.membership.check_single()
-            await self._train_to(self._timetable.next_event(self._step), stop)
+            await self._train_to(self._timetable.next_event(self._course.step), stop)
             if not stop.is_set():
                 await self._sync(stop)
         await self._come_to_rest(stop)
@@ -240,7 +229,7 @@ class Worker:
     @property
     def round(self) -> int:
         """The round this worker is in: the earliest that a fragment has not finished."""
-        return min(self._exchange.progress.rounds())
+        return self._course.round
 
     @property
     def num_others(self) -> int:
@@ -265,7 +254,7 @@ class Worker:
     async def _gather(self, stop: asyncio.Event) -> None:
         """Before the first step of a run: wait for the workers it asks for, else a founder trains alone meanwhile."""
         until = self._clock.monotonic() + _GATHER_S
-        while self._step == 0 and self._clock.monotonic() < until and not stop.is_set():
+        while self._course.step == 0 and self._clock.monotonic() < until and not stop.is_set():
             missing = self._options.min_workers - len(self.membership.roster.active(self._clock.monotonic()))
             self._meter.explain(f"waits for {missing} more workers" if missing > 0 else "")
             if missing <= 0:
@@ -286,27 +275,22 @@ class Worker:
 
     async def _train_to(self, step: int, stop: asyncio.Event) -> None:
         """Inner steps up to global step ``step``, in chunks."""
-        while self._step < step and not stop.is_set():
-            count = min(self._chunk_steps, step - self._step)
-            start, began = self._step, self._clock.monotonic()
-            if not self._options.in_step:  # else they come when others have done their part
-                self._watchdog.asked(count * self._step_s)
-            steps = await self._parts.inner.take(start, count, stop)
-            if self._watchdog.came():
-                await self._go_on()
-            self._stepped_at = self._clock.monotonic()
-            seconds, taken = self._stepped_at - began, steps.count
-            self._replica.trained(steps.report, taken)
-            self._step += taken
-            if seconds > 0 and taken:
-                self._step_s = seconds / taken
-                self._timetable.stepped(self._step_s)
-                self._chunk_steps = max(1, int(_CHUNK_S * taken / seconds))
-            self._stretch.add(steps.report, taken, seconds)
+        course = self._course
+        while course.step < step and not stop.is_set():
+            count, began = course.chunk(step), self._clock.monotonic()
+            if self._options.own_steps:  # else they come when others have done their part
+                self._watchdog.asked(count * course.step_s)
+            steps = await self._parts.inner.take(course.step, count, stop)
+            seconds, stalled = self._clock.monotonic() - began, self._watchdog.came()
+            self._replica.trained(steps.report, steps.count)
+            course.trained(steps.report, steps.count, seconds)
             members = len(self.membership.roster.active(self._clock.monotonic()))
-            self._meter.trained(
-                self._step, steps, num_members=max(1, members), waiting_s=max(0.0, seconds - steps.compute_s)
-            )
+            waiting_s = max(0.0, seconds - steps.compute_s)
+            self._meter.trained(course.step, steps, num_members=max(1, members), waiting_s=waiting_s)
+            if stalled:  # those who hear of it now do not go on without this worker
+                self._meter.explain("")
+                self._tell(State.TRAINING)
+                await self.membership.announce()
 
     def _look_at_trainer(self) -> None:
         """At every beat: a worker whose trainer hangs is alive, but nobody is to wait for it."""
@@ -314,112 +298,99 @@ class Worker:
             self._meter.explain(f"no inner step for {self._watchdog.silent_s:.0f} s")
             self._tell(State.STALLED)
 
-    async def _go_on(self) -> None:
-        """The trainer is back: those who hear of it now do not go on without this worker."""
-        self._meter.explain("")
-        self._tell(State.TRAINING)
-        await self.membership.announce()
-
-    def _end_stretch(self) -> None:
-        """The inner steps since the last launch are one event of the journal, and tell the pace."""
-        stretch, self._stretch = self._stretch, Stretch()
-        if stretch.steps:
-            self._pace_s = stretch.seconds * self._timetable.plan.inner_steps / stretch.steps
-            self._journal.record(StretchDone(self.round, self._step, stretch.tokens, stretch.loss, stretch.seconds))
-
     # -- outer rounds -------------------------------------------------------------------------------------------------
 
     async def _sync(self, stop: asyncio.Event) -> None:
         """What is due at this step: landings that cannot be put off, launches, other landings."""
-        for sync in self._timetable.to_wait_for(self._step):
+        course, timetable = self._course, self._timetable
+        for sync in timetable.to_wait_for(course.step):
             await self._land(sync, stop)
         if stop.is_set():
             return
-        due = self._timetable.to_launch(self._step)
-        if due:
+        if due := timetable.to_launch(course.step):
             self._end_stretch()
-        for key in due:
-            slack_s = self._timetable.delay_steps * self._step_s or math.inf
-            group, share = self._timetable.group_of(key.fragment), self._share(key.fragment)
-            await self._syncs.launch(key, self._step, group, share, slack_s)
-        if due:
-            others = self._others()
-            self._report.paced(self._timetable.delay_steps, self._timetable.follow_the_link(others))
-            paces_s = [presence.round_s for presence in others]
-            self._step = self._timetable.skip_to(self._step, self._donor_step, self._pace_s, paces_s)
-        for sync in self._timetable.to_land(self._step):
+            for key in due:
+                slack_s = timetable.delay_steps * course.step_s or math.inf
+                group, share = timetable.group_of(key.fragment), self._share(key.fragment)
+                await self._syncs.launch(key, course.step, group, share, slack_s)
+            self._report.paced(timetable.delay_steps, timetable.follow_the_link(self._others()))
+            course.launched(self._paces_s())
+        for sync in timetable.to_land(course.step):
             await self._land(sync, stop)
+
+    def _end_stretch(self) -> None:
+        """The inner steps since the last launch are one event of the journal."""
+        if (done := self._course.end_stretch()) is not None:
+            self._journal.record(done)
 
     def _share(self, fragment: int) -> float:
         """Of this worker in the next mean, as the last one was."""
         return 1 / (self._num_members[fragment] or 1 + len(self._others()))
 
-    def _sit_out(self, key: SyncKey, reason: str) -> None:
+    async def _land(self, sync: InFlightSync, stop: asyncio.Event) -> None:
+        """Take in what came of a sync, waiting for it if it is still under way."""
+        if self._syncs.get(sync.key.fragment) is not sync:  # before a repair
+            return
+        end = await self._take_in(sync, stop)
+        if isinstance(end, Stepped):
+            await self._validate(end)
+            await self._saving.if_due(lambda: self._outcome(done=False))
+        elif end is not None and end.judged.repair:
+            # What else is on its way counts for the state that is about to be replaced: first see what comes of it.
+            for other in self._syncs:
+                await self._take_in(other, stop)
+            if not stop.is_set():
+                await self._repair(end.judged.aborted)
+
+    async def _take_in(self, sync: InFlightSync, stop: asyncio.Event) -> Stepped | Kept | None:
+        """Wait for the end of a sync and take it in; ``None`` if the worker is to stop before that.
+
+        A repair, if it asks for one, is up to the caller.
+        """
+        fragment, began = sync.key.fragment, self._clock.monotonic()
+        self._tell(State.SYNCING)
+        while not sync.landed and not stop.is_set():
+            # Looks for the signal now and then; a task that waits for it would have to be made for every round.
+            await asyncio.wait({sync.task}, timeout=CHUNK_S)
+        if not sync.landed:
+            return None
+        landing, waited_s = await self._syncs.fetch(sync), self._clock.monotonic() - began
+        end, excuse = landing.end, landing.mine.excuse
+        if landing.passed:
+            await self._clock.run(lambda: self._replica.land(fragment))
+            for passed in landing.passed:
+                self._report.mixed(passed)
+            self._course.passed(sync, landing)
+        if excuse is not None:
+            self._sit_out(end.key, excuse)
+        if isinstance(end, Stepped):
+            await self._clock.run(lambda: self._replica.land(fragment))
+            self._replica.give_back(end.key, end.judged.uncounted)
+            self._num_members[fragment] = len(end.judged.mixed.members)
+            if landing.in_time:
+                self._timetable.landed(sync, landing)
+        else:
+            self._replica.give_back(end.key)
+            self._replica.skip(end.key)
+        held = Held.of(end.verdict, sync.held_s, waited_s, self._clock.monotonic() - began)
+        if isinstance(end, Stepped):
+            self._report.mixed(end, held=held, delay_steps=self._course.step - sync.step, excuse=excuse)
+        else:
+            self._report.aborted(end, held=held)
+        if not self._syncs and (round_ := self._course.go_on(self._paces_s())) is not None:
+            self._replica.jump(round_)
+        self._tell(State.TRAINING)
+        return end
+
+    def _sit_out(self, key: SyncKey, excuse: Excuse) -> None:
         """Nothing to give: listen in this round; give up after several without anything finite."""
-        self._journal.record(SatOut(key.round, reason))
-        self._meter.explain(reason)
+        self._journal.record(SatOut(key.round, excuse))
+        self._meter.explain(excuse)
         if self._replica.rounds_diverged >= _MAX_DIVERGED:
             raise DivergedError(
                 f"the parameters were not finite in {_MAX_DIVERGED} rounds in a row (round {key.round})",
                 hint="Lower the learning rate or the outer learning rate, or look at this machine's data.",
             )
-
-    async def _land(self, sync: InFlightSync, stop: asyncio.Event) -> None:
-        """Take in what came of a sync, waiting for it if it is still under way."""
-        if self._syncs.get(sync.key.fragment) is not sync:  # before a repair
-            return
-        outcome = await self._take_in(sync, stop)
-        if isinstance(outcome, Aborted) and outcome.reason in _REPAIR:
-            # What else is on its way counts for the state that is about to be replaced: first see what comes of it.
-            for other in self._syncs:
-                await self._take_in(other, stop)
-            if not stop.is_set():
-                await self._repair(outcome)
-        elif isinstance(outcome, Mixed):
-            await self._validate(sync.key, outcome)
-            await self._saving.if_due(lambda: self._outcome(done=False))
-
-    async def _take_in(self, sync: InFlightSync, stop: asyncio.Event) -> Mixed | Aborted | None:
-        """Wait for the end of a sync and act on its verdict; ``None`` if the worker is to stop before that.
-
-        A repair, if it asks for one, is up to the caller.
-        """
-        key, began = sync.key, self._clock.monotonic()
-        self._tell(State.SYNCING)
-        while not sync.landed and not stop.is_set():
-            # Looks for the signal now and then; a task that waits for it would have to be made for every round.
-            await asyncio.wait({sync.task}, timeout=_CHUNK_S)
-        if not sync.landed:
-            return None
-        landing, waited_s = await self._syncs.fetch(sync), self._clock.monotonic() - began
-        key, mine, verdict, outcome = landing.key, landing.mine, landing.verdict, landing.verdict.outcome
-        if landing.passed:
-            await self._clock.run(lambda: self._replica.land(key.fragment))
-            self._pass(sync, landing)
-        if mine.excuse:
-            self._sit_out(key, mine.excuse)
-        if isinstance(outcome, Mixed) and landing.applied is not None:
-            await self._clock.run(lambda: self._replica.land(key.fragment))
-            counted = self._parts.transport.peer_id in outcome.members
-            self._replica.give_back(key, outcome.missed if counted else None)
-            self._num_members[key.fragment] = len(outcome.members)
-            if not verdict.missed and not landing.passed:
-                self._timetable.landed(sync, landing)
-            held = Held.of(landing.verdict, sync.held_s, waited_s, self._clock.monotonic() - began)
-            delay_steps = self._step - sync.step
-            self._report.mixed(
-                key, outcome, verdict, landing.applied, held=held, delay_steps=delay_steps, excuse=mine.excuse
-            )
-        elif isinstance(outcome, Aborted):
-            self._replica.give_back(key)
-            self._replica.skip(key)
-            held = Held.of(landing.verdict, sync.held_s, waited_s, self._clock.monotonic() - began)
-            self._report.aborted(key, outcome, verdict, held=held)
-        self._keep_up()
-        if verdict.met is not None:
-            self._get_in_step(verdict.met.nearest_s)
-        self._tell(State.TRAINING)
-        return outcome
 
     async def _come_to_rest(self, stop: asyncio.Event) -> None:
         """Before leaving: what is on its way may end, if it does so soon."""
@@ -440,23 +411,10 @@ class Worker:
         If training waits for it, the others would meanwhile wait in vain for the other fragments of a member.
         """
         self._tell(State.SYNCING)
-        if self._options.in_step:  # its steps of the next round are still to come, and others wait for them
+        if not self._options.own_steps:  # its steps of the next round are still to come, and others wait for them
             return False
         waits = not self._timetable.delay_steps and self._timetable.plan.num_fragments > 1
         return not (waits and self.membership.own.state in ACTIVE)
-
-    def _pass(self, sync: InFlightSync, landing: Landing) -> None:
-        """Rounds went by without this worker: it goes on at the step where those are who did not miss them."""
-        for passed in landing.passed:
-            if isinstance(mixed := passed.verdict.outcome, Mixed):
-                self._report.mixed(
-                    passed.key, mixed, passed.verdict, passed.applied, held=Held(), delay_steps=0, excuse=""
-                )
-        # As many steps as this worker took since that round was called.
-        since_s = self._clock.monotonic() - landing.ended_at + landing.verdict.transfer_s
-        since = round(since_s / self._step_s) if self._step_s > 0 else 0
-        launched_at = self._timetable.plan.launch_step(landing.key)
-        self._step = max(self._step, launched_at + min(since, self._step - sync.step))
 
     def _show_anchors(self) -> None:
         """Tell the exchange of new anchors."""
@@ -470,52 +428,16 @@ class Worker:
         await self._clock.run_aside(lambda: self._replica.move(fragment, shift_N))
         self._report.pulled(SyncKey(self.round, fragment), partner, spread)
 
-    def _keep_up(self) -> None:
-        """In gossip, and without rounds, nobody waits for a slow worker; it goes on where the others are by now.
-
-        So its learning rate is theirs, and the run ends for it as well. A round behind is nothing: records travel.
-        """
-        rounds = set(self._exchange.progress.rounds())
-        if not self._options.runs_free or self._syncs or len(rounds) > 1:
-            return
-        runners = self.membership.roster.runners(self._clock.monotonic())
-        if not runners:  # stopped in the middle of a sync: all look dead, itself included, until they are asked
-            return
-        middle = middle_round(runners)
-        if middle > min(rounds) + 1:
-            self._exchange.progress.resume([middle] * self._timetable.plan.num_fragments)
-            self._replica.jump(middle)
-            paces_s = [presence.round_s for presence in self._others()]
-            start = self._timetable.plan.step_of_round(middle)
-            self._step = self._timetable.skip_to(start, 0, self._pace_s, paces_s)
-
-    def _get_in_step(self, nearest_s: float) -> None:
-        """In gossip, a worker that always is ready when nobody else is makes one stretch shorter, and meets them then.
-
-        With several fragments it would jump over events of the plan: those meet somebody sooner or later.
-        """
-        plan = self._timetable.plan
-        unsure = math.isnan(nearest_s) or self._step_s <= 0
-        if unsure or plan.num_fragments > 1 or self._syncs or self._options.in_step:
-            return
-        start = plan.launch_step(SyncKey(self.round, 0)) - max(1, round(nearest_s / self._step_s))
-        self._step = max(self._step, start)
-
-    def _until_launch_s(self, fragment: int) -> float:
-        """Seconds of inner steps before the next sync of a fragment, as the last steps tell."""
-        key = SyncKey(self._exchange.progress.next_round(fragment), fragment)
-        steps = self._timetable.plan.launch_step(key) - self._step
-        return max(0.0, steps * self._step_s - (self._clock.monotonic() - self._stepped_at))
-
-    async def _validate(self, key: SyncKey, mixed: Mixed) -> None:
+    async def _validate(self, end: Stepped) -> None:
         """One member validates the anchor now and then."""
-        every = self._options.eval_every_rounds
+        key, every = end.key, self._options.eval_every_rounds
         last_fragment = key.fragment == self._timetable.plan.num_fragments - 1
         if not every or not last_fragment or (key.round + 1) % every:
             return
-        # Groups of a gossip are many, and each would pay; who is done has been here.
-        runners = self.membership.roster.runners(self._clock.monotonic())
-        members = tuple([p.peer for p in runners]) if self._options.runs_free else mixed.members
+        members = end.judged.mixed.members
+        if not self._exchange.has_common_anchor:
+            # Those who mixed are a few of many, and each group would pay; who is done has been here.
+            members = tuple([p.peer for p in self.membership.roster.runners(self._clock.monotonic())])
         if members and evaluator(members, key) == self._parts.transport.peer_id:
             val_loss = await self._clock.run(self._replica.validate)
             self._meter.validated(key.round + 1, val_loss)
@@ -542,17 +464,14 @@ class Worker:
 
     async def _adopt(self, download: Download) -> None:
         """Go on from a downloaded state, where its donor is."""
-        snapshot, plan = download.snapshot, self._timetable.plan
+        snapshot = download.snapshot
         await self._clock.run(lambda: self._replica.adopt(snapshot))
-        self._exchange.progress.resume(snapshot.rounds)
-        self._show_anchors()
-        next_launch = min(plan.launch_step(SyncKey(round_, f)) for f, round_ in enumerate(snapshot.rounds))
-        # At least one step before the next launch; work that fills a round already is not kept waiting for another.
-        overdue = self._replica.pending_steps >= plan.inner_steps
-        self._step = next_launch - 1 if overdue else min(snapshot.step, next_launch - 1)
         # It has gone on meanwhile.
         donor = self.membership.roster.get(download.donor)
-        self._donor_step = max(snapshot.step, donor.metrics.step if donor is not None else 0)
+        donor_step = max(snapshot.step, donor.metrics.step if donor is not None else 0)
+        overdue = self._replica.pending_steps >= self._timetable.plan.inner_steps
+        self._course.adopt(snapshot.step, snapshot.rounds, donor_step, overdue=overdue)
+        self._show_anchors()
         self._meter.explain("")
         # Junior to everybody who was there when this round began, the founder included.
         self.membership.update(since=min(snapshot.rounds) + 1)
@@ -568,8 +487,12 @@ class Worker:
         active = self.membership.roster.active(self._clock.monotonic())
         return [presence for presence in active if presence.peer != self._parts.transport.peer_id]
 
+    def _paces_s(self) -> list[float]:
+        """Of the other members."""
+        return [presence.round_s for presence in self._others()]
+
     async def _snapshot(self) -> Snapshot | None:
-        return self._replica.snapshot(self._step) if self._replica.has_state else None
+        return self._replica.snapshot(self._course.step) if self._replica.has_state else None
 
     def _tell(self, state: State) -> None:
         """Bring the own record up to date.
@@ -579,13 +502,13 @@ class Worker:
         """
         if state in ACTIVE and self._watchdog.stalled:
             state = State.STALLED
-        elif state in ACTIVE and not self._options.runs_free:
+        elif state in ACTIVE and self._exchange.has_common_anchor:
             others = self._others()
             if others and self.round < min(middle_round(others), self._options.rounds) - 1:
                 state = State.CATCHING_UP
         # Where everybody has an anchor of its own there is nothing to agree on.
-        digest = "" if self._options.runs_free else self._replica.digest_of(self.round)
-        self.membership.update(state=state, round=self.round, digest=digest, round_s=self._pace_s)
+        digest = self._replica.digest_of(self.round) if self._exchange.has_common_anchor else ""
+        self.membership.update(state=state, round=self.round, digest=digest, round_s=self._course.pace_s)
 
     def metrics(self) -> Metrics:
         """This worker's figures as they stand."""
@@ -594,6 +517,6 @@ class Worker:
         return self._meter.metrics(now)
 
     def _outcome(self, done: bool) -> Outcome:
-        snapshot = self._replica.snapshot(self._step)
+        snapshot = self._replica.snapshot(self._course.step)
         anchors, residuals = self._replica.anchors(), self._replica.residuals()
         return Outcome(done, self.round, self._meter.tokens, snapshot.name, anchors, residuals)

@@ -2,8 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +13,13 @@ from decentral.exchange.offences import Avoidance
 from decentral.exchange.progress import Progress
 from decentral.outer.rule import Mixed
 from decentral.types import PeerId, SyncKey
+
+
+class Excuse(StrEnum):
+    """Why a worker listens only; the text is for people."""
+
+    NOT_FINITE = "the parameters were not finite; went back to the anchor"
+    FORGOTTEN = "listens once: what the others count of this worker was lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +44,8 @@ class Contribution:
     """Inner steps behind it."""
     slack_s: float = math.inf
     """For so long the worker can train on before it needs to know who is in the round (see ``gathering.Quorum``)."""
-    excuse: str = ""
-    """Why there is nothing to bring, for people."""
+    excuse: Excuse | None = None
+    """Why there is nothing to bring."""
 
 
 class Reason(StrEnum):
@@ -75,8 +84,6 @@ class Met:
     """RMS of the difference of two replicas' anchors over the RMS of the anchor, as this swap shows it."""
     deadline_s: float = math.nan
     """The longest that it would have waited, as it had set itself; NaN if it waits for nobody or knows nobody."""
-    nearest_s: float = math.nan
-    """For a worker out of step, alone again and again: in how many seconds the first of the others will be ready."""
     unconfirmed: tuple[PeerId, ...] = ()
     """Peers that may have counted a swap with this worker which this one did not, or the other way round."""
     avoided: tuple[Avoidance, ...] = ()
@@ -102,12 +109,27 @@ class Verdict:
     """In gossip."""
 
 
+@dataclass(frozen=True, slots=True)
+class Onward:
+    """Where a worker goes on once nothing of its own is on its way."""
+
+    round: int | None = None
+    """The round that others are in by now; ``None`` to go on with the next one."""
+    due_in_s: float = math.nan
+    """In how many seconds of inner steps the next sync should be, as somebody else is ready for it then; NaN for when
+    the plan says."""
+
+
 class Exchange(ABC):
     """One way of mixing.
 
     Args:
         progress: how far this worker is.
     """
+
+    has_common_anchor: ClassVar[bool] = True
+    """Whether members hold the same anchor after a round: then they wait for each other and compare digests, whoever is
+    late catches up, and whoever holds another one repairs. Else every worker has an anchor and rounds of its own."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -122,6 +144,22 @@ class Exchange(ABC):
 
     def adopted(self, fragment: int, base: str, anchor_N: Tensor) -> None:  # noqa: B027
         """The fragment has a new anchor: what of it can travel before the next round may set out now."""
+
+    def onward(self) -> Onward:
+        """Where to go on, asked after a sync when no other one is on its way."""
+        return Onward()
+
+    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Sequence[float]) -> int:
+        """How many of the inner steps to leave out that are left before the next launch.
+
+        Args:
+            left: so many there are.
+            lead: so many its donor was ahead of a newcomer. It goes on at the donor's step: else it would be late with
+                every launch from now on.
+            own_pace_s: seconds this worker takes for a round's steps, 0 if it does not know yet.
+            paces_s: the same of the others.
+        """
+        return lead
 
     async def run(self) -> None:  # noqa: B027
         """What goes on beside the rounds, if anything does, until cancelled."""

@@ -86,6 +86,25 @@ def middle_round(active: Sequence[Presence]) -> int:
     return statistics.median_high(presence.round for presence in active)
 
 
+def round_to_join(rounds: Sequence[int], runners: Sequence[Presence]) -> int | None:
+    """Where nobody waits for a slow worker: the round in which it goes on, as the others are there by now.
+
+    So its learning rate is theirs, and the run ends for it as well. A round behind is nothing: records travel.
+
+    Args:
+        rounds: in which its fragments are.
+        runners: all who take part or have finished. There are none for a worker that was stopped in the middle of a
+            sync: all look dead, itself included, until they are asked.
+
+    Returns:
+        The round; ``None`` to go on where it is.
+    """
+    if len(set(rounds)) > 1 or not runners:
+        return None
+    middle = middle_round(runners)
+    return middle if middle > min(rounds) + 1 else None
+
+
 def leaders(members: Sequence[Presence], key: SyncKey) -> Iterator[PeerId]:
     """Candidates for naming the participants of ``key``, best first: by seniority, rendezvous order among equals.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from decentral.exchange.progress import Progress
 from decentral.ports.clock import Clock
-from decentral.swarm.matching import groups
+from decentral.swarm.matching import groups, round_to_join
 from decentral.swarm.roster import Roster
 from decentral.types import PeerId, SyncKey
 
@@ -47,6 +47,10 @@ class Company:
         """The members planned for this worker's next sync of a fragment (or one so much later), the host first."""
         key = SyncKey(self.progress.next_round(fragment) + later, fragment)
         return next(group for group in groups(self._active(), key, self._group_size) if self.me in group)
+
+    def round_to_join(self) -> int | None:
+        """The round that the others are in by now, if this worker is far behind."""
+        return round_to_join(self.progress.rounds(), self._roster.runners(self._clock.monotonic()))
 
     def others(self) -> list[PeerId]:
         """All other workers, in order of peer id."""

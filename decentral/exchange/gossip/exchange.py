@@ -23,7 +23,7 @@ from torch import Tensor
 
 from decentral.codecs.frame import framed_nbytes
 from decentral.errors import FrameError, PeerUnreachable, TransportError
-from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Onward, Reason, Verdict
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.guest import Guest, Sync
 from decentral.exchange.gossip.host import ASK, Host
@@ -72,6 +72,8 @@ class Gossip(Exchange):
         context: ports, agreements, and what was learnt of others.
     """
 
+    has_common_anchor = False
+
     def __init__(self, context: Context) -> None:
         super().__init__(context.company.progress)
         self._context = context
@@ -82,6 +84,8 @@ class Gossip(Exchange):
         self._serial = 0
         self._rounds_alone = [0 for _ in context.wire.numels]
         self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
+        self._nearest_s = math.nan
+        """Out of step with the others: in how many seconds the first of them will be ready, as of the last sync."""
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -94,6 +98,14 @@ class Gossip(Exchange):
     async def run(self) -> None:
         """Send anchors ahead."""
         await self._guest.run()
+
+    def onward(self) -> Onward:
+        """In the round of the others; and whoever always is ready when nobody else is meets them a stretch earlier.
+
+        With several fragments it would jump over events of the plan: those meet somebody sooner or later.
+        """
+        nearest_s, self._nearest_s = self._nearest_s, math.nan
+        return Onward(self._company.round_to_join(), nearest_s if len(self._rounds_alone) == 1 else math.nan)
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Mix ``mine`` with a partner's contribution, or find that there is none.
@@ -129,12 +141,12 @@ class Gossip(Exchange):
         nearest = min(sync.ready_at, default=math.inf)
         # One that was ready in time and had no place does not tell that we are out of step.
         out_of_step = alone > 0 and alone % _OUT_OF_STEP == 0 and sync.wait_until < nearest < math.inf
+        self._nearest_s = nearest - self._clock.monotonic() if out_of_step else math.nan
         waiting_s = max(0.0, ended - began - sync.moving_s)
         self._budget.spend(waiting_s)
         met = Met(
             partners=end.partners,
             spread=end.spread,
-            nearest_s=nearest - self._clock.monotonic() if out_of_step else math.nan,
             deadline_s=wait_s + move_s if has_others else math.nan,
             unconfirmed=tuple(sorted({*unconfirmed, *sync.unsure})),
             avoided=self._context.offences.avoided(self._clock.monotonic()),

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
-from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Onward, Reason, Verdict
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.messages import Anchor, pack_anchor, unpack_anchor
 from decentral.exchange.gossip.swap import FAR_OFF, Swap, part_of, spread_of
@@ -57,6 +57,8 @@ class RandomGossip(Exchange):
         move: see ``Move``.
     """
 
+    has_common_anchor = False
+
     def __init__(self, context: Context, anchor: Callable[[int], tuple[str, Tensor] | None], move: Move) -> None:
         super().__init__(context.company.progress)
         self._context = context
@@ -74,6 +76,10 @@ class RandomGossip(Exchange):
         """Begin to serve other members."""
         limit = _ENVELOPE_BYTES + framed_nbytes(self._pairing.anchor_codec, max(self._wire.numels))
         await self._context.transport.serve(SWAP, self._on_swap, max_request_bytes=limit, max_concurrent=_MAX_UPLOADS)
+
+    def onward(self) -> Onward:
+        """In the round of the others."""
+        return Onward(self._company.round_to_join())
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """The outer step alone, at once."""

@@ -15,14 +15,14 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
-from decentral.exchange.api import Aborted, Contribution, Exchange, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Onward, Reason, Verdict
 from decentral.exchange.progress import Progress
 from decentral.exchange.server.messages import Kind, Push, pack_push, unpack_reply
 from decentral.exchange.server.options import ServerOptions
@@ -33,6 +33,8 @@ from decentral.exchange.wire import Wire, seed_of
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
+from decentral.schedule.dylu import local_steps
+from decentral.swarm.matching import round_to_join
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.tensors.digest import digest
@@ -88,6 +90,8 @@ class Asynchronous(Exchange):
         anchor: a fragment's anchor with its digest, or ``None`` while there is none.
     """
 
+    has_common_anchor = False
+
     def __init__(
         self,
         transport: Transport,
@@ -105,6 +109,7 @@ class Asynchronous(Exchange):
         self._roster = roster
         self._wire = wire
         self._timing = timing
+        self._options = options
         self._anchor = anchor
         self._server = ParameterServer(transport, clock, roster, wire, options)
         self._succession = Succession(transport, clock, roster, self._server, timing, self._copy)
@@ -126,6 +131,16 @@ class Asynchronous(Exchange):
         copy = self._copies.get(fragment)
         if copy is not None and copy.anchor_N is not anchor_N:
             del self._copies[fragment]
+
+    def onward(self) -> Onward:
+        """In the round of the others."""
+        return Onward(round_to_join(self.progress.rounds(), self._roster.runners(self._clock.monotonic())))
+
+    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Sequence[float]) -> int:
+        """A slow worker takes fewer steps between two launches (``schedule.dylu``)."""
+        if self._options.dylu:
+            return left - local_steps(left, own_pace_s, paces_s)
+        return lead
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Push ``mine`` to the server. A weight of 0 listens only: nothing is pushed, the anchor is received."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from decentral.codecs.feedback import ErrorFeedback, Feedback
 from decentral.engine.replica import Applied, Continuation, Replica
 from decentral.errors import MismatchError
-from decentral.exchange.api import Contribution
+from decentral.exchange.api import Contribution, Excuse
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterState
@@ -68,7 +68,7 @@ def founded(num_fragments: int = 1, mix_alpha: float = 0.0, eager: Eager | None 
 def launch(replica: Replica, key: SyncKey, share: float = 1.0) -> Contribution:
     """As the engine does, without an exchange beside the training."""
     mine = replica.bring(key, replica.take(key, share))
-    if replica.is_spoilt(mine):
+    if mine.excuse is Excuse.NOT_FINITE:
         replica.reset()
     return mine
 

@@ -2,9 +2,11 @@ from types import SimpleNamespace
 
 import torch
 
+from decentral.engine.judge import KeepWork, TakeStep
 from decentral.engine.meter import Meter
 from decentral.engine.replica import Applied
 from decentral.engine.report import Held, Report
+from decentral.engine.syncs import Kept, Stepped
 from decentral.exchange.api import Aborted, Reason, Verdict
 from decentral.monitor.events import Event, Paced, RoundAborted, RoundMixed
 from decentral.outer.rule import Mixed
@@ -32,10 +34,11 @@ def test_what_an_exchange_took_goes_to_the_journal_and_only_what_training_stood_
         report, meter, events = made()
         verdict = Verdict(outcome, waiting_s=20.0, transfer_s=30.0)
         if isinstance(outcome, Mixed):
-            report.mixed(KEY, outcome, verdict, Applied("d", 1.0, 2.0), held=HELD, delay_steps=9, excuse="")
+            end = Stepped(KEY, verdict, TakeStep(outcome, None, (), again=False), Applied("d", 1.0, 2.0))
+            report.mixed(end, held=HELD, delay_steps=9)
             assert (events[0].transfer_s, events[0].delay_steps) == (30.0, 9)
         else:
-            report.aborted(KEY, outcome, verdict, held=HELD)
+            report.aborted(Kept(KEY, verdict, KeepWork(outcome, repair=False)), held=HELD)
         assert [type(event) for event in events] == [kind]
         assert (events[0].waiting_s, events[0].held_s, events[0].held_waiting_s) == (20.0, 0.75, 0.25)
         seen = meter.metrics(5.0)

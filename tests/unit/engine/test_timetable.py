@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decentral.codecs.codec import make_codec
+from decentral.engine.judge import TakeStep
 from decentral.engine.options import RunOptions
-from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing
+from decentral.engine.replica import Applied
+from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing, Stepped
 from decentral.engine.timetable import Timetable
 from decentral.exchange.api import Contribution, Verdict
 from decentral.exchange.progress import Progress
-from decentral.exchange.server.options import ServerOptions
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed
@@ -74,7 +75,8 @@ def landing(transfer_s: float = 1.0, waiting_s: float = 0.0) -> Landing:
     mixed = Mixed(torch.zeros(1), (ME,))
     verdict = Verdict(mixed, waiting_s=waiting_s, transfer_s=transfer_s)
     mine = Contribution(torch.zeros(1), 1.0, "")
-    return Landing(SyncKey(0, 0), (), mine, verdict, None, duration_s=waiting_s + transfer_s, ended_at=0.0)
+    end = Stepped(SyncKey(0, 0), verdict, TakeStep(mixed, None, (), again=False), Applied("", 0.0, 0.0))
+    return Landing((), end, mine, duration_s=waiting_s + transfer_s, ended_at=0.0)
 
 
 def asking(num_groups: int) -> Presence:
@@ -203,23 +205,6 @@ def test_a_worker_that_has_jumped_launches_what_it_jumped_over() -> None:
     desk.progress.resume([5, 4, 4])
     assert desk.launch(61) == [SyncKey(4, 1), SyncKey(4, 2)]
     assert desk.timetable.next_launches == 64
-
-
-def test_a_newcomer_goes_on_at_its_donors_step_but_takes_one_before_the_next_launch() -> None:
-    desk = Desk(SyncPlan(10, 2))
-    desk.progress.resume([3, 2])
-    desk.launch(30)
-    assert desk.timetable.next_launches == 35
-    assert desk.timetable.skip_to(30, 32, 1.0, []) == 32
-    assert desk.timetable.skip_to(30, 90, 1.0, []) == 34
-    assert desk.timetable.skip_to(30, 12, 1.0, []) == 30, "never back"
-
-
-def test_an_asynchronous_worker_that_is_half_as_fast_takes_half_the_steps() -> None:
-    desk = Desk(SyncPlan(10), server=ServerOptions(dylu=True))
-    desk.launch(10)
-    assert desk.timetable.skip_to(10, 0, 2.0, [1.0, 1.0]) == 15
-    assert desk.timetable.skip_to(10, 0, 1.0, [1.0, 2.0]) == 10
 
 
 # -- what follows the link --------------------------------------------------------------------------------------------
