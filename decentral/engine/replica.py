@@ -11,7 +11,7 @@ Legend: N = values in a fragment.
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -72,6 +72,37 @@ class _Arrived:
     missed: tuple[tuple[int, int], ...]
 
 
+@dataclass(slots=True)
+class _Fragment:
+    """All that is known of one fragment between two anchors."""
+
+    state: FragmentState
+    """The anchor, the outer state, and the round that begins with them."""
+    base_N: Tensor
+    """What the local parameters last went on from: the anchor, unless it was moved since or they are ahead of it."""
+    pending: _Pending = field(default_factory=_Pending)
+    launched: _Pending = field(default_factory=_Pending)
+    """Work on its way."""
+    arrived: _Arrived | None = None
+    ahead: _Ahead | None = None
+    carried_N: Tensor | None = None
+    """Eager updates: launched work that no round has counted, which is no longer in the local parameters."""
+    launches_diverged: int = 0
+    """Launches in a row at which the parameters were not finite."""
+    ends: dict[int, str] = field(default_factory=dict)
+    """Digests of anchor and outer state after the last rounds."""
+
+    def end_round(self, round: int) -> None:
+        """A round is finished. Of earlier ones the last two are kept: fragments differ by one at most."""
+        self.ends = {number: digest for number, digest in self.ends.items() if number >= round - 1}
+        self.ends[round] = self.state.digest
+
+    def lose_work(self) -> None:
+        """What is not counted yet is lost, also what is on its way and may come back."""
+        self.pending, self.launched = _Pending(), _Pending()
+        self.arrived = self.ahead = self.carried_N = None
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """A round that has become part of the replica."""
@@ -125,19 +156,10 @@ class Replica:
         self._me = me
         self._weight_by = weight_by
         self._staging = Staging(layout, next(iter(model.parameters().values())).device)
-        self._rounds_diverged = [0] * layout.num_fragments
-        self._fragments: list[FragmentState] = []
-        self._bases_N: list[Tensor] = []
-        """What the local parameters last went on from: the anchors, unless these were moved since or they are ahead."""
+        self._fragments: list[_Fragment] = []
+        """Empty until there is an anchor."""
         self._changing = threading.Lock()
-        self._pending = [_Pending() for _ in range(layout.num_fragments)]
-        self._launched = [_Pending() for _ in range(layout.num_fragments)]
-        self._arrived: dict[int, _Arrived] = {}
-        self._ahead: dict[int, _Ahead] = {}
-        self._carried_N: dict[int, Tensor] = {}
-        """Eager updates: launched work that no round has counted, which is no longer in the local parameters."""
-        self._ends: dict[int, dict[int, str]] = {}
-        """Digests of the fragments after a round, as far as they have finished it."""
+        """Held to change a state, which may happen on either thread."""
 
     @property
     def has_state(self) -> bool:
@@ -146,7 +168,10 @@ class Replica:
 
     def anchor(self, fragment: int) -> tuple[str, Tensor] | None:
         """A fragment's anchor [N] with the digest of its state; ``None`` as long as there is none."""
-        return (self._fragments[fragment].digest, self._fragments[fragment].anchor_N) if self._fragments else None
+        if not self._fragments:
+            return None
+        state = self._fragments[fragment].state
+        return state.digest, state.anchor_N
 
     @property
     def rounds_diverged(self) -> int:
@@ -154,20 +179,19 @@ class Replica:
 
         Of all fragments together there may be several at one step.
         """
-        return max(self._rounds_diverged)
+        return max((each.launches_diverged for each in self._fragments), default=0)
 
     @property
     def pending_steps(self) -> int:
         """Inner steps that no round has counted, of the fragment that waits longest."""
-        return max(pending.steps for pending in self._pending)
+        return max((each.pending.steps for each in self._fragments), default=0)
 
     def found(self, rounds: Sequence[int]) -> None:
         """Take the model's parameters as they are as the first anchor, which begins these rounds of the fragments."""
         parameters = self._model.parameters()
         for fragment, round_ in enumerate(rounds):
             anchor_N = self._layout.gather(parameters, fragment)
-            self._fragments.append(FragmentState.of(round_, anchor_N, self._rule.init(anchor_N)))
-            self._bases_N.append(anchor_N)
+            self._fragments.append(_Fragment(FragmentState.of(round_, anchor_N, self._rule.init(anchor_N)), anchor_N))
 
     def digest_of(self, round: int) -> str:
         """Of all anchors and outer states as they were where ``round`` began; empty if this worker was not there.
@@ -175,25 +199,20 @@ class Replica:
         Members agree on it although each fragment has rounds of its own.
         """
         if self._layout.num_fragments == 1 or round == 0:
-            return self.snapshot(0).name if self._fragments and round == self._fragments[0].round else ""
-        ends = self._ends.get(round - 1, {})
-        whole = len(ends) == self._layout.num_fragments
-        return combined_digest(tuple(ends[fragment] for fragment in range(len(ends)))) if whole else ""
-
-    def _end_round(self, key: SyncKey, digest: str) -> None:
-        """A fragment has finished a round. Of earlier ones the last two are kept: fragments differ by one at most."""
-        self._ends.setdefault(key.round, {})[key.fragment] = digest
-        self._ends = {round_: ends for round_, ends in self._ends.items() if round_ >= key.round - 1}
+            return self.snapshot(0).name if self._fragments and round == self._fragments[0].state.round else ""
+        ends = [each.ends.get(round - 1) for each in self._fragments]
+        known = tuple(digest for digest in ends if digest is not None)
+        return combined_digest(known) if known and len(known) == len(ends) else ""
 
     def snapshot(self, step: int) -> Snapshot:
         """The anchors as they stand, for newcomers and for files."""
-        return Snapshot(step, tuple(self._fragments))
+        return Snapshot(step, tuple(each.state for each in self._fragments))
 
     def trained(self, report: StepReport, count: int) -> None:
         """So many inner steps were taken; they are pending."""
-        for pending in self._pending:
-            pending.tokens += report.tokens
-            pending.steps += count
+        for each in self._fragments:
+            each.pending.tokens += report.tokens
+            each.pending.steps += count
 
     def take(self, key: SyncKey, share: float) -> Taken:
         """Cut one fragment out of the parameters as they are now; its work so far counts as launched.
@@ -202,22 +221,21 @@ class Replica:
             key: what is launched.
             share: that this worker's contribution will have in the mean, as far as it knows; for eager updates.
         """
-        fragment = key.fragment
-        state, base_N = self._fragments[fragment], self._bases_N[fragment]
-        values_N = self._staging.take(self._model.parameters(), fragment)
-        launched = self._launched[fragment] = self._pending[fragment]
-        self._pending[fragment] = _Pending()
+        of = self._fragments[key.fragment]
+        base_N, values_N = of.base_N, self._staging.take(self._model.parameters(), key.fragment)
+        work = of.launched = of.pending
+        of.pending = _Pending()
         if self._onward.eager is None:
-            return Taken(state, lambda: base_N - values_N(), launched.tokens, launched.steps)
+            return Taken(of.state, lambda: base_N - values_N(), work.tokens, work.steps)
         delta_N = base_N - values_N()
-        if fragment in self._carried_N:
-            delta_N += self._carried_N.pop(fragment)
-        ahead = self._ahead.get(fragment)
-        start_N, buffer_N = self._onward.eager.start(state.anchor_N, delta_N, share, ahead.buffer_N if ahead else None)
-        self._ahead[fragment] = _Ahead(share, delta_N, buffer_N)
-        self._load(fragment, start_N)
-        self._bases_N[fragment] = start_N
-        return Taken(state, lambda: delta_N, launched.tokens, launched.steps)
+        if of.carried_N is not None:
+            delta_N += of.carried_N
+            of.carried_N = None
+        buffer_N = None if of.ahead is None else of.ahead.buffer_N
+        start_N, buffer_N = self._onward.eager.start(of.state.anchor_N, delta_N, share, buffer_N)
+        of.ahead, of.base_N = _Ahead(share, delta_N, buffer_N), start_N
+        self._load(key.fragment, start_N)
+        return Taken(of.state, lambda: delta_N, work.tokens, work.steps)
 
     def bring(self, key: SyncKey, taken: Taken) -> Contribution:
         """What to bring to the round; of weight 0 if there is nothing (finite) to give. On any thread.
@@ -239,16 +257,16 @@ class Replica:
         tensors = [values_N for values_N in (brought.values_N, brought.relative_N) if values_N is not None]
         if not all(all_finite(values_N.numpy()) for values_N in tensors):
             nothing_N = torch.zeros_like(delta_N)
-            self._rounds_diverged[key.fragment] += 1
+            self._fragments[key.fragment].launches_diverged += 1
             return replace(mine, delta_N=nothing_N, relative_N=None, weight=0.0, excuse=Excuse.NOT_FINITE)
-        self._rounds_diverged[key.fragment] = 0
+        self._fragments[key.fragment].launches_diverged = 0
         if self._me in state.outer.counted and not self._feedback.remembers(key.fragment):
             return replace(mine, weight=0.0, excuse=Excuse.FORGOTTEN)
         return mine
 
     def bring_again(self, mine: Contribution, fragment: int) -> Contribution:
         """The same work for the next round: the anchor has moved on, and the local parameters will move along."""
-        state = self._fragments[fragment]
+        state = self._fragments[fragment].state
         outer, anchor_N = state.outer, state.anchor_N
         return replace(mine, base=state.digest, num_steps=outer.num_steps, counted=outer.counted, anchor_N=anchor_N)
 
@@ -259,13 +277,12 @@ class Replica:
             key: the round.
             spans: only these ranges were not counted, and their tokens were; ``None`` for everything.
         """
-        fragment = key.fragment
+        of = self._fragments[key.fragment]
         if spans is None:
-            pending, launched = self._pending[fragment], self._launched[fragment]
-            pending.tokens += launched.tokens
-            pending.steps += launched.steps
-            self._launched[fragment] = _Pending()
-        ahead = self._ahead.get(fragment)
+            of.pending.tokens += of.launched.tokens
+            of.pending.steps += of.launched.steps
+            of.launched = _Pending()
+        ahead = of.ahead
         if ahead is None or spans == ():  # the work is still in the parameters, or all of it was counted
             return
         uncounted_N = ahead.delta_N
@@ -273,8 +290,8 @@ class Replica:
             uncounted_N = torch.zeros_like(ahead.delta_N)
             for span in (slice(*bounds) for bounds in spans):
                 uncounted_N[span] = ahead.delta_N[span]
-        self._carried_N[fragment] = uncounted_N
-        self._ahead[fragment] = replace(ahead, buffer_N=ahead.buffer_N - uncounted_N * ahead.share)
+        of.carried_N = uncounted_N
+        of.ahead = replace(ahead, buffer_N=ahead.buffer_N - uncounted_N * ahead.share)
 
     def step(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> Applied:
         """Take the outer step, on any thread; ``land`` brings it to the local parameters.
@@ -284,18 +301,17 @@ class Replica:
             mixed: what came out.
             sent_N: what of ours is in it, as the others decoded it; ``None`` for nothing.
         """
-        fragment = key.fragment
+        of = self._fragments[key.fragment]
         with self._changing:
-            old = self._fragments[fragment]
+            old = of.state
             anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
-            state = self._fragments[fragment] = FragmentState.of(key.round + 1, anchor_N, outer)
-            self._end_round(key, state.digest)
+            state = of.state = FragmentState.of(key.round + 1, anchor_N, outer)
+            of.end_round(key.round)
         if self._onward.eager is None:
-            there_N = self._staging.put(anchor_N)
-            self._arrived[fragment] = _Arrived(old.anchor_N, anchor_N, there_N, mixed.missed)
+            of.arrived = _Arrived(old.anchor_N, anchor_N, self._staging.put(anchor_N), mixed.missed)
         if sent_N is not None:
-            self._feedback.commit(fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
-        residual_N = self._feedback.residuals()[fragment]
+            self._feedback.commit(key.fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
+        residual_N = self._feedback.residuals()[key.fragment]
         residual_norm = float(residual_N.norm()) if residual_N is not None else 0.0
         return Applied(state.digest, float(mixed.delta_N.norm()), residual_norm)
 
@@ -305,38 +321,41 @@ class Replica:
         Ranges that were closed without us keep our local work, moved along with the anchor. Eager updates have gone
         on already.
         """
-        arrived = self._arrived.pop(fragment, None)
+        of = self._fragments[fragment]
+        arrived, of.arrived = of.arrived, None
         if arrived is None:
             return
         new_N, alpha = arrived.there_N, self._onward.mix_alpha
         if alpha or arrived.missed:
             device = new_N.device
             local_N = self._layout.gather(self._model.parameters(), fragment, device)
-            if arrived.old_N is not self._bases_N[fragment]:
+            if arrived.old_N is not of.base_N:
                 # First to where the anchor was moved, or what is kept of them would pull it back.
-                local_N = rebase(local_N, self._bases_N[fragment].to(device), arrived.old_N.to(device))
+                local_N = rebase(local_N, of.base_N.to(device), arrived.old_N.to(device))
             anchor_N, new_N = new_N, blend(local_N, new_N, alpha)
             for span in (slice(*bounds) for bounds in arrived.missed):
                 new_N[span] = rebase(local_N[span], arrived.old_N[span].to(device), anchor_N[span])
         self._load(fragment, new_N)
-        self._bases_N[fragment] = arrived.anchor_N
+        of.base_N = arrived.anchor_N
 
     def skip(self, key: SyncKey) -> None:
         """The round ended without a result: the same anchor, the next round.
 
         Nobody is counted on any more, else a swarm in which all have lost their references would listen for ever.
         """
+        of = self._fragments[key.fragment]
         with self._changing:
-            state = replace(self._fragments[key.fragment], round=key.round + 1)
+            state = replace(of.state, round=key.round + 1)
             if state.outer.counted:
                 state = FragmentState.of(state.round, state.anchor_N, replace(state.outer, counted=()))
-            self._fragments[key.fragment] = state
-            self._end_round(key, state.digest)
+            of.state = state
+            of.end_round(key.round)
 
     def jump(self, round: int) -> None:
         """Go on in another round, with the same anchors and the same work."""
         with self._changing:
-            self._fragments = [replace(state, round=round) for state in self._fragments]
+            for each in self._fragments:
+                each.state = replace(each.state, round=round)
 
     def move(self, fragment: int, shift_N: Tensor) -> None:
         """Move an anchor outside of any round. On any thread: inner steps may be under way.
@@ -344,8 +363,8 @@ class Replica:
         The local parameters follow with the next outer step; the work since the last one is what it was.
         """
         with self._changing:
-            state = self._fragments[fragment]
-            self._fragments[fragment] = FragmentState.of(state.round, state.anchor_N + shift_N, state.outer)
+            of = self._fragments[fragment]
+            of.state = FragmentState.of(of.state.round, of.state.anchor_N + shift_N, of.state.outer)
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Replace the anchors by downloaded ones; local work not counted yet moves along with them.
@@ -353,31 +372,28 @@ class Replica:
         No fragment may be on its way.
         """
         parameters = self._model.parameters()
-        for fragment, state in enumerate(snapshot.fragments):
-            self._ahead.pop(fragment, None)
-            local_N = state.anchor_N
-            if self.has_state and self._pending[fragment].tokens:
-                own_N = self._layout.gather(parameters, fragment)
-                local_N = rebase(own_N, self._bases_N[fragment], state.anchor_N)
+        fragments = self._fragments or [_Fragment(state, state.anchor_N) for state in snapshot.fragments]
+        pairs = list(zip(fragments, snapshot.fragments, strict=True))
+        for fragment, (of, state) in enumerate(pairs):
+            of.ahead, local_N = None, state.anchor_N
+            if of.pending.tokens:
+                local_N = rebase(self._layout.gather(parameters, fragment), of.base_N, state.anchor_N)
                 if not all_finite(local_N.numpy()):
-                    local_N, self._pending[fragment] = state.anchor_N, _Pending()
+                    local_N, of.pending = state.anchor_N, _Pending()
             self._load(fragment, local_N)
         with self._changing:
-            self._fragments = list(snapshot.fragments)
-            self._ends.clear()  # of rounds that it may have gone ahead to with nobody
-            for fragment, state in enumerate(snapshot.fragments):
-                self._end_round(SyncKey(state.round - 1, fragment), state.digest)
-        self._bases_N = [state.anchor_N for state in snapshot.fragments]
+            self._fragments = fragments
+            for of, state in pairs:
+                of.state, of.base_N = state, state.anchor_N
+                of.ends.clear()  # of rounds that it may have gone ahead to with nobody
+                of.end_round(state.round - 1)
         self._feedback.adopted()
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
-        self._bases_N = self.load_anchors()
-        self._pending = [_Pending() for _ in self._fragments]
-        self._launched = [_Pending() for _ in self._fragments]
-        self._arrived.clear()
-        self._ahead.clear()
-        self._carried_N.clear()
+        for each, anchor_N in zip(self._fragments, self.load_anchors(), strict=True):
+            each.base_N = anchor_N
+            each.lose_work()
         self._feedback.forget()
 
     def validate(self) -> float:
@@ -395,8 +411,8 @@ class Replica:
     def anchors(self) -> dict[str, Tensor]:
         """Named parameters of the anchors: what a run is about."""
         values: dict[str, Tensor] = {}
-        for fragment, state in enumerate(self._fragments):
-            values |= self._layout.scatter(state.anchor_N, fragment)
+        for fragment, of in enumerate(self._fragments):
+            values |= self._layout.scatter(of.state.anchor_N, fragment)
         return values
 
     def residuals(self) -> dict[str, Tensor]:
@@ -427,7 +443,7 @@ class Replica:
 
     def load_anchors(self) -> list[Tensor]:
         """Set the parameters to the anchors and return these: they may be moved meanwhile."""
-        anchors = [state.anchor_N for state in self._fragments]
+        anchors = [of.state.anchor_N for of in self._fragments]
         for fragment, anchor_N in enumerate(anchors):
             self._load(fragment, anchor_N)
         return anchors
