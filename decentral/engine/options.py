@@ -7,9 +7,9 @@ from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.feedback import Feedback
-from decentral.exchange.allreduce.participants import Quorum
-from decentral.exchange.gossip.pairing import Pairing
-from decentral.exchange.merge import Merge, WeightBy
+from decentral.exchange.allreduce.options import AllReduceOptions
+from decentral.exchange.gossip.options import GossipOptions
+from decentral.exchange.merge import WeightBy
 from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.journal import Journal
 from decentral.outer.eager import Eager
@@ -22,6 +22,9 @@ from decentral.ports.transport import Transport
 from decentral.schedule.plan import SyncPlan
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Pattern
+
+#: One for each way of mixing.
+Mixing = AllReduceOptions | GossipOptions | ServerOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +44,10 @@ class RunOptions:
     """For the mean that a reducer sends back."""
     feedback: Callable[[int], Feedback] = Feedback
     """Makes what becomes of the error of ``codec``, for so many fragments."""
-    keep_rest: bool = True
-    """Whether a reducer adds what ``mean_codec`` left out of a mean to its next one."""
-    over_senders: bool = False
-    """Whether a value's mean is over those who sent it (see ``Ledger.mean``)."""
-    merge: Merge = "mean"
-    """What the all-reduce makes of the contributions."""
+    mixing: Mixing = field(default_factory=AllReduceOptions)
+    """How workers mix; of a parameter server ``rule`` is ``Follow``."""
     weight_by: WeightBy = "tokens"
     """What a contribution weighs."""
-    quorum: Quorum | None = None
-    """How many members make a round of the all-reduce; ``None`` for everybody worth waiting for."""
-    pairing: Pairing | None = None
-    """Gossip in small groups; ``None`` for the all-reduce."""
-    server: ServerOptions | None = None
-    """No rounds, but servers that count pseudo-gradients as they come; ``rule`` is ``Follow`` then."""
     pattern: Pattern = "strided"
     """How the model's layers are dealt out to fragments."""
     auto_delay: bool = False

@@ -10,8 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-#: ``mean``: the weighted mean. ``rda``: that with the members' mean norm, tensor by tensor (``radial_directional``).
-Merge = Literal["mean", "rda"]
 #: What a contribution weighs (``weight_of``).
 WeightBy = Literal["tokens", "token-rate", "equal"]
 #: Values [start, stop).

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from decentral.config.schema import SwarmConfig
 from decentral.errors import UnreachableError, UsageError
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.monitor.figures import size
 from decentral.ports.trainer import Trainer
 from decentral.ports.transport import Transport
@@ -103,7 +104,7 @@ async def fetch_replicas(
         say(f"left out: {download}")
         return None
 
-    if options.pairing is None:
+    if not isinstance(options.mixing, GossipOptions):
         groups = [_by_agreement(donors)]
         say(f"downloading {size(each_bytes)} from one of {len(donors)} workers: by all-reduce all hold the same")
     else:

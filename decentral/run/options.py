@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from decentral.codecs.feedback import Feedback
-    from decentral.engine.options import RunOptions
-    from decentral.exchange.allreduce.participants import Quorum
-    from decentral.exchange.gossip.pairing import Pairing
-    from decentral.exchange.server.options import ServerOptions
+    from decentral.engine.options import Mixing, RunOptions
     from decentral.outer.eager import Eager
     from decentral.outer.rule import OuterRule
     from decentral.pipeline.options import PipelineOptions
@@ -56,13 +53,8 @@ def run_options(swarm: SwarmConfig, run_id: str, parameters: "Mapping[str, Tenso
         codec=codec,
         mean_codec=make_codec(method.mean_codec),
         feedback=_feedback(method, lossless=codec.lossless),
-        keep_rest=method.feedback != "none",
-        over_senders=method.mean_over == "senders",
-        merge=method.merge,
         weight_by=method.weight_by,
-        quorum=_quorum(method),
-        pairing=_pairing(method),
-        server=_server(method),
+        mixing=_mixing(method),
         mix_alpha=method.alpha,
         eval_every_rounds=swarm.eval_every_rounds,
         timing=Timing(**timing.model_dump()),
@@ -190,41 +182,38 @@ def _rule(method: MethodSection) -> "OuterRule":
     return Ef21(rule) if method.feedback == "ef21" else rule
 
 
-def _quorum(method: MethodSection) -> "Quorum | None":
-    """How many members make a round, if not everybody is waited for."""
-    from decentral.exchange.allreduce.participants import Quorum
-
-    return Quorum(method.quorum, method.quorum_grace) if method.quorum else None
-
-
-def _pairing(method: MethodSection) -> "Pairing | None":
-    """How workers gossip, if they do."""
+def _mixing(method: MethodSection) -> "Mixing":
+    """How workers mix, and what that way of mixing needs."""
     from decentral.codecs.codec import make_codec
-    from decentral.exchange.gossip.pairing import Pairing
-
-    if method.family is not Family.GOSSIP:
-        return None
-    return Pairing(
-        anchor_codec=make_codec(method.anchor_codec),
-        pull_codec=make_codec(method.pull_codec),
-        group_size=method.group_size,
-        events_per_round=method.events_per_round if method.schedule == "poisson" else None,
-        gamma=method.gamma,
-    )
-
-
-def _server(method: MethodSection) -> "ServerOptions | None":
-    """How servers step, if there are any."""
+    from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+    from decentral.exchange.allreduce.participants import Quorum
+    from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
     from decentral.exchange.server.options import ServerOptions
 
-    if method.family is not Family.SERVER:
-        return None
-    return ServerOptions(
-        lr=method.outer_lr,
-        momentum=method.outer_momentum,
-        every=method.momentum_every,
-        share=method.momentum_share,
-        dylu=method.dylu,
+    keep_rest, over_senders = method.feedback != "none", method.mean_over == "senders"
+    if method.family is Family.SERVER:
+        return ServerOptions(
+            lr=method.outer_lr,
+            momentum=method.outer_momentum,
+            every=method.momentum_every,
+            share=method.momentum_share,
+            dylu=method.dylu,
+        )
+    if method.family is Family.GOSSIP:
+        poisson = method.schedule == "poisson"
+        return GossipOptions(
+            anchor_codec=make_codec(method.anchor_codec),
+            pull_codec=make_codec(method.pull_codec),
+            group_size=method.group_size,
+            swaps=RandomSwaps(method.events_per_round, method.gamma) if poisson else None,
+            over_senders=over_senders,
+            keep_rest=keep_rest,
+        )
+    mean = Mean.SENDERS if over_senders else Mean.MEMBERS
+    return AllReduceOptions(
+        mean=Mean.RADIAL if method.merge == "rda" else mean,
+        keep_rest=keep_rest,
+        quorum=Quorum(method.quorum, method.quorum_grace) if method.quorum else None,
     )
 
 

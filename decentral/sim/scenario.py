@@ -11,12 +11,10 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
 from decentral.engine.local_steps import LocalSteps
-from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.options import Mixing, Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
-from decentral.exchange.allreduce.participants import Quorum
-from decentral.exchange.gossip.pairing import Pairing
-from decentral.exchange.merge import Merge, WeightBy
-from decentral.exchange.server.options import ServerOptions
+from decentral.exchange.allreduce.options import AllReduceOptions
+from decentral.exchange.merge import WeightBy
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
@@ -59,13 +57,8 @@ class Scenario:
     """Workers whose steps take so many times as long."""
     codec: str = "fp32"
     feedback: Callable[[int], Feedback] = Feedback
-    over_senders: bool = False
-    merge: Merge = "mean"
     weight_by: WeightBy = "tokens"
-    quorum: Quorum | None = None
-    pairing: Pairing | None = None
-    server: ServerOptions | None = None
-    """With the rule ``Follow``."""
+    mixing: Mixing = field(default_factory=AllReduceOptions)
     rule: OuterRule = field(default_factory=lambda: DiLoCo(lr=0.7, momentum=0.5))
     timing: Timing = field(default_factory=Timing)
     conditions: Conditions = field(default_factory=Conditions)
@@ -161,12 +154,8 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
         codec=codec,
         mean_codec=default_mean_codec(codec),
         feedback=scenario.feedback,
-        over_senders=scenario.over_senders,
-        merge=scenario.merge,
         weight_by=scenario.weight_by,
-        quorum=scenario.quorum,
-        pairing=scenario.pairing,
-        server=scenario.server,
+        mixing=scenario.mixing,
         timing=scenario.timing,
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)

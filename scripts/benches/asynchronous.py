@@ -58,8 +58,8 @@ LR, MOMENTUM = 0.7, 0.5
 METHODS: dict[str, dict[str, Any]] = {
     "all-reduce, waits": {"rule": DiLoCo(LR, MOMENTUM), "timing": PATIENT},
     "all-reduce": {"rule": DiLoCo(LR, MOMENTUM), "timing": USUAL},
-    "async": {"rule": Follow(), "server": ServerOptions(LR, MOMENTUM, dylu=False), "timing": USUAL},
-    "async, DyLU": {"rule": Follow(), "server": ServerOptions(LR, MOMENTUM, dylu=True), "timing": USUAL},
+    "async": {"rule": Follow(), "mixing": ServerOptions(LR, MOMENTUM, dylu=False), "timing": USUAL},
+    "async, DyLU": {"rule": Follow(), "mixing": ServerOptions(LR, MOMENTUM, dylu=True), "timing": USUAL},
 }
 #: Second question: which momentum. Speeds of the paper's toy notebook, seconds a step.
 SPEEDS_S = (0.58, 0.75, 1.51, 3.33)
@@ -205,7 +205,7 @@ def momentum(rule: str, lr: float) -> Record:
         num_values=240,
         timing=USUAL,
         rule=Follow(),
-        server=RULES[rule](lr),
+        mixing=RULES[rule](lr),
     )
     simulate(scenario)
     losses = scenario.problem.log.losses

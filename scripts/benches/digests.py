@@ -25,8 +25,9 @@ import torch
 from decentral.codecs import feedback
 from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome
+from decentral.exchange.allreduce.options import AllReduceOptions, Mean
 from decentral.exchange.allreduce.participants import Quorum
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import BatchCounted, Event, StretchDone
 from decentral.outer.diloco import DiLoCo
@@ -53,10 +54,11 @@ ALONE = DiLoCo(lr=0.7, momentum=0.5, nesterov=False)
 EAGER = Eager(lr=0.7, momentum=0.5)
 TWELVE: Settings = {"step_s": 1 / 12}
 TWO: Settings = {"plan": SyncPlan(2), "step_s": 0.5}
+FOUR = AllReduceOptions(quorum=Quorum(4, 0.3))
 SLOW: Settings = {"paces": {1: 2.0}, "step_sigma": 0.05}
 #: Whole models by every method; seeds take turns at the variants. All rounds take a second.
 SWARMS: dict[str, tuple[Settings, ...]] = {
-    "all-reduce": ({}, {"merge": "rda", "weight_by": "token-rate", **SLOW}),
+    "all-reduce": ({}, {"mixing": AllReduceOptions(Mean.RADIAL), "weight_by": "token-rate", **SLOW}),
     "feedback": (LOSSY, {"codec": "int8-b8-sr", "feedback": feedback.Ef21, "rule": Ef21(DiLoCo(lr=0.7, momentum=0.5))}),
     "fragments": (
         {"plan": SyncPlan(12, 3, 2), "mix_alpha": 0.5, **TWELVE},
@@ -65,22 +67,27 @@ SWARMS: dict[str, tuple[Settings, ...]] = {
     ),
     "eager": ({"eager": EAGER}, {"plan": SyncPlan(12, 4), "num_tensors": 4, "eager": EAGER, **TWELVE, **LOSSY}),
     "gossip-rounds": (
-        {"rule": NoLoCo(), "pairing": Pairing(FP32, FP32), **TWO},
-        {"rule": NoLoCo(group_size=3), "pairing": Pairing(INT8, INT4, group_size=3), **TWO, **LOSSY},
-        {"rule": NoLoCo(), "pairing": Pairing(FP32, FP32), "plan": SyncPlan(6, 3, 1), "step_s": 1 / 6},
+        {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32), **TWO},
+        {"rule": NoLoCo(group_size=3), "mixing": GossipOptions(INT8, INT4, group_size=3), **TWO, **LOSSY},
+        {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32), "plan": SyncPlan(6, 3, 1), "step_s": 1 / 6},
     ),
     "gossip-random": (
-        {"rule": ALONE, "pairing": Pairing(FP32, FP32, events_per_round=1.0), **TWO},
-        {"rule": ALONE, "pairing": Pairing(INT8, INT4, events_per_round=1.0), **TWO, **LOSSY},
+        {"rule": ALONE, "mixing": GossipOptions(FP32, FP32, swaps=RandomSwaps(1.0)), **TWO},
+        {"rule": ALONE, "mixing": GossipOptions(INT8, INT4, swaps=RandomSwaps(1.0)), **TWO, **LOSSY},
     ),
     "async": (
-        {"rule": Follow(), "server": ServerOptions(lr=0.7, momentum=0.5), **SLOW},
-        {"rule": Follow(), "server": ServerOptions(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
-        {"rule": Follow(), "server": ServerOptions(lr=0.7, momentum=0.5, every=4), "plan": SyncPlan(12, 3), **TWELVE},
+        {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5), **SLOW},
+        {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
+        {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5, every=4), "plan": SyncPlan(12, 3), **TWELVE},
     ),
     "quorum": (
-        {"quorum": Quorum(4, 0.3), **SLOW},
-        {"quorum": Quorum(4, 0.3), "plan": SyncPlan(10, delay_steps=3), "mix_alpha": 0.5, **SLOW},
+        {"mixing": AllReduceOptions(quorum=Quorum(4, 0.3)), **SLOW},
+        {
+            "mixing": AllReduceOptions(quorum=Quorum(4, 0.3)),
+            "plan": SyncPlan(10, delay_steps=3),
+            "mix_alpha": 0.5,
+            **SLOW,
+        },
     ),
 }
 #: The last fault is over after 20 s.

@@ -27,7 +27,7 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes
 from decentral.exchange.allreduce.messages import pack_participants
 from decentral.exchange.allreduce.participants import Participants
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.wire import Wire
 from decentral.monitor.events import RoundAborted, RoundMixed
 from decentral.outer.noloco import NoLoCo
@@ -56,7 +56,7 @@ SAMPLE = 1024
 CODEC = make_codec("fp32")
 METHODS: dict[str, dict[str, Any]] = {
     "allreduce": {},
-    "noloco": {"rule": NoLoCo(), "pairing": Pairing(CODEC, CODEC)},
+    "noloco": {"rule": NoLoCo(), "mixing": GossipOptions(CODEC, CODEC)},
 }
 #: Signs of life are few and nobody dies; what waits for a line waits, and is not sent again.
 TIMING = Timing(

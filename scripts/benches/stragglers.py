@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decentral.codecs.codec import make_codec
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.monitor.events import RoundMixed, StretchDone
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
@@ -174,7 +174,7 @@ def measure(seeds: int) -> Record:
 def produce(method: str, workers: int, outer_steps: int) -> Record:
     """The same of production workers on the simulator; their messages take 0.1 s in a stretch of 100 s."""
     codec, num_chunks = make_codec("fp32"), 10
-    gossip: dict[str, Any] = {"rule": NoLoCo(), "pairing": Pairing(codec, codec)}
+    gossip: dict[str, Any] = {"rule": NoLoCo(), "mixing": GossipOptions(codec, codec)}
     # A few chunks whose sum varies as that of all inner steps does.
     chunk_sigma = math.sqrt(math.log1p(num_chunks * (math.exp(SIGMA**2) - 1) / INNER_STEPS))
     scenario = Scenario(

@@ -16,7 +16,7 @@ from decentral.sim.scenario import Scenario
 from decentral.sim.trainer import ToyProblem, ToyTrainer
 
 #: A server that adds up what workers have done: every pseudo-gradient is taken in as it is.
-ADD_UP = {"rule": Follow(), "server": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False)}
+ADD_UP = {"rule": Follow(), "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False)}
 _TENSORS = 3
 
 

@@ -28,9 +28,9 @@ LOSSY: dict[str, Any] = {"codec": "int4-b8", "feedback": ErrorFeedback}
 THREE = {"plan": SyncPlan(inner_steps=12, num_fragments=3)}
 #: Seeds take turns.
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {"server": ServerOptions(lr=0.7, momentum=0.5)},
-    {"server": ServerOptions(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
-    {"server": ServerOptions(lr=0.7, momentum=0.5, every=4), **LOSSY, **THREE},
+    {"mixing": ServerOptions(lr=0.7, momentum=0.5)},
+    {"mixing": ServerOptions(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
+    {"mixing": ServerOptions(lr=0.7, momentum=0.5, every=4), **LOSSY, **THREE},
 )
 
 
@@ -170,7 +170,7 @@ def test_lost_messages_lose_no_work() -> None:
 @pytest.mark.parametrize("dylu", [False, True])
 def test_a_slow_worker_holds_nobody(dylu: bool) -> None:
     server = ServerOptions(lr=0.7, momentum=0.5, dylu=dylu)
-    swarm = apart(1, 6, rounds=30, together=True, step_s=0.5, server=server)
+    swarm = apart(1, 6, rounds=30, together=True, step_s=0.5, mixing=server)
     with_it = simulate(Scenario(**{**vars_of(swarm), "paces": {5: 10.0}}))
     slow, others = swarm.peers[-1], swarm.peers[:-1]
     mixed = {

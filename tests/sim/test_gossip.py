@@ -10,7 +10,7 @@ import torch
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import ErrorFeedback
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.monitor.events import Avoided, OneSided, RoundMixed, StretchDone
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.noloco import NoLoCo
@@ -38,11 +38,11 @@ LOSSY: dict[str, Any] = {"codec": "int4-b8", "feedback": ErrorFeedback}
 ALONE = DiLoCo(lr=0.7, momentum=0.5, nesterov=False)
 #: Ways to gossip; seeds take turns.
 VARIANTS: tuple[dict[str, Any], ...] = (
-    {"rule": NoLoCo(), "pairing": Pairing(FP32, FP32)},
-    {"rule": NoLoCo(), "pairing": Pairing(INT8, INT4), **LOSSY},
-    {"rule": NoLoCo(group_size=3), "pairing": Pairing(INT8, INT4, group_size=3), **LOSSY},
-    {"rule": ALONE, "pairing": Pairing(FP32, FP32, events_per_round=1.0)},
-    {"rule": ALONE, "pairing": Pairing(INT8, INT4, events_per_round=1.0), **LOSSY},
+    {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32)},
+    {"rule": NoLoCo(), "mixing": GossipOptions(INT8, INT4), **LOSSY},
+    {"rule": NoLoCo(group_size=3), "mixing": GossipOptions(INT8, INT4, group_size=3), **LOSSY},
+    {"rule": ALONE, "mixing": GossipOptions(FP32, FP32, swaps=RandomSwaps(1.0))},
+    {"rule": ALONE, "mixing": GossipOptions(INT8, INT4, swaps=RandomSwaps(1.0)), **LOSSY},
 )
 IN_ROUNDS, AT_RANDOM = VARIANTS[1], VARIANTS[4]
 
@@ -154,8 +154,8 @@ def test_swaps_that_one_side_has_alone_heal(variant: dict[str, Any]) -> None:
 
 def test_a_newcomer_takes_nobody_for_a_liar() -> None:
     """Before its first outer step it cannot tell what is far; swaps come at any moment."""
-    pairing = Pairing(FP32, FP32, events_per_round=8.0)
-    scenario = gossiping(0, 4, rounds=20, latest=1, rule=ALONE, pairing=pairing)
+    pairing = GossipOptions(FP32, FP32, swaps=RandomSwaps(8.0))
+    scenario = gossiping(0, 4, rounds=20, latest=1, rule=ALONE, mixing=pairing)
     record = simulate(scenario, FaultTape([Start(8.0, scenario.peers[-1])]), until_s=300.0)
     assert record.outcomes[scenario.peers[-1]].done
     assert not [event for _, event in events(record) if isinstance(event, Avoided)]

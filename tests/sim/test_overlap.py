@@ -12,7 +12,7 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.engine.membership import Membership
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.monitor.events import Event, Joined, Paced, Repaired, RoundAborted, RoundMixed, StretchDone
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
@@ -68,11 +68,11 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 FP32, INT8, INT4 = map(make_codec, ("fp32", "int8-b8", "int4-b8"))
 GOSSIPS: tuple[dict[str, Any], ...] = (
-    {"rule": NoLoCo(), "pairing": Pairing(FP32, FP32), "plan": SyncPlan(6, 3, 1), "mix_alpha": 0.5},
-    {"rule": NoLoCo(), "pairing": Pairing(INT8, INT4), "plan": SyncPlan(6, 3), **AUTO, **LOSSY},
+    {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32), "plan": SyncPlan(6, 3, 1), "mix_alpha": 0.5},
+    {"rule": NoLoCo(), "mixing": GossipOptions(INT8, INT4), "plan": SyncPlan(6, 3), **AUTO, **LOSSY},
     {
         "rule": DiLoCo(lr=0.7, momentum=0.5, nesterov=False),
-        "pairing": Pairing(FP32, FP32, events_per_round=1.0),
+        "mixing": GossipOptions(FP32, FP32, swaps=RandomSwaps(1.0)),
         "plan": SyncPlan(6, 3, 1),
         "mix_alpha": 0.5,
     },

@@ -12,7 +12,7 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack as pack_frame
 from decentral.errors import CallRefused
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import BatchCounted, RoundMixed, StagePlaced, StretchDone
 from decentral.outer.follow import Follow
@@ -159,8 +159,8 @@ def test_a_pipeline_learns_what_one_process_learns(healing: str, num_replicas: i
     [
         {},
         {"plan": SyncPlan(4, 2, 1), "mix_alpha": 0.5},
-        {"rule": NoLoCo(), "pairing": Pairing(FP32, FP32)},
-        {"rule": Follow(), "server": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False)},
+        {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32)},
+        {"rule": Follow(), "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False)},
     ],
     ids=["all-reduce", "fragments", "pairs", "servers"],
 )
@@ -172,7 +172,7 @@ def test_replicas_of_a_stage_sync_by_any_method(options: dict[str, Any]) -> None
         for stage, outcome in held.items():
             outcomes[stage].append(outcome)
     assert {stage: len(found) for stage, found in outcomes.items()} == dict.fromkeys(range(5), 2)
-    if "pairing" not in options and "server" not in options:
+    if "mixing" not in options:
         assert all(len({outcome.digest for outcome in found}) == 1 for found in outcomes.values())
         mixed = [event for _, event in record.events(RoundMixed)]
         assert sum(len(event.members) == 2 for event in mixed) >= 0.8 * len(mixed)

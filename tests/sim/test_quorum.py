@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.feedback import ErrorFeedback
+from decentral.exchange.allreduce.options import AllReduceOptions, Mean
 from decentral.exchange.allreduce.participants import Quorum
 from decentral.monitor.events import Repaired, RoundMixed, StretchDone
 from decentral.outer.rule import Mixed, OuterState
@@ -35,9 +36,12 @@ class AddUp:
         return anchor_N - len(mixed.members) * mixed.delta_N, OuterState((), state.num_steps + 1)
 
 
-def settings(num_workers: int, num_slow: int, pace: float, **changes: Any) -> dict[str, Any]:
+def settings(
+    num_workers: int, num_slow: int, pace: float, quorum: Quorum | None, mean: Mean = Mean.MEMBERS, **changes: Any
+) -> dict[str, Any]:
     """The last ``num_slow`` workers take ``pace`` times as long for a step."""
     return {
+        "mixing": AllReduceOptions(mean, quorum=quorum),
         "seed": 3,
         "num_workers": num_workers,
         "rounds": 20,
@@ -121,7 +125,7 @@ def test_who_missed_a_round_gets_its_mean_and_not_the_whole_state() -> None:
 def test_fragments_that_keep_norms_and_weights_by_rate() -> None:
     """All options together, with three fragments under way at once."""
     plan = SyncPlan(12, num_fragments=3, delay_steps=2)
-    options = {"merge": "rda", "weight_by": "token-rate", "codec": "int8-b8", "feedback": ErrorFeedback}
+    options = {"mean": Mean.RADIAL, "weight_by": "token-rate", "codec": "int8-b8", "feedback": ErrorFeedback}
     scenario = Scenario(**settings(10, 3, 2.0, plan=plan, mix_alpha=0.5, quorum=Quorum(6, 0.3), **options))
     record = simulate(scenario)
     assert not [*agreement(record), *finish(scenario, record), *progress(scenario, record, 0.4)]

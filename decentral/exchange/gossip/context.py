@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from decentral.exchange.gossip.company import Company
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.limits import Limit
 from decentral.exchange.offences import Offences
 from decentral.exchange.wire import Wire
@@ -28,7 +28,7 @@ class Context:
     company: Company
     wire: Wire
     """Sizes and codecs of pseudo-gradients and means."""
-    pairing: Pairing
+    options: GossipOptions
     timing: Timing
     inner_steps: int
     """H."""

@@ -80,7 +80,7 @@ class Gossip(Exchange):
         self._company, self._clock = context.company, context.clock
         self._host = Host(context)
         self._guest = Guest(context, self._host)
-        self._swap = Swap(context.wire, context.pairing)
+        self._swap = Swap(context.wire, context.options)
         self._serial = 0
         self._rounds_alone = [0 for _ in context.wire.numels]
         self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
@@ -165,7 +165,7 @@ class Gossip(Exchange):
         context, pace_s = self._context, self._company.round_s()
         share_s = pace_s / len(context.wire.numels)
         most_s = self._budget.earn(share_s) if pace_s else context.timing.min_patience_s
-        codecs = (context.wire.codec, context.wire.mean_codec, context.pairing.anchor_codec, context.pairing.pull_codec)
+        codecs = (context.wire.codec, context.wire.mean_codec, context.options.anchor_codec, context.options.pull_codec)
         slowest_s = context.timing.call_timeout_s(
             sum(framed_nbytes(codec, context.wire.numels[fragment]) for codec in codecs)
         )

@@ -145,7 +145,7 @@ class Guest:
         while True:
             try:
                 data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
-                return unpack_reply(data, limit, context.pairing.group_size + MAX_VISITORS)
+                return unpack_reply(data, limit, context.options.group_size + MAX_VISITORS)
             except CallTimeout:
                 await asyncio.sleep(_AGAIN_S)
                 continue
@@ -186,7 +186,7 @@ class Guest:
         """The frame of an anchor, made once."""
         known, frame = self._frames.get(fragment, ("", b""))
         if known != base:
-            codec, seed = self._context.pairing.anchor_codec, seed_of(f"anchor/{self._context.company.me}/{base}")
+            codec, seed = self._context.options.anchor_codec, seed_of(f"anchor/{self._context.company.me}/{base}")
             frame = await self._context.clock.run_aside(lambda: pack(codec, anchor_N, seed))
             self._frames[fragment] = base, frame
         return frame
@@ -205,6 +205,6 @@ class Guest:
 
     def _reply_limit(self, fragment: int) -> int:
         """The longest answer of a host."""
-        wire, pairing = self._context.wire, self._context.pairing
-        frames = sum(framed_nbytes(codec, wire.numels[fragment]) for codec in (wire.mean_codec, pairing.pull_codec))
-        return frames + 256 * (pairing.group_size + MAX_VISITORS) + MAX_SMALL_BYTES
+        wire, options = self._context.wire, self._context.options
+        frames = sum(framed_nbytes(codec, wire.numels[fragment]) for codec in (wire.mean_codec, options.pull_codec))
+        return frames + 256 * (options.group_size + MAX_VISITORS) + MAX_SMALL_BYTES

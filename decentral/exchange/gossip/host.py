@@ -51,7 +51,7 @@ class Host:
     async def start(self) -> None:
         """Begin to answer."""
         longest = max(self._wire.numels)
-        anchor = _ENVELOPE_BYTES + framed_nbytes(self._context.pairing.anchor_codec, longest)
+        anchor = _ENVELOPE_BYTES + framed_nbytes(self._context.options.anchor_codec, longest)
         delta = framed_nbytes(self._wire.codec, longest)
         serve = self._context.transport.serve
         await serve(ASK, self._on_ask, max_request_bytes=MAX_SMALL_BYTES)
@@ -117,7 +117,7 @@ class Host:
         if sender in seats:
             return True
         planned = self._company.group(fragment)
-        if len(seats) >= self._context.pairing.group_size - 1 + MAX_VISITORS:
+        if len(seats) >= self._context.options.group_size - 1 + MAX_VISITORS:
             return False  # the plan has changed since some sat down
         return sender in planned or len(seats.keys() - set(planned)) < MAX_VISITORS
 
@@ -172,7 +172,7 @@ class Host:
         """The guest's values, checked."""
         numel = self._wire.numels[bring.fragment]
         delta_N = unpack(bring.delta, self._wire.codec, numel) if bring.delta else None
-        return Share(sender, bring.weight, delta_N, unpack(anchor, self._context.pairing.anchor_codec, numel))
+        return Share(sender, bring.weight, delta_N, unpack(anchor, self._context.options.anchor_codec, numel))
 
     async def _on_poll(self, sender: PeerId, request: bytes) -> bytes:
         """A guest asks again."""

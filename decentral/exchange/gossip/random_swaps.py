@@ -28,6 +28,7 @@ from decentral.errors import CallRefused, FrameError, PeerUnreachable, Transport
 from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Onward, Reason, Verdict
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.messages import Anchor, pack_anchor, unpack_anchor
+from decentral.exchange.gossip.options import RandomSwaps
 from decentral.exchange.gossip.swap import FAR_OFF, Swap, part_of, spread_of
 from decentral.exchange.limits import Allowance
 from decentral.exchange.wire import seed_of
@@ -53,20 +54,28 @@ class RandomGossip(Exchange):
 
     Args:
         context: ports, agreements, and what was learnt of others.
+        swaps: how often, and how far they move an anchor.
         anchor: a fragment's anchor with its digest, or ``None`` while there is none.
         move: see ``Move``.
     """
 
     has_common_anchor = False
 
-    def __init__(self, context: Context, anchor: Callable[[int], tuple[str, Tensor] | None], move: Move) -> None:
+    def __init__(
+        self,
+        context: Context,
+        swaps: RandomSwaps,
+        anchor: Callable[[int], tuple[str, Tensor] | None],
+        move: Move,
+    ) -> None:
         super().__init__(context.company.progress)
         self._context = context
         self._company, self._clock = context.company, context.clock
-        self._wire, self._pairing = context.wire, context.pairing
+        self._wire, self._options = context.wire, context.options
+        self._swaps = swaps
         self._anchor = anchor
         self._move = move
-        self._swap = Swap(context.wire, context.pairing)
+        self._swap = Swap(context.wire, context.options)
         self._random = random.Random(f"gossip {context.company.me}")
         self._serial = 0
         self._unconfirmed: set[PeerId] = set()
@@ -74,7 +83,7 @@ class RandomGossip(Exchange):
 
     async def start(self) -> None:
         """Begin to serve other members."""
-        limit = _ENVELOPE_BYTES + framed_nbytes(self._pairing.anchor_codec, max(self._wire.numels))
+        limit = _ENVELOPE_BYTES + framed_nbytes(self._options.anchor_codec, max(self._wire.numels))
         await self._context.transport.serve(SWAP, self._on_swap, max_request_bytes=limit, max_concurrent=_MAX_UPLOADS)
 
     def onward(self) -> Onward:
@@ -99,17 +108,12 @@ class RandomGossip(Exchange):
             if not pace_s:
                 await asyncio.sleep(_IDLE_S)
                 continue
-            await asyncio.sleep(self._random.expovariate(len(self._wire.numels) * self._rate / pace_s))
+            await asyncio.sleep(
+                self._random.expovariate(len(self._wire.numels) * self._swaps.events_per_round / pace_s)
+            )
             peers = [peer for peer in self._company.others() if not self._context.avoids(peer)]
             if peers:
                 await self._start(self._random.choice(peers), self._random.randrange(len(self._wire.numels)))
-
-    @property
-    def _rate(self) -> float:
-        """Swaps of each fragment that this worker starts in the time of a round."""
-        if self._pairing.events_per_round is None:
-            raise AssertionError("this gossip is not in rounds")
-        return self._pairing.events_per_round
 
     async def _start(self, peer: PeerId, fragment: int) -> None:
         """Send the anchor to a peer and move by the pull that comes back."""
@@ -118,9 +122,9 @@ class RandomGossip(Exchange):
             return
         base, anchor_N = held
         self._serial += 1
-        codec, seed = self._pairing.anchor_codec, seed_of(f"swap/{self._company.me}/{self._serial}")
+        codec, seed = self._options.anchor_codec, seed_of(f"swap/{self._company.me}/{self._serial}")
         request = await self._clock.run_aside(lambda: pack_anchor(Anchor(fragment, base, pack(codec, anchor_N, seed))))
-        limit = framed_nbytes(self._pairing.pull_codec, self._wire.numels[fragment])
+        limit = framed_nbytes(self._options.pull_codec, self._wire.numels[fragment])
         timeout_s = self._context.timing.call_timeout_s(len(request) + limit)
         try:
             pull = await self._context.transport.call(peer, SWAP, request, timeout_s=timeout_s, max_reply_bytes=limit)
@@ -155,7 +159,7 @@ class RandomGossip(Exchange):
         purpose = f"swap/{self._company.me}/{self._serial}"
 
         def meet() -> tuple[Tensor, dict[PeerId, bytes], list[PeerId]]:
-            guest_N = unpack(message.frame, self._pairing.anchor_codec, self._wire.numels[fragment])
+            guest_N = unpack(message.frame, self._options.anchor_codec, self._wire.numels[fragment])
             return self._swap.pulls(fragment, anchor_N, {sender: guest_N}, purpose)
 
         try:
@@ -169,11 +173,11 @@ class RandomGossip(Exchange):
     def _may_serve(self, fragment: int) -> bool:
         """Whether one more swap of the fragment is within what others may start here."""
         pace_s = self._company.round_s()
-        per_s = _MAX_SERVED * self._rate / pace_s if pace_s else 0.0
+        per_s = _MAX_SERVED * self._swaps.events_per_round / pace_s if pace_s else 0.0
         return self._allowances[fragment].take(self._clock.monotonic(), per_s)
 
     async def _moved(self, fragment: int, pull_N: Tensor, anchor_N: Tensor, peer: PeerId, *, wild: bool) -> None:
         """Move by gamma times the pull; the anchor may have moved since, which does not matter to a difference."""
         if wild:
             self._context.offend(peer, FAR_OFF)
-        await self._move(fragment, pull_N * self._pairing.gamma, peer, spread_of(pull_N, anchor_N, 2))
+        await self._move(fragment, pull_N * self._swaps.gamma, peer, spread_of(pull_N, anchor_N, 2))

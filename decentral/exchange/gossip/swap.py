@@ -23,7 +23,7 @@ from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
 from decentral.exchange.api import Contribution
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
 from decentral.exchange.wire import Wire, seed_of
@@ -77,12 +77,12 @@ class Swap:
 
     Args:
         wire: sizes and codecs of pseudo-gradients and means.
-        pairing: codecs of anchors and pulls.
+        options: codecs of anchors and pulls.
     """
 
-    def __init__(self, wire: Wire, pairing: Pairing) -> None:
+    def __init__(self, wire: Wire, options: GossipOptions) -> None:
         self._wire = wire
-        self._pairing = pairing
+        self._options = options
         self._delta_radii = [Radius() for _ in wire.numels]
         self._anchor_radii = [Radius() for _ in wire.numels]
         self._rest = MeanRest(wire.numels)
@@ -116,7 +116,7 @@ class Swap:
         self, fragment: int, anchor_N: Tensor, guests: Mapping[PeerId, Tensor], purpose: str
     ) -> tuple[Tensor, dict[PeerId, bytes], list[PeerId]]:
         """What moves the host's anchor to the mean, a frame that does so for each guest, and who was wild."""
-        codec = self._pairing.pull_codec
+        codec = self._options.pull_codec
         away, wild, size = {}, [], _norm(anchor_N)
         for peer, guest_N in guests.items():
             near_N, is_wild = self._clipped(self._anchor_radii, fragment, anchor_N, guest_N, size=size)
@@ -167,7 +167,7 @@ class Swap:
         Raises:
             FrameError: the frame breaks a rule.
         """
-        pull_N = unpack(pull, self._pairing.pull_codec, self._wire.numels[fragment])
+        pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
         nothing_N, size = torch.zeros_like(pull_N), _norm(anchor_N)
         return self._clipped(self._anchor_radii, fragment, nothing_N, pull_N, share, size)
 

@@ -9,7 +9,7 @@ import pytest
 from decentral.codecs.codec import make_codec
 from decentral.engine.membership import Membership
 from decentral.exchange.gossip.exchange import Gossip
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.monitor.events import RoundMixed, StretchDone, Validated
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
@@ -18,19 +18,19 @@ from decentral.types import PeerId
 from tests.unit.engine.swarm import FOUNDER, INNER_STEPS, PEERS, SECOND, STEP_S, THIRD, Plan, simulate
 
 FP32 = make_codec("fp32")
-ROUNDS = Pairing(FP32, FP32)
-POISSON = Pairing(FP32, FP32, events_per_round=1.0, gamma=0.5)
+ROUNDS = GossipOptions(FP32, FP32)
+POISSON = GossipOptions(FP32, FP32, swaps=RandomSwaps(1.0, 0.5))
 BOTH = pytest.mark.parametrize("pairing", [ROUNDS, POISSON], ids=["rounds", "poisson"])
 
 
-def gossip(pairing: Pairing, **settings: Any) -> Plan:
-    options = {"pairing": pairing, "rule": NoLoCo(), **settings.pop("options", {})}
+def gossip(pairing: GossipOptions, **settings: Any) -> Plan:
+    options = {"mixing": pairing, "rule": NoLoCo(), **settings.pop("options", {})}
     return Plan(options=options, **settings)
 
 
 @BOTH
 @pytest.mark.parametrize("plan", [SyncPlan(INNER_STEPS), SyncPlan(INNER_STEPS, 2, 2)], ids=["whole", "fragments"])
-def test_a_slow_worker_goes_on_where_the_others_are(pairing: Pairing, plan: SyncPlan) -> None:
+def test_a_slow_worker_goes_on_where_the_others_are(pairing: GossipOptions, plan: SyncPlan) -> None:
     slow = gossip(pairing, rounds=24, step_s={THIRD: 4 * STEP_S}, options={"plan": plan})
     seen = simulate(slow)
     assert not seen.errors
@@ -48,7 +48,7 @@ def test_a_slow_worker_goes_on_where_the_others_are(pairing: Pairing, plan: Sync
 
 
 @BOTH
-def test_a_slow_worker_ends_when_the_others_are_done(pairing: Pairing) -> None:
+def test_a_slow_worker_ends_when_the_others_are_done(pairing: GossipOptions) -> None:
     seen = simulate(gossip(pairing, rounds=15, step_s={THIRD: 6 * STEP_S}))
     assert not seen.errors
     assert all(outcome.done and outcome.round >= 15 for outcome in seen.outcomes.values())
@@ -64,7 +64,7 @@ def test_one_slow_and_one_quick_worker_end_together() -> None:
 
 
 @BOTH
-def test_there_is_no_common_anchor_to_tell_of(pairing: Pairing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_common_anchor_to_tell_of(pairing: GossipOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     digests: list[str] = []
     update = Membership.update
 
@@ -82,7 +82,7 @@ def test_there_is_no_common_anchor_to_tell_of(pairing: Pairing, monkeypatch: pyt
 
 
 @BOTH
-def test_one_of_all_validates(pairing: Pairing) -> None:
+def test_one_of_all_validates(pairing: GossipOptions) -> None:
     seen = simulate(gossip(pairing, rounds=18, options={"eval_every_rounds": 3, "min_workers": 3}))
     validated = Counter(event.round for peer in PEERS for event in seen.of(Validated, peer))
     assert set(validated) <= set(range(3, 19, 3))
@@ -122,7 +122,7 @@ def test_a_worker_stopped_for_longer_than_its_time_to_live_goes_on() -> None:
 
 
 @BOTH
-def test_who_is_asked_to_stop_leaves_soon_and_the_others_go_on(pairing: Pairing) -> None:
+def test_who_is_asked_to_stop_leaves_soon_and_the_others_go_on(pairing: GossipOptions) -> None:
     seen = simulate(gossip(pairing, rounds=12, stops={SECOND: 4.0}))
     assert not seen.errors
     assert not seen.outcomes[SECOND].done

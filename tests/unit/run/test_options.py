@@ -19,7 +19,9 @@ from decentral.config.settings import load
 from decentral.engine.hello import Hello
 from decentral.engine.options import RunOptions
 from decentral.errors import ConfigError, UnreachableError
+from decentral.exchange.allreduce.options import AllReduceOptions, Mean
 from decentral.exchange.allreduce.participants import Quorum
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.ef21 import Ef21
@@ -44,7 +46,7 @@ def test_the_default_is_diloco_with_error_feedback() -> None:
     made = options()
     assert (made.rule, made.codec.name, made.mean_codec.name) == (DiLoCo(1.0, 0.0), "int8-b128", "int8-b128")
     assert type(made.feedback(1)) is ErrorFeedback
-    assert (made.keep_rest, made.over_senders) == (True, False)
+    assert made.mixing == AllReduceOptions()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_feedback_goes_by_the_codec_and_by_what_is_said(assignments: list[str], 
 
 
 def test_without_feedback_reducers_keep_nothing_either() -> None:
-    assert not options("method.feedback=none").keep_rest
+    assert options("method.feedback=none").mixing == AllReduceOptions(keep_rest=False)
 
 
 def test_ef21_stands_in_front_of_the_rule() -> None:
@@ -75,7 +77,7 @@ def test_sparseloco() -> None:
     feedback.bring(0, torch.ones(2))
     assert isinstance(feedback, ErrorFeedback)
     assert feedback._decay == 0.95
-    assert made.over_senders
+    assert made.mixing == AllReduceOptions(Mean.SENDERS)
 
 
 def test_diloco_may_be_a_heavy_ball() -> None:
@@ -84,9 +86,10 @@ def test_diloco_may_be_a_heavy_ball() -> None:
 
 def gossip(made: RunOptions) -> tuple[str, str, int, float | None]:
     """What workers agree on about gossip."""
-    assert made.pairing is not None
-    pairing = made.pairing
-    return pairing.anchor_codec.name, pairing.pull_codec.name, pairing.group_size, pairing.events_per_round
+    mixing = made.mixing
+    assert isinstance(mixing, GossipOptions)
+    rate = None if mixing.swaps is None else mixing.swaps.events_per_round
+    return mixing.anchor_codec.name, mixing.pull_codec.name, mixing.group_size, rate
 
 
 def test_noloco() -> None:
@@ -109,22 +112,23 @@ def test_events_at_random_moments_have_a_rate() -> None:
 
 
 @pytest.mark.parametrize("name", ["local-sgd", "diloco", "sparseloco"])
-def test_without_gossip_there_is_no_pairing(name: str) -> None:
-    assert options(f"method.name={name}").pairing is None
+def test_other_methods_do_not_gossip(name: str) -> None:
+    assert isinstance(options(f"method.name={name}").mixing, AllReduceOptions)
 
 
 def test_without_a_word_all_is_one_fragment_that_everybody_waits_for() -> None:
     made = options()
     assert made.plan == SyncPlan(3)
     assert (made.auto_delay, made.auto_groups, made.mix_alpha, made.eager) == (False, False, 0.0, None)
-    assert (made.merge, made.weight_by, made.quorum) == ("mean", "tokens", None)
+    assert (made.mixing, made.weight_by) == (AllReduceOptions(), "tokens")
 
 
 def test_streaming() -> None:
     made = options("method.name=streaming")
     assert made.plan == SyncPlan(100, num_fragments=3, delay_steps=1)
     assert (made.pattern, made.mix_alpha, made.auto_delay, made.auto_groups) == ("strided", 0.5, False, False)
-    assert (made.rule, made.codec.name, made.keep_rest) == (DiLoCo(0.4, 0.9), "e3m0-b128", False)
+    assert (made.rule, made.codec.name) == (DiLoCo(0.4, 0.9), "e3m0-b128")
+    assert made.mixing == AllReduceOptions(keep_rest=False)
 
 
 def test_eager() -> None:
@@ -145,7 +149,7 @@ def test_every_setting_of_a_sync_arrives() -> None:
     made = options("method.fragments=2", "method.fragment_pattern=sequential", "method.mix_alpha=0.25")
     assert (made.plan, made.pattern, made.mix_alpha) == (SyncPlan(3, 2), "sequential", 0.25)
     made = options("method.merge=rda", "method.weight_by=equal", "method.quorum=2", "method.quorum_grace=1.5")
-    assert (made.merge, made.weight_by, made.quorum) == ("rda", "equal", Quorum(2, 1.5))
+    assert (made.mixing, made.weight_by) == (AllReduceOptions(Mean.RADIAL, quorum=Quorum(2, 1.5)), "equal")
 
 
 @pytest.mark.parametrize(("fragments", "most"), [("paper", 9), ("4", 7)])

@@ -17,7 +17,7 @@ from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.exchange import Gossip
 from decentral.exchange.gossip.host import BRING
 from decentral.exchange.gossip.messages import Bring, Reply, pack_bring, unpack_reply
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Wire
 from decentral.outer.rule import Mixed
@@ -47,7 +47,7 @@ class Mates:
     Args:
         num: how many.
         newcomers: further ones, who know everybody and whom nobody has heard of yet.
-        pairing: of ``Pairing``, in place of pairs and fp32.
+        pairing: of ``GossipOptions``, in place of pairs and fp32.
         num_fragments: P.
         timing: bounds.
         conditions: of the network.
@@ -66,7 +66,7 @@ class Mates:
         machines: Mapping[PeerId, Machine] | None = None,
     ) -> None:
         self.world = World(0, conditions, machines=machines)
-        self.pairing = replace(Pairing(FP32, FP32), **(pairing or {}))
+        self.pairing = replace(GossipOptions(FP32, FP32), **(pairing or {}))
         self.wire = Wire((N,) * num_fragments, FP32, FP32)
         self.timing = timing
         self.peers = tuple(peer_id(number) for number in range(num))

@@ -17,7 +17,7 @@ from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.messages import Anchor, pack_anchor
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.exchange.gossip.random_swaps import SWAP, RandomGossip
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Wire
@@ -39,11 +39,11 @@ GAMMA = 0.5
 class Crowd:
     """Workers with anchors and without inner steps."""
 
-    def __init__(self, num: int = 2, *, num_fragments: int = 1, **pairing: Any) -> None:
+    def __init__(self, num: int = 2, *, num_fragments: int = 1, **options: Any) -> None:
         self.world = World(0)
         self.peers = tuple(peer_id(number) for number in range(num))
         self.wire = Wire((N,) * num_fragments, FP32, FP32)
-        self.pairing = replace(Pairing(FP32, FP32, events_per_round=2.0, gamma=GAMMA), **pairing)
+        self.options = replace(GossipOptions(FP32, FP32), **options)
         self.anchors: dict[tuple[PeerId, int], Tensor] = {}
         self.moves: list[tuple[PeerId, int, PeerId, float]] = []
         self.rosters: dict[PeerId, Roster] = {}
@@ -63,7 +63,8 @@ class Crowd:
             numels = self.wire.numels
             company = Company(peer, here.clock, self.rosters[peer], Progress(len(numels)), 2, lambda fragment: 0.0)
             self.gossips[peer] = RandomGossip(
-                Context(here.transport, here.clock, company, self.wire, self.pairing, Timing(), H),
+                Context(here.transport, here.clock, company, self.wire, self.options, Timing(), H),
+                RandomSwaps(2.0, GAMMA),
                 lambda fragment, peer=peer: self.held(peer, fragment),  # type: ignore[misc]
                 self.mover(peer),
             )

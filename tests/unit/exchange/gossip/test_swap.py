@@ -17,7 +17,7 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError
-from decentral.exchange.gossip.pairing import Pairing
+from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.gossip.swap import Answers, Share, Swap, Taken, spread_of
 from decentral.exchange.wire import Wire
 from decentral.outer.clip import FACTOR, REMEMBERED
@@ -35,7 +35,7 @@ def randn(seed: int, num: int = N) -> Tensor:
 
 def swap(pull: str = "fp32", mean: str = "fp32", anchor: str = "fp32", **wire: Any) -> Swap:
     codec = make_codec(mean)
-    return Swap(Wire((N,), codec, codec, **wire), Pairing(make_codec(anchor), make_codec(pull)))
+    return Swap(Wire((N,), codec, codec, **wire), GossipOptions(make_codec(anchor), make_codec(pull)))
 
 
 def shares(seed: int, num: int, *, apart: float = 1e-3, weights: tuple[float, ...] = ()) -> list[Share]:
