@@ -16,6 +16,8 @@ LIGHT = [
     "decentral",
     "decentral.errors",
     "decentral.types",
+    "decentral.config.resolve",
+    "decentral.config.file",
     "decentral.swarm.presence",
     "decentral.swarm.roster",
     "decentral.monitor.status",
@@ -94,6 +96,12 @@ def test_an_import_does_nothing(group: str, name: str) -> None:
 @pytest.mark.parametrize("name", LIGHT)
 def test_what_is_light_loads_no_torch(name: str) -> None:
     assert not observed(*LIGHT)[name]["torch"]
+
+
+def test_the_configuration_loads_no_network_either() -> None:
+    look = "import decentral.config.file, decentral.config.resolve, sys; print('hivemind' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
 
 
 def test_the_probe_can_see_torch() -> None:

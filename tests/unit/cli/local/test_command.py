@@ -19,8 +19,10 @@ from decentral.cli.local.command import measure, rounds_for
 from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.local.replay import Replay
 from decentral.cli.local.run import LocalRun, _cancel
+from decentral.config.file import to_toml
 from decentral.config.resolve import resolve
-from decentral.config.settings import load
+from decentral.config.schema import SwarmConfig, WorkerConfig
+from decentral.config.settings import load, with_values
 from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.events import (
     BatchCounted,
@@ -212,6 +214,33 @@ class TestStart:
         asyncio.run(LocalRun(loaded.swarm, loaded.worker, Processes(3), tmp_path, trainer, 8)._start())
         caps = [arguments[arguments.index("--max-upload") + 1] for arguments in told]
         assert [load(None, [], {"worker.max_upload": cap}).worker.max_upload for cap in caps] == [2_500_000] * 3
+
+    def test_what_is_this_machines_own_holds_for_the_run_and_for_no_worker_alone(self, tmp_path, monkeypatch):
+        made = []
+
+        class Run:
+            def __init__(self, *arguments) -> None:
+                made.append(arguments)
+
+            async def run(self) -> int:
+                return 0
+
+        monkeypatch.setattr("decentral.cli.local.run.LocalRun", Run)
+        (tmp_path / "data").write_text("x")
+        own = WorkerConfig(
+            task="decentral.workers.toy:build",
+            data=(str(tmp_path / "data"),),
+            identity="a.key",
+            announce="a:1",
+            threads=3,
+        )
+        (tmp_path / "run.toml").write_text(to_toml(with_values(SwarmConfig(), {"task.factory": ""}), own))
+        arguments = ["local", "--config", str(tmp_path / "run.toml"), "--tokens", "1", "--out", str(tmp_path / "out")]
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+        swarm, one, *_ = made[0]
+        assert (swarm.task.factory, swarm.data.paths) == (own.task, own.data)
+        assert swarm.task.settings["numel"] == 1000
+        assert one == WorkerConfig(threads=3, out=str(tmp_path / "out"))
 
     def test_a_pipeline_has_spares_and_is_asked_for_what_it_does(self, tmp_path, monkeypatch):
         started: list[list[str]] = []
