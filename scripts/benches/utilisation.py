@@ -94,7 +94,7 @@ def train(options: argparse.Namespace, variant: Variant, folder: Path) -> Record
 
         swarm.until(lambda: all(w and w[-1]["step"] >= last for w in stretches()), "the last round", _TIMEOUT_S)
         said = {} if variant.apart else swarm.status(swarm.workers[0])
-        laps = [_lap(worker, first, last, offset_s) for worker in stretches()]
+        laps = [lap(worker, first, last, offset_s) for worker in stretches()]
         aborted = sum(len(worker.named("round_aborted")) for worker in swarm.workers)
         mixed = [len(worker.mixed()) for worker in swarm.workers]
     keys = ("compute_share", "waiting_share", "transfer_share", "wall_s", "delay_steps", "num_groups")
@@ -105,7 +105,7 @@ def train(options: argparse.Namespace, variant: Variant, folder: Path) -> Record
     }
 
 
-def _lap(stretches: Sequence[Event], first: int, last: int, offset_s: float) -> Record:
+def lap(stretches: Sequence[Event], first: int, last: int, offset_s: float) -> Record:
     """One worker's time: from the first stretch that ended at step ``first`` or later to that of step ``last``."""
     start, end = (next(i for i, event in enumerate(stretches) if event["step"] >= step) for step in (first, last))
     inside = stretches[start + 1 : end + 1]
