@@ -1,0 +1,104 @@
+"""The library in real processes: the program on its page as printed, and loops beside workers of the command line."""
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.process.command import ROOT, Process, WorkerProcess, processes_of, wait_for
+
+LOOP = "tests.process.loop"
+
+
+P = TypeVar("P", bound=Process)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[P], P]]:
+    """Ends processes after the test."""
+    with ExitStack() as stack:
+
+        def start(process: P) -> P:
+            stack.callback(process.end)
+            return process
+
+        yield start
+
+
+def program() -> str:
+    """The first program on the page of the library."""
+    found = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), flags=re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def address_of(process: Process) -> str:
+    """Where others can join a loop that prints it first."""
+
+    def line() -> str:
+        assert process.popen.poll() is None or "\n" in process.stdout, process.stderr
+        return process.stdout if "\n" in process.stdout else ""
+
+    return wait_for(line, "the address on stdout").split()[3]
+
+
+@pytest.mark.timeout(180)
+def test_the_program_on_the_page(start: Callable[[P], P], tmp_path: Path) -> None:
+    assert len(program().splitlines()) <= 25
+    script = tmp_path / "mine.py"
+    script.write_text(program())
+    entry = (sys.executable, str(script))
+    founder = start(Process(tmp_path / "a", entry=entry))
+    joiner = start(Process(tmp_path / "b", address_of(founder), entry=entry))
+    for process in (founder, joiner):
+        assert process.code() == 0, process.stderr
+        assert re.search(r"^done after 900 steps, loss \d+\.\d+$", process.stdout, flags=re.MULTILINE), process.stdout
+        assert process.stderr == ""
+    assert not processes_of(tmp_path)
+
+
+class LoopProcess(WorkerProcess):
+    """``tests.process.loop``, whose folder is that of a worker."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        Process.__init__(self, folder, *arguments, entry=(sys.executable, "-m", LOOP, str(folder)))
+
+
+def mixed_by(workers: list[WorkerProcess], *, after: int = -1) -> bool:
+    """Whether each of the workers has mixed a round later than ``after`` with exactly these members."""
+    everybody = {worker.peer for worker in workers}
+    mixed = [[event for event in worker.events("round_mixed") if event["round"] > after] for worker in workers]
+    return all(any(set(event["members"]) == everybody for event in events) for events in mixed)
+
+
+@pytest.mark.timeout(300)
+def test_loops_and_a_worker_of_the_command_line(start: Callable[[P], P], tmp_path: Path) -> None:
+    """Two loops, two workers by the command; one of each goes, by leaving and by a kill; the others agree."""
+    founder = start(LoopProcess(tmp_path / "founder"))
+    task = ("--task", f"{LOOP}:build", "--data", str(tmp_path / "founder"))
+    stays = start(WorkerProcess(tmp_path / "stays", "--join", founder.address, *task))
+    killed = start(WorkerProcess(tmp_path / "killed", "--join", founder.address, *task))
+    leaver = start(LoopProcess(tmp_path / "leaver", founder.address))
+    swarm = [founder, stays, killed, leaver]
+    wait_for(lambda: mixed_by(swarm), "a round with all four")
+
+    killed.signal(signal.SIGKILL)
+    (tmp_path / "leaver" / "leave").touch()
+    assert leaver.code() == 0, leaver.stderr
+    assert leaver.stdout.splitlines()[-1] == "left"
+    assert leaver.events("stopped")[-1]["reason"] == "asked to stop"
+    last = max(event["round"] for worker in swarm for event in worker.events("round_mixed"))
+    wait_for(lambda: mixed_by([founder, stays], after=last), "a round of the survivors")
+
+    (tmp_path / "hurry").touch()
+    for survivor in (founder, stays):
+        assert survivor.code() == 0, survivor.stderr
+    assert founder.stdout.splitlines()[-1] == "done"
+    assert founder.model() == stays.model()
+    assert founder.model()["round"] == "80"
+    assert not processes_of(tmp_path)
