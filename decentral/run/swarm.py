@@ -243,15 +243,16 @@ def _tokens(tokens: Any) -> int:
     Raises:
         ReportError: it is none.
     """
-    if type(tokens) is int and tokens >= 0:  # the usual case, first
-        return tokens
-    if isinstance(tokens, Tensor) and tokens.numel() == 1 and not tokens.is_floating_point():
-        return _tokens(int(tokens))
-    if isinstance(tokens, float) and tokens.is_integer():
-        return _tokens(int(tokens))
-    if hasattr(tokens, "__index__") and not isinstance(tokens, bool | Tensor):
-        return _tokens(int(tokens.__index__()))
-    raise ReportError("tokens", tokens, "a whole number of at least 0")
+    number = -1
+    if isinstance(tokens, Tensor):
+        number = int(tokens) if tokens.numel() == 1 and not tokens.is_floating_point() else -1
+    elif isinstance(tokens, float):
+        number = int(tokens) if tokens.is_integer() else -1
+    elif hasattr(tokens, "__index__") and not isinstance(tokens, bool):  # numpy's as well
+        number = int(tokens)
+    if number < 0:
+        raise ReportError("tokens", tokens, "a whole number of at least 0")
+    return number
 
 
 def _loss(loss: Any) -> float | Tensor:

@@ -1,0 +1,112 @@
+"""A trainer that fails in a swarm of real processes: what its user is told, and how the others fare."""
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from decentral.errors import ExitCode
+from tests.process.command import WorkerProcess, founding, processes_of, wait_for
+
+Swarm = tuple[WorkerProcess, WorkerProcess, WorkerProcess]
+
+
+@pytest.fixture
+def swarm(tmp_path: Path) -> Iterator[Callable[[str], Swarm]]:
+    """Two workers and a third whose trainer fails once all three have mixed a round."""
+    with ExitStack() as stack:
+
+        def start(folder: str, *arguments: str) -> WorkerProcess:
+            worker = WorkerProcess(tmp_path / folder, *arguments)
+            stack.callback(worker.end)
+            return worker
+
+        def make(fault: str) -> Swarm:
+            founder = start("founder", *founding(tmp_path / "hurry", step_s=0.05, rounds=400))
+            other = start("other", "--join", founder.address)
+            (tmp_path / "faulty").mkdir()
+            task = ("--task", "tests.process.faulty:build", "--data", str(tmp_path / "faulty"))
+            faulty = start("faulty", "--join", founder.address, *task)
+            wait_for(lambda: len(members(founder)) == 3, "a round of all three")
+            (tmp_path / "faulty" / "fault").write_text(fault)
+            return founder, other, faulty
+
+        yield make
+    assert not processes_of(tmp_path)
+
+
+def members(worker: WorkerProcess) -> list[str]:
+    """Of its last round."""
+    mixed = worker.events("round_mixed")
+    members: list[str] = mixed[-1]["members"] if mixed else []
+    return members
+
+
+def go_on(founder: WorkerProcess, other: WorkerProcess) -> None:
+    """The two others mix rounds of their own afterwards, and none of theirs was aborted."""
+    here = founder.events("round_mixed")[-1]["round"]
+
+    def both() -> bool:
+        mixed = founder.events("round_mixed")[-1]
+        return mixed["round"] > here + 2 and set(mixed["members"]) == {founder.peer, other.peer}
+
+    wait_for(both, "rounds of the others")
+    assert founder.events("round_aborted") == other.events("round_aborted") == []
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("fault", "code", "told"),
+    [
+        ("raises", ExitCode.TRAINER, r"error: ValueError while taking inner step \d+ \(\S+faulty.py:\d+, in _raises\)"),
+        ("ends", ExitCode.OK, r"the data is over at step \d+"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("exits", 7, ""),
+                ("out_of_memory", ExitCode.TRAINER, r"error: out of memory while taking inner step \d+ .*2.00 GiB"),
+                ("returns_nothing", ExitCode.TRAINER, r"report of train_steps is None \(NoneType\)"),
+                ("loss_is_none", ExitCode.TRAINER, r"error: loss is None \(NoneType\): must be a number"),
+                ("tokens_are_nan", ExitCode.TRAINER, r"error: tokens is nan \(float\): must be a whole number"),
+                ("tokens_are_negative", ExitCode.TRAINER, r"error: tokens is -5 \(int\): must be a whole number"),
+            ]
+        ),
+    ],
+)
+def test_a_fault_ends_its_own_worker_in_order(
+    swarm: Callable[[str], Swarm], tmp_path: Path, fault: str, code: int, told: str
+) -> None:
+    founder, other, faulty = swarm(fault)
+    assert faulty.code() == code
+    assert re.search(told, faulty.stderr), faulty.stderr
+    assert ("Traceback" in faulty.stderr) == (fault in ("raises", "out_of_memory")), faulty.stderr
+    assert "decentral's own" not in faulty.stderr
+    assert faulty.events("stopped")[-1]["reason"] == "asked to stop"
+    assert faulty.model()["digest"] in {event["digest"] for event in founder.events("round_mixed")}
+    go_on(founder, other)
+    lost = [event for event in founder.events("peer_lost") if event["peer"] == faulty.peer]
+    assert [event["reason"] for event in lost] == ["it left"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_loss_that_is_a_tensor_is_a_number(swarm: Callable[[str], Swarm]) -> None:
+    founder, _, faulty = swarm("loss_is_a_tensor")
+    here = founder.events("round_mixed")[-1]["round"]
+    wait_for(lambda: founder.events("round_mixed")[-1]["round"] > here + 3, "three more rounds")
+    assert len(members(founder)) == 3
+    faulty.signal(signal.SIGTERM)
+    assert faulty.code() == ExitCode.OK
+
+
+@pytest.mark.timeout(180)
+def test_a_trainer_that_hangs_is_not_waited_for_and_can_be_stopped(swarm: Callable[[str], Swarm]) -> None:
+    founder, other, faulty = swarm("hangs")
+    wait_for(lambda: len(members(founder)) == 2, "a round without the worker that hangs")
+    go_on(founder, other)
+    faulty.signal(signal.SIGTERM)
+    assert faulty.code() == ExitCode.TRAINER
+    assert "did not come back from its step" in faulty.stderr
