@@ -106,7 +106,7 @@ class Swarm:
     @property
     def round(self) -> int:
         """Outer rounds that this worker has finished."""
-        return self._worker.membership.own.round
+        return self._worker.round
 
     @property
     def seed(self) -> int:

@@ -57,7 +57,7 @@ def test_the_program_on_the_page(start: Callable[[P], P], tmp_path: Path) -> Non
     joiner = start(Process(tmp_path / "b", address_of(founder), entry=entry))
     for process in (founder, joiner):
         assert process.code() == 0, process.stderr
-        assert re.search(r"^done after 900 steps, loss \d+\.\d+$", process.stdout, flags=re.MULTILINE), process.stdout
+        assert re.search(r"^done after 300 steps, loss \d+\.\d+$", process.stdout, flags=re.MULTILINE), process.stdout
         assert process.stderr == ""
     assert not processes_of(tmp_path)
 
