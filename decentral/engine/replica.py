@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.feedback import Feedback, Sent
-from decentral.exchange.api import Contribution, Excuse
+from decentral.exchange.api import Base, Contribution, Excuse
 from decentral.exchange.merge import WeightBy, weight_of
 from decentral.outer.blend import blend, rebase
 from decentral.outer.eager import Eager
@@ -247,11 +247,8 @@ class Replica:
         mine = Contribution(
             brought.values_N,
             self._feedback.weight(weight_of(taken.tokens, taken.steps, self._weight_by)),
-            state.digest,
-            state.outer.num_steps,
+            _base_of(state),
             brought.relative_N,
-            state.outer.counted,
-            anchor_N=state.anchor_N,
             num_inner_steps=taken.steps,
         )
         tensors = [values_N for values_N in (brought.values_N, brought.relative_N) if values_N is not None]
@@ -266,9 +263,7 @@ class Replica:
 
     def bring_again(self, mine: Contribution, fragment: int) -> Contribution:
         """The same work for the next round: the anchor has moved on, and the local parameters will move along."""
-        state = self._fragments[fragment].state
-        outer, anchor_N = state.outer, state.anchor_N
-        return replace(mine, base=state.digest, num_steps=outer.num_steps, counted=outer.counted, anchor_N=anchor_N)
+        return replace(mine, base=_base_of(self._fragments[fragment].state))
 
     def give_back(self, key: SyncKey, spans: tuple[tuple[int, int], ...] | None = None) -> None:
         """The round did not count the contribution; its work enters the next one.
@@ -447,3 +442,7 @@ class Replica:
         for fragment, anchor_N in enumerate(anchors):
             self._load(fragment, anchor_N)
         return anchors
+
+
+def _base_of(state: FragmentState) -> Base:
+    return Base(state.digest, state.anchor_N, state.outer.num_steps, state.outer.counted)

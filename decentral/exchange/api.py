@@ -23,6 +23,23 @@ class Excuse(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """The anchor and outer state that a worker's pseudo-gradient was taken against. Legend: N = values in the fragment.
+
+    An all-reduce compares it by its digest; in gossip, and with a server, the anchor itself is mixed or answered to.
+    """
+
+    digest: str
+    """Of both."""
+    anchor_N: Tensor
+    """Float32 on CPU."""
+    num_steps: int = 0
+    """Outer steps behind it."""
+    counted: tuple[PeerId, ...] = ()
+    """The members that the outer state counts (see ``outer.ef21``)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """What a worker brings to a round. Legend: N = values in the fragment."""
 
@@ -30,16 +47,10 @@ class Contribution:
     """Pseudo-gradient (anchor minus local parameters) with what feedback adds to it; float32 on CPU, finite."""
     weight: float
     """Tokens behind it; 0 to listen only: nothing is brought, the mean is received."""
-    base: str
-    """Digest of the anchor and outer state that ``delta_N`` was taken against."""
-    num_steps: int = 0
-    """Outer steps behind that anchor."""
+    base: Base
+    """What ``delta_N`` was taken against."""
     relative_N: Tensor | None = None
-    """In place of ``delta_N`` if the members of the round are exactly those in ``counted``; see ``outer.ef21``."""
-    counted: tuple[PeerId, ...] = ()
-    """The members that the outer state counts."""
-    anchor_N: Tensor | None = None
-    """The anchor that ``delta_N`` was taken against, for gossip; float32 on CPU."""
+    """In place of ``delta_N`` if the members of the round are just those that the base counts; see ``outer.ef21``."""
     num_inner_steps: int = 0
     """Inner steps behind it."""
     slack_s: float = math.inf

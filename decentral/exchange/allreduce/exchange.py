@@ -169,7 +169,9 @@ class AllReduce(Exchange):
             visited.add(leader)
             redirect = None
             slack_s = max(0.0, mine.slack_s - (self._clock.monotonic() - began))
-            reply = await self._convene(leader, Convene(key, mine.base, mine.num_steps, tuple(unreachable), slack_s))
+            reply = await self._convene(
+                leader, Convene(key, mine.base.digest, mine.base.num_steps, tuple(unreachable), slack_s)
+            )
             if reply is None:
                 self._roster.bury(leader)
                 unreachable[leader] = unreachable.get(leader, 0) + 1
@@ -238,7 +240,7 @@ class AllReduce(Exchange):
         if (
             participants.key != key
             or self._transport.peer_id not in participants.members
-            or participants.base != mine.base
+            or participants.base != mine.base.digest
         ):
             return Aborted(
                 Reason.REFUSED,
@@ -258,7 +260,7 @@ class AllReduce(Exchange):
         if (
             participants is None
             or participants.key != key
-            or participants.base != mine.base
+            or participants.base != mine.base.digest
             or self._transport.peer_id in participants.members
         ):
             return behind
@@ -275,7 +277,7 @@ class AllReduce(Exchange):
         members, me = called.participants.members, self._transport.peer_id
         if members == (me,) and mine.weight and len(self._roster.live(self._clock.monotonic())) == 1:
             return Mixed(mine.delta_N, members), mine.delta_N, ()
-        relative = bool(mine.counted) and members == mine.counted
+        relative = bool(mine.base.counted) and members == mine.base.counted
         values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
         if self._wire.sends_changes and not relative:
             await self._reducer.start_afresh(called.participants.key)

@@ -112,12 +112,10 @@ class Gossip(Exchange):
 
         A weight of 0 listens only: nothing is brought, mean and pull are received.
         """
-        if mine.anchor_N is None:
-            raise ValueError("gossip needs the anchor of a contribution")
         began, fragment = self._clock.monotonic(), key.fragment
         wait_s, move_s = self._limits(fragment)
         self._serial += 1
-        sync = Sync(key, mine, mine.anchor_N, self._serial, began, began + wait_s)
+        sync = Sync(key, mine, self._serial, began, began + wait_s)
         unconfirmed = self._host.unconfirmed(fragment)
         answer: tuple[PeerId, Reply] | None = None
         answers: dict[tuple[PeerId, int], bytes] = {}
@@ -302,7 +300,7 @@ class Gossip(Exchange):
         """What this worker brings to a group."""
         mine = sync.mine
         part = part_of(mine, self._context.inner_steps)
-        return Share(self._company.me, mine.weight, delta_N if mine.weight else None, sync.anchor_N, part)
+        return Share(self._company.me, mine.weight, delta_N if mine.weight else None, mine.base.anchor_N, part)
 
     def _alone(self, sync: Sync) -> _End:
         """The step without a partner: what we bring is the mean, and no codec spoils it."""

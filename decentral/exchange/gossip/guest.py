@@ -39,7 +39,6 @@ class Sync:
 
     key: SyncKey
     mine: Contribution
-    anchor_N: Tensor
     serial: int
     began: float
     wait_until: float
@@ -164,15 +163,15 @@ class Guest:
 
     async def _packed(self, sync: Sync, host: PeerId) -> bytes:
         """What we bring; with the anchor, unless this host has it."""
-        fragment, mine = sync.key.fragment, sync.mine
-        ahead = self._sent_ahead.get(fragment) == (mine.base, host)
-        anchor = b"" if ahead else await self._frame(fragment, mine.base, sync.anchor_N)
+        fragment, mine, base = sync.key.fragment, sync.mine, sync.mine.base
+        ahead = self._sent_ahead.get(fragment) == (base.digest, host)
+        anchor = b"" if ahead else await self._frame(fragment, base.digest, base.anchor_N)
         patience_s = max(0.0, sync.wait_until - self._context.clock.monotonic())
 
         def packed() -> bytes:
             if mine.weight and not sync.delta:
                 sync.delta, sync.sent_N = self._encoded(sync)
-            return pack_bring(Bring(fragment, mine.base, sync.serial, mine.weight, patience_s, sync.delta, anchor))
+            return pack_bring(Bring(fragment, base.digest, sync.serial, mine.weight, patience_s, sync.delta, anchor))
 
         return await self._context.clock.run_aside(packed)
 

@@ -144,11 +144,9 @@ class Asynchronous(Exchange):
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Push ``mine`` to the server. A weight of 0 listens only: nothing is pushed, the anchor is received."""
-        if mine.anchor_N is None:
-            raise ValueError("a server answers with the change of an anchor: the contribution has none")
         began = self._clock.monotonic()
         try:
-            outcome, sent_N, waiting_s = await self._sync(key.fragment, mine, mine.anchor_N)
+            outcome, sent_N, waiting_s = await self._sync(key.fragment, mine, mine.base.anchor_N)
         finally:
             self.progress.finish(key)
         transfer_s = max(0.0, self._clock.monotonic() - began - waiting_s)

@@ -14,7 +14,7 @@ from decentral.engine.options import RunOptions
 from decentral.engine.replica import Applied
 from decentral.engine.syncs import InFlightSync, Landing, Stepped
 from decentral.engine.timetable import Timetable
-from decentral.exchange.api import Aborted, Contribution, Exchange, Onward, Reason, Verdict
+from decentral.exchange.api import Aborted, Base, Contribution, Exchange, Onward, Reason, Verdict
 from decentral.exchange.progress import Progress
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.rule import Mixed
@@ -109,7 +109,7 @@ def test_who_missed_rounds_goes_on_where_the_others_are() -> None:
     trained(course, 4)
     verdict = Verdict(Mixed(torch.zeros(1), (OTHER,)), transfer_s=1.0, missed=True)
     stepped = Stepped(SyncKey(2, 0), verdict, TakeStep(cast(Any, None), None, None, again=False), Applied("", 0.0, 0.0))
-    mine = Contribution(torch.zeros(1), 1.0, "")
+    mine = Contribution(torch.zeros(1), 1.0, Base("", torch.zeros(1)))
     course.passed(sync_at(10), Landing((stepped,), stepped, mine, 5.0, ended_at=98.0))
     assert course.step == 30 + 3, "launch of round 2, and 3 s in which the others have trained"
 
@@ -134,7 +134,8 @@ def test_a_sync_that_is_due_earlier(due_in_s: float, own_steps: bool, step: int)
 
 
 def judged(verdict: Verdict, weight: float = 1.0, round_: int = 3) -> TakeStep | KeepWork:
-    return judge(SyncKey(round_, 0), Contribution(torch.zeros(2), weight, ""), verdict, ME, rounds=10)
+    mine = Contribution(torch.zeros(2), weight, Base("", torch.zeros(2)))
+    return judge(SyncKey(round_, 0), mine, verdict, ME, rounds=10)
 
 
 def test_a_mean_with_ours_in_it() -> None:

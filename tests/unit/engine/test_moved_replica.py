@@ -48,9 +48,8 @@ def test_the_pseudo_gradient_is_what_it_was() -> None:
     replica, _ = moved()
     mine = launch(replica, FIRST)
     assert (mine.delta_N.tolist(), mine.weight) == ([2.0] * 3, 20.0)
-    assert mine.anchor_N is not None
-    assert mine.anchor_N.tolist() == [18.0, 29.0, 34.0]
-    assert mine.base == replica.snapshot(2).digests[0]
+    assert mine.base.anchor_N.tolist() == [18.0, 29.0, 34.0]
+    assert mine.base.digest == replica.snapshot(2).digests[0]
 
 
 def test_the_outer_step_starts_from_the_moved_anchor_and_the_parameters_follow() -> None:

@@ -109,7 +109,7 @@ def test_launch_takes_anchor_minus_local_and_its_tokens() -> None:
     assert replica.pending_steps == 3
     mine = launch(replica, FIRST)
     assert mine.delta_N.tolist() == [3.0, 3.0, 3.0]
-    assert (mine.weight, mine.base, mine.num_steps) == (30.0, replica.snapshot(3).digests[0], 0)
+    assert (mine.weight, mine.base.digest, mine.base.num_steps) == (30.0, replica.snapshot(3).digests[0], 0)
     assert replica.pending_steps == 0
 
 
@@ -165,7 +165,7 @@ def test_what_was_given_back_enters_the_next_round_with_its_weight() -> None:
     assert replica.snapshot(3).rounds == (1,)
     mine = launch(replica, SyncKey(1, 0))
     assert (mine.delta_N.tolist(), mine.weight) == ([3.0, 3.0, 3.0], 30.0)
-    assert mine.base == base, "a skipped round leaves the anchor and its digest"
+    assert mine.base.digest == base, "a skipped round leaves the anchor and its digest"
     replica.give_back(SyncKey(1, 0))
     replica.give_back(SyncKey(1, 0))
     assert launch(replica, SyncKey(2, 0)).weight == 30.0, "nothing is given back twice"
@@ -216,7 +216,7 @@ def test_adopt_moves_uncounted_work_along() -> None:
     assert anchors(replica) == [100.0, 200.0, 300.0]
     assert trainer.flat() == [98.0, 198.0, 298.0]
     mine = launch(replica, SyncKey(2, 0))
-    assert (mine.delta_N.tolist(), mine.weight, mine.num_steps) == ([2.0, 2.0, 2.0], 20.0, 2)
+    assert (mine.delta_N.tolist(), mine.weight, mine.base.num_steps) == ([2.0, 2.0, 2.0], 20.0, 2)
     assert replica.snapshot(40).rounds == (2,)
 
 

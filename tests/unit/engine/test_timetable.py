@@ -16,7 +16,7 @@ from decentral.engine.options import RunOptions
 from decentral.engine.replica import Applied
 from decentral.engine.syncs import InFlightSync, InFlightSyncs, Landing, Stepped
 from decentral.engine.timetable import Timetable
-from decentral.exchange.api import Contribution, Verdict
+from decentral.exchange.api import Base, Contribution, Verdict
 from decentral.exchange.progress import Progress
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
@@ -74,7 +74,7 @@ class Desk:
 def landing(transfer_s: float = 1.0, waiting_s: float = 0.0) -> Landing:
     mixed = Mixed(torch.zeros(1), (ME,))
     verdict = Verdict(mixed, waiting_s=waiting_s, transfer_s=transfer_s)
-    mine = Contribution(torch.zeros(1), 1.0, "")
+    mine = Contribution(torch.zeros(1), 1.0, Base("", torch.zeros(1)))
     end = Stepped(SyncKey(0, 0), verdict, TakeStep(mixed, None, (), again=False), Applied("", 0.0, 0.0))
     return Landing((), end, mine, duration_s=waiting_s + transfer_s, ended_at=0.0)
 

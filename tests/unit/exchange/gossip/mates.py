@@ -11,7 +11,7 @@ import torch
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack
-from decentral.exchange.api import Contribution, Verdict
+from decentral.exchange.api import Base, Contribution, Verdict
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.exchange import Gossip
@@ -128,7 +128,7 @@ class Mates:
     ) -> Contribution:
         base = f"{anchor}" if base is None else base
         delta_N = torch.full((num,), value if weight else 0.0)
-        return Contribution(delta_N, weight, base, anchor_N=torch.full((num,), anchor), num_inner_steps=H)
+        return Contribution(delta_N, weight, Base(base, torch.full((num,), anchor)), num_inner_steps=H)
 
     async def practise(self, rounds: int = 10) -> None:
         """Some rounds in which everybody is prompt: from then on they know how long things take."""

@@ -1,7 +1,6 @@
 """Two to four workers of a gossip on the memory network: how they find each other, and that nobody waits for long."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from decentral.exchange.gossip.messages import (
 from decentral.exchange.offences import Avoidance
 from decentral.sim.network import Conditions, Line
 from decentral.sim.world import Machine, peer_id
-from decentral.types import PeerId, SyncKey
+from decentral.types import PeerId
 from tests.unit.exchange.gossip.mates import (
     FP32,
     LATENCY_S,
@@ -841,8 +840,5 @@ def test_what_a_guest_brings_is_read_as_it_was_sent() -> None:
         (bring,) = seen
         assert (bring.fragment, bring.base, bring.weight) == (0, "0.5", 7.0)
         assert bring.patience_s == pytest.approx(MAX_WAIT_S, abs=0.1)
-        without_anchor = replace(mates.contribution(1.0), anchor_N=None)
-        with pytest.raises(ValueError, match="needs the anchor"):
-            await mates.gossips[guest].mix(SyncKey(1, 0), without_anchor)
 
     play(scenario)

@@ -13,7 +13,7 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack
 from decentral.errors import CallRefused
-from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
+from decentral.exchange.api import Aborted, Base, Contribution, Reason, Verdict
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.messages import Anchor, pack_anchor
@@ -84,7 +84,7 @@ class Crowd:
     async def step(self, peer: PeerId, length: float = 10.0, round_: int = 0, **fields: Any) -> Verdict:
         """An outer step of a worker, of every fragment."""
         for fragment in range(len(self.wire.numels)):
-            mine = Contribution(torch.full((N,), length), 1.0, "base", num_inner_steps=H)
+            mine = Contribution(torch.full((N,), length), 1.0, Base("base", torch.zeros(N)), num_inner_steps=H)
             verdict = await self.gossips[peer].mix(SyncKey(round_, fragment), replace(mine, **fields))
         return verdict
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decentral.codecs.codec import make_codec
 from decentral.errors import CallTimeout
-from decentral.exchange.api import Contribution, Verdict
+from decentral.exchange.api import Base, Contribution, Verdict
 from decentral.exchange.server.exchange import Asynchronous
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.server import PUSH
@@ -94,7 +94,7 @@ class Crew:
         """Have a worker push a pseudo-gradient and, if that is mixed, go on from the answer."""
         delta_N = value if isinstance(value, Tensor) else torch.full((N,), value)
         anchor_N = self.anchors[peer, fragment]
-        mine = Contribution(delta_N, weight, "digest", anchor_N=anchor_N)
+        mine = Contribution(delta_N, weight, Base("digest", anchor_N))
         exchange = self.exchanges[peer]
         key = SyncKey(exchange.progress.next_round(fragment), fragment)
         verdict: Verdict = await self.go(peer, exchange.mix(key, mine))
