@@ -18,14 +18,18 @@ class Background:
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.is_open = False
+        """Whether something can be begun."""
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
+        self.is_open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.is_open = False
         for task in list(self._tasks):
             task.cancel()
         try:

@@ -34,6 +34,7 @@ from decentral.errors import (
     DecentralError,
     IdentityError,
     IncapableError,
+    MismatchError,
     TransportError,
     UnreachableError,
 )
@@ -103,6 +104,7 @@ class PipelineProcess:
             parts.transport, self._courier, self._holders, self._pipeline, options.timing, parts.store
         )
         self._builder = Builder(options, parts, self._holders, self._courier)
+        self._background = Background()
         self._stage_workers: dict[int, StageWorker] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._taking: set[int] = set()
@@ -164,8 +166,10 @@ class PipelineProcess:
             IdentityError: another live worker has the same identity.
         """
         try:
-            async with Background() as beside:
+            async with self._background as beside:
                 beside.begin(self.membership.run())
+                for stage_worker in self._stage_workers.values():
+                    beside.begin(stage_worker.ended())
                 while not stop.is_set() and not self._is_done():
                     self.membership.check_single()
                     await unless(stop, self._look())
@@ -351,13 +355,15 @@ class PipelineProcess:
             if recovery.source is Source.REPLICA and not replicas:
                 raise UnreachableError("its last holder was lost just now")
             await stage_worker.start(standing.step, replicas)
-        except UnreachableError as err:
+        except (UnreachableError, MismatchError) as err:
             await stage_worker.abandon()
             self._why[stage] = err.message
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
             return
         self._why.pop(stage, None)
         self._stage_workers[stage] = stage_worker
+        if self._background.is_open:  # else it is not looked after before the process runs
+            self._background.begin(stage_worker.ended())
         self._taking.discard(stage)
         seconds = self._clock.monotonic() - began
         self._parts.journal.record(

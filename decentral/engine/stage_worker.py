@@ -74,9 +74,11 @@ class StageWorker:
         self._stop.set()
 
     async def ended(self) -> None:
-        """Wait until it is over, however it ends."""
+        """Wait until it is over. Raises what ended it."""
         if self._task is not None:
             await asyncio.wait({self._task})
+            if not self._task.cancelled():
+                self._task.result()
 
     async def abandon(self) -> None:
         """End at once."""

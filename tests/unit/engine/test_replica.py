@@ -157,7 +157,7 @@ def test_ranges_that_missed_our_part_move_along_with_the_anchor() -> None:
 def test_what_was_given_back_enters_the_next_round_with_its_weight() -> None:
     replica, _ = founded()
     train(replica, 0, 2)
-    base = launch(replica, FIRST).base
+    base = launch(replica, FIRST).base.digest
     train(replica, 2, 1)
     replica.give_back(FIRST)
     replica.skip(FIRST)
