@@ -16,10 +16,10 @@ _TIMES = "utilisation: | unlimited: batch (s): | unlimited: utilisation: | of un
 def keep(out: Path, part: str, value: Record) -> None:
     """Put a part of the record in the place of the old one, and write record and page anew."""
     record: Record = {**read(out, {}), part: value}
-    write(out, record, _page(out, record))
+    write(out, record, page(out, record))
 
 
-def _page(out: Path, record: Record) -> str:
+def page(out: Path, record: Record) -> str:
     """For people."""
     parts = [_INTRO]
     if "virtual" in record:

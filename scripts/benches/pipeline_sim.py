@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes
-from decentral.engine.options import Outcome, RunOptions
+from decentral.engine.options import RunOptions
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.events import BatchCounted, Event
 from decentral.monitor.journal import MemoryJournal
@@ -25,6 +25,7 @@ from decentral.sim.network import Conditions, Line
 from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.swarm.timing import Timing
 from scripts.benches.lib.sleeping import SleepSettings, make_blocks
+from tests.sim.pipelines import MemoryStore
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,6 @@ class _Times:
     def record(self, event: Event) -> None:
         if isinstance(event, BatchCounted) and event.stage == 0:
             self._times.append(asyncio.get_running_loop().time())
-
-
-class _NoStore:
-    """Implements ``engine.takeover.Store``: nothing is ever kept."""
-
-    def stages(self) -> frozenset[int]:
-        return frozenset()
-
-    def load(self, stage: int) -> Mapping[str, Tensor]:
-        raise KeyError(stage)
-
-    def save(self, stage: int, outcome: Outcome) -> None:
-        raise AssertionError("a pipeline without checkpoints")
 
 
 def simulate(case: Case) -> dict[str, float]:
@@ -155,7 +143,7 @@ def _process(case: Case, peer: SimPeer, number: int, times: list[float]) -> Pipe
         journal=MemoryJournal(),
         stage_journal=lambda stage: _Times(times),
         blocks=make_blocks(case.model(), peer.clock.charge, 0),
-        store=_NoStore(),
+        store=MemoryStore(),
         wanted=(number,),
     )
     return PipelineProcess(PipelineProcessOptions("sim", b"{}", pipeline, of_stage, Timing()), parts)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from decentral.pipeline.routing import stage_order
-from scripts.benches import recovery_page as page
+from scripts.benches import recovery_page as parts
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, kept, places, read, stamp, write
 from scripts.benches.recovery_page import ALL, INNER
@@ -149,26 +149,26 @@ def measure_costs() -> Record:
 def save(out: Path, found: Record) -> None:
     """Raw numbers, page and plot; what a person found in them stays. No page yet if there is nothing to compare."""
     comparable = {"none", "checkfree 10%"} <= {run["name"] for run in found["runs"]}
-    write(out, found, text(out, found) if comparable else f"{_HEAD}\n{kept(out)}")
+    write(out, found, page(out, found) if comparable else f"{_HEAD}\n{kept(out)}")
     if comparable:
-        page.plot(out, page.Runs(found["runs"]))
+        parts.plot(out, parts.Runs(found["runs"]))
 
 
-def text(out: Path, found: Record) -> str:
+def page(out: Path, found: Record) -> str:
     """The page."""
-    runs = page.Runs(found["runs"])
+    runs = parts.Runs(found["runs"])
     probabilities = {rate: probability(rate) for rate in RATES}
     names = [variant.name for group in GROUPS for variant in group]
     shown = [name for name in names if "10%" in name and "every" not in name]
     sections = {
-        "Against the paper": page.main_table(runs),
-        "How lucky the seeds were": page.luck_table(runs, probabilities),
-        "By the loss to reach, at 10 % an hour": page.target_table(runs, 0.10),
-        "With our costs": page.our_table(runs, found["costs"]),
-        "First and last stage too, at 10 % an hour": page.ends_table(runs, 0.10),
-        "Boost, norm and swaps": page.more_table(runs, ["none", "swaps", *shown]),
-        "What a restored stage does to the loss": page.jump_table(runs, [name for name in names if "%" in name]),
-        "Rollbacks": page.rollback_check(runs, "checkpoint 10% every 50"),
+        "Against the paper": parts.main_table(runs),
+        "How lucky the seeds were": parts.luck_table(runs, probabilities),
+        "By the loss to reach, at 10 % an hour": parts.target_table(runs, 0.10),
+        "With our costs": parts.our_table(runs, found["costs"]),
+        "First and last stage too, at 10 % an hour": parts.ends_table(runs, 0.10),
+        "Boost, norm and swaps": parts.more_table(runs, ["none", "swaps", *shown]),
+        "What a restored stage does to the loss": parts.jump_table(runs, [name for name in names if "%" in name]),
+        "Rollbacks": parts.rollback_check(runs, "checkpoint 10% every 50"),
     }
     body = "".join(f"\n## {title}\n\n{_NOTES.get(title, '')}{section}\n" for title, section in sections.items())
     return f"{_HEAD}\n{kept(out)}{body}\n" + "".join(f"{place}\n" for place in places(found["runs"]))

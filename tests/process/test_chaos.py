@@ -13,7 +13,11 @@ def run(script: str, tmp_path: Path, *options: str) -> None:
     (tmp_path / "workers").mkdir()
     here = ("--folder", str(tmp_path / "workers"), "--out", str(tmp_path / script))
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), *options, *here], capture_output=True, text=True, timeout=1400
+        [sys.executable, "-m", f"scripts.benches.{script}", *options, *here],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -28,11 +32,11 @@ def test_killed_and_stopped_workers_cost_nobody_their_anchor(tmp_path: Path) -> 
 @pytest.mark.timeout(900)
 def test_killed_and_stopped_workers_of_a_gossip_come_back_and_nobody_waits_too_long(tmp_path: Path) -> None:
     # Any pace will do: a test asserts no wall-clock.
-    run("chaos-gossip", tmp_path, "--workers", "4", "--iterations", "2", "--calm-s", "25", "--tolerance", "1")
+    run("chaos_gossip", tmp_path, "--workers", "4", "--iterations", "2", "--calm-s", "25", "--tolerance", "1")
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_killed_stages_come_back_and_no_micro_batch_is_lost_or_counted_twice(tmp_path: Path) -> None:
     # Any time will do, as above.
-    run("chaos-pipeline", tmp_path, "--limit-s", "1000", "--only", "stage 2", "head", "one of two heads")
+    run("chaos_pipeline", tmp_path, "--limit-s", "1000", "--only", "stage 2", "head", "one of two heads")

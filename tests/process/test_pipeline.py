@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.counted import Strike, account
+from scripts.benches.counted import Strike, account
 from tests.process.command import DEADLINE_S, WorkerProcess, processes_of, wait_for
 
 STAGES, ROUNDS, INNER_STEPS = 4, 30, 10

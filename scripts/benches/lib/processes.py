@@ -115,7 +115,7 @@ class Worker:
         self._reader = JournalReader(folder / "journal.jsonl")
 
     def start(self, *arguments: str) -> None:
-        """Begin a life; when it has announced itself, it has an ``address``."""
+        """Begin a life; see ``address``."""
         here = ("--host", self.host.address, "--threads", "1", "--out", str(self.folder))
         self.process = Process(self.folder, python("-m", "decentral.cli", "worker", *arguments, *here), self.host)
 
@@ -130,19 +130,19 @@ class Worker:
         """Of the worker itself."""
         return self.life.popen.pid
 
-    @property
     def address(self) -> str:
-        """Where others join it, once it has said so."""
+        """Where others join it; waits until it has said so."""
         return self.life.wait_for(self.life.lines, "the first line on stdout")[0].split()[-1]
 
     @property
     def peer(self) -> str:
         """Its identity, the same in every life."""
-        return self.address.rpartition("/")[2]
+        return self.address().rpartition("/")[2]
 
     def daemon(self) -> int:
-        """Its libp2p daemon."""
-        return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
+        """Its libp2p daemon, whichever of its threads has started it."""
+        children = (path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/children"))
+        return int(" ".join(children).split()[0])
 
     def read(self) -> list[Event]:
         """Its events so far, of all lives."""
@@ -214,9 +214,9 @@ class Swarm:
         founding = ["--new", *set_words(settings)]
         for worker in self.workers:
             first = apart or worker is self.workers[0]
-            worker.start(*(founding if first else ["--join", self.workers[0].address]), *flags)
+            worker.start(*(founding if first else ["--join", self.workers[0].address()]), *flags)
         for worker in self.workers:
-            worker.address  # noqa: B018  waits for it
+            worker.address()
 
     @property
     def living(self) -> list[Worker]:
@@ -258,7 +258,7 @@ class Swarm:
 
     def status(self, worker: Worker) -> Event:
         """What ``decentral status`` says, asked of a worker; empty if it cannot say in time on a busy machine."""
-        command = python("-m", "decentral.cli", "status", worker.address, "--format", "json")
+        command = python("-m", "decentral.cli", "status", worker.address(), "--format", "json")
         for _ in range(_STATUS_TRIES):
             with suppress(subprocess.TimeoutExpired):
                 line = worker.host.inside(command)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scripts.benches import pipeline_page
 from scripts.benches.lib.command import DOCS, ROOT
 
 #: By entry point the module behind it.
@@ -19,7 +20,8 @@ MODULES = {
 }
 #: Benches whose page is made of the record alone, and those that want to know as well where it will be.
 OF_RECORD = ("async", "churn", "codecs", "gossip", "overhead", "quality", "stragglers", "utilisation-model", "wire")
-WITH_PLACE = ("codec-quality", "gossip-quality", "streaming-quality", "utilisation")
+OF_CHAOS = ("chaos", "chaos-gossip", "chaos-pipeline")
+WITH_PLACE = ("codec-quality", "gossip-quality", "pipeline", "recovery", "streaming-quality", "utilisation")
 
 #: Of hivemind, when all of it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
@@ -29,8 +31,10 @@ def bench(script: str) -> Any:
     return importlib.import_module(f"scripts.benches.{MODULES[script]}")
 
 
-def test_there_are_entry_points() -> None:
-    assert {"bench-wire", "sim-digests"} <= MODULES.keys()
+def test_every_bench_has_an_entry_point() -> None:
+    benches = {path.stem for path in (ROOT / "scripts/benches").glob("*.py") if "\ndef main(" in path.read_text()}
+    assert len(benches) > 20
+    assert set(MODULES.values()) == benches
 
 
 @pytest.mark.parametrize("script", sorted(MODULES))
@@ -43,10 +47,11 @@ def test_an_entry_point_says_what_its_bench_does(
     assert f"usage: scripts/{script} " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*OF_RECORD, *WITH_PLACE])
+@pytest.mark.parametrize("name", [*OF_RECORD, *OF_CHAOS, *WITH_PLACE])
 def test_a_page_is_made_of_its_record(name: str, tmp_path: Path) -> None:
     page = DOCS / f"{name}.md"
     shutil.copy(page, tmp_path)  # What was written by hand is taken from it.
     record = json.loads(page.with_suffix(".json").read_text())
     place = (tmp_path / name,) if name in WITH_PLACE else ()
-    assert bench(f"bench-{name}").page(*place, record) == page.read_text()
+    made = pipeline_page if name == "pipeline" else bench(name if name in OF_CHAOS else f"bench-{name}")
+    assert made.page(*place, record) == page.read_text()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scripts.counted import Event, Strike, account, fronts
+from scripts.benches.counted import Event, Strike, account, fronts
 
 STAGES = 1
 
