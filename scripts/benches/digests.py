@@ -81,13 +81,8 @@ SWARMS: dict[str, tuple[Settings, ...]] = {
         {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5, every=4), "plan": SyncPlan(12, 3), **TWELVE},
     ),
     "quorum": (
-        {"mixing": AllReduceOptions(quorum=Quorum(4, 0.3)), **SLOW},
-        {
-            "mixing": AllReduceOptions(quorum=Quorum(4, 0.3)),
-            "plan": SyncPlan(10, delay_steps=3),
-            "mix_alpha": 0.5,
-            **SLOW,
-        },
+        {"mixing": FOUR, **SLOW},
+        {"mixing": FOUR, "plan": SyncPlan(10, delay_steps=3), "mix_alpha": 0.5, **SLOW},
     ),
 }
 #: The last fault is over after 20 s.

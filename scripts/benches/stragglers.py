@@ -203,20 +203,19 @@ def produce(method: str, workers: int, outer_steps: int) -> Record:
     }
 
 
-def find(report: Record, rule: str, workers: int, outer_steps: int) -> Record:
-    """One case."""
-    wanted = (rule, workers, outer_steps)
-    return next(case for case in report["cases"] if (case["rule"], case["workers"], case["outer_steps"]) == wanted)
+def found(report: Record) -> dict[tuple[str, int, int], Record]:
+    """Cases by rule, workers and outer steps."""
+    return {(case["rule"], case["workers"], case["outer_steps"]): case for case in report["cases"]}
 
 
 def page(report: Record) -> str:
     """The page for people."""
-    single, rows = report["single"], []
+    single, rows, cases = report["single"], [], found(report)
     for outer_steps, workers in itertools.product(OUTER_STEPS, WORKERS):
-        ours = find(report, "pairs, deadline", workers, outer_steps)
-        waiting = [f"{find(report, rule, workers, outer_steps)['overhead']:.1%}" for rule in RULES]
+        ours = cases["pairs, deadline", workers, outer_steps]
+        waiting = [f"{cases[rule, workers, outer_steps]['overhead']:.1%}" for rule in RULES]
         rows.append([outer_steps, f"{workers:,}", *waiting, f"{ours['alone']:.1%}", f"{ours['skipped']:.2%}"])
-    all_of, two, in_step, ours = (find(report, rule, WORKERS[-1], OUTER_STEPS[-1]) for rule in RULES)
+    all_of, two, in_step, ours = (cases[rule, WORKERS[-1], OUTER_STEPS[-1]] for rule in RULES)
     columns = " | ".join(f"{name}:" for name in ("outer steps", "workers", *RULES, "alone", "skipped"))
     produced = [
         [case["method"], case["workers"], case["outer_steps"], *(f"{case[key]:{form}}" for key, form in _SHARES)]
@@ -284,10 +283,11 @@ _SHARES = (("overhead", ".1%"), ("alone", ".1%"), ("skipped", ".2%"))
 
 def plot(report: Record, path: Path) -> None:
     """Overhead against workers."""
+    cases = found(report)
     with figure(path, 6.5, 4) as [axes]:
         for number, rule in enumerate(RULES):
             for outer_steps, style in zip(OUTER_STEPS, (":", "-"), strict=True):
-                overhead = [100 * find(report, rule, workers, outer_steps)["overhead"] for workers in WORKERS]
+                overhead = [100 * cases[rule, workers, outer_steps]["overhead"] for workers in WORKERS]
                 label = f"{rule}, {outer_steps} outer steps"
                 axes.plot(WORKERS, overhead, style, marker="o", color=f"C{number}", label=label)
         axes.set_xscale("log", base=2)

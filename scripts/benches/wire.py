@@ -24,19 +24,8 @@ from pathlib import Path
 from decentral.adapters.wire import Status, reply_head, request_head
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes
+from decentral.exchange.allreduce import messages
 from decentral.exchange.allreduce.leader import CONVENE
-from decentral.exchange.allreduce.messages import (
-    Answer,
-    Convene,
-    ConveneReply,
-    Mean,
-    Shard,
-    pack_convene,
-    pack_convene_reply,
-    pack_mean,
-    pack_participants,
-    pack_shard,
-)
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.allreduce.reducer import SHARD
 from decentral.exchange.wire import Wire
@@ -66,18 +55,19 @@ def predict(event: Event, wire: Wire) -> tuple[Counter[PeerId], int]:
     members = tuple(PeerId(member) for member in event["members"])
     key, others = SyncKey(event["round"], event["fragment"]), len(members) - 1
     participants = Participants(key, members[0], event["round"], event["digest"], members)
-    packed = pack_participants(participants)
+    packed = messages.pack_participants(participants)
     sent: Counter[PeerId] = Counter()
     content = 0
     for part in wire.parts(participants.key, participants.members):
         content += others * (wire.codec.nbytes(part.numel) + wire.mean_codec.nbytes(part.numel))
         frame, mean = (bytes(framed_nbytes(codec, part.numel)) for codec in (wire.codec, wire.mean_codec))
-        request = _request(SHARD, pack_shard(Shard(packed, part.index, 1.0, frame)))
-        sent[part.reducer] += others * _reply(pack_mean(Mean(tuple(range(len(members))), mean)))
+        request = _request(SHARD, messages.pack_shard(messages.Shard(packed, part.index, 1.0, frame)))
+        sent[part.reducer] += others * _reply(messages.pack_mean(messages.Mean(tuple(range(len(members))), mean)))
         for member in members:
             sent[member] += request if member != part.reducer else 0
-    call = _request(CONVENE, pack_convene(Convene(key, participants.base, event["round"], ())))
-    sent[participants.leader] += others * _reply(pack_convene_reply(ConveneReply(Answer.PARTICIPANTS, packed)))
+    call = _request(CONVENE, messages.pack_convene(messages.Convene(key, participants.base, event["round"], ())))
+    answer = messages.ConveneReply(messages.Answer.PARTICIPANTS, packed)
+    sent[participants.leader] += others * _reply(messages.pack_convene_reply(answer))
     for member in members[1:]:
         sent[member] += call
     return sent, content
