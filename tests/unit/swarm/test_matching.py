@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decentral.swarm.matching import evaluator, groups, leaders, middle_round, reducers, rendezvous, shards, stragglers
+from decentral.swarm.matching import (
+    evaluator,
+    groups,
+    leaders,
+    middle_round,
+    reducers,
+    rendezvous,
+    round_to_join,
+    shards,
+    stragglers,
+)
 from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId, SyncKey
 
@@ -251,6 +261,22 @@ def test_over_rounds_all_meet_and_host_equally_often(num_peers: int, size: int) 
         margin = 4 * math.sqrt(num_rounds * share * (1 - share))
         assert len(counts) == possible
         assert all(abs(count - num_rounds * share) < margin for count in counts.values())
+
+
+@pytest.mark.parametrize(
+    ("rounds", "others", "found"),
+    [
+        ((2,), (6, 7, 8), 7),
+        ((2,), (2, 4, 9), 4),
+        ((2,), (3, 3, 3), None),  # records travel
+        ((2,), (1, 1, 9), None),
+        ((2, 3), (9, 9, 9), None),  # in the middle of a round
+        ((2,), (), None),  # all look dead
+    ],
+)
+def test_the_round_a_slow_worker_joins(rounds: tuple[int, ...], others: tuple[int, ...], found: int | None) -> None:
+    runners = [member(f"p{number}", round_=r) for number, r in enumerate(others)]
+    assert round_to_join(rounds, runners) == found
 
 
 def test_middle_round_by_hand() -> None:

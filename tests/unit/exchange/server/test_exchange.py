@@ -8,12 +8,13 @@ import torch
 
 from decentral.codecs.frame import framed_nbytes, pack
 from decentral.errors import CallRefused
-from decentral.exchange.api import Aborted, Reason
+from decentral.exchange.api import Aborted, Onward, Reason
 from decentral.exchange.server import server as server_module
 from decentral.exchange.server.messages import Kind, Push, pack_push, unpack_reply
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.server import PUSH
 from decentral.sim.transport import MemoryTransport
+from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId
 from tests.unit.exchange.server.crew import FP32, Crew, N, anchor_of, plain, play
 
@@ -50,6 +51,34 @@ def test_steps_by_delayed_nesterov_over_all_workers() -> None:
 
     deltas = [0.5, -0.2, 0.1, 0.3]
     play(scenario, 2, server=ServerOptions(lr=0.7, momentum=0.9))
+
+
+@pytest.mark.parametrize(("dylu", "skipped"), [(True, (5, 0, 0)), (False, (3, 3, 3))])
+def test_a_worker_that_is_half_as_fast_takes_half_the_steps_if_that_is_wanted(
+    dylu: bool, skipped: tuple[int, ...]
+) -> None:
+    """Of 10 steps; its donor was 3 ahead. The last one does not know its pace yet."""
+
+    async def scenario(crew: Crew) -> None:
+        exchange = crew.exchanges[crew.peers[0]]
+        assert not exchange.has_common_anchor
+        asked = [exchange.steps_to_skip(10, 3, own_s, [1.0, 2.0]) for own_s in (2.0, 1.0, 0.0)]
+        assert tuple(asked) == skipped
+
+    play(scenario, server=plain(dylu=dylu))
+
+
+def test_a_worker_far_behind_goes_on_in_the_round_of_the_others() -> None:
+    async def scenario(crew: Crew) -> None:
+        a, *others = crew.peers
+        for other in others:
+            record = Presence(other, "run", 9, State.TRAINING, 5, 0, "", 1.0)
+            crew.rosters[a].observe(record, asyncio.get_running_loop().time())
+        assert crew.exchanges[a].onward() == Onward(round=5)
+        crew.exchanges[a].progress.resume([4])
+        assert crew.exchanges[a].onward() == Onward()
+
+    play(scenario)
 
 
 def test_a_listener_moves_nothing() -> None:
