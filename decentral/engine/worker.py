@@ -287,7 +287,7 @@ class Worker:
             members = len(self.membership.roster.active(self._clock.monotonic()))
             waiting_s = max(0.0, seconds - steps.compute_s)
             self._meter.trained(course.step, steps, num_members=max(1, members), waiting_s=waiting_s)
-            if stalled:  # those who hear of it now do not go on without this worker
+            if stalled and not stop.is_set():  # those who hear of it now do not go on without this worker
                 self._meter.explain("")
                 self._tell(State.TRAINING)
                 await self.membership.announce()
