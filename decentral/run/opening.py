@@ -26,7 +26,7 @@ from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
 from decentral.run.saving import open_journal, residuals_of, saver
-from decentral.run.sharing import Buffers, SharedModel, check_optimizer, shared_of
+from decentral.run.sharing import Buffers, SharedModel, check_optimizer, refuse_processes, shared_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
 
@@ -121,6 +121,8 @@ def _open(
     buffers: Buffers,
     validate: Callable[[], float] | None,
 ) -> Swarm:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        refuse_processes(torch.distributed.get_world_size())
     shared = shared_of(model, buffers)
     if optimizer is not None:
         check_optimizer(optimizer, shared.tensors)
@@ -161,7 +163,7 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
     hand = HandOver(clock)
     try:
         worker = _worker(connection, hand, Guarded(model), open_journal(connection, clock, told, resources))
-        swarm = Swarm(connection, network, hand, worker, resources)
+        swarm = Swarm(connection, network, hand, worker, model, resources)
         hand.wait_for(network.submit(swarm.begin()))
     except BaseException:
         network.call(resources.aclose(), timeout_s=CONNECT_S)

@@ -90,7 +90,23 @@ def check_optimizer(optimizer: torch.optim.Optimizer, shared: Mapping[str, Tenso
     if not any(tensor.data_ptr() in places for tensor in shared.values() if tensor.numel()):
         raise ConfigError(
             "The optimizer trains none of the model's shared parameters.",
-            hint="Was the model moved to a device or copied after the optimizer was made? Make the optimizer last.",
+            hint="Was the model copied or made anew? Share the one that is trained, and make its optimizer last.",
+        )
+
+
+def refuse_processes(world_size: int) -> None:
+    """Refuse a training loop that is spread over several processes or devices.
+
+    Args:
+        world_size: over how many.
+
+    Raises:
+        ConfigError: over more than one.
+    """
+    if world_size > 1:
+        raise ConfigError(
+            f"{world_size} processes or devices train this model together; in a swarm each worker has one.",
+            hint="Start a process for each device (CUDA_VISIBLE_DEVICES=0, 1 and so on), and let each join the swarm.",
         )
 
 

@@ -9,18 +9,21 @@ import logging
 import time
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Never, Self
 
+import torch
 from torch import Tensor
 
 from decentral.config.names import Family
 from decentral.engine.worker import Worker
-from decentral.errors import DecentralError, ReportError, TrainerError
+from decentral.errors import ConfigError, DecentralError, ReportError, TrainerError
 from decentral.monitor.report import StatusReport
+from decentral.ports.trainer import Model
 from decentral.run.connect import Connection
 from decentral.run.fetch import fetch_replicas
 from decentral.run.handover import HandOver
 from decentral.run.network import NetworkThread
+from decentral.run.sharing import check_optimizer
 from decentral.state.average import AVERAGE, choose, survey
 from decentral.swarm.presence import State
 
@@ -44,12 +47,14 @@ class Swarm:
         network: NetworkThread,
         hand: HandOver,
         worker: Worker,
+        model: Model,
         resources: AsyncExitStack,
     ) -> None:
         self._connection = connection
         self._network = network
         self._hand = hand
         self._worker = worker
+        self._model = model
         self._resources = resources
         self._stop = asyncio.Event()
         self._training: asyncio.Task[None] | None = None
@@ -58,6 +63,25 @@ class Swarm:
         """Whether ``leave`` has been called."""
         self.problem: DecentralError | Exception | None = None
         """Why this worker is no longer in the swarm, if it did not leave by itself."""
+
+    def check(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an optimizer that trains none of what the swarm shares: that of another model, or of a copy.
+
+        Raises:
+            ConfigError: it trains none of it.
+        """
+        check_optimizer(optimizer, self._model.parameters())
+
+    def __reduce__(self) -> Never:
+        """Refuse to be sent to another process, as by trainers that spread over several.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "A swarm belongs to the process that founded or joined it, and cannot be sent to another one.",
+            hint="Train with one process for each worker, and let each join the swarm.",
+        )
 
     # -- in the loop --------------------------------------------------------------------------------------------------
 
