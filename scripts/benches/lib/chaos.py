@@ -36,7 +36,7 @@ def violations_in(report: Record, where: str = "") -> Iterator[None]:
         yield
     except BenchError as err:
         found: BaseException | None = err
-        while found is not None:
+        while isinstance(found, BenchError):
             report["violations"].append(f"{where}{found}")
             found = found.__context__
 

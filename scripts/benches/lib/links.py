@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from scripts.benches.lib.command import BenchError
@@ -152,9 +151,7 @@ class Links:
                 subprocess.run(host.inside(["sysctl", "-q", setting]), check=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the emulator. Whatever still runs inside is without a network from now on."""
         assert self._emulator is not None
         try:
@@ -171,21 +168,12 @@ class Links:
             seconds = max(_MIN_QUEUE_S, round_trip_s) if link.queue_s is None else link.queue_s
             return max(_MIN_QUEUE_PACKETS * _MTU, seconds * rate / 8)
 
-        return [
-            ":".join(
-                str(value)
-                for value in (
-                    link.up_bits_per_s,
-                    link.down_bits_per_s,
-                    link.delay_s,
-                    link.jitter_s,
-                    link.loss,
-                    queue(link, link.up_bits_per_s),
-                    queue(link, link.down_bits_per_s),
-                )
-            )
-            for link in self._links
-        ]
+        described = []
+        for link in self._links:
+            up, down = link.up_bits_per_s, link.down_bits_per_s
+            values = (up, down, link.delay_s, link.jitter_s, link.loss, queue(link, up), queue(link, down))
+            described.append(":".join(map(str, values)))
+        return described
 
     def _read(self) -> str:
         """The emulator's next line."""
@@ -247,9 +235,7 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End."""
         self._stop.set()
         self._thread.join()

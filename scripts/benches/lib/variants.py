@@ -12,7 +12,7 @@ from decentral.codecs.codec import make_codec
 from scripts.benches.lib.command import Parser
 from scripts.benches.lib.report import Record, read, stamp, write
 from scripts.benches.lib.stats import grouped
-from scripts.benches.lib.training import STEP_S, Play, Watch, configured, unwatched, with_rounds
+from scripts.benches.lib.training import STEP_S, Play, Watch, configured, made_by_task, unwatched, with_rounds
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Run:
         """
         words = [word if "." in word.partition("=")[0] else f"method.{word}" for word in self.variant.split()]
         swarm = configured([*self.settings, *words], seed=self.seed, workers=self.workers)
-        per_step = Play(swarm).probe.train_steps(0, 1).tokens
+        per_step = made_by_task(swarm, 0).train_steps(0, 1).tokens
         rounds = max(1, self.tokens // (per_step * self.workers * swarm.method.inner_steps))
         play = Play(with_rounds(swarm, rounds), step_s, watch)
         play.run()
