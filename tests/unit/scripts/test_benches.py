@@ -19,20 +19,7 @@ MODULES = {
     if path.is_file() and (found := re.search(r"/run\" (\w+) \"\$@\"\n$", path.read_text()))
 }
 #: Benches whose page is made of the record alone, and those that want to know as well where it will be.
-OF_RECORD = (
-    "async",
-    "chaos",
-    "chaos-gossip",
-    "chaos-pipeline",
-    "churn",
-    "codecs",
-    "gossip",
-    "overhead",
-    "quality",
-    "stragglers",
-    "utilisation-model",
-    "wire",
-)
+OF_RECORD = ("async", "churn", "codecs", "gossip", "overhead", "quality", "stragglers", "utilisation-model", "wire")
 OF_CHAOS = ("chaos", "chaos-gossip", "chaos-pipeline")
 WITH_PLACE = ("codec-quality", "gossip-quality", "pipeline", "recovery", "streaming-quality", "utilisation")
 
@@ -40,8 +27,8 @@ WITH_PLACE = ("codec-quality", "gossip-quality", "pipeline", "recovery", "stream
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
-def bench(name: str) -> Any:
-    return importlib.import_module(f"scripts.benches.{MODULES.get(name) or MODULES[f'bench-{name}']}")
+def bench(script: str) -> Any:
+    return importlib.import_module(f"scripts.benches.{MODULES[script]}")
 
 
 def test_every_bench_has_an_entry_point() -> None:
