@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decentral.outer.rule import Mixed, OuterState, check_settings, check_shapes
+from decentral.outer.rule import Mixed, OuterRule, OuterState, check_settings, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
-class DiLoCo:
+class DiLoCo(OuterRule):
     """SGD with momentum on the mean pseudo-gradient.
 
     With anchor a, mean pseudo-gradient d (anchor minus local parameters, weighted by tokens), momentum buffer m,
@@ -59,24 +59,8 @@ class DiLoCo:
         """The momentum buffer, if there is momentum."""
         return 1 if self.momentum else 0
 
-    def init(self, anchor_N: Tensor) -> OuterState:
-        """An empty momentum buffer for a fragment shaped as ``anchor_N`` [N]; none without momentum."""
-        return OuterState(tuple(torch.zeros_like(anchor_N) for _ in range(self.num_buffers)))
-
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
-        """Take one outer step.
-
-        Args:
-            anchor_N: the anchor [N] that ``mixed.delta_N`` was taken against, float32 on the CPU.
-            mixed: what the exchange returned; only ``delta_N`` is read.
-            state: the state that belongs to ``anchor_N``.
-
-        Returns:
-            The next anchor [N] and the next state, both in fresh memory.
-
-        Raises:
-            ValueError: anchor, pseudo-gradient and momentum differ in shape, or the state is another rule's.
-        """
+        """One outer step along ``mixed.delta_N``; nothing else of ``mixed`` is read."""
         check_shapes(self, anchor_N, mixed, state)
         delta_N, num_steps = mixed.delta_N, state.num_steps + 1
         # No add(..., alpha=...): it is fused on some processors and not on others (see the docstring of the class).

@@ -5,14 +5,13 @@ Legend: N = values in the fragment.
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from decentral.outer.rule import Mixed, OuterRule, OuterState
 
 
 @dataclass(frozen=True, slots=True)
-class Ef21:
+class Ef21(OuterRule):
     """Error feedback on the difference, in front of any outer rule.
 
     Worker i keeps a reference g_i of its pseudo-gradient d_i (``codecs.feedback.Ef21``), everybody their mean g::
@@ -46,25 +45,8 @@ class Ef21:
         """Those of the rule and the common reference, which comes first."""
         return 1 + self.rule.num_buffers
 
-    def init(self, anchor_N: Tensor) -> OuterState:
-        """No reference yet for a fragment shaped as ``anchor_N`` [N]."""
-        inner = self.rule.init(anchor_N)
-        return replace(inner, buffers_N=(torch.zeros_like(anchor_N), *inner.buffers_N))
-
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
-        """Put the mean pseudo-gradient together and take the rule's outer step with it.
-
-        Args:
-            anchor_N: the anchor [N] that the members' pseudo-gradients were taken against, float32 on the CPU.
-            mixed: what the exchange returned: the mean of the changes if ``mixed.relative``, else of d_i itself.
-            state: the state that belongs to ``anchor_N``.
-
-        Returns:
-            The next anchor [N] and the next state, both in fresh memory.
-
-        Raises:
-            ValueError: shapes differ, or the state is another rule's.
-        """
+        """The rule's outer step along the mean, which is put together first where ``mixed`` is relative."""
         reference_N, *rest_N = state.buffers_N
         mean_N = reference_N + mixed.delta_N if mixed.relative else mixed.delta_N.clone()
         inner = replace(state, buffers_N=tuple(rest_N))

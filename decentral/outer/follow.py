@@ -7,24 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from decentral.outer.rule import Mixed, OuterState, check_shapes
+from decentral.outer.rule import Mixed, OuterRule, OuterState, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
-class Follow:
+class Follow(OuterRule):
     """The worker's side of an outer rule that a server runs (see ``exchange.server.server``): a <- the server's anchor.
 
     Source: Asynchronous Local-SGD (arXiv 2401.09135): a worker fetches the server's parameters and begins anew.
     """
-
-    @property
-    def num_buffers(self) -> int:
-        """None: momentum is the server's."""
-        return 0
-
-    def init(self, anchor_N: Tensor) -> OuterState:
-        """Nothing but the count of steps."""
-        return OuterState()
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
         """The server's anchor [N], which is ``mixed.anchor_N`` itself, and the next count.

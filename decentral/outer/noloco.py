@@ -5,15 +5,14 @@ Legend: N = values in the fragment.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from decentral.outer.gamma import gamma_range
-from decentral.outer.rule import Mixed, OuterState, check_settings, check_shapes
+from decentral.outer.rule import Mixed, OuterRule, OuterState, check_settings, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
-class NoLoCo:
+class NoLoCo(OuterRule):
     """Heavy ball on the mean pseudo-gradient of a small group, with a pull towards the mean anchor of the group.
 
     With this worker's anchor a, the group's mean pseudo-gradient d (each member's taken against its own anchor), the
@@ -64,24 +63,8 @@ class NoLoCo:
         """The momentum buffer, if there is momentum."""
         return 1 if self.momentum else 0
 
-    def init(self, anchor_N: Tensor) -> OuterState:
-        """An empty momentum buffer for a fragment shaped as ``anchor_N`` [N]; none without momentum."""
-        return OuterState(tuple(torch.zeros_like(anchor_N) for _ in range(self.num_buffers)))
-
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
-        """Take one outer step.
-
-        Args:
-            anchor_N: this worker's anchor [N], float32 on the CPU.
-            mixed: what the exchange returned: the group's mean pseudo-gradient, and its mean anchor or ``None``.
-            state: the state that belongs to ``anchor_N``.
-
-        Returns:
-            The next anchor [N] and the next state, both in fresh memory.
-
-        Raises:
-            ValueError: tensors differ in shape, or the state is another rule's.
-        """
+        """One outer step along the group's mean pseudo-gradient, towards its mean anchor if there is one."""
         check_shapes(self, anchor_N, mixed, state)
         # No sub(..., alpha=...): it is fused on some processors and not on others.
         move_N = mixed.delta_N * -self.lr

@@ -7,6 +7,7 @@ leave their arguments as they were, so a round that is aborted later has changed
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from decentral.types import PeerId
@@ -43,19 +44,31 @@ class OuterState:
 
 
 class OuterRule(Protocol):
-    """One algorithm. ``init`` and ``step`` are pure."""
+    """One algorithm, pure. A rule says how many tensors it remembers and how it steps; they all start at zero."""
 
     @property
     def num_buffers(self) -> int:
         """How many tensors its state has."""
-        ...
+        return 0
 
     def init(self, anchor_N: Tensor) -> OuterState:
-        """State before the first outer step."""
-        ...
+        """State before the first outer step of a fragment shaped as ``anchor_N`` [N]."""
+        return OuterState(tuple(torch.zeros_like(anchor_N) for _ in range(self.num_buffers)))
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
-        """The next anchor [N] and the next state."""
+        """Take one outer step.
+
+        Args:
+            anchor_N: the anchor [N] that this worker's pseudo-gradient was taken against.
+            mixed: what the exchange returned.
+            state: the state that belongs to ``anchor_N``.
+
+        Returns:
+            The next anchor [N] and the next state, both in fresh memory unless the rule says otherwise.
+
+        Raises:
+            ValueError: tensors differ in shape, or the state is another rule's.
+        """
         ...
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decentral.outer.rule import Mixed, OuterState, check_settings, check_shapes
+from decentral.outer.rule import Mixed, OuterRule, OuterState, check_settings, check_shapes
 
 
 @dataclass(frozen=True, slots=True)
-class SparseLoCo:
+class SparseLoCo(OuterRule):
     """SGD without momentum on the mean of what the members sent.
 
     Worker i has the pseudo-gradient d_i and a residual e_i, of which only it knows (``codecs.feedback``)::
@@ -44,29 +44,8 @@ class SparseLoCo:
     def __post_init__(self) -> None:
         check_settings(self.lr)
 
-    @property
-    def num_buffers(self) -> int:
-        """None: all memory is in the members' residuals."""
-        return 0
-
-    def init(self, anchor_N: Tensor) -> OuterState:
-        """Nothing to keep for a fragment shaped as ``anchor_N`` [N]."""
-        return OuterState()
-
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
-        """Take one outer step.
-
-        Args:
-            anchor_N: the anchor [N] that ``mixed.delta_N`` was taken against, float32 on the CPU.
-            mixed: what the exchange returned; only ``delta_N`` is read.
-            state: the state that belongs to ``anchor_N``.
-
-        Returns:
-            The next anchor [N] and the next state, both in fresh memory.
-
-        Raises:
-            ValueError: anchor and pseudo-gradient differ in shape, or the state is another rule's.
-        """
+        """One outer step along ``mixed.delta_N``; nothing else of ``mixed`` is read."""
         check_shapes(self, anchor_N, mixed, state)
         # Two roundings, as in ``DiLoCo.step``: fused on some processors only, anchors would differ.
         update_N = mixed.delta_N * self.lr

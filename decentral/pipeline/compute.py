@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from decentral.errors import ConfigError
 from decentral.ports.model_blocks import ModelBlocks
+from decentral.tensors.inner import InnerModel
 
 #: Slot, batch, index of a micro-batch.
 Key = tuple[int, int, int]
@@ -32,8 +33,8 @@ class _InFlight:
     """With its graph; None when the weights have changed since."""
 
 
-class _Part:
-    """Parameters of a stage with their optimizer, micro-batches in flight and sums of gradients.
+class _Part(InnerModel):
+    """A stage: its parameters with their optimizer, micro-batches in flight and sums of gradients.
 
     Args:
         blocks: the model.
@@ -43,34 +44,15 @@ class _Part:
     """
 
     def __init__(self, blocks: ModelBlocks, module: nn.Module, named: Mapping[str, nn.Parameter], device: str) -> None:
+        super().__init__(named, blocks.optimizer, blocks.learning_rate, blocks.clip_norm)
         self._device = device
         self._module = module
-        self._named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-        self._trained = list(self._named.values())
-        self._optimizer = blocks.optimizer(self._named)
-        self._learning_rate = blocks.learning_rate
-        self._clip_norm = blocks.clip_norm
         self._in_flight: dict[Key, _InFlight] = {}
         self._sums: dict[int, list[Tensor | None]] = {}
 
-    def parameters(self) -> Mapping[str, Tensor]:
-        """Names in the whole model and values, sharing memory with the modules; tied weights appear once."""
-        return {name: parameter.detach() for name, parameter in self._named.items()}
-
-    @torch.no_grad()
     def load(self, parameters: Mapping[str, Tensor]) -> None:
-        """Overwrite the named parameters and keep the rest, with the optimizer's state as it is.
-
-        Raises:
-            ValueError: a name is unknown or a shape differs; nothing was changed then.
-        """
-        for name, value in parameters.items():
-            if name not in self._named:
-                raise ValueError(f"the stage has no parameter {name!r}")
-            if value.shape != self._named[name].shape:
-                raise ValueError(f"{name!r} has shape {list(self._named[name].shape)}, not {list(value.shape)}")
-        for name, value in parameters.items():
-            self._named[name].copy_(value)
+        """Overwrite the named parameters; see ``InnerModel.load``."""
+        super().load(parameters)
         self._drop_graphs()
 
     def validate(self) -> float:
@@ -102,14 +84,9 @@ class _Part:
                 for part in parts[1:]:
                     parameter.grad.add_(part)
                 parameter.grad.div_(num_microbatches)
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm).item()
+        norm = self.step(step, lr_scale=lr_scale)
         if math.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._learning_rate(step) * lr_scale
-            self._optimizer.step()
             self._drop_graphs()
-        for parameter in self._trained:
-            parameter.grad = None
         return norm
 
     def forget(self, key: Key) -> None:

@@ -3,20 +3,18 @@
 Legend: B = sequences, T = positions in a window (context + 1).
 """
 
-import math
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from decentral.ports.trainer import Seat, StepReport
+from decentral.tensors.inner import InnerModel
 from decentral.workers.lm.corpus import Corpus
 from decentral.workers.lm.model import GPT
 from decentral.workers.lm.optimizer import adamw
 from decentral.workers.lm.settings import LmSettings
 
 
-class LmTrainer:
+class LmTrainer(InnerModel):
     """Trains a GPT on a corpus.
 
     Args:
@@ -30,27 +28,13 @@ class LmTrainer:
         self._seat = seat
         self._corpus = corpus
         self._model = GPT(settings.model, torch.Generator().manual_seed(seat.run_seed)).to(seat.device)
-        self._named = dict(self._model.named_parameters())
-        self._adamw = adamw(self._named, settings.optimizer)
-
-    def parameters(self) -> Mapping[str, Tensor]:
-        """Names and values in the order of the layers, sharing memory with the model; a tied head appears once."""
-        return {name: parameter.detach() for name, parameter in self._named.items()}
-
-    @torch.no_grad()
-    def load(self, parameters: Mapping[str, Tensor]) -> None:
-        """Overwrite the named parameters and keep the rest, with AdamW's moments as they are.
-
-        Raises:
-            ValueError: a name is unknown or a shape differs; nothing was changed then.
-        """
-        for name, value in parameters.items():
-            if name not in self._named:
-                raise ValueError(f"the model has no parameter {name!r}")
-            if value.shape != self._named[name].shape:
-                raise ValueError(f"{name!r} has shape {list(self._named[name].shape)}, not {list(value.shape)}")
-        for name, value in parameters.items():
-            self._named[name].copy_(value)
+        config = settings.optimizer
+        super().__init__(
+            dict(self._model.named_parameters()),
+            lambda named: adamw(named, config),
+            lambda step: config.learning_rate_at(step, seat.total_steps),
+            config.clip_norm,
+        )
 
     def train_steps(self, first_step: int, count: int) -> StepReport:
         """Take ``count`` AdamW steps, each on a fresh batch of the worker's stream.
@@ -68,18 +52,12 @@ class LmTrainer:
 
     def _step(self, step: int) -> tuple[float, float]:
         """One inner step; its loss and the norm of its gradient before clipping."""
-        settings, optimizer = self._settings, self._settings.optimizer
+        settings = self._settings
         window_BT = self._corpus.batch(self._seat.stream_seed, step, settings.batch_sequences, settings.window)
         loss = self._loss(window_BT)
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = torch.nn.utils.clip_grad_norm_(self._named.values(), optimizer.clip_norm)
-        loss_nats, norm = loss.item(), grad_norm.item()
-        if math.isfinite(loss_nats) and math.isfinite(norm):
-            for group in self._adamw.param_groups:
-                group["lr"] = optimizer.learning_rate_at(step, self._seat.total_steps)
-            self._adamw.step()
-        self._adamw.zero_grad()
-        return loss_nats, norm
+        grad_norm = self.step(step, loss=loss.detach())
+        return loss.item(), grad_norm
 
     @torch.no_grad()
     def validate(self) -> float:

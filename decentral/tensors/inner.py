@@ -1,0 +1,74 @@
+"""A model's parameters, or those of a part of it, with the inner optimizer that steps them.
+
+Knows nothing of data, rounds or stages: whoever has run a graph backwards asks for a step.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class InnerModel:
+    """Named parameters that are loaded as a whole or not at all, and stepped only along finite gradients.
+
+    Args:
+        named: the parameters; those that take no gradient are neither stepped nor shared.
+        optimizer: makes the inner optimizer of them.
+        learning_rate: by the global step; written to all groups of the optimizer before a step.
+        clip_norm: largest norm of the gradient; a larger one is scaled down to it.
+    """
+
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        optimizer: Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer],
+        learning_rate: Callable[[int], float],
+        clip_norm: float,
+    ) -> None:
+        self._named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        self._trained = list(self._named.values())
+        self._optimizer = optimizer(self._named)
+        self._learning_rate = learning_rate
+        self._clip_norm = clip_norm
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Names and values in order, sharing memory with the modules; tied weights appear once."""
+        return {name: parameter.detach() for name, parameter in self._named.items()}
+
+    @torch.no_grad()
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """Overwrite the named parameters and keep the rest, with the optimizer's state as it is.
+
+        Raises:
+            ValueError: a name is unknown or a shape differs; nothing was changed then.
+        """
+        for name, value in parameters.items():
+            if name not in self._named:
+                raise ValueError(f"there is no parameter {name!r}")
+            if value.shape != self._named[name].shape:
+                raise ValueError(f"{name!r} has shape {list(self._named[name].shape)}, not {list(value.shape)}")
+        for name, value in parameters.items():
+            self._named[name].copy_(value)
+
+    def step(self, step: int, *, loss: Tensor | float = 0.0, lr_scale: float = 1.0) -> float:
+        """Clip the gradients, take an optimizer step along them, and forget them.
+
+        Args:
+            step: global step, for the learning rate.
+            loss: what the gradients are of, where it is known; read after the clipping was queued.
+            lr_scale: factor on the learning rate.
+
+        Returns:
+            Norm of the gradient before clipping. If it or the loss is not finite, parameters and optimizer are as
+            they were.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm).item()
+        if math.isfinite(norm) and math.isfinite(float(loss)):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._learning_rate(step) * lr_scale
+            self._optimizer.step()
+        for parameter in self._trained:
+            parameter.grad = None
+        return norm
