@@ -19,7 +19,7 @@ from torch import Tensor
 from decentral.codecs.feedback import Feedback, Sent
 from decentral.exchange.api import Base, Contribution, Excuse
 from decentral.exchange.merge import WeightBy, weight_of
-from decentral.outer.blend import blend, rebase
+from decentral.outer.blend import blend, blend_, rebase
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
 from decentral.ports.trainer import Model, StepReport
@@ -321,6 +321,12 @@ class Replica:
         if arrived is None:
             return
         new_N, alpha = arrived.there_N, self._onward.mix_alpha
+        if 0 < alpha < 1 and not arrived.missed and arrived.old_N is of.base_N and self._blends_in_place(new_N.device):
+            parameters = self._model.parameters()
+            for name, anchor in self._layout.scatter(new_N, fragment).items():
+                blend_(parameters[name], anchor, alpha)
+            of.base_N = arrived.anchor_N
+            return
         if alpha or arrived.missed:
             device = new_N.device
             local_N = self._layout.gather(self._model.parameters(), fragment, device)
@@ -332,6 +338,14 @@ class Replica:
                 new_N[span] = rebase(local_N[span], arrived.old_N[span].to(device), anchor_N[span])
         self._load(fragment, new_N)
         of.base_N = arrived.anchor_N
+
+    def _blends_in_place(self, device: torch.device) -> bool:
+        """Whether the model gives its parameters themselves, not copies, and a blend needs no rounding of its own."""
+        values, again = self._model.parameters(), self._model.parameters()
+        return all(
+            value.dtype is torch.float32 and value.device == device and value.data_ptr() == again[name].data_ptr()
+            for name, value in values.items()
+        )
 
     def skip(self, key: SyncKey) -> None:
         """The round ended without a result: the same anchor, the next round.

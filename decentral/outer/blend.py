@@ -1,4 +1,4 @@
-"""How a worker's local parameters take in a new anchor. Pure: new tensors, arguments unchanged.
+"""How a worker's local parameters take in a new anchor. Pure but for ``blend_``: new tensors, arguments unchanged.
 
 Legend: N = values in the fragment. All tensors are float32 on the CPU.
 """
@@ -31,6 +31,17 @@ def blend(local_N: Tensor, anchor_N: Tensor, alpha: float) -> Tensor:
     if alpha in (0, 1):
         return local_N.clone() if alpha else anchor_N.clone()
     return torch.lerp(anchor_N, local_N, alpha)
+
+
+def blend_(local_N: Tensor, anchor_N: Tensor, alpha: float) -> None:
+    """``blend`` in place of the local parameters, to the same bits: what training waits for is one pass over them.
+
+    Args:
+        local_N: local parameters of any shape, overwritten.
+        anchor_N: the new anchor of that shape, on the same device.
+        alpha: share of the local parameters, above 0 and below 1.
+    """
+    torch.lerp(anchor_N, local_N, alpha, out=local_N)
 
 
 def rebase(local_N: Tensor, old_anchor_N: Tensor, new_anchor_N: Tensor) -> Tensor:

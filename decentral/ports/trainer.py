@@ -27,7 +27,10 @@ class Model(Protocol):
     """
 
     def parameters(self) -> Mapping[str, Tensor]:
-        """Names and current values of everything the swarm shares, always in the same order with the same shapes."""
+        """Names and current values of everything the swarm shares, always in the same order with the same shapes.
+
+        Best the parameters themselves and not copies: a blend (``method.mix_alpha``) is then done in their place.
+        """
         ...
 
     def load(self, parameters: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decentral.outer.blend import blend, rebase
+from decentral.outer.blend import blend, blend_, rebase
 
 
 def bits(x_N: Tensor) -> list[int]:
@@ -75,3 +75,14 @@ def test_arguments_are_left_alone(move: Callable[[Tensor, Tensor, Tensor], Tenso
     result_N = move(*arguments)
     result_N.fill_(9)
     assert [bits(argument) for argument in arguments] == before
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+def test_in_place_it_is_the_same_to_the_bit(alpha: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    local, anchor = (torch.randn(7, 5, generator=generator) for _ in range(2))
+    expected = blend(local, anchor, alpha)
+    turned = local.t().contiguous().t()
+    for values in (local, turned):
+        blend_(values, anchor, alpha)
+        assert torch.equal(values, expected)
