@@ -15,7 +15,7 @@ from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome, RunOptions
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.errors import DataError
-from decentral.monitor.events import BatchCounted, StagePlaced, StageRecovered, Stopped
+from decentral.monitor.events import BatchCounted, Event, StagePlaced, StageRecovered, Stopped
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
@@ -25,7 +25,7 @@ from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import FaultTape
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
-from decentral.sim.world import SimPeer, World, peer_id
+from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
@@ -125,6 +125,18 @@ class MemoryStore:
         self.saved[stage] = outcome
 
 
+class Watched(MemoryJournal):
+    """Tells of its events too."""
+
+    def __init__(self, watch: Callable[[Event], None]) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def record(self, event: Event) -> None:
+        super().record(event)
+        self._watch(event)
+
+
 @dataclass(frozen=True)
 class PipelineScenario:
     """What is simulated."""
@@ -159,6 +171,12 @@ class PipelineScenario:
     intruder: Callable[[SimPeer], Coroutine[Any, Any, None]] | None = None
     """What runs on one more machine, that is no member."""
     conditions: Conditions = field(default_factory=Conditions)
+    machine: Machine = field(default_factory=Machine)
+    """Each of them."""
+    model: Callable[[Callable[[float], None]], ModelBlocks] | None = None
+    """Told how to charge virtual seconds; in the place of ``tiny_blocks``."""
+    watch: Callable[[Event], None] = lambda event: None
+    """Told every event when it is recorded."""
     starts: Mapping[int, float] = field(default_factory=dict)
     """Seconds between the start of a machine and that of the next one."""
     until_s: float = 3000.0
@@ -281,7 +299,7 @@ def simulate_pipeline(scenario: PipelineScenario, tape: FaultTape | None = None)
 
 
 async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineRecord:
-    world = World(scenario.seed, scenario.conditions)
+    world = World(scenario.seed, scenario.conditions, machines=dict.fromkeys(scenario.peers, scenario.machine))
     record = PipelineRecord(world)
 
     async def main(peer: SimPeer) -> None:
@@ -324,7 +342,7 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
     number = scenario.peers.index(peer.peer_id)
 
     def journal(stage: int = -1) -> MemoryJournal:
-        life.journals.append(MemoryJournal())
+        life.journals.append(Watched(scenario.watch))
         return life.journals[-1]
 
     num_blocks = scenario.num_stages * scenario.blocks_per_stage
@@ -363,12 +381,15 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
 
     options = PipelineProcessOptions("sim", b"{}", pipeline, of_stage, timing)
     spare = "spare" if number >= scenario.num_machines - scenario.num_spares else ()
-    blocks = tiny_blocks(
-        num_blocks,
-        lambda: peer.clock.charge(scenario.block_s),
-        scenario.seed,
-        charge_draw=lambda: peer.clock.charge(scenario.draw_s.get(number, 0.0)),
-    )
+    if scenario.model is not None:
+        blocks = scenario.model(peer.clock.charge)
+    else:
+        blocks = tiny_blocks(
+            num_blocks,
+            lambda: peer.clock.charge(scenario.block_s),
+            scenario.seed,
+            charge_draw=lambda: peer.clock.charge(scenario.draw_s.get(number, 0.0)),
+        )
     if number in scenario.without_data:
         blocks = replace(blocks, data=_no_data)
     store = record.stores.setdefault(peer.peer_id, MemoryStore())
