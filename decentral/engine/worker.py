@@ -227,6 +227,11 @@ class Worker:
         return self._done
 
     @property
+    def step(self) -> int:
+        """Inner steps that are behind the run."""
+        return self._course.step
+
+    @property
     def round(self) -> int:
         """The round this worker is in: the earliest that a fragment has not finished."""
         return self._course.round

@@ -203,6 +203,10 @@ class HandOver:
         if grant.taken.set_running_or_notify_cancel():
             grant.taken.set_result(Steps(stretch.steps, stretch.report(), seconds))
 
+    def begin_at(self, step: int) -> None:
+        """So many inner steps are behind the run; while the loop waits for its beginning."""
+        self._first_step = step
+
     # -- the network's side --------------------------------------------------------------------------------------------
 
     def monotonic(self) -> float:

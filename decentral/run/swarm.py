@@ -210,6 +210,7 @@ class Swarm:
         """
         peers = self._connection.peers
         await (self._worker.join(peers) if peers else self._worker.found())
+        self._hand.begin_at(self._worker.step)
         self._training = asyncio.create_task(self._train())
 
     async def _train(self) -> None:

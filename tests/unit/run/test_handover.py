@@ -57,6 +57,14 @@ def test_steps_are_reported_as_they_were_granted(hand: HandOver, network: Networ
     assert seen == [101, 102, 103, 104, 105]
 
 
+def test_the_step_of_a_run_is_known_before_the_first_grant(hand: HandOver, network: NetworkThread) -> None:
+    hand.begin_at(100)
+    assert hand.global_step == 100
+    network.submit(engine(hand, [1], asyncio.Event()))
+    hand.stepped(1)
+    assert hand.global_step == 101
+
+
 def test_a_loss_that_is_a_tensor_is_added_up_without_being_read(hand: HandOver, network: NetworkThread) -> None:
     asked = network.submit(engine(hand, [2], asyncio.Event()))
     hand.stepped(1, torch.tensor(2.0))
