@@ -46,7 +46,8 @@ class Landing:
     """From the launch on, the rounds that were over before this worker came to them: it has the steps of the others."""
     end: Stepped | Kept
     """The round to which the work was brought in the end."""
-    mine: Contribution
+    excuse: Excuse | None
+    """Why this worker brought nothing, if it did not."""
     duration_s: float
     """Since the launch."""
     ended_at: float
@@ -166,7 +167,7 @@ class InFlightSyncs:
             end = await self._mix(key, mine)
             if isinstance(end, Kept) or not end.judged.again or not self._goes_on():
                 now = self._clock.monotonic()
-                return Landing(tuple(passed), end, mine, now - launched_at, now)
+                return Landing(tuple(passed), end, mine.excuse, now - launched_at, now)
             passed.append(end)
             key = self._syncs[key.fragment].key = SyncKey(key.round + 1, key.fragment)
             # The others are not to hurry for one who is late already.
@@ -182,4 +183,8 @@ class InFlightSyncs:
         held = self._replica.anchor(key.fragment)
         if held is not None:
             self._exchange.adopted(key.fragment, *held)
-        return Stepped(key, verdict, judged, applied)
+        # The values have done their work. Given back now, their memory costs nothing at the landing.
+        told = judged.mixed.emptied()
+        return Stepped(
+            key, replace(verdict, outcome=told, sent_N=None), replace(judged, mixed=told, sent_N=None), applied
+        )

@@ -360,7 +360,7 @@ class Worker:
         if not sync.landed:
             return None
         landing, waited_s = await self._syncs.fetch(sync), self._clock.monotonic() - began
-        end, excuse = landing.end, landing.mine.excuse
+        end, excuse = landing.end, landing.excuse
         if landing.passed:
             await self._clock.run(lambda: self._replica.land(fragment))
             for passed in landing.passed:

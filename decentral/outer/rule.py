@@ -4,7 +4,7 @@ Legend: N = values in the fragment. All tensors are float32 on CPU. Rules are pu
 leave their arguments as they were, so a round that is aborted later has changed nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -29,6 +29,10 @@ class Mixed:
     """Whether every member's values are in every part of the mean."""
     relative: bool = False
     """Whether members brought the change of their pseudo-gradients (see ``outer.ef21``)."""
+
+    def emptied(self) -> "Mixed":
+        """Who took part, without the values: for those who only tell of it."""
+        return replace(self, delta_N=self.delta_N.new_empty(0), anchor_N=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,11 @@ _BEFORE, _AFTER = 15, 25
 def step_costs() -> list[Record]:
     """Microseconds of a step between syncs."""
     model = torch.nn.Linear(8, 8)
-    losses = {"none": {}, "a float": {"loss": 1.0}, "a tensor": {"loss": torch.ones((), requires_grad=True) * 2}}
+    losses: dict[str, dict[str, Any]] = {
+        "none": {},
+        "a float": {"loss": 1.0},
+        "a tensor": {"loss": torch.ones((), requires_grad=True) * 2},
+    }
     settings = {**_HERE, "method.inner_steps": 1_000_000}
     records = []
     with decentral.found(model, rounds=10, settings=settings) as swarm:
@@ -202,8 +206,8 @@ Microseconds of one `swarm.step`, {_REPEATS} times {_CALLS:,} calls; required ar
 
 ## A landing
 
-For how long the loop stands still when a result comes back (`method.delay_steps` = {_DELAY} of {_INNER} steps, fp32, one
-fragment, a worker alone), against a plain copy of as many values into the same parameters, taken right after each
+For how long the loop stands still when a result comes back (`method.delay_steps` = {_DELAY} of {_INNER} steps, fp32,
+one fragment, a worker alone), against a plain copy of as many values into the same parameters, taken right after each
 landing. Required is a ratio of at most 1.5. Alpha is the share of the local parameters that is kept.
 
 {table("values: | alpha: | held up (ms): | copy (ms): | ratio:", landed)}
