@@ -10,7 +10,6 @@ from functools import cached_property
 from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
-from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Mixing, Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.options import AllReduceOptions
@@ -21,6 +20,7 @@ from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import FaultTape
+from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.trainer import ToyProblem

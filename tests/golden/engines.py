@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.rule import OuterRule
 from decentral.ports.trainer import StepReport
 from decentral.schedule.plan import SyncPlan
+from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
 from decentral.sim.world import SimPeer, World, peer_id
 

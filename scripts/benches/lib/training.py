@@ -15,13 +15,13 @@ from torch import Tensor
 from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
-from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker
 from decentral.monitor.events import Event, RoundMixed
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.run.options import run_options
 from decentral.run.tasks import build_trainer
+from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run, virtual_loop
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.types import PeerId

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.local_steps import LocalSteps
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.messages import unpack_participants, unpack_shard
@@ -21,6 +20,7 @@ from decentral.ports.trainer import InnerLoop, Trainer
 from decentral.ports.transport import Handler, Traffic
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Fault, FaultTape
+from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.transport import MemoryTransport

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from decentral.engine.local_steps import LocalSteps
 from decentral.errors import MismatchError, TrainerError, UnreachableError
 from decentral.monitor.events import PeerLost, StretchDone
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Pause
+from decentral.sim.local_steps import LocalSteps
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.world import SimPeer
 from decentral.swarm.presence import State

@@ -1,4 +1,4 @@
-"""Inner steps of a trainer on this machine. Knows nobody else."""
+"""Inner steps of a trainer without a training loop around it, as simulated workers have none. Knows nobody else."""
 
 import asyncio
 
