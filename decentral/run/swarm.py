@@ -16,7 +16,7 @@ from torch import Tensor
 
 from decentral.config.names import Family
 from decentral.engine.worker import Worker
-from decentral.errors import ConfigError, DecentralError, ReportError, TrainerError
+from decentral.errors import ConfigError, DecentralError, ReportError, TrainerError, UsageError
 from decentral.monitor.report import StatusReport
 from decentral.ports.trainer import Model
 from decentral.run.connect import Connection
@@ -162,15 +162,23 @@ class Swarm:
     # -- now and then -------------------------------------------------------------------------------------------------
 
     def status(self) -> StatusReport:
-        """Who is in the swarm and how it does, as this worker knows; what ``decentral status`` shows."""
+        """Who is in the swarm and how it does, as this worker knows; what ``decentral status`` shows.
+
+        Raises:
+            UsageError: this worker has left.
+        """
+        if self._left:
+            raise UsageError("This worker has left the swarm.", hint="Ask for its status before leaving it.")
         return self._hand.wait_for(self._network.submit(self._status()))
 
     def average(self) -> dict[str, Tensor]:
         """The swarm's weights by name, float32 on the CPU: what is to be evaluated and kept.
 
         With an all-reduce they are those that all agreed on last; with gossip, where every worker has its own, the mean
-        over all who can be reached. A swarm that is gone leaves the last ones that this worker knew.
+        over all who can be reached. A swarm that is gone, or was left, leaves the last ones that this worker knew.
         """
+        if self._left:
+            return self._worker.anchors()
         return self._hand.wait_for(self._network.submit(self._average()))
 
     def leave(self) -> None:

@@ -1,5 +1,6 @@
 """The library in real processes: the program on its page as printed, and loops beside workers of the command line."""
 
+import os
 import re
 import signal
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import torch
 
+import decentral
+from decentral.errors import MismatchError, UnreachableError, UsageError
 from tests.process.command import ROOT, Process, WorkerProcess, processes_of, wait_for
 
 LOOP = "tests.process.loop"
@@ -102,3 +106,52 @@ def test_loops_and_a_worker_of_the_command_line(start: Callable[[P], P], tmp_pat
     assert founder.model() == stays.model()
     assert founder.model()["round"] == "80"
     assert not processes_of(tmp_path)
+
+
+def test_a_loop_whose_network_dies_trains_alone(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    settings = {"worker.host": "127.0.0.1", "method.inner_steps": 5}
+    with decentral.found(model, rounds=40, settings=settings, out=tmp_path / "alone") as swarm:
+        for _ in range(20):
+            swarm.step(loss=1.0)
+        assert swarm.state in ("alone", "syncing")
+        assert swarm.status().run.rounds == 40
+        os.kill(swarm._connection.node.daemon.process.pid, signal.SIGKILL)
+        wait_for(lambda: swarm.state == "lost", "the end of its network")
+        before, weights = swarm.global_step, model.weight.detach().clone()
+        while not swarm.done:
+            swarm.step(loss=1.0)
+        assert before < swarm.global_step == swarm.total_steps == 200
+        assert torch.equal(model.weight, weights)
+        assert "lost its connection to the network" in str(swarm.problem)
+    assert torch.equal(swarm.average()["weight"], weights)
+    with pytest.raises(UsageError, match="has left"):
+        swarm.status()
+    assert not processes_of(tmp_path)
+
+
+def test_another_model_than_the_swarms_is_refused_at_once(tmp_path: Path) -> None:
+    settings = {"worker.host": "127.0.0.1"}
+    with decentral.found(torch.nn.Linear(2, 1), rounds=10, settings=settings) as swarm:
+        with pytest.raises(MismatchError, match="model is not the one that the swarm trains"):
+            decentral.join(swarm.address, torch.nn.Linear(3, 1), settings=settings)
+        with pytest.raises(MismatchError, match=r"run\.rounds: 9 here, 10 in the swarm"):
+            decentral.join(swarm.address, torch.nn.Linear(2, 1), settings={**settings, "run.rounds": 9})
+    with pytest.raises(UnreachableError):
+        decentral.join(swarm.address, torch.nn.Linear(2, 1), settings=settings)
+
+
+def test_a_fault_of_the_users_own_validation_is_raised_in_the_loop(tmp_path: Path) -> None:
+    def validate() -> float:
+        raise KeyError("held out")
+
+    settings = {"worker.host": "127.0.0.1", "method.inner_steps": 2, "eval_every_rounds": 2}
+    model = torch.nn.Linear(2, 1)
+    with (
+        pytest.raises(KeyError, match="held out"),
+        decentral.found(model, rounds=50, settings=settings, validate=validate) as swarm,
+    ):
+        while not swarm.done:
+            swarm.step(loss=1.0)
+    assert swarm.global_step < 100
+    assert swarm.state == "lost"
