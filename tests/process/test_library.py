@@ -146,12 +146,14 @@ def test_a_fault_of_the_users_own_validation_is_raised_in_the_loop(tmp_path: Pat
         raise KeyError("held out")
 
     settings = {"worker.host": "127.0.0.1", "method.inner_steps": 2, "eval_every_rounds": 2}
-    model = torch.nn.Linear(2, 1)
-    with (
-        pytest.raises(KeyError, match="held out"),
-        decentral.found(model, rounds=50, settings=settings, validate=validate) as swarm,
-    ):
-        while not swarm.done:
-            swarm.step(loss=1.0)
+    swarm = decentral.found(torch.nn.Linear(2, 1), rounds=50, settings=settings, validate=validate)
+
+    def loop() -> None:
+        with swarm:
+            while not swarm.done:
+                swarm.step(loss=1.0)
+
+    with pytest.raises(KeyError, match="held out"):
+        loop()
     assert swarm.global_step < 100
     assert swarm.state == "lost"
