@@ -1,18 +1,21 @@
 """Names without behaviour, shared by every room. This module must not import torch: the status path stays light."""
 
-from dataclasses import dataclass
-from typing import NewType
+from typing import Annotated, NewType
+
+from msgspec import Meta, Struct
+
+#: A whole number from 0 to below 2^53, exact in any float.
+Count = Annotated[int, Meta(ge=0, lt=1 << 53)]
 
 #: A peer's identity: the base58 form of its libp2p peer id (the hash of its public key).
 PeerId = NewType("PeerId", str)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SyncKey:
-    """One synchronisation: outer round ``round`` of fragment ``fragment``, both counted from 0."""
+class SyncKey(Struct, frozen=True, order=True, array_like=True, forbid_unknown_fields=True):
+    """One synchronisation: outer round ``round`` of fragment ``fragment``, both counted from 0. Part of messages."""
 
-    round: int
-    fragment: int
+    round: Count
+    fragment: Count
 
 
 def short_id(peer: PeerId) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-import msgpack
+import msgspec
 
 from decentral.errors import CallRefused, CallTimeout, FrameError, IdentityError, PeerUnreachable
 from decentral.monitor.events import PeerLost, PeerSeen
@@ -20,10 +20,11 @@ from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.transport import Transport
+from decentral.swarm.message import UNREADABLE, to_wire
 from decentral.swarm.presence import MAX_RECORD_BYTES, Metrics, Presence, State, encode, read
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
-from decentral.types import PeerId
+from decentral.types import Count, PeerId
 
 PRESENCE = "presence"
 #: Records that travel in one exchange, besides the sender's own.
@@ -39,6 +40,7 @@ _DIRECTORY_BEATS = 2
 _FAREWELLS = {State.LEAVING: "it left", State.DONE: "it is done"}
 #: News of oneself that one did not write: a few are echoes of an earlier life, more are a live double.
 _MAX_ECHOES = 3
+_news = msgspec.msgpack.Decoder(list[tuple[bytes, Count]])
 
 
 class Membership:
@@ -186,12 +188,11 @@ class Membership:
             FrameError: the message as a whole is malformed.
         """
         try:
-            entries = [(data, age_ms) for data, age_ms in msgpack.unpackb(message)]
-        except (ValueError, TypeError, msgpack.UnpackException) as err:
+            entries = _news.decode(message)
+        except UNREADABLE as err:
             raise FrameError(f"malformed presence message: {err}") from err
         for data, age_ms in entries[: _NUM_FOR_NEWCOMER + 1]:
-            if isinstance(data, bytes) and isinstance(age_ms, int):
-                self._take(data, age_ms / 1000)
+            self._take(data, age_ms / 1000)
 
     def message(self, num_forwarded: int = _NUM_FORWARDED) -> bytes:
         """The own record and some others' with their ages, for a peer."""
@@ -199,7 +200,7 @@ class Membership:
         # The latest news first: old news has had its chance to spread. One of them may be the own record.
         others = [(self._encoded[peer], age_s) for peer, age_s in latest if peer != self._own.peer]
         entries = [self._signed(), *others[:num_forwarded]]
-        return bytes(msgpack.packb([(record, int(1000 * age_s)) for record, age_s in entries]))
+        return to_wire([(record, int(1000 * age_s)) for record, age_s in entries])
 
     def records(self) -> list[tuple[bytes, float]]:
         """Every remembered record as it was signed, with the seconds since it was news."""

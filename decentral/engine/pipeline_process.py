@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-import msgpack
+import msgspec
 
 from decentral import __version__
 from decentral.engine.background import Background, unless
@@ -46,6 +46,7 @@ from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.recovery import Source
 from decentral.pipeline.stage import StageLoop
+from decentral.swarm.message import UNREADABLE, to_wire
 from decentral.swarm.presence import Metrics, Presence, State, named, stages_of
 from decentral.types import PeerId
 
@@ -209,11 +210,11 @@ class PipelineProcess:
             try:
                 timeout_s = self._options.timing.call_timeout_s(0)
                 reply = await self._parts.transport.call(peer, PLACE, b"", timeout_s=timeout_s, max_reply_bytes=16)
-                stage = msgpack.unpackb(reply)
-            except (TransportError, ValueError, msgpack.UnpackException) as err:
+                stage = msgspec.msgpack.decode(reply, type=int)
+            except (TransportError, *UNREADABLE) as err:
                 problem = str(err)
                 continue
-            return stage if isinstance(stage, int) and 0 <= stage <= self._pipeline.num_stages else None
+            return stage if 0 <= stage <= self._pipeline.num_stages else None
         raise UnreachableError(
             f"nobody in the swarm could say which stage needs this worker: {problem}",
             hint="`decentral status ADDR` shows who is in it; --stage K takes one without asking.",
@@ -233,9 +234,9 @@ class PipelineProcess:
         others = [member for member in members if member.peer not in self._granted or member.peer in placed]
         stage = neediest([*others, *expected], self._pipeline.num_stages, self._pipeline.num_replicas)
         if stage is None or self._holders.is_over():
-            return bytes(msgpack.packb(_SPARE_ANSWER))
+            return to_wire(_SPARE_ANSWER)
         self._granted[sender] = stage, now + _GRANT_S
-        return bytes(msgpack.packb(stage))
+        return to_wire(stage)
 
     async def _look(self) -> None:
         """Take what is lost and this worker's to take; bring records, and now and then checkpoints, up to date."""

@@ -19,11 +19,12 @@ from decentral.pipeline.courier import COMMIT, SETTLE, Courier, Undelivered
 from decentral.pipeline.handover import fetch_kept, fetch_live, shapes_signature, values_of
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
-from decentral.pipeline.packets import Commit, Settle, Settled, pack_commit, pack_settle, unpack_settled
+from decentral.pipeline.packets import Commit, Settle, Settled
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
 from decentral.pipeline.scoped import Scoped
 from decentral.ports.transport import Transport
 from decentral.state.download import Download, NoDownload
+from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId
@@ -135,7 +136,7 @@ class Takeover:
             answers = await self._ask(slot)
             batch = max((answer.batch for answer in answers.values()), default=-1)
             step = max((answer.step for answer in answers.values()), default=0)
-            commit = pack_commit(Commit(slot, batch, max(0, step - 1), None, math.nan, 0))
+            commit = to_wire(Commit(slot, batch, max(0, step - 1), None, math.nan, 0))
             behind = [(stage, peer) for (stage, peer), answer in answers.items() if answer.batch < batch]
             if not behind:
                 break
@@ -212,7 +213,7 @@ class Takeover:
     async def _ask(self, slot: int) -> dict[tuple[int, PeerId], Settled]:
         """The answers of all holders that answer."""
         hops = [(k, peer) for k in range(1, self._options.num_stages + 1) for peer in self._holders.of(k)]
-        request = pack_settle(Settle(slot))
+        request = to_wire(Settle(slot))
         replies = await asyncio.gather(*[self._ask_one(stage, peer, request) for stage, peer in hops])
         return {hop: reply for hop, reply in zip(hops, replies, strict=True) if reply is not None}
 
@@ -222,7 +223,7 @@ class Takeover:
             reply = await self._courier.ask(peer, stage, SETTLE, request)
             if not isinstance(reply, Undelivered):
                 try:
-                    return unpack_settled(reply)
+                    return from_wire(Settled, reply)
                 except FrameError:
                     return None
             if reply.gone:

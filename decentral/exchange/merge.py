@@ -21,6 +21,8 @@ Range = tuple[int, int]
 _DEGENERATE = 1e-3
 #: What is shorter has no direction: its reciprocal is beyond float32.
 _ZERO = 1e-36
+#: Tokens, which are exact in a float up to here; two absurd weights must not add up to infinity.
+MAX_WEIGHT = 2.0**53
 #: Token rates are weighed in this unit, a power of two: a round of 10^12 tokens stays within what messages may hold.
 _RATE_UNIT = 2.0**20
 

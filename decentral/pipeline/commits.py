@@ -13,8 +13,9 @@ from decentral.pipeline.batch import Batch
 from decentral.pipeline.courier import COMMIT, Courier, Undelivered
 from decentral.pipeline.handover import KEEP, pack_keep
 from decentral.pipeline.holders import Holders
-from decentral.pipeline.packets import Commit, Hop, pack_commit, unpack_committed
+from decentral.pipeline.packets import Commit, Committed, Hop, figure
 from decentral.ports.clock import Clock
+from decentral.swarm.message import from_wire, to_wire
 
 #: Before a replica that did not answer is asked again.
 _PAUSE_S = 0.25
@@ -67,7 +68,7 @@ class Commits:
     async def _at(self, batch: Batch, hop: Hop, indices: tuple[int, ...]) -> bool:
         """Whether the replica has counted its share, if it has one."""
         tokens = len(batch.data) * self._num_tokens
-        request = pack_commit(Commit(self._slot, batch.number, batch.step, indices, batch.loss, tokens))
+        request = to_wire(Commit(self._slot, batch.number, batch.step, indices, figure(batch.loss), tokens))
         until = self._clock.monotonic() + _COMMIT_S
         while self._clock.monotonic() < until:
             reply = await self._courier.ask(hop.peer, hop.stage, COMMIT, request)
@@ -79,7 +80,7 @@ class Commits:
                 await asyncio.sleep(_PAUSE_S)
                 continue
             try:
-                committed = unpack_committed(reply)
+                committed = from_wire(Committed, reply)
             except FrameError:
                 break
             self.ahead = max(self.ahead, committed.step)

@@ -3,19 +3,21 @@
 import asyncio
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable
 from decentral.pipeline import packets
-from decentral.pipeline.packets import MAX_HEADER_BYTES, Failed, Packet
+from decentral.pipeline.packets import MAX_HEADER_BYTES, Failed, Packet, shortened
 from decentral.pipeline.pieces import HEADER_BYTES, PIECE_BYTES, Pieces, cut
 from decentral.pipeline.turns import Turns
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Handler, Transport
+from decentral.swarm.message import to_wire
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
@@ -103,7 +105,7 @@ class Courier:
         Raises:
             FrameError: it is malformed, not for this hop, or not from the hop before.
         """
-        packet = packets.unpack(request, num_stages=self._num_stages, frame_bytes=self._frame_bytes)
+        packet = packets.unpack_packet(request, num_stages=self._num_stages, frame_bytes=self._frame_bytes)
         here, before = packet.path[packet.hop], packet.hop + (1 if backward else -1)
         if (here.stage, here.peer) != (stage, self.peer_id):
             raise FrameError(f"packet for stage {here.stage} of {here.peer}")
@@ -122,7 +124,7 @@ class Courier:
         to = packet.path[at]
         frame = await self._clock.run_aside(lambda: pack(self._codec, values.reshape(-1)))
         self._number += 1
-        pieces = list(cut(packets.pack(replace(packet, hop=at, frame=frame)), self._number))
+        pieces = list(cut(to_wire(replace(packet, hop=at, frame=frame)), self._number))
         if to.peer != self.peer_id:
             self.sent_bytes += sum(map(len, pieces))
         method = BACKWARD if backward else FORWARD
@@ -149,5 +151,5 @@ class Courier:
 
     async def report(self, packet: Packet, culprit: PeerId | None, reason: str) -> None:
         """Tell the head of a packet that it goes no further; if the head is gone nobody needs to know."""
-        failed = Failed(packet.slot, packet.batch, packet.index, packet.attempt, culprit, reason)
-        await self.tell(packet.head, 0, FAILED, packets.pack_failed(failed))
+        failed = Failed(packet.slot, packet.batch, packet.index, packet.attempt, culprit, shortened(reason))
+        await self.tell(packet.head, 0, FAILED, to_wire(failed))

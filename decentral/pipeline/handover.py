@@ -7,14 +7,13 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
-import msgpack
 from torch import Tensor
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, FrameError
-from decentral.exchange.packed import reading, unpacked
 from decentral.outer.rule import OuterState
 from decentral.pipeline.scoped import Scoped
 from decentral.ports.clock import Clock
@@ -22,10 +21,10 @@ from decentral.ports.trainer import Model
 from decentral.ports.transport import Transport
 from decentral.state.download import Donor, Download, Downloader, NoDownload
 from decentral.state.snapshot import FragmentState, Snapshot
-from decentral.swarm import checked
+from decentral.swarm.message import Message, from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Layout
-from decentral.types import PeerId
+from decentral.types import Count, PeerId
 
 KEEP = "keep"
 _LIVE = "live"
@@ -38,6 +37,13 @@ _NUM_KEPT = 2
 _MAX_AT_ONCE = 4
 #: Data slots that a stage keeps copies for.
 _MAX_SLOTS = 256
+
+
+class _Keep(Message, frozen=True):
+    what: ClassVar[str] = "copy of a head"
+    slot: Count
+    batch: Count
+    frame: bytes
 
 
 def shapes_signature(parameters: Mapping[str, Tensor]) -> str:
@@ -133,7 +139,7 @@ class KeptHeads:
 
 def pack_keep(slot: int, batch: int, values_N: Tensor) -> bytes:
     """The copy of a head after a batch."""
-    return bytes(msgpack.packb([slot, batch, pack(_EXACT, values_N)]))
+    return to_wire(_Keep(slot, batch, pack(_EXACT, values_N)))
 
 
 async def fetch_live(
@@ -164,11 +170,5 @@ def _as_snapshot(step: int, values_N: Tensor) -> Snapshot:
 
 
 def _unpack_keep(request: bytes, numel: int) -> tuple[int, int, Tensor]:
-    fields = unpacked(request, _HEADER_BYTES + framed_nbytes(_EXACT, numel), "copy of a head")
-
-    def read() -> tuple[int, int, bytes]:
-        slot, batch, frame = checked.all_of(lambda value: value, fields)
-        return checked.count(slot), checked.count(batch), checked.blob(frame)
-
-    slot, batch, frame = reading("copy of a head", read)
-    return slot, batch, unpack(frame, _EXACT, numel)
+    keep = from_wire(_Keep, request, _HEADER_BYTES + framed_nbytes(_EXACT, numel))
+    return keep.slot, keep.batch, unpack(keep.frame, _EXACT, numel)

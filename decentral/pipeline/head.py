@@ -32,18 +32,12 @@ from decentral.pipeline.errands import Errands
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.ledger import Ledger
 from decentral.pipeline.options import PipelineOptions
-from decentral.pipeline.packets import (
-    MAX_MICROBATCHES,
-    Hop,
-    Packet,
-    Settle,
-    pack_settle,
-    unpack_failed,
-)
+from decentral.pipeline.packets import MAX_MICROBATCHES, Failed, Hop, Packet, Settle
 from decentral.pipeline.routing import stage_order
 from decentral.ports.clock import Clock
 from decentral.ports.model_blocks import BatchSource, ModelBlocks
 from decentral.ports.trainer import StepReport, Steps
+from decentral.swarm.message import from_wire, to_wire
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId
 
@@ -362,7 +356,7 @@ class HeadLoop:
 
     async def _look_after(self, peer: PeerId, stage: int) -> None:
         """Another hop could not reach a replica: if this head cannot either, it is gone."""
-        reply = await self._courier.ask(peer, stage, SETTLE, pack_settle(Settle(self._slot)))
+        reply = await self._courier.ask(peer, stage, SETTLE, to_wire(Settle(self._slot)))
         if isinstance(reply, Undelivered) and reply.gone:
             self._holders.bury(peer)
 
@@ -475,7 +469,7 @@ class HeadLoop:
 
     async def _on_failed(self, sender: PeerId, request: bytes) -> bytes:
         try:
-            failed = unpack_failed(request)
+            failed = from_wire(Failed, request)
         except FrameError as err:
             raise CallRefused(str(err)) from err
         for train in (True, False):

@@ -12,8 +12,9 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from msgspec.structs import replace
 from torch import Tensor
 
 from decentral.errors import CallRefused, FrameError
@@ -23,21 +24,12 @@ from decentral.pipeline.compute import Key, StageCompute
 from decentral.pipeline.courier import BACKWARD, COMMIT, FORWARD, SETTLE, Courier
 from decentral.pipeline.errands import Errands
 from decentral.pipeline.holders import Holders
-from decentral.pipeline.packets import (
-    Commit,
-    Committed,
-    Load,
-    Packet,
-    Settled,
-    pack_committed,
-    pack_settled,
-    unpack_commit,
-    unpack_settle,
-)
+from decentral.pipeline.packets import Commit, Committed, Load, Packet, Settle, Settled, figure
 from decentral.pipeline.shares import Shares
 from decentral.ports.clock import Clock
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import StepReport, Steps
+from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
 
 #: Between two looks at who lives and who wants this worker to stop.
@@ -292,7 +284,7 @@ class StageLoop:
     async def _on_commit(self, sender: PeerId, request: bytes) -> bytes:
         """A head's batch is complete; what it should have counted here and has not is told."""
         try:
-            commit = unpack_commit(request)
+            commit = from_wire(Commit, request)
         except FrameError as err:
             raise CallRefused(str(err)) from err
         if not self._open or not self._holders.is_head(sender, commit.slot):
@@ -306,7 +298,7 @@ class StageLoop:
         self._wake.set()
         if commit.indices and not missing:
             await self._is_applied(commit)
-        return pack_committed(Committed(max(self.step, commit.step + 1), missing))
+        return to_wire(Committed(max(self.step, commit.step + 1), missing))
 
     async def _is_applied(self, commit: Commit) -> None:
         """Wait for the step: who dies before it, while another head is waited for, has counted nothing.
@@ -323,12 +315,14 @@ class StageLoop:
 
     async def _on_settle(self, sender: PeerId, request: bytes) -> bytes:
         try:
-            slot = unpack_settle(request).slot
+            slot = from_wire(Settle, request).slot
         except FrameError as err:
             raise CallRefused(str(err)) from err
         shares = self._shares
-        settled = Settled(shares.committed(slot), self.step, shares.pending(slot), self.grad_norm, self.loss)
-        return pack_settled(settled)
+        settled = Settled(
+            shares.committed(slot) + 1, self.step, shares.pending(slot), figure(self.grad_norm), figure(self.loss)
+        )
+        return to_wire(settled)
 
     def committed(self, slot: int) -> int:
         """The last batch of a slot that is, or is about to be, part of the weights; -1 for none."""

@@ -9,45 +9,54 @@ Legend: N = values in a fragment.
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-
-import msgpack
+from typing import ClassVar
 
 from decentral.errors import FrameError, TransportError
 from decentral.outer.rule import OuterState
 from decentral.ports.transport import Transport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest, from_bytes, to_bytes
-from decentral.swarm import checked
+from decentral.swarm.message import Message, Peer, Text, from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.tensors.finite import all_finite
-from decentral.types import PeerId, short_id
+from decentral.types import Count, PeerId, short_id
 
 HEAD = "state.head"
 CHUNK = "state.chunk"
 CHUNK_BYTES = 1 << 20
-_MAX_HEAD_BYTES = 1 << 20
-_MAX_REQUEST_BYTES = 1 << 10
 _MAX_UPLOADS = 16
 _KEPT_SNAPSHOTS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Message, frozen=True):
     """What a donor says of its snapshot."""
 
-    layout: str
+    what: ClassVar[str] = "head"
+    max_bytes: ClassVar[int] = 1 << 20
+    layout: Text
     """Signature of the cut of the model."""
-    step: int
-    rounds: tuple[int, ...]
-    num_steps: tuple[int, ...]
+    step: Count
+    rounds: tuple[Count, ...]
+    num_steps: tuple[Count, ...]
     """Outer steps of every fragment."""
-    digests: tuple[str, ...]
-    counted: tuple[tuple[PeerId, ...], ...]
+    digests: tuple[Text, ...]
+    counted: tuple[tuple[Peer, ...], ...]
     """Members that the outer state of every fragment counts."""
 
     @property
     def name(self) -> str:
         """The snapshot's name."""
         return combined_digest(self.digests)
+
+
+class Chunk(Message, frozen=True):
+    """Which part of a snapshot is wanted."""
+
+    what: ClassVar[str] = "question for a chunk"
+    name: Text
+    fragment: Count
+    part: Count
+    offset: Count
+    """In bytes."""
 
 
 class Donor:
@@ -68,9 +77,7 @@ class Donor:
     async def start(self) -> None:
         """Begin to answer."""
         await self._transport.serve(HEAD, self._head, max_request_bytes=0)
-        await self._transport.serve(
-            CHUNK, self._chunk, max_request_bytes=_MAX_REQUEST_BYTES, max_concurrent=_MAX_UPLOADS
-        )
+        await self._transport.serve(CHUNK, self._chunk, max_request_bytes=Chunk.max_bytes, max_concurrent=_MAX_UPLOADS)
 
     async def _head(self, sender: PeerId, request: bytes) -> bytes:
         snapshot = await self._current()
@@ -80,20 +87,18 @@ class Donor:
         self._kept.move_to_end(snapshot.name)
         while len(self._kept) > _KEPT_SNAPSHOTS:
             self._kept.popitem(last=False)
-        steps = [fragment.outer.num_steps for fragment in snapshot.fragments]
-        counted = [fragment.outer.counted for fragment in snapshot.fragments]
-        return bytes(msgpack.packb([self._layout, snapshot.step, snapshot.rounds, steps, snapshot.digests, counted]))
+        steps = tuple(fragment.outer.num_steps for fragment in snapshot.fragments)
+        counted = tuple(fragment.outer.counted for fragment in snapshot.fragments)
+        return to_wire(Head(self._layout, snapshot.step, snapshot.rounds, steps, snapshot.digests, counted))
 
     async def _chunk(self, sender: PeerId, request: bytes) -> bytes:
-        name, fragment, part, offset = msgpack.unpackb(request)
-        snapshot = self._kept.get(name)
+        wanted = from_wire(Chunk, request)
+        snapshot = self._kept.get(wanted.name)
         if snapshot is None:
             raise ValueError("this snapshot is gone")
-        self._kept.move_to_end(name)
-        values_N = snapshot.fragments[fragment].tensors[part]
-        if not isinstance(offset, int) or offset < 0:
-            raise ValueError(f"offset {checked.shown(offset)}")
-        return bytes(to_bytes(values_N)[offset : offset + CHUNK_BYTES])
+        self._kept.move_to_end(wanted.name)
+        values_N = snapshot.fragments[wanted.fragment].tensors[wanted.part]
+        return bytes(to_bytes(values_N)[wanted.offset : wanted.offset + CHUNK_BYTES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,20 +179,9 @@ class Downloader:
 
     async def _head(self, donor: PeerId) -> Head:
         """The donor's head, checked."""
-        timeout_s = self._timing.call_timeout_s(_MAX_HEAD_BYTES)
-        reply = await self._transport.call(donor, HEAD, b"", timeout_s=timeout_s, max_reply_bytes=_MAX_HEAD_BYTES)
-        try:
-            layout, step, rounds, num_steps, digests, counted = msgpack.unpackb(reply)
-            head = Head(
-                checked.text(layout),
-                checked.count(step),
-                checked.all_of(checked.count, rounds),
-                checked.all_of(checked.count, num_steps),
-                checked.all_of(checked.text, digests),
-                checked.all_of(lambda peers: checked.all_of(checked.peer, peers), counted),
-            )
-        except (ValueError, TypeError, msgpack.UnpackException) as err:
-            raise FrameError(f"malformed head: {err}") from err
+        timeout_s = self._timing.call_timeout_s(Head.max_bytes)
+        reply = await self._transport.call(donor, HEAD, b"", timeout_s=timeout_s, max_reply_bytes=Head.max_bytes)
+        head = from_wire(Head, reply)
         if head.layout != self._layout:
             raise _OtherModelError(f"it trains another model (layout {head.layout[:16]}, ours is {self._layout})")
         if {len(head.rounds), len(head.num_steps), len(head.digests), len(head.counted)} != {len(self._numels)}:
@@ -206,7 +200,7 @@ class Downloader:
                 while len(data) < position + 4 * numel:
                     offset = len(data) - position
                     expected = min(CHUNK_BYTES, 4 * numel - offset)
-                    request = bytes(msgpack.packb([head.name, fragment, part, offset]))
+                    request = to_wire(Chunk(head.name, fragment, part, offset))
                     chunk = await self._transport.call(
                         donor, CHUNK, request, timeout_s=timeout_s, max_reply_bytes=CHUNK_BYTES
                     )

@@ -7,20 +7,21 @@ A record carries no wall-clock time. Its ``seq`` only grows, and a reader takes 
 import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, get_type_hints
 
-import msgpack
+import msgspec
+from msgspec import Meta
 
 from decentral.errors import FrameError
 from decentral.ports.identity import Identity
-from decentral.swarm import checked
+from decentral.swarm.message import Message, Peer, Text, from_wire, to_wire
 from decentral.types import PeerId
 
 #: An encoded record is about 700 bytes with its RSA signature; what is longer is not read.
 MAX_RECORD_BYTES = 4096
-_MAX_TEXT = 200
 
 #: Whether a peer signed exactly these bytes: peer, data, signature.
 Verify = Callable[[PeerId, bytes, bytes], bool]
@@ -168,10 +169,9 @@ def named(stages: Iterable[int]) -> str:
 
 def encode(presence: Presence, identity: Identity) -> bytes:
     """Sign and pack a record."""
-    fields = [getattr(presence, name) for name in _PRESENCE_KINDS]
-    metrics = [getattr(presence.metrics, name) for name in _METRIC_KINDS]
-    body = msgpack.packb([presence.peer, presence.state.value, fields, metrics])
-    return bytes(msgpack.packb([body, identity.sign(body)]))
+    own, measured = _Fields(*_own(presence)), _Metrics(*_measured(presence.metrics))
+    body = to_wire(_Body(presence.peer, presence.state, own, measured))
+    return to_wire(_Record(body, identity.sign(body)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,49 +200,38 @@ def read(data: bytes, verify: Verify) -> Signed:
     Raises:
         FrameError: too long, malformed, a value out of range, or not signed by the peer it names.
     """
-    if len(data) > MAX_RECORD_BYTES:
-        raise FrameError(f"presence record of {len(data)} bytes, allowed are {MAX_RECORD_BYTES}")
-    try:
-        body, signature = msgpack.unpackb(data)
-        peer, state, fields, metrics = msgpack.unpackb(body)
-        if not verify(_as(str, peer, "peer"), body, signature):
-            raise FrameError(f"presence record not signed by {peer:.60}")
-        checked = {
-            name: _as(kind, value, name) for (name, kind), value in zip(_PRESENCE_KINDS.items(), fields, strict=True)
-        }
-        values = {
-            name: _as(kind, value, name) for (name, kind), value in zip(_METRIC_KINDS.items(), metrics, strict=True)
-        }
-        state = State(_as(str, state, "state"))
-        return Signed(Presence(peer=PeerId(peer), state=state, metrics=Metrics(**values), **checked), data)
-    except FrameError:
-        raise
-    except (ValueError, TypeError, msgpack.UnpackException) as err:
-        raise FrameError(f"malformed presence record: {err}") from err
+    record = from_wire(_Record, data)
+    body = from_wire(_Body, record.body)
+    if not verify(body.peer, record.body, record.signature):
+        raise FrameError(f"presence record not signed by {body.peer:.60}")
+    metrics = Metrics(*_measured(body.metrics))
+    presence = Presence(peer=body.peer, state=body.state, metrics=metrics, **msgspec.structs.asdict(body.fields))
+    return Signed(presence, data)
 
 
-def _as(kind: type, value: object, name: str) -> Any:
-    """``value`` if it is a plausible ``kind``, else a FrameError that names the field."""
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62:
-        return value
-    if kind is str and isinstance(value, str) and len(value) <= _MAX_TEXT:
-        return value
-    raise FrameError(f"presence record: {name} is {checked.shown(value)}")
+class _Record(Message, frozen=True):
+    what: ClassVar[str] = "presence record"
+    max_bytes: ClassVar[int] = MAX_RECORD_BYTES
+    body: bytes
+    signature: bytes
 
 
-_PRESENCE_KINDS: dict[str, type] = {
-    "run": str,
-    "seq": int,
-    "round": int,
-    "since": int,
-    "digest": str,
-    "round_s": float,
-    "holds": str,
-    "takes": str,
-    "stored": str,
-    "unfit": str,
-    "slot": int,
-}
-_METRIC_KINDS: dict[str, type] = {name: type(value) for name, value in asdict(Metrics()).items()}
+_BOUNDS: dict[type, Any] = {int: Annotated[int, Meta(ge=0, lt=1 << 62)], float: float, str: Text}
+
+
+def _layout(kind: type, *, without: tuple[str, ...] = ()) -> Any:
+    """A message with the fields of a dataclass, in their order."""
+    own = [(name, _BOUNDS[hint]) for name, hint in get_type_hints(kind).items() if name not in without]
+    return msgspec.defstruct(f"_{kind.__name__}", own, bases=(Message,), module=__name__)
+
+
+_Fields = _layout(Presence, without=("peer", "state", "metrics"))
+_Metrics = _layout(Metrics)
+_own, _measured = attrgetter(*_Fields.__struct_fields__), attrgetter(*_Metrics.__struct_fields__)
+_Body: Any = msgspec.defstruct(
+    "_Body",
+    [("peer", Peer), ("state", State), ("fields", _Fields), ("metrics", _Metrics)],
+    bases=(Message,),
+    namespace={"what": _Record.what, "max_bytes": MAX_RECORD_BYTES},
+    module=__name__,
+)

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes
-from decentral.exchange.allreduce.messages import pack_participants
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.wire import Wire
@@ -35,6 +34,7 @@ from decentral.schedule.plan import SyncPlan
 from decentral.sim.network import FRAME_BYTES, Conditions, Line
 from decentral.sim.scenario import Scenario, simulate
 from decentral.sim.world import Machine, peer_id
+from decentral.swarm.message import to_wire
 from decentral.swarm.timing import Timing
 from decentral.types import SyncKey
 from scripts.benches.lib.command import Parser, enter
@@ -183,7 +183,7 @@ def star(case: Case, starts: Times, draw: Draw) -> Times:
     """
     members = tuple(peer_id(number) for number in range(case.workers))
     participants = Participants(SyncKey(0, 0), members[0], 0, "0" * 32, members)
-    participants_bytes, rate = len(pack_participants(participants)), case.bytes_per_s
+    participants_bytes, rate = len(to_wire(participants)), case.bytes_per_s
     parts = Wire((case.values,), CODEC, CODEC).parts(participants.key, members)
 
     def times(size: float, itself: int) -> tuple[Times, float]:

@@ -29,6 +29,7 @@ from decentral.exchange.allreduce.leader import CONVENE
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.allreduce.reducer import SHARD
 from decentral.exchange.wire import Wire
+from decentral.swarm.message import to_wire
 from decentral.types import PeerId, SyncKey
 from scripts.benches.lib.command import BenchError, Parser, enter
 from scripts.benches.lib.links import LOOPBACK
@@ -55,19 +56,19 @@ def predict(event: Event, wire: Wire) -> tuple[Counter[PeerId], int]:
     members = tuple(PeerId(member) for member in event["members"])
     key, others = SyncKey(event["round"], event["fragment"]), len(members) - 1
     participants = Participants(key, members[0], event["round"], event["digest"], members)
-    packed = messages.pack_participants(participants)
+    packed = to_wire(participants)
     sent: Counter[PeerId] = Counter()
     content = 0
     for part in wire.parts(participants.key, participants.members):
         content += others * (wire.codec.nbytes(part.numel) + wire.mean_codec.nbytes(part.numel))
         frame, mean = (bytes(framed_nbytes(codec, part.numel)) for codec in (wire.codec, wire.mean_codec))
-        request = _request(SHARD, messages.pack_shard(messages.Shard(packed, part.index, 1.0, frame)))
-        sent[part.reducer] += others * _reply(messages.pack_mean(messages.Mean(tuple(range(len(members))), mean)))
+        request = _request(SHARD, to_wire(messages.Shard(packed, part.index, 1.0, frame)))
+        sent[part.reducer] += others * _reply(to_wire(messages.Mean.of(range(len(members)), mean)))
         for member in members:
             sent[member] += request if member != part.reducer else 0
-    call = _request(CONVENE, messages.pack_convene(messages.Convene(key, participants.base, event["round"], ())))
+    call = _request(CONVENE, to_wire(messages.Convene(key, participants.base, event["round"], ())))
     answer = messages.ConveneReply(messages.Answer.PARTICIPANTS, packed)
-    sent[participants.leader] += others * _reply(messages.pack_convene_reply(answer))
+    sent[participants.leader] += others * _reply(to_wire(answer))
     for member in members[1:]:
         sent[member] += call
     return sent, content

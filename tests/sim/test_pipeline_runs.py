@@ -17,13 +17,13 @@ from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import BatchCounted, RoundMixed, StagePlaced, StretchDone
 from decentral.outer.follow import Follow
 from decentral.outer.noloco import NoLoCo
-from decentral.pipeline import packets
 from decentral.pipeline.handover import pack_keep
 from decentral.pipeline.packets import Commit, Failed, Hop, Packet, Settle
 from decentral.pipeline.routing import stage_order
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Crash, FaultTape, Start
 from decentral.sim.world import SimPeer, peer_id
+from decentral.swarm.message import to_wire
 from decentral.types import PeerId
 from tests.sim.pipelines import (
     BATCH,
@@ -253,7 +253,7 @@ async def attempts(peer: SimPeer, answers: dict[str, str]) -> None:
     def packet(owner: PeerId, *, hop: int, through: PeerId = second, frame: bytes = frame) -> bytes:
         stages = [Hop(1, first), Hop(2, through), Hop(3, peer_id(3)), Hop(4, peer_id(4))]
         path = (Hop(0, owner), *stages, Hop(0, owner))
-        return packets.pack(Packet(0, 3, 0, 0, path, hop, True, (), frame))
+        return to_wire(Packet(0, 3, 0, 0, path, hop, True, (), frame))
 
     calls: dict[str, tuple[PeerId, str, bytes]] = {
         "own head": (first, "1/forward", packet(me, hop=1)),
@@ -263,11 +263,11 @@ async def attempts(peer: SimPeer, answers: dict[str, str]) -> None:
         "a gradient to the head": (head, "0/backward", packet(head, hop=0)),
         "oversized": (first, "1/forward", packet(me, hop=1, frame=bytes(1 << 20))),
         "garbage": (first, "1/forward", b"\xc1" * 40),
-        "commit": (first, "1/commit", packets.pack_commit(Commit(0, 10**9, 10**9, None, 1.0, 12))),
-        "commit of the next": (second, "2/commit", packets.pack_commit(Commit(0, 4, 4, (), 1.0, 12))),
+        "commit": (first, "1/commit", to_wire(Commit(0, 10**9, 10**9, None, 1.0, 12))),
+        "commit of the next": (second, "2/commit", to_wire(Commit(0, 4, 4, (), 1.0, 12))),
         "copy of a head": (first, "1/keep", pack_keep(0, 2**50, torch.zeros(2 * WIDTH))),
-        "failure": (head, "0/failed", packets.pack_failed(Failed(0, 3, 0, 0, first, "dead"))),
-        "question": (first, "1/settle", packets.pack_settle(Settle(0))),
+        "failure": (head, "0/failed", to_wire(Failed(0, 3, 0, 0, first, "dead"))),
+        "question": (first, "1/settle", to_wire(Settle(0))),
     }
     for name, (to, method, request) in calls.items():
         try:

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -18,61 +19,62 @@ from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, 
 from decentral.exchange.server import messages as server
 from decentral.pipeline import packets
 from decentral.pipeline.packets import Commit, Committed, Failed, Hop, Load, Packet, Settle, Settled
+from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
 from tests.support.address_space import at_most_more
 from tests.support.mutants import BREAKS_OF_BYTES, LIES
 
 #: Allowed beyond what the process has when it begins.
 EXTRA_BYTES = 4 << 20
-_LIMIT, _MAX_MEMBERS, _NUM_FRAGMENTS, _NUM_STAGES = 4096, 3, 4, 2
+_LIMIT, _MAX_MEMBERS, _NUM_STAGES = 4096, 3, 2
 _PEERS = (PeerId("a"), PeerId("b"), PeerId("漢" * 40))
 _PATH = (Hop(0, _PEERS[2]), Hop(2, _PEERS[0]), Hop(1, _PEERS[1]), Hop(0, _PEERS[2]))
 _LOADS = (Load(2, _PEERS[0], 3, 0.25), Load(1, _PEERS[1], 0, 0.5))
 
 Reader = Callable[[bytes], object]
 READERS: dict[str, Reader] = {
-    "question": messages.unpack_question,
-    "plan": messages.unpack_plan,
-    "anchor": lambda data: messages.unpack_anchor(data, _LIMIT),
-    "bring": lambda data: messages.unpack_bring(data, _LIMIT),
-    "poll": messages.unpack_poll,
+    "question": partial(from_wire, messages.Question),
+    "plan": partial(from_wire, Plan),
+    "anchor": partial(from_wire, Anchor, limit=_LIMIT),
+    "bring": partial(from_wire, Bring, limit=_LIMIT),
+    "poll": partial(from_wire, Poll),
     "reply": lambda data: messages.unpack_reply(data, _LIMIT, _MAX_MEMBERS),
-    "server question": lambda data: server.unpack_question(data, _NUM_FRAGMENTS),
-    "server standing": server.unpack_standing,
-    "server push": lambda data: server.unpack_push(data, _NUM_FRAGMENTS),
-    "server reply": lambda data: server.unpack_reply(data, _LIMIT),
-    "packet": lambda data: packets.unpack(data, num_stages=_NUM_STAGES, frame_bytes=_LIMIT),
-    "commit": packets.unpack_commit,
-    "committed": packets.unpack_committed,
-    "failed": packets.unpack_failed,
-    "settle": packets.unpack_settle,
-    "settled": packets.unpack_settled,
+    "server question": partial(from_wire, server.Question),
+    "server standing": partial(from_wire, server.Standing),
+    "server push": partial(from_wire, server.Push, limit=_LIMIT),
+    "server reply": partial(from_wire, server.Reply, limit=_LIMIT),
+    "packet": lambda data: packets.unpack_packet(data, num_stages=_NUM_STAGES, frame_bytes=_LIMIT),
+    "commit": partial(from_wire, Commit),
+    "committed": partial(from_wire, Committed),
+    "failed": partial(from_wire, Failed),
+    "settle": partial(from_wire, Settle),
+    "settled": partial(from_wire, Settled),
 }
 _GOOD: tuple[tuple[str, bytes], ...] = (
-    ("question", messages.pack_question(1)),
-    ("plan", messages.pack_plan(Plan(_PEERS[0], 1.5))),
-    ("plan", messages.pack_plan(Plan(_PEERS[2], None))),
-    ("anchor", messages.pack_anchor(Anchor(0, "d1gest", bytes(range(200))))),
-    ("bring", messages.pack_bring(Bring(1, "d1gest", 7, 640.0, 2.5, bytes(300), bytes(range(200))))),
-    ("bring", messages.pack_bring(Bring(1, "d1gest", 8, 0.0, 2.5, b"", bytes(range(200))))),
-    ("poll", messages.pack_poll(Poll(1, 8))),
-    ("reply", messages.pack_reply(Reply(Kind.HOLD))),
-    ("reply", messages.pack_reply(Reply(Kind.NO, 12.0))),
-    ("reply", messages.pack_reply(Reply(Kind.DONE, None, 0.5, _PEERS, (0, 2), bytes(300), bytes(100)))),
-    ("server question", server.pack_question(server.Question(1, 70, bytes(8)))),
-    ("server question", server.pack_question(server.Question(3))),
-    ("server standing", server.pack_standing(server.Standing(70, _PEERS[0], True))),
-    ("server push", server.pack_push(server.Push(2, "d1gest", bytes(range(200))))),
-    ("server reply", server.pack_reply(server.Reply(server.Kind.ELSEWHERE))),
-    ("server reply", server.pack_reply(server.Reply(server.Kind.CHANGE, 70, bytes(32), bytes(range(200))))),
-    ("packet", packets.pack(Packet(1, 70, 3, 0, _PATH, 1, True, (), bytes(range(200))))),
-    ("packet", packets.pack(Packet(0, 70, 3, 2, _PATH, 3, True, _LOADS, bytes(300)))),
-    ("commit", packets.pack_commit(Commit(1, 70, 71, (0, 2, 200), 2.5, 8192))),
-    ("commit", packets.pack_commit(Commit(1, 70, 71, None, 2.5, 8192))),
-    ("committed", packets.pack_committed(Committed(72, (2, 200)))),
-    ("failed", packets.pack_failed(Failed(1, 70, 3, 2, _PEERS[1], "out of reach"))),
-    ("settle", packets.pack_settle(Settle(1))),
-    ("settled", packets.pack_settled(Settled(-1, 72, 5, 0.5, math.nan))),
+    ("question", to_wire(messages.Question(1))),
+    ("plan", to_wire(Plan(_PEERS[0], 1500))),
+    ("plan", to_wire(Plan(_PEERS[2], None))),
+    ("anchor", to_wire(Anchor(0, "d1gest", bytes(range(200))))),
+    ("bring", to_wire(Bring(1, "d1gest", 7, 640.0, 2500, bytes(300), bytes(range(200))))),
+    ("bring", to_wire(Bring(1, "d1gest", 8, 0.0, 2500, b"", bytes(range(200))))),
+    ("poll", to_wire(Poll(1, 8))),
+    ("reply", to_wire(Reply(Kind.HOLD))),
+    ("reply", to_wire(Reply(Kind.NO, 12_000))),
+    ("reply", to_wire(Reply(Kind.DONE, None, 500, _PEERS, (0, 2), bytes(300), bytes(100)))),
+    ("server question", to_wire(server.Question(1, 70, bytes(8)))),
+    ("server question", to_wire(server.Question(3))),
+    ("server standing", to_wire(server.Standing(70, _PEERS[0], True))),
+    ("server push", to_wire(server.Push(2, "d1gest", bytes(range(200))))),
+    ("server reply", to_wire(server.Reply(server.Kind.ELSEWHERE))),
+    ("server reply", to_wire(server.Reply(server.Kind.CHANGE, 70, bytes(32), bytes(range(200))))),
+    ("packet", to_wire(Packet(1, 70, 3, 0, _PATH, 1, True, (), bytes(range(200))))),
+    ("packet", to_wire(Packet(0, 70, 3, 2, _PATH, 3, True, _LOADS, bytes(300)))),
+    ("commit", to_wire(Commit(1, 70, 71, (0, 2, 200), 2.5, 8192))),
+    ("commit", to_wire(Commit(1, 70, 71, None, 2.5, 8192))),
+    ("committed", to_wire(Committed(72, (2, 200)))),
+    ("failed", to_wire(Failed(1, 70, 3, 2, _PEERS[1], "out of reach"))),
+    ("settle", to_wire(Settle(1))),
+    ("settled", to_wire(Settled(0, 72, 5, 0.5, math.nan))),
 )
 #: Announced lengths and numbers far beyond what follows: array, map, text, bytes and extension of 2^32 - 1, and others.
 _WRONG_HEADS = (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",

@@ -15,7 +15,6 @@ Legend: N = values in the fragment.
 import asyncio
 from dataclasses import dataclass
 
-import msgpack
 import torch
 from torch import Tensor
 
@@ -24,18 +23,16 @@ from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachab
 from decentral.exchange.allreduce.answers import Answers
 from decentral.exchange.allreduce.leader import CONVENE, Leader
 from decentral.exchange.allreduce.messages import (
-    MAX_PARTICIPANTS_BYTES,
     Answer,
     Convene,
     ConveneReply,
+    Held,
+    Result,
     Shard,
-    pack_convene,
-    pack_shard,
-    unpack_convene_reply,
     unpack_mean,
     unpack_participants,
 )
-from decentral.exchange.allreduce.participants import Participants, Quorum
+from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.api import Aborted, Contribution, Exchange, Reason, Verdict
 from decentral.exchange.progress import Progress
@@ -44,6 +41,7 @@ from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.matching import leaders
+from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey, short_id
@@ -201,9 +199,9 @@ class AllReduce(Exchange):
         timeout_s = self._timing.hold_s + self._timing.grace_s
         try:
             reply = await self._transport.call(
-                leader, CONVENE, pack_convene(message), timeout_s=timeout_s, max_reply_bytes=MAX_PARTICIPANTS_BYTES
+                leader, CONVENE, to_wire(message), timeout_s=timeout_s, max_reply_bytes=MAX_PARTICIPANTS_BYTES
             )
-            return unpack_convene_reply(reply)
+            return from_wire(ConveneReply, reply)
         except (TransportError, FrameError):
             return None
 
@@ -211,7 +209,7 @@ class AllReduce(Exchange):
         """The participants as a lost leader has told somebody else, if we are one: a second list splits the round."""
         active = self._roster.active(self._clock.monotonic())
         others = [p.peer for p in active if p.peer != self._transport.peer_id][:_MAX_ASKED_AT_ONCE]
-        question = bytes(msgpack.packb([key.round, key.fragment]))
+        question = to_wire(Held(key.round, key.fragment))
 
         async def ask(peer: PeerId) -> bytes:
             try:
@@ -228,8 +226,8 @@ class AllReduce(Exchange):
 
     async def _on_held(self, sender: PeerId, request: bytes) -> bytes:
         """A member lost the leader: the participants as we were told, if we were."""
-        round_, fragment = msgpack.unpackb(request)
-        return self.progress.participants.get(SyncKey(round_, fragment)) or b""
+        asked = from_wire(Held, request)
+        return self.progress.participants.get(SyncKey(asked.round, asked.fragment)) or b""
 
     def _checked(self, key: SyncKey, mine: Contribution, packed: bytes) -> _Called | Aborted:
         """The participants, if this member is one."""
@@ -329,7 +327,7 @@ class AllReduce(Exchange):
         seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
         frame = pack(codec, values.ours_N[span], seed)
         values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
-        return pack_shard(Shard(called.packed, part.index, values.weight, frame))
+        return to_wire(Shard(called.packed, part.index, values.weight, frame))
 
     def _take(self, frame: bytes, part: Part, values: _Values) -> None:
         """Unpack the mean of a shard to its place."""
@@ -337,7 +335,7 @@ class AllReduce(Exchange):
 
     async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
         """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""
-        listening = pack_shard(Shard(called.packed, part.index, 0.0, b""))
+        listening = to_wire(Shard(called.packed, part.index, 0.0, b""))
         request = ours or listening
         # Fragments that are on their way together share the line.
         timeout_s = self._timing.call_timeout_s((len(request) + limit) * max(1, len(self.progress.participants)))
@@ -395,7 +393,7 @@ class AllReduce(Exchange):
 
     async def _result_of(self, member: PeerId, called: _Called, part: Part, limit: int) -> bytes | None:
         """The answer to a shard, if ``member`` has it."""
-        question = bytes(msgpack.packb([called.packed, part.index]))
+        question = to_wire(Result(called.packed, part.index))
         timeout_s = self._timing.call_timeout_s(limit * max(1, len(self.progress.participants)))
         try:
             answer = await self._transport.call(member, RESULT, question, timeout_s=timeout_s, max_reply_bytes=limit)

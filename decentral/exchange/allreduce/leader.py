@@ -6,20 +6,13 @@ from collections import OrderedDict
 
 from decentral.errors import TransportError
 from decentral.exchange.allreduce.answers import MAX_ROUNDS
-from decentral.exchange.allreduce.messages import (
-    MAX_CONVENE_BYTES,
-    Answer,
-    Convene,
-    ConveneReply,
-    pack_convene_reply,
-    pack_participants,
-    unpack_convene,
-)
+from decentral.exchange.allreduce.messages import MAX_CONVENE_BYTES, Answer, Convene, ConveneReply
 from decentral.exchange.allreduce.outlook import Outlook
 from decentral.exchange.allreduce.participants import Gathering, Participants, Quorum
 from decentral.exchange.progress import Progress
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
+from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
@@ -44,7 +37,7 @@ class _Session:
         """The participants are named: wake everybody."""
         participants = self.call.participants
         assert participants is not None
-        self.packed, self.members = pack_participants(participants), frozenset(participants.members)
+        self.packed, self.members = to_wire(participants), frozenset(participants.members)
         self._called.set()
 
     async def until_called(self, timeout_s: float) -> None:
@@ -99,14 +92,14 @@ class Leader:
 
     async def _answer(self, sender: PeerId, request: bytes) -> bytes:
         """Hold the call until there is something to say, at most ``hold_s`` seconds."""
-        message = unpack_convene(request)
+        message = from_wire(Convene, request)
         self._check(message.key)
         until = self._clock.monotonic() + self._timing.hold_s
         while True:
             reply = await self._consider(sender, message)
             now = self._clock.monotonic()
             if reply.kind is not Answer.WAIT or now >= until:
-                return pack_convene_reply(reply)
+                return to_wire(reply)
             session = self._session(message.key)
             await session.until_called(min(until - now, _TICK_S, session.call.grace_left_s(now)))
 

@@ -12,9 +12,16 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from decentral.types import PeerId, SyncKey
+from msgspec import Meta
 
+from decentral.swarm.message import Message, Peer, Text, ascending
+from decentral.types import Count, PeerId, SyncKey
+
+MAX_MEMBERS = 4096
+#: A list of participants of so many members with their absent peers, and whatever surrounds it.
+MAX_PARTICIPANTS_BYTES = 256 * MAX_MEMBERS
 #: Callers who train meanwhile may be kept waiting for this part of the time that they have left (gamma).
 _SLACK_SHARE = 0.8
 
@@ -58,20 +65,25 @@ class Call:
     """For so long it can train on before it needs the participants; without end if it does not train meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Participants:
+class Participants(Message, frozen=True):
     """Who is in a round. Members get identical bytes of it."""
 
+    what: ClassVar[str] = "list of participants"
+    max_bytes: ClassVar[int] = MAX_PARTICIPANTS_BYTES
     key: SyncKey
-    leader: PeerId
-    serial: int
+    leader: Peer
+    serial: Count
     """Grows with every participants of this leader: two lists of participants are never mistaken for each other."""
-    base: str
+    base: Text
     """The anchor all members hold."""
-    members: tuple[PeerId, ...]
+    members: Annotated[tuple[Peer, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
     """In order of peer id."""
-    absent: tuple[tuple[PeerId, str], ...] = ()
+    absent: tuple[tuple[Peer, Text], ...] = ()
     """Who was known to the leader but is not in, and why."""
+
+    def check(self) -> None:
+        """Refuse members that are not in order."""
+        ascending("members", self.members)
 
 
 class Gathering:

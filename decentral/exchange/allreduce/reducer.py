@@ -4,27 +4,18 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 
-import msgpack
-
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.allreduce.answers import Answers
-from decentral.exchange.allreduce.messages import (
-    MAX_PARTICIPANTS_BYTES,
-    Mean,
-    Shard,
-    pack_mean,
-    unpack_participants,
-    unpack_shard,
-)
-from decentral.exchange.allreduce.participants import Participants
-from decentral.exchange.packed import MAX_WEIGHT
+from decentral.exchange.allreduce.messages import Mean, Result, Shard, unpack_participants
+from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants
+from decentral.exchange.merge import MAX_WEIGHT
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
 from decentral.exchange.wire import MAX_SHARDS_EACH, Part, Wire, seed_of
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.swarm import checked
+from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.tensors.finite import all_finite
@@ -88,11 +79,11 @@ class Reducer:
         """Begin to answer."""
         limit = self._wire.longest_contribution(MAX_PARTICIPANTS_BYTES)
         await self._transport.serve(SHARD, self._on_shard, max_request_bytes=limit, max_concurrent=4096)
-        await self._transport.serve(RESULT, self._on_result, max_request_bytes=MAX_PARTICIPANTS_BYTES + 64)
+        await self._transport.serve(RESULT, self._on_result, max_request_bytes=Result.max_bytes)
 
     async def _on_shard(self, sender: PeerId, request: bytes) -> bytes:
         """Enter a contribution and hold the call until the shard is closed, at most ``hold_s`` seconds."""
-        shard = unpack_shard(request, len(request))
+        shard = from_wire(Shard, request, len(request))
         participants = unpack_participants(shard.participants)
         part = self._part(participants, shard.index, sender)
         answer = self._answer(shard)
@@ -209,7 +200,7 @@ class Reducer:
         if keep_rest:
             left_S = mean_S.sub_(unpack(frame, codec, part.numel))
             self._rest.hold(packed_participants, key, part.start, left_S)
-        return pack_mean(Mean(reduction.contributions.contributors(), frame))
+        return to_wire(Mean.of(reduction.contributions.contributors(), frame))
 
     async def settle(self, packed_participants: bytes, *, mixed: bool) -> None:
         """A round has ended for this worker: what was left out of its means is owed, or void."""
@@ -248,11 +239,9 @@ class Reducer:
 
     async def _on_result(self, sender: PeerId, request: bytes) -> bytes:
         """Another member asks for an answer it could not get from the reducer, or a worker for a round it missed."""
-        try:
-            packed, index = msgpack.unpackb(request)
-            participants, index = unpack_participants(packed), checked.count(index)
-        except (ValueError, TypeError, msgpack.UnpackException) as err:
-            raise FrameError(f"malformed question: {err}") from err
+        asked = from_wire(Result, request)
+        packed, index = asked.participants, asked.index
+        participants = unpack_participants(packed)
         if index >= len(self._parts(participants)):
             raise FrameError(f"there is no shard {index}")
         if sender not in participants.members:

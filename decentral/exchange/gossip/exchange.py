@@ -27,19 +27,12 @@ from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Onward,
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.guest import Guest, Sync
 from decentral.exchange.gossip.host import ASK, Host
-from decentral.exchange.gossip.messages import (
-    MAX_SMALL_BYTES,
-    Kind,
-    Plan,
-    Reply,
-    pack_question,
-    pack_reply,
-    unpack_plan,
-)
+from decentral.exchange.gossip.messages import Kind, Plan, Question, Reply, ms
 from decentral.exchange.gossip.swap import FAR_OFF, Share, Swap, Taken, part_of
 from decentral.exchange.gossip.table import Seat, Table
 from decentral.exchange.limits import Budget
 from decentral.outer.rule import Mixed
+from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
 from decentral.types import PeerId, SyncKey, short_id
 
 #: So many others are asked for a place when the plan has failed; the first to be ready is the one.
@@ -243,13 +236,13 @@ class Gossip(Exchange):
 
     async def _ask(self, sync: Sync, peer: PeerId) -> Plan | None:
         """Where a peer will be and when; ``None`` if it does not say."""
-        question = pack_question(sync.key.fragment)
+        question = to_wire(Question(sync.key.fragment))
         try:
             timeout_s = self._context.answer_s(MAX_SMALL_BYTES)
             reply = await self._context.transport.call(
                 peer, ASK, question, timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
             )
-            return unpack_plan(reply)
+            return from_wire(Plan, reply)
         except PeerUnreachable:
             self._company.bury(peer)
             sync.absent[peer] = "cannot be reached"
@@ -289,8 +282,10 @@ class Gossip(Exchange):
             taken, given = self._swap.settle(key, host, guests)
             for seat in seats:
                 peer, held_s = seat.share.peer, now - seat.since
-                reply = Reply(Kind.DONE, None, held_s, given.members, given.contributors, given.mean, given.pulls[peer])
-                answers[peer, seat.serial] = pack_reply(reply)
+                reply = Reply(
+                    Kind.DONE, None, ms(held_s), given.members, given.contributors, given.mean, given.pulls[peer]
+                )
+                answers[peer, seat.serial] = to_wire(reply)
             return taken
 
         taken = await self._clock.run_aside(settle)

@@ -14,19 +14,9 @@ from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachab
 from decentral.exchange.api import Contribution
 from decentral.exchange.gossip.context import HOLD_S, Context
 from decentral.exchange.gossip.host import AHEAD, BRING, MAX_VISITORS, POLL, Host
-from decentral.exchange.gossip.messages import (
-    MAX_SMALL_BYTES,
-    Anchor,
-    Bring,
-    Kind,
-    Poll,
-    Reply,
-    pack_anchor,
-    pack_bring,
-    pack_poll,
-    unpack_reply,
-)
+from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Poll, Reply, ms, unpack_reply
 from decentral.exchange.wire import seed_of
+from decentral.swarm.message import MAX_SMALL_BYTES, to_wire
 from decentral.types import PeerId, SyncKey
 
 #: Before a lost call is made again: one that breaks at once would be made without end.
@@ -127,7 +117,7 @@ class Guest:
             if reply.kind is Kind.HOLD:
                 if method == POLL:  # a host that holds nothing is not asked without a pause
                     await asyncio.sleep(_AGAIN_S)
-                method, request = POLL, pack_poll(Poll(fragment, sync.serial))
+                method, request = POLL, to_wire(Poll(fragment, sync.serial))
             elif reply.kind is Kind.ANCHOR and self._sent_ahead.pop(fragment, None) is not None:
                 request = await self._packed(sync, host)  # what went ahead is not there any more
             else:
@@ -171,7 +161,7 @@ class Guest:
         def packed() -> bytes:
             if mine.weight and not sync.delta:
                 sync.delta, sync.sent_N = self._encoded(sync)
-            return pack_bring(Bring(fragment, base.digest, sync.serial, mine.weight, patience_s, sync.delta, anchor))
+            return to_wire(Bring(fragment, base.digest, sync.serial, mine.weight, ms(patience_s), sync.delta, anchor))
 
         return await self._context.clock.run_aside(packed)
 
@@ -196,7 +186,7 @@ class Guest:
         if host == self._context.company.me:
             return
         anchor = Anchor(fragment, base, await self._frame(fragment, base, anchor_N))
-        request = await self._context.clock.run_aside(lambda: pack_anchor(anchor))
+        request = await self._context.clock.run_aside(lambda: to_wire(anchor))
         timeout_s = self._context.timing.call_timeout_s(len(request))
         with contextlib.suppress(TransportError):
             await self._context.transport.call(host, AHEAD, request, timeout_s=timeout_s, max_reply_bytes=0)

@@ -3,21 +3,10 @@
 from decentral.codecs.frame import framed_nbytes, unpack
 from decentral.errors import FrameError
 from decentral.exchange.gossip.context import HOLD_S, Context
-from decentral.exchange.gossip.messages import (
-    MAX_SMALL_BYTES,
-    Bring,
-    Kind,
-    Plan,
-    Reply,
-    pack_plan,
-    pack_reply,
-    unpack_anchor,
-    unpack_bring,
-    unpack_poll,
-    unpack_question,
-)
+from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Question, Reply, ms
 from decentral.exchange.gossip.swap import Share
 from decentral.exchange.gossip.table import Seat, Table
+from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
 from decentral.types import PeerId
 
 ASK = "gossip.ask"
@@ -93,21 +82,21 @@ class Host:
 
     async def _on_ask(self, sender: PeerId, request: bytes) -> bytes:
         """Where will you be, and when?"""
-        fragment = self._checked(unpack_question(request))
-        return pack_plan(self._plan(fragment, sender))
+        fragment = self._checked(from_wire(Question, request).fragment)
+        return to_wire(self._plan(fragment, sender))
 
     def _plan(self, fragment: int, sender: PeerId) -> Plan:
         """Where this worker will be at its next sync, seen by ``sender``."""
         me = self._company.me
         visited = self._visiting.get(fragment)
         if visited is not None:
-            return Plan(visited, 0.0)
+            return Plan(visited, 0)
         eta_s = 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
         stays = fragment in self._at_home or self._tables[fragment].seats
         if not stays and self._company.group(fragment)[0] == sender:
-            return Plan(sender, eta_s)
+            return Plan(sender, ms(eta_s))
         # Planned to be somebody's guest or not, it stays for one who comes first.
-        return Plan(me, eta_s if self._has_room(fragment, sender) else None)
+        return Plan(me, ms(eta_s) if self._has_room(fragment, sender) else None)
 
     def _has_room(self, fragment: int, sender: PeerId) -> bool:
         """Whether ``sender`` may sit down. Two that set out to each other would both stand before a closed door."""
@@ -123,7 +112,7 @@ class Host:
 
     async def _on_ahead(self, sender: PeerId, request: bytes) -> bytes:
         """Keep the anchor of a guest that is planned to come, be it a round later: it may have been quicker than we."""
-        anchor = unpack_anchor(request, len(request))
+        anchor = from_wire(Anchor, request, len(request))
         fragment = self._checked(anchor.fragment)
         plans = [self._company.group(fragment, later) for later in (0, 1)]
         expected = {peer for host, *guests in plans if host == self._company.me for peer in guests}
@@ -136,24 +125,24 @@ class Host:
 
     async def _on_bring(self, sender: PeerId, request: bytes) -> bytes:
         """A guest with its values: take them in and hold the call until there is an answer."""
-        bring = unpack_bring(request, len(request))
+        bring = from_wire(Bring, request, len(request))
         fragment = self._checked(bring.fragment)
         if self._context.avoids(sender):
-            return pack_reply(Reply(Kind.NO))
+            return to_wire(Reply(Kind.NO))
         self._company.vouch(sender)
         again = await self._again(sender, fragment, bring.serial)
         if again is not None:
             return again
         seat = self._tables[fragment].seats.get(sender)
         if seat is not None and seat.asking:
-            return pack_reply(Reply(Kind.HOLD))
+            return to_wire(Reply(Kind.HOLD))
         eta_s = 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
         if eta_s > bring.patience_s or not self._has_room(fragment, sender):
-            return pack_reply(Reply(Kind.NO, eta_s))
+            return to_wire(Reply(Kind.NO, ms(eta_s)))
         base, ahead = self._ahead.get((fragment, sender), ("", b""))
         frame = bring.anchor or (ahead if base == bring.base else b"")
         if not frame:
-            return pack_reply(Reply(Kind.ANCHOR))
+            return to_wire(Reply(Kind.ANCHOR))
         try:
             share = await self._clock.run_aside(lambda: self._share(sender, bring, frame))
         except FrameError as err:
@@ -161,7 +150,7 @@ class Host:
             raise
         self._ahead.pop((fragment, sender), None)
         if not self._has_room(fragment, sender):
-            return pack_reply(Reply(Kind.NO, eta_s))
+            return to_wire(Reply(Kind.NO, ms(eta_s)))
         now = self._clock.monotonic()
         seat = Seat(share, bring.serial, now, now + bring.patience_s)
         table = self._tables[fragment]
@@ -176,8 +165,8 @@ class Host:
 
     async def _on_poll(self, sender: PeerId, request: bytes) -> bytes:
         """A guest asks again."""
-        poll = unpack_poll(request)
-        return await self._again(sender, self._checked(poll.fragment), poll.serial) or pack_reply(Reply(Kind.NO))
+        poll = from_wire(Poll, request)
+        return await self._again(sender, self._checked(poll.fragment), poll.serial) or to_wire(Reply(Kind.NO))
 
     async def _again(self, sender: PeerId, fragment: int, serial: int) -> bytes | None:
         """The answer to a guest that has brought these values before; ``None`` if they are not here."""
@@ -192,7 +181,7 @@ class Host:
     async def _hold(self, table: Table, seat: Seat) -> bytes:
         """Wait for the table's end with a guest, no longer than it wants to and a held call may last."""
         if seat.asking:
-            return pack_reply(Reply(Kind.HOLD))  # one call of a guest is held, or it could take up all there are
+            return to_wire(Reply(Kind.HOLD))  # one call of a guest is held, or it could take up all there are
         peer, now = seat.share.peer, self._clock.monotonic()
         seat.asking = True
         try:
@@ -203,12 +192,12 @@ class Host:
         if (peer, seat.serial) in table.answers:
             return self._fetched(table, peer, seat.serial)
         if table in self._tables and self._clock.monotonic() < seat.until:
-            return pack_reply(Reply(Kind.HOLD))
+            return to_wire(Reply(Kind.HOLD))
         if table in self._closed and table.seats:
-            return pack_reply(Reply(Kind.HOLD))  # its answers are being made
+            return to_wire(Reply(Kind.HOLD))  # its answers are being made
         if table.seats.get(peer) is seat:
             del table.seats[peer]
-        return pack_reply(Reply(Kind.NO))
+        return to_wire(Reply(Kind.NO))
 
     def _fetched(self, table: Table, peer: PeerId, serial: int) -> bytes:
         """A guest's answer, on its way."""

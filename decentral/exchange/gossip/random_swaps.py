@@ -27,12 +27,13 @@ from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Onward, Reason, Verdict
 from decentral.exchange.gossip.context import Context
-from decentral.exchange.gossip.messages import Anchor, pack_anchor, unpack_anchor
+from decentral.exchange.gossip.messages import Anchor
 from decentral.exchange.gossip.options import RandomSwaps
 from decentral.exchange.gossip.swap import FAR_OFF, Swap, part_of, spread_of
 from decentral.exchange.limits import Allowance
 from decentral.exchange.wire import seed_of
 from decentral.outer.rule import Mixed
+from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId, SyncKey
 
 SWAP = "gossip.swap"
@@ -123,7 +124,7 @@ class RandomGossip(Exchange):
         base, anchor_N = held
         self._serial += 1
         codec, seed = self._options.anchor_codec, seed_of(f"swap/{self._company.me}/{self._serial}")
-        request = await self._clock.run_aside(lambda: pack_anchor(Anchor(fragment, base, pack(codec, anchor_N, seed))))
+        request = await self._clock.run_aside(lambda: to_wire(Anchor(fragment, base, pack(codec, anchor_N, seed))))
         limit = framed_nbytes(self._options.pull_codec, self._wire.numels[fragment])
         timeout_s = self._context.timing.call_timeout_s(len(request) + limit)
         try:
@@ -146,7 +147,7 @@ class RandomGossip(Exchange):
 
     async def _on_swap(self, sender: PeerId, request: bytes) -> bytes:
         """A peer has sent its anchor: move towards it, and send it the pull."""
-        message = unpack_anchor(request, len(request))
+        message = from_wire(Anchor, request, len(request))
         fragment = message.fragment
         if fragment >= len(self._wire.numels):
             raise FrameError(f"there is no fragment {fragment}")

@@ -24,7 +24,7 @@ from decentral.codecs.frame import pack, unpack
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Aborted, Contribution, Exchange, Onward, Reason, Verdict
 from decentral.exchange.progress import Progress
-from decentral.exchange.server.messages import Kind, Push, pack_push, unpack_reply
+from decentral.exchange.server.messages import Kind, Push, Reply
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.pushes import CountedPushes, push_id
 from decentral.exchange.server.server import PUSH, Copy, ParameterServer
@@ -35,6 +35,7 @@ from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.schedule.dylu import local_steps
 from decentral.swarm.matching import round_to_join
+from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.tensors.digest import digest
@@ -203,13 +204,13 @@ class Asynchronous(Exchange):
     def _request(self, fragment: int, mine: Contribution, open_: _Open) -> _Request:
         """Pack what is to be pushed, without what was counted before."""
         if not mine.weight:
-            return _Request(pack_push(Push(fragment, open_.base, b"")), None, None)
+            return _Request(to_wire(Push(fragment, open_.base, b"")), None, None)
         delta_N = mine.delta_N if open_.counted_N is None else mine.delta_N - open_.counted_N
         codec = self._wire.codec
         self._serial += 1
         frame = pack(codec, delta_N, seed_of(f"push/{self._me}/{fragment}/{self._serial}"))
         pushed_N = delta_N if codec.lossless else unpack(frame, codec, delta_N.numel())
-        return _Request(pack_push(Push(fragment, open_.base, frame)), pushed_N, delta_N)
+        return _Request(to_wire(Push(fragment, open_.base, frame)), pushed_N, delta_N)
 
     async def _push(
         self, fragment: int, server: PeerId, request: _Request, open_: _Open, anchor_N: Tensor
@@ -223,7 +224,7 @@ class Asynchronous(Exchange):
             open_.push, open_.pushed_N = push_id(self._me, request.packed), request.pushed_N
         try:
             data = await self._transport.call(server, PUSH, request.packed, timeout_s=timeout_s, max_reply_bytes=limit)
-            reply = unpack_reply(data, limit)
+            reply = from_wire(Reply, data, limit)
             if reply.kind is not Kind.ELSEWHERE:
                 return await self._clock.run_aside(lambda: self._server.values.take(fragment, reply, anchor_N))
         except CallRefused as err:

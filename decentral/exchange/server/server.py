@@ -19,13 +19,14 @@ from torch import Tensor
 from decentral.codecs.codec import Codec, make_codec
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import FrameError
-from decentral.exchange.server.messages import ENVELOPE_BYTES, Kind, Reply, pack_reply, unpack_push
+from decentral.exchange.server.messages import ENVELOPE_BYTES, Kind, Push, Reply
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.pushes import CountedPushes, push_id
 from decentral.exchange.wire import Wire, seed_of
 from decentral.outer.delayed_nesterov import Delayed
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
+from decentral.swarm.message import below, from_wire, to_wire
 from decentral.swarm.roster import Roster
 from decentral.tensors.digest import digest
 from decentral.tensors.finite import all_finite
@@ -185,12 +186,13 @@ class ParameterServer:
 
     async def _on_push(self, sender: PeerId, request: bytes) -> bytes:
         """A worker brings a pseudo-gradient, or only listens."""
-        message = unpack_push(request, len(self._wire.numels))
+        message = from_wire(Push, request, len(request))
+        below(len(self._wire.numels), "fragment", message.fragment)
         if self._roster.get(sender) is None:
             raise ValueError("not heard of yet; come again")
         self._roster.vouch((sender,), self._clock.monotonic())
         fragment, push = message.fragment, push_id(sender, request)
-        elsewhere = pack_reply(Reply(Kind.ELSEWHERE))
+        elsewhere = to_wire(Reply(Kind.ELSEWHERE))
         kept = self._kept.get(fragment)
         if kept is None:
             return elsewhere
@@ -207,7 +209,7 @@ class ParameterServer:
 
             def answer() -> tuple[bytes, str, Tensor]:
                 reply, told_N = self.values.answer(copy, held_N, purpose)
-                return pack_reply(reply), digest(told_N) if self._remembers else "", told_N
+                return to_wire(reply), digest(told_N) if self._remembers else "", told_N
 
             packed, name, told_N = await self._clock.run_aside(answer)
             if self._kept.get(fragment) is not kept:

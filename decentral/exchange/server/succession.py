@@ -12,22 +12,13 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from decentral.errors import CallRefused, FrameError, TransportError
-from decentral.exchange.server.messages import (
-    MAX_SMALL_BYTES,
-    Question,
-    Standing,
-    pack_question,
-    pack_reply,
-    pack_standing,
-    unpack_question,
-    unpack_reply,
-    unpack_standing,
-)
+from decentral.exchange.server.messages import Question, Reply, Standing
 from decentral.exchange.server.pushes import CountedPushes
 from decentral.exchange.server.server import Copy, ParameterServer
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.matching import leaders
+from decentral.swarm.message import MAX_SMALL_BYTES, below, from_wire, to_wire
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
@@ -119,7 +110,7 @@ class Succession:
 
     async def _on_ask(self, sender: PeerId, request: bytes) -> bytes:
         """How far this worker is; and if two keep a fragment, one retires."""
-        question = unpack_question(request, self._num_fragments)
+        question = self._question(request)
         own = self._server.current(question.fragment)
         if own is not None and question.claim is not None and (question.claim, sender) > (own.version, self._me):
             self._yield(question.fragment, sender)
@@ -127,12 +118,18 @@ class Succession:
         copy = own or self._copy(question.fragment)
         counted = own is not None and bool(question.push) and CountedPushes(own.counted).has(sender, question.push)
         server = None if own is None else self._me
-        return pack_standing(Standing(0 if copy is None else copy.version, server, counted))
+        return to_wire(Standing(0 if copy is None else copy.version, server, counted))
+
+    def _question(self, request: bytes) -> Question:
+        """A question for a fragment that there is; raises ``ValueError``."""
+        question = from_wire(Question, request)
+        below(self._num_fragments, "fragment", question.fragment)
+        return question
 
     async def _on_find(self, sender: PeerId, request: bytes) -> bytes:
         """A worker looks for the server."""
-        fragment = unpack_question(request, self._num_fragments).fragment
-        return pack_standing(Standing(0, await self._server_of(fragment)))
+        fragment = self._question(request).fragment
+        return to_wire(Standing(0, await self._server_of(fragment)))
 
     async def _server_of(self, fragment: int) -> PeerId | None:
         """This worker if it keeps the fragment; whoever decides that if it does not; else it takes over or finds it."""
@@ -152,11 +149,11 @@ class Succession:
 
     async def _on_fetch(self, sender: PeerId, request: bytes) -> bytes:
         """A new server goes on from what this worker holds."""
-        fragment = unpack_question(request, self._num_fragments).fragment
+        fragment = self._question(request).fragment
         copy = self._server.current(fragment) or self._copy(fragment)
         if copy is None:
             raise ValueError("no anchor yet")
-        return await self._clock.run_aside(lambda: pack_reply(self._server.values.answer(copy, None, "")[0]))
+        return await self._clock.run_aside(lambda: to_wire(self._server.values.answer(copy, None, "")[0]))
 
     # -- who takes over -----------------------------------------------------------------------------------------------
 
@@ -210,10 +207,10 @@ class Succession:
     async def _fetch(self, peer: PeerId, fragment: int) -> Copy | None:
         """The anchor that a peer holds."""
         values, limit = self._server.values, self._server.values.limit(fragment)
-        request, timeout_s = pack_question(Question(fragment)), self._timing.call_timeout_s(limit)
+        request, timeout_s = to_wire(Question(fragment)), self._timing.call_timeout_s(limit)
         try:
             data = await self._transport.call(peer, FETCH, request, timeout_s=timeout_s, max_reply_bytes=limit)
-            return await self._clock.run_aside(lambda: values.take(fragment, unpack_reply(data, limit), None))
+            return await self._clock.run_aside(lambda: values.take(fragment, from_wire(Reply, data, limit), None))
         except (TransportError, FrameError):
             return None
 
@@ -248,9 +245,9 @@ class Succession:
         timeout_s = self._timing.hold_s if method == ASK else 2 * self._timing.hold_s * _MAX_ASKED_AHEAD
         try:
             answer = await self._transport.call(
-                peer, method, pack_question(question), timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
+                peer, method, to_wire(question), timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
             )
-            return unpack_standing(answer)
+            return from_wire(Standing, answer)
         except (CallRefused, FrameError):
             return None
         except TransportError:

@@ -11,7 +11,7 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
-from decentral.exchange.allreduce.messages import unpack_participants, unpack_shard
+from decentral.exchange.allreduce.messages import Shard, unpack_participants
 from decentral.exchange.allreduce.reducer import SHARD
 from decentral.monitor.events import RoundMixed, StretchDone
 from decentral.monitor.journal import MemoryJournal
@@ -25,6 +25,7 @@ from decentral.sim.loop import run
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.transport import MemoryTransport
 from decentral.sim.world import Machine, SimPeer, World, peer_id
+from decentral.swarm.message import from_wire
 from decentral.swarm.presence import Presence
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
@@ -107,7 +108,7 @@ class Tap:
     async def serve(self, method: str, handler: Handler, **limits: int) -> None:
         async def tapped(sender: PeerId, request: bytes) -> bytes:
             if method == SHARD:
-                shard = unpack_shard(request, len(request))
+                shard = from_wire(Shard, request, len(request))
                 if shard.frame:
                     key = unpack_participants(shard.participants).key
                     self._seen.weights[key, sender], self._seen.frames[key, sender] = shard.weight, shard.frame

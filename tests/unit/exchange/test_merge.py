@@ -6,8 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decentral.exchange.merge import WeightBy, radial_directional, spread_over_senders, weight_of, weighted_mean
-from decentral.exchange.packed import MAX_WEIGHT
+from decentral.exchange.merge import (
+    MAX_WEIGHT,
+    WeightBy,
+    radial_directional,
+    spread_over_senders,
+    weight_of,
+    weighted_mean,
+)
 
 
 def rda(shares: list[float], values: list[Tensor]) -> Tensor:

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack
-from decentral.exchange.allreduce.messages import Mean, Shard, pack_mean, pack_participants, pack_shard
+from decentral.exchange.allreduce.messages import Mean, Shard
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.wire import MIN_SHARD_VALUES, SHARD_ALIGN, Part, Wire
 from decentral.swarm.matching import reducers
+from decentral.swarm.message import to_wire
 from decentral.types import PeerId, SyncKey
 from tests.unit.codecs.vectors import normal
 
@@ -62,11 +63,11 @@ def test_means_that_contradict_each_other(wrong: dict[str, Any]) -> None:
 def test_real_messages_keep_within_their_limits_and_just_so(num_members: int, numel: int) -> None:
     wire = Wire((numel,), INT8, FP32)
     participants = participants_of(num_members)
-    packed = pack_participants(participants)
+    packed = to_wire(participants)
     for part in wire.parts(participants.key, participants.members):
         values_S = normal(part.numel)
-        shard = pack_shard(Shard(packed, part.index, 1e9, pack(INT8, values_S)))
+        shard = to_wire(Shard(packed, part.index, 1e9, pack(INT8, values_S)))
         assert len(shard) <= wire.contribution_limit(part.numel, len(packed)) <= len(shard) + 1024
         assert wire.contribution_limit(part.numel, len(packed)) <= wire.longest_contribution(len(packed))
-        mean = pack_mean(Mean(tuple(range(num_members)), pack(FP32, values_S)))
+        mean = to_wire(Mean.of(range(num_members), pack(FP32, values_S)))
         assert len(mean) <= wire.mean_limit(part.numel, num_members) <= len(mean) + 1024

@@ -25,23 +25,21 @@ from decentral.pipeline.packets import (
     Packet,
     Settle,
     Settled,
-    pack,
-    pack_commit,
-    pack_committed,
-    pack_failed,
-    pack_settle,
-    pack_settled,
-    unpack,
-    unpack_commit,
-    unpack_committed,
-    unpack_failed,
-    unpack_settle,
-    unpack_settled,
+    figure,
+    shortened,
+    unpack_packet,
 )
+from decentral.swarm import message
+from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
 from tests.unit.swarm.test_presence import junk
 
 FRAME_BYTES = 60
+unpack_commit = functools.partial(from_wire, Commit)
+unpack_committed = functools.partial(from_wire, Committed)
+unpack_failed = functools.partial(from_wire, Failed)
+unpack_settle = functools.partial(from_wire, Settle)
+unpack_settled = functools.partial(from_wire, Settled)
 MOST = (1 << 53) - 1
 counts = st.integers(0, MOST)
 indices = st.integers(0, MAX_MICROBATCHES - 1)
@@ -75,11 +73,11 @@ def packets(draw: st.DrawFn) -> Packet:
 @given(packet=packets())
 def test_round_trip_of_a_packet(packet: Packet) -> None:
     num_stages = len(packet.path) - 2
-    assert unpack(pack(packet), num_stages=num_stages, frame_bytes=FRAME_BYTES) == packet
+    assert unpack_packet(to_wire(packet), num_stages=num_stages, frame_bytes=FRAME_BYTES) == packet
     assert packet.head == packet.path[-1].peer
     for other in (num_stages - 1, num_stages + 1):
         with pytest.raises(FrameError, match="every stage once"):
-            unpack(pack(packet), num_stages=other, frame_bytes=FRAME_BYTES)
+            unpack_packet(to_wire(packet), num_stages=other, frame_bytes=FRAME_BYTES)
 
 
 @settings(max_examples=40)
@@ -88,46 +86,46 @@ def test_round_trip_of_a_packet(packet: Packet) -> None:
     committed=st.builds(Committed, counts, shares),
     failed=failures,
     settle=st.builds(Settle, counts),
-    settled=st.builds(Settled, st.integers(-1, MOST - 1), counts, counts, st.floats(0, 1e300), figures),
+    settled=st.builds(Settled, counts, counts, counts, st.floats(0, 1e300), figures),
 )
 def test_round_trips(commit: Commit, committed: Committed, failed: Failed, settle: Settle, settled: Settled) -> None:
-    assert unpack_commit(pack_commit(commit)) == commit
-    assert unpack_committed(pack_committed(committed)) == committed
-    assert unpack_failed(pack_failed(failed)) == failed
-    assert unpack_settle(pack_settle(settle)) == settle
-    assert unpack_settled(pack_settled(settled)) == settled
+    assert unpack_commit(to_wire(commit)) == commit
+    assert unpack_committed(to_wire(committed)) == committed
+    assert unpack_failed(to_wire(failed)) == failed
+    assert unpack_settle(to_wire(settle)) == settle
+    assert unpack_settled(to_wire(settled)) == settled
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_a_figure_that_is_not_finite_is_no_number(loss: float) -> None:
-    assert math.isnan(unpack_commit(pack_commit(Commit(0, 0, 0, None, loss, 0))).loss)
-    settled = unpack_settled(pack_settled(Settled(0, 0, 0, loss, loss)))
+    assert math.isnan(unpack_commit(to_wire(Commit(0, 0, 0, None, figure(loss), 0))).loss)
+    settled = unpack_settled(to_wire(Settled(0, 0, 0, figure(loss), figure(loss))))
     assert math.isnan(settled.grad_norm)
     assert math.isnan(settled.loss)
 
 
 def test_a_long_reason_is_cut() -> None:
-    assert unpack_failed(pack_failed(Failed(0, 0, 0, 0, None, "x" * 500))).reason == "x" * 200
+    assert unpack_failed(to_wire(Failed(0, 0, 0, 0, None, shortened("x" * 500)))).reason == "x" * 200
 
 
 A, B, C, HEAD = (PeerId(name) for name in ("a", "b", "c", "head"))
 PATH = (Hop(0, HEAD), Hop(2, B), Hop(1, A), Hop(3, A), Hop(0, HEAD))
 PACKET = Packet(1, 2, 3, 4, PATH, 2, True, (Load(1, A, 5, 0.5), Load(3, A, 0, 0.25)), b"frame")
-read_packet = functools.partial(unpack, num_stages=3, frame_bytes=FRAME_BYTES)
+read_packet = functools.partial(unpack_packet, num_stages=3, frame_bytes=FRAME_BYTES)
 GOOD: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
-    "packet": (read_packet, pack(PACKET)),
-    "commit": (unpack_commit, pack_commit(Commit(1, 2, 3, (0, 2), 0.5, 640))),
-    "answer to a commit": (unpack_committed, pack_committed(Committed(4, (1,)))),
-    "failure": (unpack_failed, pack_failed(Failed(1, 2, 3, 4, B, "gone"))),
-    "question for a slot": (unpack_settle, pack_settle(Settle(1))),
-    "answer for a slot": (unpack_settled, pack_settled(Settled(-1, 0, 0, math.nan, 2.5))),
+    "packet": (read_packet, to_wire(PACKET)),
+    "commit": (unpack_commit, to_wire(Commit(1, 2, 3, (0, 2), 0.5, 640))),
+    "answer to a commit": (unpack_committed, to_wire(Committed(4, (1,)))),
+    "failure": (unpack_failed, to_wire(Failed(1, 2, 3, 4, B, "gone"))),
+    "question for a slot": (unpack_settle, to_wire(Settle(1))),
+    "answer for a slot": (unpack_settled, to_wire(Settled(0, 0, 0, math.nan, 2.5))),
 }
 READERS = tuple(read for read, _ in GOOD.values())
 NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
 NOT_COUNTS = (-1, 1 << 53, 1.0, True, None, "1", [], NESTED)
 NOT_INDICES = (*NOT_COUNTS, MAX_MICROBATCHES)
 NOT_SHARES = (5, "01", {"a": 1}, [1, 0], [0, 0], [-1], [True], ["0"], [[0]], [MAX_MICROBATCHES], NESTED)
-NOT_FIGURES = (None, 1, True, "1", math.inf, -math.inf, [], NESTED)
+NOT_FIGURES = (None, True, "1", math.inf, -math.inf, [], NESTED)
 NOT_TEXTS = (1, b"a", ["a"], "a" * 201, NESTED)
 WIRE = [[hop.stage, hop.peer] for hop in PATH]
 NOT_PATHS = (
@@ -158,7 +156,7 @@ NOT_LOADS = (
     [[1, "b", 5, 0.5]],
     [[4, "a", 5, 0.5]],
     *([[1, "a", queued, 0.5]] for queued in NOT_COUNTS),
-    *([[1, "a", 5, seconds]] for seconds in (1, None, True, "1", -1.0, math.nan, math.inf, [], NESTED)),
+    *([[1, "a", 5, seconds]] for seconds in (None, True, "1", -1.0, math.nan, math.inf, [], NESTED)),
     *([wrong] for wrong in ([], [1, "a", 5], [1, "a", 5, 0.5, 0], {"a": 1}, b"abcd")),
 )
 #: Values that a field does not take, by message and position.
@@ -235,7 +233,7 @@ def test_cut_and_extended_messages(name: str) -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_what_is_too_long_is_not_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = MAX_HEADER_BYTES + FRAME_BYTES if name == "packet" else MAX_SMALL_BYTES
-    monkeypatch.delattr(msgpack, "unpackb")
+    monkeypatch.delattr(message, "_decoder")
     with pytest.raises(FrameError, match=f"{name} of {limit + 1} bytes, allowed are {limit}"):
         GOOD[name][0](bytes(limit + 1))
 
@@ -246,13 +244,13 @@ def test_the_longest_messages_fit() -> None:
     hops = [Hop(stage, peer) for stage, peer in enumerate(ids)]
     loads = tuple(Load(hop.stage, hop.peer, MOST, 1e9) for hop in hops[1:])
     packet = Packet(MOST, MOST, MAX_MICROBATCHES - 1, MOST, (*hops, hops[0]), len(hops), True, loads, bytes(1000))
-    assert unpack(pack(packet), num_stages=MAX_STAGES, frame_bytes=1000) == packet
+    assert unpack_packet(to_wire(packet), num_stages=MAX_STAGES, frame_bytes=1000) == packet
     everything = tuple(range(MAX_MICROBATCHES))
     commit, committed = Commit(MOST, MOST, MOST, everything, math.pi, MOST), Committed(MOST, everything)
     failed = Failed(MOST, MOST, MAX_MICROBATCHES - 1, MOST, PeerId("漢" * 200), "漢" * 200)
-    assert unpack_commit(pack_commit(commit)) == commit
-    assert unpack_committed(pack_committed(committed)) == committed
-    assert unpack_failed(pack_failed(failed)) == failed
+    assert unpack_commit(to_wire(commit)) == commit
+    assert unpack_committed(to_wire(committed)) == committed
+    assert unpack_failed(to_wire(failed)) == failed
 
 
 @settings(max_examples=50)

@@ -240,7 +240,10 @@ BAD_DONORS: dict[str, tuple[Callable[[str, bytes, bytes], bytes], str]] = {
     "outer steps": (head_with(num_steps=[3, 5]), "does not have the promised digest"),
     "counted": (head_with(counted=[["x"], ["y"]]), "does not have the promised digest"),
     "counted fragments": (head_with(counted=[["x"]]), "wrong number of fragments"),
-    "text for peers": (head_with(counted=["ab", "cd"]), "malformed head: list expected"),
+    "text for peers": (
+        head_with(counted=["ab", "cd"]),
+        "malformed head: Expected `array`, got `str`",
+    ),
     "nested without end": (
         head_with(layout=functools.reduce(lambda inner, _: [inner], range(900), 0)),
         "malformed head",

@@ -101,13 +101,13 @@ def test_every_field_is_checked(name: str) -> None:
         str: ["x" * 201, b"x", 1, None],
     }
     for value in bad[type(good)]:
-        with pytest.raises(FrameError, match=f"presence record: {name} is"):
+        with pytest.raises(FrameError, match="malformed presence record"):
             read(forge(wrong={name: value}))
 
 
 @pytest.mark.parametrize("peer", [None, 5, b"sim-0001", ["sim-0001"], "x" * 201])
 def test_the_peer_is_checked_before_its_signature(peer: Any) -> None:
-    with pytest.raises(FrameError, match="presence record: peer is"):
+    with pytest.raises(FrameError, match="malformed presence record"):
         read(forge(peer=peer))
 
 

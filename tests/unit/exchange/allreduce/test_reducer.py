@@ -13,13 +13,14 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import CallRefused
 from decentral.exchange.allreduce.answers import Answers
-from decentral.exchange.allreduce.messages import Shard, pack_participants, pack_shard, unpack_mean
+from decentral.exchange.allreduce.messages import Shard, unpack_mean
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.allreduce.reducer import PENDING, RESULT, SHARD, Reducer
 from decentral.exchange.wire import Wire
 from decentral.sim.loop import run
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.swarm.matching import reducers
+from decentral.swarm.message import to_wire
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
@@ -33,7 +34,7 @@ STRANGER = peer_id(9)
 FP32 = make_codec("fp32")
 WIRE = Wire((4,), FP32, FP32)
 TIMING = Timing(hold_s=2.0, ttl_s=6.0, transfer_timeout_s=30.0)
-PARTICIPANTS = pack_participants(Participants(KEY, MEMBERS[0], 0, "base", MEMBERS))
+PARTICIPANTS = to_wire(Participants(KEY, MEMBERS[0], 0, "base", MEMBERS))
 
 
 class Round:
@@ -57,7 +58,7 @@ class Round:
 
     async def bring(self, sender: PeerId, weight: float = 0.0, values: list[float] | None = None) -> bytes:
         frame = pack(FP32, torch.tensor(values)) if values is not None else b""
-        return await self.send(sender, pack_shard(Shard(PARTICIPANTS, 0, weight, frame)))
+        return await self.send(sender, to_wire(Shard(PARTICIPANTS, 0, weight, frame)))
 
 
 def play(scenario: Callable[[Round], Awaitable[None]]) -> None:
@@ -128,24 +129,24 @@ def frame_of(codec: str, numel: int) -> bytes:
 
 NAN_FRAME = pack(FP32, torch.ones(4))[:-4] + torch.tensor(math.nan).numpy().tobytes()
 BAD: list[tuple[str, PeerId, bytes, str]] = [
-    ("a stranger", STRANGER, pack_shard(Shard(PARTICIPANTS, 0, 1.0, frame_of("fp32", 4))), "no participant"),
-    ("no such shard", B, pack_shard(Shard(PARTICIPANTS, 1, 1.0, frame_of("fp32", 4))), "shard 1 is not reduced here"),
+    ("a stranger", STRANGER, to_wire(Shard(PARTICIPANTS, 0, 1.0, frame_of("fp32", 4))), "no participant"),
+    ("no such shard", B, to_wire(Shard(PARTICIPANTS, 1, 1.0, frame_of("fp32", 4))), "shard 1 is not reduced here"),
     (
         "no such fragment",
         B,
-        pack_shard(Shard(pack_participants(Participants(SyncKey(0, 1), HOST, 0, "", MEMBERS)), 0, 1.0, b"")),
+        to_wire(Shard(to_wire(Participants(SyncKey(0, 1), HOST, 0, "", MEMBERS)), 0, 1.0, b"")),
         "there is no fragment 1",
     ),
-    ("too few values", B, pack_shard(Shard(PARTICIPANTS, 0, 1.0, frame_of("fp32", 3))), "agreed on 4"),
-    ("another codec", B, pack_shard(Shard(PARTICIPANTS, 0, 1.0, frame_of("bf16", 4))), "agreed on 'fp32'"),
-    ("not finite", B, pack_shard(Shard(PARTICIPANTS, 0, 1.0, NAN_FRAME)), "FrameError"),
-    ("values without weight", B, pack_shard(Shard(PARTICIPANTS, 0, 0.0, frame_of("fp32", 4))), "values with weight 0"),
-    ("negative weight", B, pack_shard(Shard(PARTICIPANTS, 0, -1.0, frame_of("fp32", 4))), "values with weight -1"),
-    ("infinite weight", B, pack_shard(Shard(PARTICIPANTS, 0, math.inf, frame_of("fp32", 4))), "weight inf"),
+    ("too few values", B, to_wire(Shard(PARTICIPANTS, 0, 1.0, frame_of("fp32", 3))), "agreed on 4"),
+    ("another codec", B, to_wire(Shard(PARTICIPANTS, 0, 1.0, frame_of("bf16", 4))), "agreed on 'fp32'"),
+    ("not finite", B, to_wire(Shard(PARTICIPANTS, 0, 1.0, NAN_FRAME)), "FrameError"),
+    ("values without weight", B, to_wire(Shard(PARTICIPANTS, 0, 0.0, frame_of("fp32", 4))), "values with weight 0"),
+    ("negative weight", B, to_wire(Shard(PARTICIPANTS, 0, -1.0, frame_of("fp32", 4))), "values with weight -1"),
+    ("infinite weight", B, to_wire(Shard(PARTICIPANTS, 0, math.inf, frame_of("fp32", 4))), "weight inf"),
     (
         "no weight at all",
         B,
-        pack_shard(Shard(PARTICIPANTS, 0, math.nan, frame_of("fp32", 4))),
+        to_wire(Shard(PARTICIPANTS, 0, math.nan, frame_of("fp32", 4))),
         "values with weight nan",
     ),
     ("noise", B, b"\xff\x00noise", "FrameError"),
@@ -173,7 +174,7 @@ def test_a_bad_contribution_is_refused_and_harms_nobody(sender: PeerId, request_
         (B, [[PARTICIPANTS], 0]),
         (B, [b"noise", 0]),
         (B, 5),
-        (B, [pack_participants(Participants(SyncKey(0, 7), HOST, 0, "", MEMBERS)), 0]),
+        (B, [to_wire(Participants(SyncKey(0, 7), HOST, 0, "", MEMBERS)), 0]),
     ],
 )
 def test_a_bad_question_is_refused_and_harms_nobody(sender: PeerId, question: Any) -> None:
@@ -232,9 +233,9 @@ def means_of(
         reducer = Reducer(host.transport, host.clock, a_round.roster, wire, a_round.answers, TIMING)
         await reducer.start()
         for serial in range(num_rounds):
-            participants = pack_participants(Participants(KEY, MEMBERS[0], serial, "base", MEMBERS))
+            participants = to_wire(Participants(KEY, MEMBERS[0], serial, "base", MEMBERS))
             values = {member: torch.randn(4, generator=generator) for member in MEMBERS}
-            shards = {m: pack_shard(Shard(participants, 0, 1.0, pack(FP32, value_S))) for m, value_S in values.items()}
+            shards = {m: to_wire(Shard(participants, 0, 1.0, pack(FP32, value_S))) for m, value_S in values.items()}
             replies = await asyncio.gather(*(a_round.send(member, shard) for member, shard in shards.items()))
             mixed = not (every_second_aborted and serial % 2)
             await reducer.settle(participants, mixed=mixed)

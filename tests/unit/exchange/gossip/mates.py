@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import torch
 
 from decentral.codecs.codec import make_codec
@@ -16,7 +17,7 @@ from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.exchange import Gossip
 from decentral.exchange.gossip.host import BRING
-from decentral.exchange.gossip.messages import Bring, Reply, pack_bring, unpack_reply
+from decentral.exchange.gossip.messages import Bring, Reply, unpack_reply
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Wire
@@ -26,6 +27,7 @@ from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.world import Machine, World, peer_id
 from decentral.swarm.matching import groups
+from decentral.swarm.message import to_wire
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
@@ -188,8 +190,10 @@ class Mates:
     async def bring(self, sender: PeerId, receiver: PeerId, serial: int = 1, **fields: Any) -> Reply:
         """Bring something by hand."""
         frame = pack(FP32, torch.ones(N))
-        bring = replace(Bring(0, "base", serial, 1.0, 5.0, frame, pack(FP32, torch.zeros(N))), **fields)
-        return self.read(await self.call(sender, receiver, BRING, pack_bring(bring)))
+        bring = msgspec.structs.replace(
+            Bring(0, "base", serial, 1.0, 5000, frame, pack(FP32, torch.zeros(N))), **fields
+        )
+        return self.read(await self.call(sender, receiver, BRING, to_wire(bring)))
 
     def read(self, reply: bytes) -> Reply:
         return unpack_reply(reply, 100_000, self.pairing.group_size + 1)

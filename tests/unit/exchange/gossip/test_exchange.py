@@ -9,19 +9,11 @@ from decentral.codecs.frame import pack
 from decentral.errors import CallRefused, CallTimeout
 from decentral.exchange.api import Aborted, Reason
 from decentral.exchange.gossip.host import AHEAD, ASK, BRING
-from decentral.exchange.gossip.messages import (
-    Anchor,
-    Kind,
-    Plan,
-    Reply,
-    pack_anchor,
-    pack_plan,
-    pack_reply,
-    unpack_bring,
-)
+from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Reply, ms
 from decentral.exchange.offences import Avoidance
 from decentral.sim.network import Conditions, Line
 from decentral.sim.world import Machine, peer_id
+from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
 from tests.unit.exchange.gossip.mates import (
     FP32,
@@ -240,11 +232,11 @@ def test_patience_over_means_gone() -> None:
     async def scenario(mates: Mates) -> None:
         host, guest = mates.host_of()
         mates.ready_at[host, 0] = 1.0
-        reply = await mates.bring(guest, host, patience_s=1.2)
+        reply = await mates.bring(guest, host, patience_ms=1200)
         assert reply.kind is Kind.HOLD
         verdict = await mates.mix(host, 1.0, at=5.0)
         assert alone(verdict, host)
-        reply = await mates.bring(guest, host, serial=2, patience_s=0.0)
+        reply = await mates.bring(guest, host, serial=2, patience_ms=0)
         assert reply.kind is Kind.NO
 
     play(scenario)
@@ -481,7 +473,7 @@ def test_who_comes_when_the_host_is_leaving_is_not_kept() -> None:
         assert mates.gossips[host]._host._closed[0].seats, "its answers are being made"
         mates.ready_at[host, 0] = mates.now() + ROUND_S
         began = mates.now()
-        reply = await mates.bring(late, host, patience_s=MAX_WAIT_S)
+        reply = await mates.bring(late, host, patience_ms=ms(MAX_WAIT_S))
         assert reply.kind is Kind.NO
         assert mates.now() - began < 2 * ROUND_TRIP_S
         assert swapped(*[await task for task in tasks], delta=1.0)
@@ -499,7 +491,7 @@ def test_who_comes_when_a_guest_is_leaving_is_not_kept() -> None:
         assert not tasks[1].done(), "it is still at its arithmetic"
         mates.ready_at[guest, 0] = mates.now() + ROUND_S
         began = mates.now()
-        reply = await mates.bring(late, guest, patience_s=MAX_WAIT_S)
+        reply = await mates.bring(late, guest, patience_ms=ms(MAX_WAIT_S))
         assert reply.kind is Kind.NO
         assert mates.now() - began < 2 * ROUND_TRIP_S
         assert swapped(*[await task for task in tasks], delta=1.0)
@@ -511,7 +503,7 @@ def test_what_a_guest_did_not_fetch_is_told_once() -> None:
     async def scenario(mates: Mates) -> None:
         host, guest = mates.host_of()
         mates.ready_at[host, 0] = 1.0
-        await mates.bring(guest, host, patience_s=5.0)  # and it never asks again
+        await mates.bring(guest, host, patience_ms=5000)  # and it never asks again
         assert partners(await mates.mix(host, 1.0, at=1.0)) == (guest,)
         mates.world.crash(guest)
         told = [unconfirmed(await mates.mix(host, 1.0, at=20.0 * round_, round_=round_)) for round_ in (1, 2, 3)]
@@ -533,7 +525,7 @@ def test_a_cancelled_mix_leaves_nothing_behind(side: str) -> None:
             waiting = None
         else:
             mates.ready_at[guest, 0] = 4.0
-            waiting = mates.go(third, mates.bring(third, host, patience_s=9.0))
+            waiting = mates.go(third, mates.bring(third, host, patience_ms=9000))
         await asyncio.sleep(0.3)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -627,7 +619,7 @@ def test_noise_is_refused(method: str, request_: bytes) -> None:
 def test_an_anchor_ahead_is_kept_for_those_expected_only() -> None:
     async def scenario(mates: Mates) -> None:
         host, guest = mates.group()
-        anchor = pack_anchor(Anchor(0, "base", pack(FP32, torch.zeros(N))))
+        anchor = to_wire(Anchor(0, "base", pack(FP32, torch.zeros(N))))
         mates.world.add(STRANGER)
         for peer in (STRANGER, *(set(mates.peers) - {host, guest})):
             with pytest.raises(CallRefused, match="not expected"):
@@ -655,7 +647,7 @@ def test_a_flood_of_contributions_keeps_nobody_out_and_takes_bounded_memory(step
         async def flood(number: int) -> None:
             for serial in range(20):
                 try:
-                    await mates.bring(liar, host, step * (100 * number + serial), patience_s=1e8)
+                    await mates.bring(liar, host, step * (100 * number + serial), patience_ms=10**11)
                 except CallRefused:
                     await asyncio.sleep(0.01)
 
@@ -679,7 +671,7 @@ def test_a_guest_that_stays_for_ever_is_not_waited_for() -> None:
         host, _ = mates.host_of()
         (liar,) = mates.newcomers
         mates.ready_at[host, 0] = 1.0
-        await mates.bring(liar, host, patience_s=1e8)
+        await mates.bring(liar, host, patience_ms=10**11)
         verdict = await mates.mix(host, 1.0, at=ROUND_S)
         assert liar not in partners(verdict), "it has not asked for long"
 
@@ -693,17 +685,17 @@ GOOD = pack(FP32, torch.ones(N))
 def test_a_host_that_answers_nonsense_is_as_good_as_none(lie: str) -> None:
     async def scenario(mates: Mates) -> None:
         host, guest = mates.host_of()
-        done = (Kind.DONE, None, 0.0)
+        done = (Kind.DONE, None, 0)
         short = pack(FP32, torch.ones(N - 1))
         answers = {
-            "members": pack_reply(Reply(*done, (host, STRANGER), (0, 1), GOOD, GOOD)),
-            "no members": pack_reply(Reply(*done, (), (), GOOD, GOOD)),
-            "twice": pack_reply(Reply(*done, (host, guest, guest), (0, 1), GOOD, GOOD)),
-            "contributors": pack_reply(Reply(*done, (host, guest), (0,), GOOD, GOOD)),
-            "codec": pack_reply(Reply(*done, (host, guest), (0, 1), GOOD.replace(b"fp32", b"bf16"), GOOD)),
-            "short": pack_reply(Reply(*done, (host, guest), (0, 1), GOOD, short)),
+            "members": to_wire(Reply(*done, (host, STRANGER), (0, 1), GOOD, GOOD)),
+            "no members": to_wire(Reply(*done, (), (), GOOD, GOOD)),
+            "twice": to_wire(Reply(*done, (host, guest, guest), (0, 1), GOOD, GOOD)),
+            "contributors": to_wire(Reply(*done, (host, guest), (0,), GOOD, GOOD)),
+            "codec": to_wire(Reply(*done, (host, guest), (0, 1), GOOD.replace(b"fp32", b"bf16"), GOOD)),
+            "short": to_wire(Reply(*done, (host, guest), (0, 1), GOOD, short)),
             "noise": b"noise",
-            "empty": pack_reply(Reply(*done, (host, guest), (0, 1), b"", b"")),
+            "empty": to_wire(Reply(*done, (host, guest), (0, 1), b"", b"")),
         }
 
         async def answer(sender: PeerId, request: bytes) -> bytes:
@@ -725,7 +717,7 @@ def test_a_host_that_never_ends_costs_no_more_than_the_deadline(claims: str) -> 
         host, guest = mates.host_of()
 
         async def answer(sender: PeerId, request: bytes) -> bytes:
-            return pack_reply(Reply(Kind.HOLD) if claims == "hold" else Reply(Kind.NO, 1e8))
+            return to_wire(Reply(Kind.HOLD) if claims == "hold" else Reply(Kind.NO, 10**11))
 
         await mates.serve(host, BRING, answer)
         await mates.serve(host, "gossip.poll", answer)
@@ -747,7 +739,7 @@ def test_a_host_that_holds_nothing_is_not_asked_without_a_pause() -> None:
         async def answer(sender: PeerId, request: bytes) -> bytes:
             nonlocal polls
             polls += 1
-            return pack_reply(Reply(Kind.HOLD))
+            return to_wire(Reply(Kind.HOLD))
 
         await mates.serve(host, BRING, answer)
         await mates.serve(host, "gossip.poll", answer)
@@ -785,7 +777,7 @@ def test_a_guest_that_never_comes_though_it_says_so_costs_no_more_than_the_deadl
         host, guest = mates.host_of(10)
 
         async def answer(sender: PeerId, request: bytes) -> bytes:
-            return pack_plan(Plan(host, 0.0))
+            return to_wire(Plan(host, 0))
 
         await mates.serve(guest, ASK, answer)
         before = mates.count("ask")
@@ -830,7 +822,7 @@ def test_what_a_guest_brings_is_read_as_it_was_sent() -> None:
         seen = []
 
         async def answer(sender: PeerId, request: bytes) -> bytes:
-            seen.append(unpack_bring(request, 10_000))
+            seen.append(from_wire(Bring, request, 10_000))
             raise ValueError("not today")
 
         await mates.serve(host, BRING, answer)

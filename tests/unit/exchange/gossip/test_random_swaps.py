@@ -16,7 +16,7 @@ from decentral.errors import CallRefused
 from decentral.exchange.api import Aborted, Base, Contribution, Reason, Verdict
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.context import Context
-from decentral.exchange.gossip.messages import Anchor, pack_anchor
+from decentral.exchange.gossip.messages import Anchor
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.exchange.gossip.random_swaps import SWAP, RandomGossip
 from decentral.exchange.progress import Progress
@@ -24,6 +24,7 @@ from decentral.exchange.wire import Wire
 from decentral.outer.rule import Mixed
 from decentral.sim.loop import run
 from decentral.sim.world import World, peer_id
+from decentral.swarm.message import to_wire
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
@@ -276,7 +277,7 @@ def test_a_lost_answer_is_one_sided_and_the_next_swaps_heal_it() -> None:
 
 
 def far(value: float = 1e9) -> bytes:
-    return pack_anchor(Anchor(0, "base", pack(FP32, torch.full((N,), value))))
+    return to_wire(Anchor(0, "base", pack(FP32, torch.full((N,), value))))
 
 
 def test_a_far_off_peer_moves_nobody_far_and_is_avoided() -> None:
@@ -334,7 +335,7 @@ def test_who_floods_with_swaps_is_served_in_bounds_and_holds_up_nothing_else() -
         await crowd.gossips[host]._start(liars[0], 0)
         assert [move[:3] for move in crowd.moves[-2:]] == [(liars[0], 0, host), (host, 0, liars[0])]
         for _ in range(8):
-            await crowd.swap(liars[0], host, pack_anchor(Anchor(1, "base", pack(FP32, torch.ones(N)))))
+            await crowd.swap(liars[0], host, to_wire(Anchor(1, "base", pack(FP32, torch.ones(N)))))
 
     play(scenario, 3, num_fragments=2)
 
@@ -380,9 +381,9 @@ def test_a_far_off_answer_moves_nobody_far() -> None:
 
 BAD: Mapping[str, tuple[bytes, str]] = {
     "noise": (b"\xff\x00noise", "FrameError"),
-    "no such fragment": (pack_anchor(Anchor(1, "base", pack(FP32, torch.zeros(N)))), "there is no fragment 1"),
-    "too few values": (pack_anchor(Anchor(0, "base", pack(FP32, torch.zeros(N - 1)))), "agreed on 8"),
-    "another codec": (pack_anchor(Anchor(0, "base", pack(make_codec("bf16"), torch.zeros(N)))), "agreed on 'fp32'"),
+    "no such fragment": (to_wire(Anchor(1, "base", pack(FP32, torch.zeros(N)))), "there is no fragment 1"),
+    "too few values": (to_wire(Anchor(0, "base", pack(FP32, torch.zeros(N - 1)))), "agreed on 8"),
+    "another codec": (to_wire(Anchor(0, "base", pack(make_codec("bf16"), torch.zeros(N)))), "agreed on 'fp32'"),
     "too long": (bytes(10_000), "bytes are taken"),
 }
 

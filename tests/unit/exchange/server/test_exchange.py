@@ -10,10 +10,11 @@ from decentral.codecs.frame import framed_nbytes, pack
 from decentral.errors import CallRefused
 from decentral.exchange.api import Aborted, Onward, Reason
 from decentral.exchange.server import server as server_module
-from decentral.exchange.server.messages import Kind, Push, pack_push, unpack_reply
+from decentral.exchange.server.messages import Kind, Push, Reply
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.server import PUSH
 from decentral.sim.transport import MemoryTransport
+from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId
 from tests.unit.exchange.server.crew import FP32, Crew, N, anchor_of, plain, play
@@ -24,7 +25,9 @@ LIMIT = 1 << 20
 async def send(crew: Crew, sender: PeerId, request: bytes) -> Any:
     """Push any bytes to the first server by hand."""
     transport = crew.world.peers[sender].transport
-    return unpack_reply(await transport.call(crew.peers[0], PUSH, request, timeout_s=9.0, max_reply_bytes=LIMIT), LIMIT)
+    return from_wire(
+        Reply, await transport.call(crew.peers[0], PUSH, request, timeout_s=9.0, max_reply_bytes=LIMIT), LIMIT
+    )
 
 
 # -- pushes -----------------------------------------------------------------------------------------------------------
@@ -141,7 +144,7 @@ def kinds_of_answers(monkeypatch: pytest.MonkeyPatch) -> list[Kind]:
     async def spy(self: MemoryTransport, peer: PeerId, method: str, request: bytes, **limits: Any) -> bytes:
         answer = await call(self, peer, method, request, **limits)
         if method == PUSH:
-            seen.append(unpack_reply(answer, LIMIT).kind)
+            seen.append(from_wire(Reply, answer, LIMIT).kind)
         return answer
 
     monkeypatch.setattr(MemoryTransport, "call", spy)
@@ -380,7 +383,7 @@ def test_a_server_that_retires_in_the_middle_of_a_push_has_not_counted_it() -> N
             return await run_aside(work)
 
         crew.world.peers[a].clock.run_aside = run_aside_while_another_takes_over  # type: ignore[method-assign]
-        answer = await send(crew, b, pack_push(Push(0, "base", pack(FP32, torch.ones(N)))))
+        answer = await send(crew, b, to_wire(Push(0, "base", pack(FP32, torch.ones(N)))))
         assert answer.kind is Kind.ELSEWHERE
 
     play(scenario)
@@ -448,11 +451,11 @@ def test_nobody_to_push_to_keeps_the_work() -> None:
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        (b"", "not msgpack"),
-        (pack_push(Push(1, "base", pack(FP32, torch.ones(N)))), "no fragment 1"),
-        (pack_push(Push(0, "base", pack(FP32, torch.ones(N + 1)))), "numel"),
-        (pack_push(Push(0, "base", b"frame")), "frame length"),
-        (pack_push(Push(0, "base", pack(FP32, torch.full((N,), 3e38)))), "no anchor survives"),
+        (b"", "malformed push"),
+        (to_wire(Push(1, "base", pack(FP32, torch.ones(N)))), "fragment 1, allowed are 0 to 0"),
+        (to_wire(Push(0, "base", pack(FP32, torch.ones(N + 1)))), "numel"),
+        (to_wire(Push(0, "base", b"frame")), "frame length"),
+        (to_wire(Push(0, "base", pack(FP32, torch.full((N,), 3e38)))), "no anchor survives"),
     ],
 )
 def test_nonsense_is_refused_and_moves_nothing(request_: bytes, why: str) -> None:

@@ -11,28 +11,21 @@ from hypothesis import strategies as st
 
 from decentral.errors import FrameError
 from decentral.exchange.server.messages import (
-    MAX_SMALL_BYTES,
     Kind,
     Push,
     Question,
     Reply,
     Standing,
-    pack_push,
-    pack_question,
-    pack_reply,
-    pack_standing,
-    unpack_push,
-    unpack_question,
-    unpack_reply,
-    unpack_standing,
 )
 from decentral.exchange.server.pushes import MAX_COUNTED_BYTES, MAX_ENTRIES, CountedPushes, push_id
+from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
 from decentral.types import PeerId
 
 FRAGMENTS, LIMIT = 4, 1000
-read_question = functools.partial(unpack_question, num_fragments=FRAGMENTS)
-read_push = functools.partial(unpack_push, num_fragments=FRAGMENTS)
-read_reply = functools.partial(unpack_reply, limit=LIMIT)
+read_question = functools.partial(from_wire, Question)
+read_standing = functools.partial(from_wire, Standing)
+read_push = functools.partial(from_wire, Push, limit=LIMIT)
+read_reply = functools.partial(from_wire, Reply, limit=LIMIT)
 
 counts = st.integers(0, (1 << 53) - 1)
 fragments = st.integers(0, FRAGMENTS - 1)
@@ -50,25 +43,25 @@ answers = st.builds(Reply, st.sampled_from([Kind.CHANGE, Kind.VALUES]), counts, 
     reply=answers | st.builds(Reply, st.just(Kind.ELSEWHERE), counts, blobs, st.just(b"")),
 )
 def test_round_trips(question: Question, standing: Standing, push: Push, reply: Reply) -> None:
-    assert read_question(pack_question(question)) == question
-    assert unpack_standing(pack_standing(standing)) == standing
-    assert read_push(pack_push(push)) == push
-    assert read_reply(pack_reply(reply)) == reply
+    assert read_question(to_wire(question)) == question
+    assert read_standing(to_wire(standing)) == standing
+    assert read_push(to_wire(push)) == push
+    assert read_reply(to_wire(reply)) == reply
 
 
 GOOD: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
-    "question": (read_question, pack_question(Question(1, 2, bytes(8)))),
-    "standing": (unpack_standing, pack_standing(Standing(7, PeerId("a"), True))),
-    "push": (read_push, pack_push(Push(1, "base", b"frame"))),
-    "reply": (read_reply, pack_reply(Reply(Kind.CHANGE, 7, bytes(16), b"frame"))),
+    "question": (read_question, to_wire(Question(1, 2, bytes(8)))),
+    "standing": (read_standing, to_wire(Standing(7, PeerId("a"), True))),
+    "push": (read_push, to_wire(Push(1, "base", b"frame"))),
+    "reply": (read_reply, to_wire(Reply(Kind.CHANGE, 7, bytes(16), b"frame"))),
 }
 NOT_COUNTS = (-1, 1 << 53, 1.0, True, "1", [])
 NOT_TEXTS = (1, b"a", ["a"], "a" * 201)
 NOT_BLOBS = (None, 1, "a", [b"a"])
 BAD: dict[str, dict[int, tuple[Any, ...]]] = {
-    "question": {0: (*NOT_COUNTS, None, FRAGMENTS), 1: NOT_COUNTS, 2: (*NOT_BLOBS, bytes(7), bytes(9))},
+    "question": {0: (*NOT_COUNTS, None), 1: NOT_COUNTS, 2: (*NOT_BLOBS, bytes(7), bytes(9))},
     "standing": {0: (*NOT_COUNTS, None), 1: NOT_TEXTS, 2: (None, 0, 1, "", b"")},
-    "push": {0: (*NOT_COUNTS, None, FRAGMENTS), 1: (*NOT_TEXTS, None), 2: NOT_BLOBS},
+    "push": {0: (*NOT_COUNTS, None), 1: (*NOT_TEXTS, None), 2: NOT_BLOBS},
     "reply": {0: (*NOT_COUNTS, None, 0, 3), 1: (*NOT_COUNTS, None), 2: NOT_BLOBS, 3: (*NOT_BLOBS, b"")},
 }
 FIELDS = [(name, position, value) for name, fields in BAD.items() for position in fields for value in fields[position]]
@@ -90,7 +83,7 @@ def test_a_malformed_field_is_refused(name: str, position: int, value: Any) -> N
 
 def test_who_is_not_the_server_brings_no_values() -> None:
     with pytest.raises(FrameError, match="ELSEWHERE with values"):
-        read_reply(pack_reply(Reply(Kind.ELSEWHERE, 0, b"", b"frame")))
+        read_reply(to_wire(Reply(Kind.ELSEWHERE, 0, b"", b"frame")))
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -106,14 +99,14 @@ def test_cut_and_extended_messages(name: str) -> None:
 
 
 def test_what_is_too_long_is_not_read() -> None:
-    for read, limit in ((read_question, MAX_SMALL_BYTES), (unpack_standing, MAX_SMALL_BYTES), (read_reply, LIMIT)):
+    for read, limit in ((read_question, MAX_SMALL_BYTES), (read_standing, MAX_SMALL_BYTES), (read_reply, LIMIT)):
         with pytest.raises(FrameError, match=f"{limit + 1} bytes, allowed are {limit}"):
             read(bytes(limit + 1))
 
 
 def test_the_longest_small_messages_fit() -> None:
     most = (1 << 53) - 1
-    longest = (pack_question(Question(3, most, bytes(8))), pack_standing(Standing(most, PeerId("漢" * 200), True)))
+    longest = (to_wire(Question(3, most, bytes(8))), to_wire(Standing(most, PeerId("漢" * 200), True)))
     assert max(map(len, longest)) <= MAX_SMALL_BYTES
 
 
