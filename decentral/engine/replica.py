@@ -310,22 +310,33 @@ class Replica:
         residual_norm = float(residual_N.norm()) if residual_N is not None else 0.0
         return Applied(state.digest, float(mixed.delta_N.norm()), residual_norm)
 
-    def land(self, fragment: int) -> None:
+    def land(self, fragment: int) -> list[Tensor]:
         """Blend the anchor of the last outer step into the local parameters.
 
         Ranges that were closed without us keep our local work, moved along with the anchor. Eager updates have gone
         on already.
+
+        Returns:
+            What nobody needs any more. To give its memory back takes as long as to copy it: ``clear`` the list on
+            another thread.
         """
         of = self._fragments[fragment]
         arrived, of.arrived = of.arrived, None
         if arrived is None:
-            return
+            return []
+        spent = [of.base_N, arrived.old_N]
+        self._bring_home(fragment, arrived)
+        of.base_N = arrived.anchor_N
+        return spent
+
+    def _bring_home(self, fragment: int, arrived: _Arrived) -> None:
+        """Set the local parameters to what becomes of them and a new anchor."""
+        of = self._fragments[fragment]
         new_N, alpha = arrived.there_N, self._onward.mix_alpha
         if 0 < alpha < 1 and not arrived.missed and arrived.old_N is of.base_N and self._blends_in_place(new_N.device):
             parameters = self._model.parameters()
             for name, anchor in self._layout.scatter(new_N, fragment).items():
                 blend_(parameters[name], anchor, alpha)
-            of.base_N = arrived.anchor_N
             return
         if alpha or arrived.missed:
             device = new_N.device
@@ -337,7 +348,6 @@ class Replica:
             for span in (slice(*bounds) for bounds in arrived.missed):
                 new_N[span] = rebase(local_N[span], arrived.old_N[span].to(device), anchor_N[span])
         self._load(fragment, new_N)
-        of.base_N = arrived.anchor_N
 
     def _blends_in_place(self, device: torch.device) -> bool:
         """Whether the model gives its parameters themselves, not copies, and a blend needs no rounding of its own."""

@@ -362,14 +362,14 @@ class Worker:
         landing, waited_s = await self._syncs.fetch(sync), self._clock.monotonic() - began
         end, excuse = landing.end, landing.excuse
         if landing.passed:
-            await self._clock.run(lambda: self._replica.land(fragment))
+            await self._bring_home(fragment)
             for passed in landing.passed:
                 self._report.mixed(passed)
             self._course.passed(sync, landing)
         if excuse is not None:
             self._sit_out(end.key, excuse)
         if isinstance(end, Stepped):
-            await self._clock.run(lambda: self._replica.land(fragment))
+            await self._bring_home(fragment)
             self._replica.give_back(end.key, end.judged.uncounted)
             self._num_members[fragment] = len(end.judged.mixed.members)
             if landing.in_time:
@@ -386,6 +386,11 @@ class Worker:
             self._replica.jump(round_)
         self._tell(State.TRAINING)
         return end
+
+    async def _bring_home(self, fragment: int) -> None:
+        """The anchor that has come is taken in by the local parameters; the old one goes beside the training."""
+        spent = await self._clock.run(lambda: self._replica.land(fragment))
+        self._background.begin(self._clock.run_aside(spent.clear))
 
     def _sit_out(self, key: SyncKey, excuse: Excuse) -> None:
         """Nothing to give: listen in this round; give up after several without anything finite."""
