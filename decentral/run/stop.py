@@ -20,8 +20,3 @@ class Stop:
         self._act = act
         if self._asked:
             act()
-
-    @property
-    def asked(self) -> bool:
-        """Whether somebody has."""
-        return self._asked
