@@ -1,7 +1,8 @@
-"""Ctrl-C, SIGTERM: the first asks to stop, the second ends the process at once."""
+"""Ctrl-C, SIGTERM, a hang-up: the first asks to stop, a second Ctrl-C or SIGTERM ends the process at once."""
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -9,15 +10,18 @@ from collections.abc import Callable, Iterator
 
 from decentral.errors import ExitCode
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def stopping(stop: Callable[[], object]) -> Iterator[None]:
-    """Call ``stop`` at the first SIGINT or SIGTERM, on a thread of its own; end the process at the second.
+    """Call ``stop`` at the first SIGINT, SIGTERM or SIGHUP, on a thread of its own; end the process at the second.
 
     The main thread may train, or hang in a library that never comes back to Python, where no handler would run: the
     signals are read from a pipe. Ending at once skips every clean-up: child processes are on a leash and die with us.
+
+    A hang-up is never the second signal, as the shell and the kernel may both send it; where it was ignored from the
+    start, as under ``nohup``, it stays so.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -26,16 +30,19 @@ def stopping(stop: Callable[[], object]) -> Iterator[None]:
         for number in iter(lambda: os.read(reading, 1), b""):
             if number == b"\0":  # the end of the block
                 break
-            if asked.is_set():
+            if number[0] == signal.SIGHUP:
+                _let_go_of_the_terminal()
+            elif asked.is_set():
                 os._exit(ExitCode.INTERRUPTED)
-            asked.set()
-            print("Stopping in order. Press Ctrl-C again to exit at once.", file=sys.stderr, flush=True)
-            stop()
+            if not asked.is_set():
+                asked.set()
+                _say("Stopping in order. Press Ctrl-C again to exit at once.")
+                stop()
 
     asked = threading.Event()
     watcher = threading.Thread(target=watch, name="decentral-signals", daemon=True)
     watcher.start()
-    before = {number: signal.signal(number, lambda *_: None) for number in _NUMBERS}
+    before = {number: signal.signal(number, lambda *_: None) for number in _NUMBERS if not _is_left_alone(number)}
     pipe_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield
@@ -47,3 +54,24 @@ def stopping(stop: Callable[[], object]) -> Iterator[None]:
         watcher.join()
         os.close(reading)
         os.close(writing)
+
+
+def _is_left_alone(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        print(text, file=sys.stderr, flush=True)
+
+
+def _let_go_of_the_terminal() -> None:
+    """Send what is still said to a terminal or a pipe that is gone nowhere, where it is no error."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    gone = [number for number, what in poll.poll(0) if what & (select.POLLERR | select.POLLHUP)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in gone:
+        os.dup2(nowhere, number)
+    os.close(nowhere)

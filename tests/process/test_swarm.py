@@ -90,8 +90,9 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess
     assert back.peer == leaver.peer
     assert [event["residual_norm"] for event in back.events("joined")] == [0, pytest.approx(owed)]
     assert owed > 0
-    back.signal(signal.SIGINT)
+    back.signal(signal.SIGHUP)
     assert back.code() == 0
+    assert back.events("stopped")[-1]["reason"] == "asked to stop"
 
     typed.popen.kill()
     wait_for(lambda: not processes_of(tmp_path / "2"), "no process of the killed worker")

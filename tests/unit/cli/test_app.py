@@ -395,6 +395,30 @@ with stopping(stop.set):
     assert (done.stdout, done.returncode) == ("stopping\n", ExitCode.INTERRUPTED)
 
 
+HANGS_UP = """
+import os, signal, sys, threading
+from decentral.cli.signals import stopping
+stop, asked = threading.Event(), []
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with stopping(lambda: (asked.append(1), stop.set())):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGHUP)
+    if "nohup" in sys.argv:
+        os.kill(os.getpid(), signal.SIGTERM)
+    stop.wait(60)
+print("asked", len(asked))
+"""
+
+
+@pytest.mark.parametrize("start", ["plain", "nohup"])
+def test_a_hang_up_asks_to_stop_and_is_never_the_second_signal(start):
+    """Under nohup it is nothing at all: a SIGTERM after it is the first."""
+    command = [sys.executable, "-c", HANGS_UP, start]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.returncode) == ("asked 1\n", ExitCode.OK)
+
+
 def test_signal_handlers_are_gone_afterwards():
     import signal
 
