@@ -180,6 +180,8 @@ class WorkerConfig(Section):
     """Of a pipeline: what this worker insists on holding; empty for what is needed most."""
     out: str = ""
     """Folder for weights, journal and identity."""
+    journal_bytes: int = Field(default=64_000_000, ge=100_000, le=1 << 40)
+    """Of the journal; the oldest events are thrown away."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from decentral.errors import ConfigError
 from decentral.monitor.events import Event
+from decentral.monitor.rotation import BoundedFile, Follower
 
 
 class Journal(Protocol):
@@ -76,22 +78,23 @@ class JsonLinesJournal:
     Args:
         path: the file; its folders are created.
         wall: Unix time in seconds, for people.
+        max_bytes: of this file and the full ones beside it; the oldest are thrown away (see ``rotation``).
 
     Raises:
         ConfigError: the file cannot be opened for appending.
     """
 
-    def __init__(self, path: Path, wall: Callable[[], float]) -> None:
+    def __init__(self, path: Path, wall: Callable[[], float], max_bytes: int) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: an event that was recorded survives kill -9, and no close can raise for a full disk.
-            self._file = path.open("ab", buffering=0)
+            self._file = BoundedFile(path, max_bytes)
             self._torn = _ends_in_mid_line(path)
         except OSError as err:
             raise ConfigError(
                 f"Cannot write the journal {path}: {err.strerror or err}.",
                 hint="Choose a folder you may write to with --out.",
             ) from err
+        self._one_at_a_time = threading.Lock()
         self._wall = wall
         self._unreported = 0
         self.dropped = 0
@@ -106,20 +109,20 @@ class JsonLinesJournal:
         return _OfStage(lambda event: self._append(event, {"stage": stage}))
 
     def _append(self, event: Event, more: dict[str, Any]) -> None:
-        lines = [_line(self._wall(), event_name(event), more | asdict(event))]
-        if self._unreported:
-            lines.insert(0, _line(self._wall(), "dropped", {"count": self._unreported}))
-        data = b"\n" * self._torn + b"".join(lines)
-        try:
-            written = self._file.write(data) or 0
-        except (OSError, ValueError):  # ValueError: recorded after close
-            written = 0
-        if written == len(data):
-            self._torn, self._unreported = False, 0
-            return
-        self._torn = self._torn or written > 0
-        self._unreported += 1
-        self.dropped += 1
+        line = _line(self._wall(), event_name(event), more | asdict(event))
+        with self._one_at_a_time:
+            dropped = _line(self._wall(), "dropped", {"count": self._unreported}) if self._unreported else b""
+            data = b"\n" * self._torn + dropped + line
+            try:
+                written = self._file.write(data)
+            except (OSError, ValueError):  # ValueError: recorded after close
+                written = 0
+            if written == len(data):
+                self._torn, self._unreported = False, 0
+                return
+            self._torn = self._torn or written > 0
+            self._unreported += 1
+            self.dropped += 1
 
     def close(self) -> None:
         """Close the file. Idempotent; later events count as dropped."""
@@ -143,27 +146,18 @@ def event_name(event: Event) -> str:
 
 
 class JournalReader:
-    """Reads a journal that may still be written.
+    """Reads a journal that may still be written, the full files of it first.
 
     Args:
-        path: the file, which need not exist yet.
+        path: the file that is written, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
+        self._follower = Follower(path)
 
     def read(self) -> list[dict[str, Any]]:
         """The events since the last call as dictionaries. A torn line is left out, an unfinished one is for later."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return [event for event in map(_parse, complete.splitlines()) if event is not None]
+        return [event for event in map(_parse, self._follower.lines()) if event is not None]
 
 
 def finite(value: Any) -> Any:

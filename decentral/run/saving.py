@@ -33,7 +33,7 @@ def open_journal(connection: Connection, clock: Clock, told: StagedJournal, reso
     """
     own, journal = connection.own, told
     if own.out:
-        lines = JsonLinesJournal(Path(own.out) / JOURNAL, clock.wall)
+        lines = JsonLinesJournal(Path(own.out) / JOURNAL, clock.wall, own.journal_bytes)
         resources.callback(lines.close)
         journal = FanOut(lines, told)
     peer, digest = connection.node.identity.peer_id, connection.swarm.digest()

@@ -142,6 +142,7 @@ class LocalRun:
             *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
             *("--max-upload", show_rate(own.max_upload)),
             *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
+            *("--set", f"worker.journal_bytes={own.journal_bytes}"),
         ]
         env = {"OMP_NUM_THREADS": str(own.threads)}
         founding = ["worker", "--new", "--config", str(self._folder / CONFIG), *common]
@@ -231,8 +232,8 @@ class LocalRun:
         outcome.draw_losses(events, self._swarm.method.inner_steps, self._folder / "loss.png")
         chosen, what = self._keep_model()
         totals = self._report().totals
-        if self._processes.num_stages:  # what it said last may be a round old
-            totals = replace(totals, tokens=outcome.tokens_of_heads(events))
+        if self._processes.num_stages:  # what it said last may be a round old, and journals forget
+            totals = replace(totals, tokens=max(totals.tokens, outcome.tokens_of_heads(events)))
         print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))
 
     def _keep_model(self) -> tuple[Chosen | None, str]:

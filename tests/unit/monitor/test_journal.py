@@ -9,6 +9,9 @@ from decentral.monitor.events import PeerLost, RoundMixed, StageLost, StretchDon
 from decentral.monitor.journal import FanOut, JournalReader, JsonLinesJournal, MemoryJournal, event_name
 from decentral.types import PeerId
 
+#: Bytes.
+MANY = 1_000_000
+
 
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -37,7 +40,7 @@ class FullDisk:
 
 
 def test_each_event_is_one_json_line_with_time_and_name(tmp_path):
-    journal = JsonLinesJournal(tmp_path / "deep" / "journal.jsonl", lambda: 1234.5678)
+    journal = JsonLinesJournal(tmp_path / "deep" / "journal.jsonl", lambda: 1234.5678, MANY)
     a, b = PeerId("peer-a"), PeerId("peer-b")
     journal.record(RoundMixed(3, 0, (a,), ((b, "no reply"),), 1.5, 0.5, 10, 20, 0.1, 0.2, "d1"))
     journal.record(PeerLost(b, "gone"))
@@ -51,7 +54,7 @@ def test_each_event_is_one_json_line_with_time_and_name(tmp_path):
 
 
 def test_a_float_that_is_not_finite_is_null(tmp_path):
-    journal = JsonLinesJournal(tmp_path / "j", lambda: 0.0)
+    journal = JsonLinesJournal(tmp_path / "j", lambda: 0.0, MANY)
     journal.record(StretchDone(0, 5, 100, math.nan, math.inf))
     assert lines(tmp_path / "j")[0]["loss"] is None
     assert lines(tmp_path / "j")[0]["seconds"] is None
@@ -59,7 +62,7 @@ def test_a_float_that_is_not_finite_is_null(tmp_path):
 
 
 def test_events_are_on_disk_before_the_journal_is_closed(tmp_path):
-    journal = JsonLinesJournal(tmp_path / "j", lambda: 0.0)
+    journal = JsonLinesJournal(tmp_path / "j", lambda: 0.0, MANY)
     journal.record(Validated(1, 2.0))
     assert len(read(tmp_path / "j")) == 1
     journal.close()
@@ -68,7 +71,7 @@ def test_events_are_on_disk_before_the_journal_is_closed(tmp_path):
 @pytest.mark.parametrize("room", [0, 20])
 def test_a_full_disk_never_raises_and_is_reported_when_there_is_room_again(tmp_path, room):
     path = tmp_path / "j"
-    journal = JsonLinesJournal(path, lambda: 0.0)
+    journal = JsonLinesJournal(path, lambda: 0.0, MANY)
     disk = FullDisk(journal._file, room)
     journal._file = disk
     journal.record(Validated(1, 1.0))
@@ -86,7 +89,7 @@ def test_a_full_disk_never_raises_and_is_reported_when_there_is_room_again(tmp_p
 
 
 def test_an_event_after_close_is_counted_as_dropped(tmp_path):
-    journal = JsonLinesJournal(tmp_path / "j", lambda: 0.0)
+    journal = JsonLinesJournal(tmp_path / "j", lambda: 0.0, MANY)
     journal.close()
     journal.record(Validated(1, 1.0))
     assert journal.dropped == 1
@@ -95,7 +98,7 @@ def test_an_event_after_close_is_counted_as_dropped(tmp_path):
 def test_a_line_torn_by_a_kill_does_not_swallow_the_next_run(tmp_path):
     path = tmp_path / "j"
     path.write_text('{"time": 1, "event": "validated", "round": 1}\n{"time": 2, "ev')
-    journal = JsonLinesJournal(path, lambda: 3.0)
+    journal = JsonLinesJournal(path, lambda: 3.0, MANY)
     journal.record(Validated(7, 1.0))
     journal.close()
     assert [event["round"] for event in read(path)] == [1, 7]
@@ -108,14 +111,14 @@ def test_reading_a_journal_that_is_not_there_gives_nothing(tmp_path):
 def test_a_journal_that_cannot_be_opened_says_which_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"Cannot write the journal .*file") as caught:
-        JsonLinesJournal(tmp_path / "file" / "j", lambda: 0.0)
+        JsonLinesJournal(tmp_path / "file" / "j", lambda: 0.0, MANY)
     assert "--out" in caught.value.hint
 
 
 def test_a_reader_gives_each_event_once_and_waits_for_the_end_of_a_line(tmp_path):
     path = tmp_path / "j"
     reader = JournalReader(path)
-    journal = JsonLinesJournal(path, lambda: 0.0)
+    journal = JsonLinesJournal(path, lambda: 0.0, MANY)
     journal.record(Validated(1, 1.0))
     assert [event["round"] for event in reader.read()] == [1]
     with path.open("a") as file:
@@ -146,7 +149,7 @@ def test_names_are_the_class_in_snake_case():
 
 
 def test_a_stage_of_a_pipeline_has_lines_of_its_own_in_the_same_file(tmp_path):
-    journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0)
+    journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0, MANY)
     journal.record(Validated(1, 2.0))
     journal.of_stage(3).record(Validated(2, 2.0))
     journal.of_stage(3).record(StageLost(stage=1, step=7, loss=2.0))

@@ -48,7 +48,7 @@ A, B = PeerId("peer-a"), PeerId("peer-b")
 
 def write(path: Path, *events, start: float = 100.0) -> Path:
     times = iter(range(len(events)))
-    journal = JsonLinesJournal(path, lambda: start + 2.0 * next(times))
+    journal = JsonLinesJournal(path, lambda: start + 2.0 * next(times), 1_000_000)
     for event in events:
         journal.record(event)
     journal.close()
@@ -160,7 +160,7 @@ class TestOutcome:
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     def test_of_a_pipeline_the_heads_alone_have_tokens_and_a_loss(self, tmp_path):
-        journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0)
+        journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0, 1_000_000)
         for stage in range(3):
             journal.of_stage(stage).record(StretchDone(0, 25, 250, 3.0, 1.0))
             for batch in range(2):
@@ -477,4 +477,4 @@ class TestChildren:
 
 def test_an_unwritable_journal_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError):
-        JsonLinesJournal(tmp_path, lambda: 0.0)
+        JsonLinesJournal(tmp_path, lambda: 0.0, 1_000_000)

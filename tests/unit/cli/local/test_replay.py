@@ -22,7 +22,7 @@ def mixed(round_: int, *partners: PeerId, spread: float = math.nan, deadline_s: 
 def replayed(path: Path, *events: tuple[float, Event], gossip: bool = True) -> Replay:
     """After these events, each at its time."""
     times = iter([0.0, *(time for time, _ in events)])
-    journal = JsonLinesJournal(path / "journal.jsonl", lambda: next(times))
+    journal = JsonLinesJournal(path / "journal.jsonl", lambda: next(times), 1_000_000)
     for event in (STARTED, *(event for _, event in events)):
         journal.record(event)
     journal.close()
