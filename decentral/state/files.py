@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -17,7 +17,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """
     part = path.with_name(f"{path.name}.part")
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, part, dict(metadata))
+        save_file(_apart(tensors), part, dict(metadata))
         os.replace(part, path)
     except SafetensorError as err:
         # Its own kind of error, also for a full disk.
@@ -26,8 +26,13 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         part.unlink(missing_ok=True)
 
 
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what ``save_weights`` wrote: named tensors, finite, and the metadata.
+def load_weights(path: Path, *, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what ``save_weights`` wrote: named tensors and the metadata.
+
+    Args:
+        path: of the file. It is read and not mapped: a disk that fails later, or a file that is cut off, would end the
+            process without a word.
+        finite: refuse values that are not.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -36,12 +41,23 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.exists():
         raise FileNotFoundError(path)
     try:
-        tensors = load_file(path)
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            tensors: dict[str, Tensor] = file.get_tensors()
             metadata = dict(file.metadata() or {})
     except SafetensorError as err:
         raise OSError(f"not a file of tensors: {err}") from err
-    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())] if finite else []
     if broken:
         raise OSError(f"{broken[0]} has values that are not finite")
     return tensors, metadata
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values, contiguous, and none in the memory of another, which the format has no word for."""
+    apart: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        one = value.contiguous()
+        apart[name] = one.clone() if one.data_ptr() in places else one
+        places.add(one.data_ptr())
+    return apart
