@@ -125,6 +125,18 @@ class Daemon:
         )
         await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=request))
 
+    async def addresses_of(self, peer: PeerId) -> list[str]:
+        """The multiaddrs (without the id) at which a peer says it is, as far as this daemon can find out.
+
+        Raises:
+            DaemonError: nobody knows.
+            TimeoutError: nobody said so within 10 s.
+            DaemonGone: our own daemon is gone.
+        """
+        question = p2pd_pb2.DHTRequest(type=p2pd_pb2.DHTRequest.FIND_PEER, peer=_packed_id(peer))
+        reply = await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.DHT, dht=question))
+        return [str(Multiaddr(packed)) for packed in reply.dht.peer.addrs]
+
     async def wait_for_routing(self) -> None:
         """Wait until peers can be found through those we are connected to.
 

@@ -84,6 +84,27 @@ class Node:
             return False
         return True
 
+    async def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
+        """Full multiaddrs of another peer as far as this one can find out, best first; answers within 10 s."""
+        try:
+            return _pasteable(await self.daemon.addresses_of(peer), peer)
+        except (DaemonError, DaemonGone, TimeoutError, UsageError):  # they are the peer's own words
+            return ()
+
+    async def dial(self, address: str) -> PeerId | None:
+        """Connect to the peer at a full multiaddr; ``None`` if it is not there. Answers within 5 s.
+
+        Raises:
+            UsageError: it is no such address.
+        """
+        known = _known_peer(address)
+        try:
+            async with asyncio.timeout(_FIND_TIMEOUT_S):
+                failure = await _dial(self.daemon, known)
+        except TimeoutError:
+            return None
+        return None if failure else known.peer
+
     async def failed(self) -> str:
         """Wait until the daemon has ended by itself, which makes this node deaf for good; its last words.
 

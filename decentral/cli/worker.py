@@ -32,6 +32,7 @@ REPLICAS = typer.Option(help="Holders of each stage and of the head; more wait a
 _TASK = typer.Option(help="Train with this task, not with the one that the swarm names.", metavar="MODULE:FUNCTION")
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
 MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
+OVERWRITE = typer.Option("--overwrite", help="Replace the weights and checkpoints of another run in that folder.")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 
@@ -50,6 +51,7 @@ def worker(
     data: Annotated[list[str] | None, DATA] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
+    overwrite: Annotated[bool, OVERWRITE] = False,
     rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
     method: Annotated[str | None, METHOD] = None,
     codec: Annotated[str | None, CODEC] = None,
@@ -90,7 +92,7 @@ def worker(
         "data.paths" if new else "worker.data": data_paths(data, more_data),
     }
     settings = load(config, assignments or (), flags)
-    return run(settings, join or ())
+    return run(settings, join or (), overwrite=overwrite)
 
 
 def check_start(new: bool, join: Sequence[str] | None) -> None:
@@ -130,8 +132,9 @@ def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[
     return paths or None
 
 
-def run(settings: Settings, join: Sequence[str]) -> int:
+def run(settings: Settings, join: Sequence[str], *, overwrite: bool) -> int:
     """Run the worker until its run is over or a signal stops it."""
+    from decentral.run.connect import Start
     from decentral.run.worker import run_worker
 
     # A joiner's statements are compared with the swarm's, whose task may be another than the default.
@@ -140,7 +143,7 @@ def run(settings: Settings, join: Sequence[str]) -> int:
     stop = Stop()
     try:
         with stopping(stop):
-            return run_worker(swarm, own, join, settings.explicit, _announce_join, stop)
+            return run_worker(Start(swarm, own, join, settings.explicit, overwrite), _announce_join, stop)
     except DecentralError:
         if not settings.worker.out:
             with suppress(OSError):  # a start that failed leaves no empty folder behind

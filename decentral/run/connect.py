@@ -3,19 +3,21 @@
 import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from decentral import __version__
+from decentral.adapters.address import parse_address
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.config.pipeline import check_joiner
 from decentral.config.schema import SwarmConfig, WorkerConfig, diff
 from decentral.engine.hello import Hello, ask_hello
-from decentral.errors import MismatchError, UsageError
+from decentral.errors import ConfigError, MismatchError, UsageError
 from decentral.monitor.report import StatusReport
 from decentral.run.asking import HELLO_TIMEOUT_S, find, report_of
-from decentral.run.folder import IDENTITY, save_config
+from decentral.run.book import Book, read_book
+from decentral.run.folder import IDENTITY, RUN, clear_run, has_run, run_of, save_config
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId
 
@@ -23,6 +25,22 @@ from decentral.types import PeerId
 _FIND_TIMEOUT_S = 10.0
 #: Everything that ``connect`` does has a deadline of its own; together they end sooner.
 CONNECT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a worker comes into a run."""
+
+    swarm: SwarmConfig | None
+    """The run's configuration when founding; ``None`` when joining."""
+    own: WorkerConfig
+    """This machine's; ``out`` is an existing folder, or empty to keep nothing on disk."""
+    join: Sequence[str] = ()
+    """Addresses of workers to join; empty when founding."""
+    explicit: Mapping[str, Any] = field(default_factory=dict)
+    """What the user set, by dotted key; must not contradict the configuration of a swarm that is joined."""
+    overwrite: bool = False
+    """Whether another run's weights in the folder may be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,8 @@ class Connection:
     run_id: str
     peers: tuple[PeerId, ...]
     """To join; empty when founding."""
+    book: Book
+    """What is known of others; kept in the folder, if there is one."""
 
     @property
     def stream_seed(self) -> int:
@@ -58,26 +78,60 @@ class Connection:
         return report_of(self.swarm, self.run_id, __version__, workers)
 
 
-async def connect(
-    swarm: SwarmConfig | None, own: WorkerConfig, join: Sequence[str], explicit: Mapping[str, Any]
-) -> Connection:
+async def connect(start: Start) -> Connection:
     """Open a node, as a founder or as a joiner.
 
-    Args:
-        swarm: the run's configuration when founding; ``None`` when joining.
-        own: this machine's configuration; ``out`` is an existing folder, or empty to keep nothing on disk.
-        join: addresses of workers to join; empty when founding.
-        explicit: what the user set, by dotted key; must not contradict the swarm's configuration.
+    Raises:
+        DecentralError: the node cannot be opened, nobody answers, the swarm trains otherwise than the user said, or
+            another run lies in the folder.
+    """
+    swarm, own = start.swarm, start.own
+    initial, peers = [], []
+    if start.join:
+        address, peer = await find(start.join, option="--join", timeout_s=_FIND_TIMEOUT_S)
+        initial, peers = [address], [peer]
+    node = await open_node(node_options(own, initial))
+    try:
+        if swarm is None:
+            hello = await ask_hello(node.transport, peers[0], node.identity.verify, timeout_s=HELLO_TIMEOUT_S)
+            swarm, run_id = joined_config(hello, start.explicit), hello.run_id
+            check_joiner(own.stage, swarm.pipeline.stages)
+        else:
+            # Not of the identity: a run founded anew under it is another one, and nobody owes it residuals.
+            run_id = f"{swarm.run.name}-{secrets.token_hex(4)}"
+        book = _book(own, run_id, overwrite=start.overwrite)
+        book.heard(initial)
+        return opened(node, swarm, own, book, peers)
+    except BaseException:
+        await node.close()
+        raise
+
+
+def opened(node: Node, swarm: SwarmConfig, own: WorkerConfig, book: Book, peers: Sequence[PeerId]) -> Connection:
+    """The connection of an open node to its run, written down in the worker's folder.
 
     Raises:
-        DecentralError: the node cannot be opened, nobody answers, or the swarm trains otherwise than the user said.
+        ConfigError: that cannot be done.
     """
-    initial, peers = [], []
-    if join:
-        address, peer = await find(join, option="--join", timeout_s=_FIND_TIMEOUT_S)
-        initial, peers = [address], [peer]
+    if own.out:
+        folder = Path(own.out)
+        save_config(folder, book.run, swarm, own)
+        book.port = own.port or (0 if own.announce else parse_address(node.addresses()[0]).port)
+        try:
+            book.save(folder)
+        except OSError as err:
+            raise ConfigError(f"Cannot write {folder / RUN}: {err}.", hint="Choose another folder with --out.") from err
+    return Connection(node, swarm, own, book.run, tuple(peers), book)
+
+
+def node_options(own: WorkerConfig, initial: Sequence[str]) -> NodeOptions:
+    """A worker's node on this machine, which begins with the peers at these full multiaddrs.
+
+    Raises:
+        UsageError: see ``_announced``.
+    """
     identity = own.identity or (str(Path(own.out) / IDENTITY) if own.out else "")
-    options = NodeOptions(
+    return NodeOptions(
         identity_path=Path(identity) if identity else None,
         host=own.host,
         port=own.port,
@@ -85,21 +139,36 @@ async def connect(
         initial_peers=tuple(initial),
         max_upload_bytes_per_s=own.max_upload or None,
     )
-    node = await open_node(options)
-    try:
-        if swarm is None:
-            hello = await ask_hello(node.transport, peers[0], node.identity.verify, timeout_s=HELLO_TIMEOUT_S)
-            swarm, run_id = _joined_config(hello, explicit), hello.run_id
-            check_joiner(own.stage, swarm.pipeline.stages)
-        else:
-            # Not of the identity: a run founded anew under it is another one, and nobody owes it residuals.
-            run_id = f"{swarm.run.name}-{secrets.token_hex(4)}"
-        if own.out:
-            save_config(Path(own.out), run_id, swarm, own)
-        return Connection(node, swarm, own, run_id, tuple(peers))
-    except BaseException:
-        await node.close()
-        raise
+
+
+def run_there(folder: Path, run_id: str) -> UsageError:
+    """What to say to somebody who would write over the run in a folder: the ways out."""
+    return UsageError(
+        f"There is a run in {folder}" + (f": {run_id}." if run_id else "."),
+        hint=f"To go on with it: --resume {folder}, or decentral.resume in a loop of your own. To begin another one: "
+        "another folder, or --overwrite (overwrite=True), which removes its weights, checkpoints and journal.",
+    )
+
+
+def _book(own: WorkerConfig, run_id: str, *, overwrite: bool) -> Book:
+    """The address book of this run, as the folder has it; what is there of another run is not written over.
+
+    Raises:
+        UsageError: see ``run_there``.
+        ConfigError: the folder cannot be read or written.
+    """
+    new, folder = Book(run_id, 0), Path(own.out)
+    if not own.out:
+        return new
+    if overwrite:
+        clear_run(folder)
+    known = read_book(folder)
+    if known is not None and known.run == run_id:
+        return known
+    there = run_of(folder) if known is None else known.run
+    if has_run(folder) and there != run_id:
+        raise run_there(folder, there)
+    return new
 
 
 def _announced(own: WorkerConfig) -> str:
@@ -118,7 +187,7 @@ def _announced(own: WorkerConfig) -> str:
     return f"{own.announce}:{own.port}"
 
 
-def _joined_config(hello: Hello, explicit: Mapping[str, Any]) -> SwarmConfig:
+def joined_config(hello: Hello, explicit: Mapping[str, Any]) -> SwarmConfig:
     """The swarm's configuration, if it does not contradict what the user set.
 
     Raises:

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,8 +20,15 @@ IDENTITY = "identity.key"
 #: What `--config` reads back; of a worker and of a local run.
 CONFIG = "config.toml"
 JOURNAL = "journal.jsonl"
+#: Which run it is of, and where the others were (``book``).
+RUN = "run.json"
+CHECKPOINTS = "checkpoints"
 #: In the folder of a local run.
 WORKERS = "workers"
+
+#: What the configuration of a run begins with; its id follows.
+_TITLE = "# Run "
+_MAX_TITLE = 300
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +50,51 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         part.unlink(missing_ok=True)
 
 
+def folders_of(run: Path) -> list[Path]:
+    """The folder of a local run and those of its workers, in order."""
+    workers = [path for path in run.glob(f"{WORKERS}/*") if path.name.isdecimal()]
+    return [run, *sorted(workers, key=lambda path: int(path.name))]
+
+
+def has_run(folder: Path) -> bool:
+    """Whether something of a run lies in a worker's folder that another run would write over: weights, checkpoints."""
+    return bool(_of_a_run(folder))
+
+
+def clear_run(folder: Path) -> None:
+    """Remove what a folder has of a run: weights, checkpoints, journal, address book. Identity and configuration stay.
+
+    Raises:
+        ConfigError: it cannot be done.
+    """
+    try:
+        for path in (*_of_a_run(folder), *folder.glob("journal*.jsonl"), folder / RUN):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as err:
+        raise ConfigError(
+            f"Cannot clear {folder} of its run: {err}.", hint="Choose another folder with --out."
+        ) from err
+
+
+def _of_a_run(folder: Path) -> list[Path]:
+    weights = (folder / MODEL, folder / RESIDUAL, *folder.glob("stage-*"))
+    checkpoints = [folder / CHECKPOINTS] if any(folder.glob(f"{CHECKPOINTS}/*")) else []
+    return [*(path for path in weights if path.exists()), *checkpoints]
+
+
+def run_of(folder: Path) -> str:
+    """The run that the configuration in a folder is of; empty if it does not say."""
+    try:
+        with (folder / CONFIG).open(encoding="utf-8") as file:
+            first = file.readline(_MAX_TITLE)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return first.removeprefix(_TITLE).partition(",")[0] if first.startswith(_TITLE) else ""
+
+
 def save_config(folder: Path, run: str | None, swarm: SwarmConfig, own: WorkerConfig) -> None:
     """Write the configuration into a folder, for ``--config``.
 
@@ -57,7 +110,7 @@ def save_config(folder: Path, run: str | None, swarm: SwarmConfig, own: WorkerCo
         ConfigError: it cannot be written.
     """
     path = folder / CONFIG
-    title, text = f"# Run {run}," if run else "# A run,", to_toml(swarm, own)
+    title, text = f"{_TITLE}{run}," if run else "# A run,", to_toml(swarm, own)
     try:
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         if before and not (run and before.startswith(title)) and before.partition("\n")[2] != text:

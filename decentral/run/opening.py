@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from decentral.adapters.clock import RealClock
 from decentral.config.resolve import resolve_method
-from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load
 from decentral.engine.options import Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
 from decentral.ports.trainer import Model
-from decentral.run.connect import CONNECT_S, Connection, connect
+from decentral.run.connect import CONNECT_S, Connection, Start, connect
 from decentral.run.handover import HandOver
 from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
@@ -42,6 +41,7 @@ def found(
     buffers: Buffers = "local",
     validate: Callable[[], float] | None = None,
     out: Path | str = "",
+    overwrite: bool = False,
 ) -> Swarm:
     """Found a swarm whose first weights are the model's.
 
@@ -56,17 +56,20 @@ def found(
         buffers: whether float buffers are averaged or stay each worker's own.
         validate: mean loss of the model as it is, on held-out data; called with the swarm's weights in place.
         out: folder for identity, journal and weights; empty to keep nothing on disk.
+        overwrite: whether the weights and checkpoints of another run in ``out`` may be replaced; else it is refused.
 
     Returns:
         The swarm, which must be left (``Swarm.leave``, or a ``with`` block).
 
     Raises:
+        UsageError: there is a run in ``out``.
         DecentralError: a setting that is wrong, a port that is taken, a model with nothing to share.
     """
     read = _read(config, method, rounds, settings, out)
     swarm = resolve_method(read.swarm)
     task = swarm.task.model_copy(update={"factory": "", "settings": {}})
-    return _open(swarm.model_copy(update={"task": task}), read, (), model, optimizer, buffers, validate)
+    start = Start(swarm.model_copy(update={"task": task}), read.worker, overwrite=overwrite)
+    return _open(start, model, optimizer, buffers, validate)
 
 
 def join(
@@ -78,6 +81,7 @@ def join(
     buffers: Buffers = "local",
     validate: Callable[[], float] | None = None,
     out: Path | str = "",
+    overwrite: bool = False,
 ) -> Swarm:
     """Join the swarm of any of its workers and load its weights into the model.
 
@@ -88,7 +92,8 @@ def join(
         optimizer: see ``found``.
         buffers: see ``found``.
         validate: see ``found``.
-        out: see ``found``.
+        out: see ``found``; with that of this run the worker comes back under its identity.
+        overwrite: see ``found``.
 
     Raises:
         UnreachableError: nobody answers, or nobody hands over the weights.
@@ -97,7 +102,8 @@ def join(
     """
     addresses = [part.strip() for part in address.split(",")]
     read = _read(None, None, None, settings, out)
-    return _open(None, read, addresses, model, optimizer, buffers, validate)
+    start = Start(None, read.worker, addresses, read.explicit, overwrite)
+    return _open(start, model, optimizer, buffers, validate)
 
 
 def _read(
@@ -113,9 +119,7 @@ def _read(
 
 
 def _open(
-    swarm: SwarmConfig | None,
-    read: Settings,
-    addresses: list[str] | tuple[str, ...],
+    start: Start,
     model: nn.Module | Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer | None,
     buffers: Buffers,
@@ -126,11 +130,11 @@ def _open(
     shared = shared_of(model, buffers)
     if optimizer is not None:
         check_optimizer(optimizer, shared.tensors)
-    if read.worker.out:
-        Path(read.worker.out).mkdir(parents=True, exist_ok=True)
+    if start.own.out:
+        Path(start.own.out).mkdir(parents=True, exist_ok=True)
     network = NetworkThread()
     try:
-        connection = network.call(connect(swarm, read.worker, addresses, read.explicit), timeout_s=CONNECT_S)
+        connection = network.call(connect(start), timeout_s=CONNECT_S)
         if connection.swarm.pipeline.stages:
             network.call(connection.node.close(), timeout_s=CONNECT_S)
             raise ConfigError(

@@ -19,6 +19,7 @@ from decentral.engine.worker import Worker
 from decentral.errors import ConfigError, DecentralError, ReportError, TrainerError, UsageError
 from decentral.monitor.report import StatusReport
 from decentral.ports.trainer import Model
+from decentral.run.acquaintances import Acquaintances
 from decentral.run.connect import Connection
 from decentral.run.fetch import fetch_replicas
 from decentral.run.handover import HandOver
@@ -218,6 +219,7 @@ class Swarm:
         """
         peers = self._connection.peers
         await (self._worker.join(peers) if peers else self._worker.found())
+        Acquaintances(self._connection, self._worker.membership, self._hand).begin(self._resources)
         self._hand.begin_at(self._worker.step)
         self._training = asyncio.create_task(self._train())
 

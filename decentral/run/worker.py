@@ -7,18 +7,17 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import Any
 
 import torch
 
 from decentral.adapters.clock import RealClock
 from decentral.config.resolve import on_machine
-from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
 from decentral.ports.trainer import StepReport, Trainer
-from decentral.run.connect import CONNECT_S, Connection, connect
+from decentral.run.acquaintances import Acquaintances
+from decentral.run.connect import CONNECT_S, Connection, Start, connect
 from decentral.run.logs import LogJournal, install
 from decentral.run.network import NetworkThread
 from decentral.run.opening import take_part
@@ -32,21 +31,11 @@ _log = logging.getLogger(__name__)
 _FORCE_S = 15.0
 
 
-def run_worker(
-    swarm: SwarmConfig | None,
-    own: WorkerConfig,
-    join: Sequence[str],
-    explicit: Mapping[str, Any],
-    announce_join: Callable[[str], None],
-    stop: Stop,
-) -> int:
+def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -> int:
     """Run one worker to its end; on the thread that trains.
 
     Args:
-        swarm: the run's configuration when founding; ``None`` when joining.
-        own: this machine's configuration; ``out`` is an existing folder.
-        join: addresses of workers to join; empty when founding.
-        explicit: what the user set, by dotted key; must not contradict the swarm's configuration.
+        start: how it comes into its run; it has a folder.
         announce_join: told the address that others can join.
         stop: asked when the worker should leave.
 
@@ -57,12 +46,13 @@ def run_worker(
         DecentralError: see ``connect`` and ``take_part``; and whatever put this worker out of the swarm.
         TrainerError: a fault of the task's.
     """
+    own = start.own
     told = install(own.log_level, own.log_format)
     if own.threads:
         torch.set_num_threads(own.threads)
     network = NetworkThread()
     try:
-        connection = network.call(connect(swarm, own, join, explicit), timeout_s=CONNECT_S)
+        connection = network.call(connect(start), timeout_s=CONNECT_S)
         if connection.swarm.pipeline.stages:
             return network.submit(_run_process(connection, told, announce_join, stop)).result()
         try:
@@ -132,6 +122,7 @@ async def _run_process(
         journal = open_journal(connection, clock, told, resources)
         process, save = await clock.run(lambda: make_pipeline_process(connection, clock, journal))
         await (process.join(connection.peers) if connection.peers else process.found())
+        Acquaintances(connection, process.membership, clock).begin(resources)
         announce_join(connection.address)
         outcomes = await connection.node.while_alive(process.run(stopped))
         await clock.run(lambda: save(outcomes))

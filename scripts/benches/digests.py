@@ -15,12 +15,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import structs
 
 from decentral.codecs import feedback
 from decentral.codecs.codec import make_codec
@@ -36,10 +36,10 @@ from decentral.outer.ef21 import Ef21
 from decentral.outer.follow import Follow
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Kind, Plan, draw
+from decentral.sim.faults import FaultTape, Pause, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Scenario, simulate
-from decentral.sim.tape import FaultTape
+from decentral.sim.world import peer_id
 from scripts.benches.lib.command import Parser, enter
 from tests.sim.pipelines import PipelineScenario, simulate_pipeline
 from tests.sim.test_overlap import hardships
@@ -112,14 +112,12 @@ def pipeline(seed: int) -> tuple[str, str]:
         routing=("permutation", "speed")[seed // 2 % 2],
         healing=("checkfree+", "checkfree")[seed // 4 % 2],
     )
-    machines = range((num_stages + 1) * num_replicas)
-    began_s = 0.5 * (len(machines) + num_spares) + 2.0
-    plan = Plan(began_s, began_s + 8.0, num={Kind.KILL: 1 + seed % 2, Kind.PAUSE: seed // 3 % 2}, loss=0.01)
+    peers = [peer_id(number) for number in range((num_stages + 1) * num_replicas)]
+    began_s = 0.5 * (len(peers) + num_spares) + 2.0
+    plan = Plan(began_s, began_s + 8.0, num_crashes=1 + seed % 2, num_pauses=seed // 3 % 2, loss=0.01)
     # Who is paused for long is replaced, and the run takes as long again.
-    faults = draw(seed, machines, plan)
-    tape = FaultTape(
-        [structs.replace(one, for_s=min(one.for_s, 3.0)) if one.kind is Kind.PAUSE else one for one in faults]
-    )
+    faults = draw(seed, peers, plan)
+    tape = FaultTape([replace(one, for_s=min(one.for_s, 3.0)) if isinstance(one, Pause) else one for one in faults])
     record = simulate_pipeline(scenario, tape)
     _check_fired(tape)
     ends = [(str(peer), stage, outcome) for peer, held in record.outcomes.items() for stage, outcome in held.items()]

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from decentral.errors import ExitCode
+from decentral.run.book import Book
 from tests.process.command import Process, WorkerProcess, founding, processes_of, wait_for
 
 #: The command line of a release that speaks another protocol.
@@ -104,6 +105,12 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         attempt("protocol", "--join", address, entry=OTHER_RELEASE)
         attempt("identity in use", "--join", address, "--identity", str(founder.folder / "identity.key"))
         attempt("copied identity", "--join", address, "--identity", str(folder / "copy.key"))
+        for name, run in (("run there", "demo-0"), ("other run", "demo-1")):
+            (folder / name).mkdir()
+            (folder / name / "model.safetensors").touch()
+            Book(run, 0).save(folder / name)
+        attempt("run there", "--new", "--set", "task.factory=decentral.workers.toy:build")
+        attempt("other run", "--join", address)
         for process in refused.values():
             process.code()
         yield Swarm(founder, refused)
@@ -132,6 +139,8 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         ),
         ("protocol", ExitCode.PROTOCOL, ("the swarm speaks protocol 6", "this is protocol 99", "decentral==")),
         ("identity in use", ExitCode.IDENTITY, ("is in use by another worker on this machine", "of its own")),
+        ("run there", ExitCode.USAGE, ("There is a run in", "run there: demo-0.", "--resume", "--overwrite")),
+        ("other run", ExitCode.USAGE, ("There is a run in", "other run: demo-1.", "another folder", "--overwrite")),
         ("copied identity", ExitCode.IDENTITY, ("is in use by a live worker of this swarm", "of its own")),
     ],
 )

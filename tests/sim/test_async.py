@@ -11,10 +11,9 @@ from decentral.monitor.events import RoundAborted, RoundMixed
 from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check_async, events, finish
-from decentral.sim.faults import Fault, Kind, Plan, draw
+from decentral.sim.faults import Crash, FaultTape, Loss, Partition, Pause, Plan, Start, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
-from decentral.sim.tape import FaultTape
 from decentral.sim.world import Machine, peer_id
 from tests.sim.counting import ADD_UP, Counting, counted
 
@@ -46,8 +45,8 @@ def hardships(seed: int, num_workers: int) -> tuple[dict[str, Any], FaultTape]:
     machines = {
         peer: Machine(skew_s=skews.get(number, 0.0), aside_s=0.01 * (seed % 2)) for number, peer in enumerate(peers)
     }
-    plan = Plan(*FAULTS_S, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
-    tape = FaultTape([*draw(seed, range(num_workers - 1), plan), Fault(Kind.START, 9.0, (num_workers - 1,))])
+    plan = Plan(*FAULTS_S, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)
+    tape = FaultTape([*draw(seed, peers[:-1], plan), Start(9.0, peers[-1])])
     return {"machines": machines, "latest": 1, "conditions": Conditions(jitter=0.3)}, tape
 
 
@@ -117,7 +116,7 @@ def test_survives_two_hundred_seeds(first: int) -> None:
 @pytest.mark.parametrize("more", [{}, THREE])
 def test_a_server_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> None:
     scenario = Counting(1, 5, rounds=25, **ADD_UP, **more)
-    tape = FaultTape([Fault(Kind.KILL, 8.0, (0,)), Fault(Kind.KILL, 14.0, (1,))])
+    tape = FaultTape([Crash(8.0, scenario.peers[0]), Crash(14.0, scenario.peers[1])])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
     assert not counted_twice(scenario, record)
@@ -131,7 +130,8 @@ def test_a_server_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> No
 
 def test_a_server_that_was_stopped_finds_that_it_is_none_any_more() -> None:
     scenario = Counting(1, 5, rounds=40, **ADD_UP)
-    tape = FaultTape([Fault(Kind.PAUSE, 10.0, (0,), 15.0)])
+    first = scenario.peers[0]
+    tape = FaultTape([Pause(10.0, first, 15.0)])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
     assert not counted_twice(scenario, record)
@@ -143,7 +143,8 @@ def test_a_server_that_was_stopped_finds_that_it_is_none_any_more() -> None:
 
 def test_two_servers_in_a_parted_network_become_one() -> None:
     scenario = Counting(1, 6, rounds=40, **ADD_UP)
-    tape = FaultTape([Fault(Kind.CUT, 10.0, (4, 5), 12.0)])
+    island = scenario.peers[4:]
+    tape = FaultTape([Partition(10.0, island, 12.0)])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
     assert not counted_twice(scenario, record)
@@ -156,7 +157,7 @@ def test_two_servers_in_a_parted_network_become_one() -> None:
 
 def test_lost_messages_lose_no_work() -> None:
     scenario = Counting(3, 5, rounds=30, **ADD_UP)
-    tape = FaultTape([Fault(Kind.LOSS, 5.0, (), 18.0, 0.1)])
+    tape = FaultTape([Loss(5.0, 0.1, 18.0)])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
     assert not counted_twice(scenario, record)

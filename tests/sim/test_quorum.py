@@ -14,10 +14,9 @@ from decentral.monitor.events import Repaired, RoundMixed, StretchDone
 from decentral.outer.rule import Mixed, OuterState
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import agreement, check, events, finish, progress
-from decentral.sim.faults import Fault, Kind, Plan, draw
+from decentral.sim.faults import FaultTape, Plan, Start, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
-from decentral.sim.tape import FaultTape
 from decentral.types import PeerId
 from tests.sim.counting import Counting, counted
 
@@ -150,8 +149,8 @@ def faulty(seed: int) -> tuple[Scenario, Record]:
             plan=SyncPlan(INNER_STEPS, delay_steps=3 * (seed // 2 % 2)),
         )
     )
-    faults = draw(seed, range(scenario.num_workers - 1), Plan(5.0, 25.0, num={Kind.KILL: 2, Kind.PAUSE: 1}, loss=0.05))
-    tape = FaultTape([*faults, Fault(Kind.START, 12.0, (scenario.num_workers - 1,))])
+    faults = draw(seed, scenario.peers[:-1], Plan(5.0, 25.0, num_crashes=2, num_pauses=1, num_partitions=0, loss=0.05))
+    tape = FaultTape([*faults, Start(12.0, scenario.peers[-1])])
     return scenario, simulate(scenario, tape, until_s=3000.0)
 
 

@@ -27,6 +27,7 @@ from decentral.cli.worker import (
     MIX,
     MORE_DATA,
     OVERLAP,
+    OVERWRITE,
     REPLICAS,
     SET,
     STAGES,
@@ -79,6 +80,7 @@ def local(
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
+    overwrite: Annotated[bool, OVERWRITE] = False,
     result: Annotated[str | None, RESULT] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
@@ -101,17 +103,22 @@ def local(
     check_length_and_result(minutes, tokens, result, processes)
     if minutes is None and tokens is None and "run.rounds" not in settings.explicit:
         minutes = DEFAULT_MINUTES
-    return _train(settings, processes, Length(minutes, tokens), result)
+    return _train(settings, processes, Length(minutes, tokens), result, overwrite=overwrite)
 
 
-def _train(settings: Settings, processes: Processes, length: "Length", take: str | None) -> int:
+def _train(settings: Settings, processes: Processes, length: "Length", take: str | None, *, overwrite: bool) -> int:
     """Set up the run and let it run; nothing has been started when it is refused."""
+    from decentral.run.connect import run_there
+    from decentral.run.folder import clear_run, folders_of, has_run
+
     own = settings.worker
     if own.stage:
         raise UsageError(
             f"worker.stage is {own.stage}, but in a local run every stage finds a worker by itself.",
             hint="Leave it out; --spares adds workers that wait.",
         )
+    if own.out and not overwrite and any(has_run(path) for path in folders_of(Path(own.out))):
+        raise run_there(Path(own.out), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # All workers are on this machine: what is its own holds for the run.
     here = {"data.paths": own.data, "task.factory": own.task}
@@ -138,6 +145,9 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
         per_round = pace.tokens_per_step * swarm.method.inner_steps * processes.num_streams
         swarm = with_values(swarm, {"run.rounds": math.ceil(length.tokens / per_round)})
     folder = make_folder(own.out, swarm.run.name)
+    if overwrite:
+        for path in folders_of(folder):
+            clear_run(path)
     from decentral.cli.local.run import LocalRun
 
     return asyncio.run(LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take).run())

@@ -41,8 +41,8 @@ def running(monkeypatch):
     module = ModuleType("decentral.run.worker")
     module.calls = []
 
-    def run_worker(swarm, worker, join, explicit, announce_join, stop):
-        module.calls.append((swarm, worker, join, explicit))
+    def run_worker(start, announce_join, stop):
+        module.calls.append((start.swarm, start.own, start.join, start.explicit))
         announce_join("203.0.113.7:31337")
         return 0
 

@@ -310,6 +310,37 @@ class TestStart:
         assert message in result.stderr
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("place", ["model.safetensors", "workers/1/model.safetensors"])
+    def test_a_folder_with_a_run_in_it_is_refused_or_replaced(self, tmp_path, monkeypatch, place):
+        found: list[bool] = []
+
+        class Run:
+            def __init__(self, swarm, own, processes, folder, *_) -> None:
+                found.append((folder / place).exists())
+
+            async def run(self) -> int:
+                return 0
+
+        monkeypatch.setattr("decentral.cli.local.run.LocalRun", Run)
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+        arguments = [
+            "local",
+            "--set",
+            "task.factory=decentral.workers.toy:build",
+            "--tokens",
+            "1",
+            "--out",
+            str(tmp_path),
+        ]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == ExitCode.USAGE
+        assert f"There is a run in {tmp_path}." in result.stderr
+        assert all(way in result.stderr.replace("\n", " ") for way in ("--resume", "another folder", "--overwrite"))
+        assert (tmp_path / place).exists()
+        assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
+        assert found == [False]
+
 
 class TestResult:
     """What ``local`` makes of its workers' weights: numbers apart from the toy's hidden vector, zero."""

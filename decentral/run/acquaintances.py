@@ -1,0 +1,104 @@
+"""Keeps a worker's address book, and looks for those in it whom nobody has heard of, as long as the run goes on.
+
+So a worker that was stopped knows whom to ask, and two halves of a swarm that were brought back apart meet. What comes
+of a meeting is not decided here: they tell each other who they are, and the next round does the rest.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from decentral.engine.membership import Membership
+from decentral.ports.clock import Clock
+from decentral.run.connect import Connection
+from decentral.types import PeerId, short_id
+
+_log = logging.getLogger(__name__)
+#: Between two looks at who is there; each asks for the addresses of a few newcomers at most.
+_LOOK_S = 2.0
+_AT_ONCE = 8
+#: Between two writes, and between two attempts to reach somebody.
+_WRITE_S = 30.0
+_DIAL_S = 30.0
+
+
+class Acquaintances:
+    """See the module.
+
+    Args:
+        connection: of the run; its book is kept, in its folder if there is one.
+        membership: knows who lives, and is told of those who are found.
+        clock: for the bounds on writing and dialling.
+    """
+
+    def __init__(self, connection: Connection, membership: Membership, clock: Clock) -> None:
+        self._node = connection.node
+        self._book = connection.book
+        self._folder = Path(connection.own.out) if connection.own.out else None
+        self._membership = membership
+        self._clock = clock
+        self._in_book = frozenset(self._book.peers())
+        """As it was written last."""
+        self._wrote_at = self._dialled_at = clock.monotonic()
+        self._turn = itertools.count()
+
+    def begin(self, resources: AsyncExitStack) -> None:
+        """Begin; it ends with ``resources``, whose first act it is then."""
+        task = asyncio.create_task(self._keep())
+
+        async def end() -> None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        resources.push_async_callback(end)
+
+    async def reach(self, peer: PeerId) -> bool:
+        """Dial a worker of the book and exchange records with it; whether it was there."""
+        for address in self._book.addresses:
+            if address.peer == peer and await self._node.dial(address.multiaddr()) is not None:
+                await self._membership.tell(peer)
+                return self._membership.roster.is_live(peer, self._clock.monotonic())
+        return False
+
+    async def _keep(self) -> None:
+        while True:
+            await self._note()
+            if self._clock.monotonic() - self._dialled_at >= _DIAL_S:
+                self._dialled_at = self._clock.monotonic()
+                await self._look_for_one()
+            await asyncio.sleep(_LOOK_S)
+
+    async def _note(self) -> None:
+        """Learn where newcomers are, and write it down if it is time."""
+        live = [presence.peer for presence in self._membership.roster.live(self._clock.monotonic())]
+        others = [peer for peer in live if peer != self._node.identity.peer_id]
+        known = set(self._book.peers())
+        for peer in [peer for peer in others if peer not in known][:_AT_ONCE]:
+            self._book.heard(await self._node.addresses_of(peer))
+        # The first one found is worth a write at once: without it there would be nobody to ask.
+        due = not self._in_book or self._clock.monotonic() - self._wrote_at >= _WRITE_S
+        if due and self._in_book != frozenset(self._book.peers()):
+            self._write()
+
+    def _write(self) -> None:
+        self._wrote_at, self._in_book = self._clock.monotonic(), frozenset(self._book.peers())
+        if self._folder is None:
+            return
+        try:
+            self._book.save(self._folder)
+        except OSError as err:
+            _log.error("cannot write who else is in the run to %s: %s", self._folder, err.strerror or err)
+
+    async def _look_for_one(self) -> None:
+        """Try to reach one of those in the book of whom nothing is heard, each in its turn."""
+        now = self._clock.monotonic()
+        absent = [peer for peer in self._book.peers() if not self._membership.roster.is_live(peer, now)]
+        if not absent:
+            return
+        peer = absent[next(self._turn) % len(absent)]
+        if await self.reach(peer):
+            _log.info("found worker %s, which was not heard of", short_id(peer))
