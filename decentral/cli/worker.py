@@ -33,6 +33,10 @@ _TASK = typer.Option(help="Train with this task, not with the one that the swarm
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
 MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
 OVERWRITE = typer.Option("--overwrite", help="Replace the weights and checkpoints of another run in that folder.")
+CHECKPOINT_EVERY = typer.Option(
+    help="How often to write a checkpoint; 0 for only at the end.", metavar="10min|500steps"
+)
+KEEP = typer.Option(help="Newest checkpoints to keep, beside the best one.", metavar="K")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 
@@ -52,6 +56,8 @@ def worker(
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
+    checkpoint_every: Annotated[str | None, CHECKPOINT_EVERY] = None,
+    keep: Annotated[int | None, KEEP] = None,
     rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
     method: Annotated[str | None, METHOD] = None,
     codec: Annotated[str | None, CODEC] = None,
@@ -80,6 +86,8 @@ def worker(
         "worker.threads": threads,
         "worker.max_upload": max_upload,
         "worker.out": out,
+        "worker.checkpoint_every": checkpoint_every,
+        "worker.keep": keep,
         "worker.log_level": "debug" if debug else None,
         "run.rounds": rounds,
         "method.name": method,

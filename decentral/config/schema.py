@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from decentral.config import rate, rules
+from decentral.config import interval, rate, rules
 from decentral.config.method import MethodSection
 from decentral.config.pipeline import STAGE, STAGE_IN_WORDS, PipelineSection
 from decentral.config.section import Section
@@ -39,6 +39,17 @@ def _max_upload(value: Any) -> Any:
         return rate.check(bytes_per_s) if type(bytes_per_s) in (int, float) else value
     except ValueError as err:
         raise ValueError(f"worker.max_upload = {show(value)}: {err}") from err
+
+
+def _checkpoint_every(value: Any) -> Any:
+    """An interval as it was written, if it is one; 0 needs no quotes."""
+    text = "0" if type(value) is int and value == 0 else value
+    if isinstance(text, str):
+        try:
+            interval.parse(text)
+        except ValueError as err:
+            raise ValueError(f"worker.checkpoint_every = {show(value)}: {err}") from err
+    return text
 
 
 def _settings(value: Any, key: str = "task.settings") -> Any:
@@ -180,6 +191,12 @@ class WorkerConfig(Section):
     """Of a pipeline: what this worker insists on holding; empty for what is needed most."""
     out: str = ""
     """Folder for weights, journal and identity."""
+    checkpoint_every: Annotated[str, BeforeValidator(_checkpoint_every)] = Field(
+        default="1min", description=interval.INTERVAL
+    )
+    """How often the worker's whole state is written to ``out``; "0" for only at the end."""
+    keep: int = Field(default=3, ge=1, le=100_000)
+    """So many of the newest checkpoints are kept, and the best one besides."""
     journal_bytes: int = Field(default=64_000_000, ge=100_000, le=1 << 40)
     """Of the journal; the oldest events are thrown away."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

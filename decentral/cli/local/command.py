@@ -17,11 +17,13 @@ import typer
 
 from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.worker import (
+    CHECKPOINT_EVERY,
     CODEC,
     CONFIG,
     DATA,
     DEBUG,
     FRAGMENTS,
+    KEEP,
     MAX_UPLOAD,
     METHOD,
     MIX,
@@ -81,6 +83,8 @@ def local(
     threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
+    checkpoint_every: Annotated[str | None, CHECKPOINT_EVERY] = None,
+    keep: Annotated[int | None, KEEP] = None,
     result: Annotated[str | None, RESULT] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
@@ -96,6 +100,8 @@ def local(
         "worker.threads": threads,
         "worker.max_upload": max_upload,
         "worker.out": out,
+        "worker.checkpoint_every": checkpoint_every,
+        "worker.keep": keep,
         "worker.log_level": "debug" if debug else None,
     }
     settings = load(config, assignments or (), flags)

@@ -141,6 +141,7 @@ class LocalRun:
         common = [
             *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
             *("--max-upload", show_rate(own.max_upload)),
+            *("--checkpoint-every", own.checkpoint_every, "--keep", str(own.keep)),
             *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
             *("--set", f"worker.journal_bytes={own.journal_bytes}"),
         ]
