@@ -65,6 +65,13 @@ class ToyTrainer:
         for name, value in parameters.items():
             mine[name].copy_(value)
 
+    def state_dict(self) -> Mapping[str, Any]:
+        """Nothing: plain SGD has no state, and the noise goes by the step."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ``state_dict``."""
+
     def train_steps(self, first_step: int, count: int) -> StepReport:
         """Take ``count`` steps; the noise of a step is a function of the worker's seed and the step."""
         settings = self._settings

@@ -5,6 +5,7 @@ Knows nothing of data, rounds or stages: whoever has run a graph backwards asks 
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,38 @@ class InnerModel:
                 raise ValueError(f"{name!r} has shape {list(self._named[name].shape)}, not {list(value.shape)}")
         for name, value in parameters.items():
             self._named[name].copy_(value)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The optimizer's state of every parameter that has been stepped, by its name; rates follow the global step."""
+        state = self._optimizer.state_dict()["state"]
+        names = self._names()
+        return {"optimizer": {names[index]: dict(entry) for index, entry in state.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the optimizer's state of these parameters, on whatever device and in whatever order they are now.
+
+        Parameters that are not among them start anew, and what is said of others is left out: a model may have been
+        cut otherwise.
+
+        Raises:
+            ValueError: the state of a parameter has another shape; nothing was changed then.
+        """
+        given = state["optimizer"]
+        kept: dict[int, Any] = {}
+        for index, name in enumerate(self._names()):
+            for key, value in given.get(name, {}).items():
+                if isinstance(value, Tensor) and value.ndim and value.shape != self._named[name].shape:
+                    raise ValueError(
+                        f"{key!r} of {name!r} has shape {list(value.shape)}, not {list(self._named[name].shape)}"
+                    )
+            if name in given:
+                kept[index] = given[name]
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": kept})
+
+    def _names(self) -> list[str]:
+        """The names of the parameters in the order in which the optimizer numbers them."""
+        names = {id(parameter): name for name, parameter in self._named.items()}
+        return [names[id(parameter)] for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def step(self, step: int, *, loss: Tensor | float = 0.0, lr_scale: float = 1.0) -> float:
         """Clip the gradients, take an optimizer step along them, and forget them.

@@ -1,6 +1,8 @@
 """Parameters with their inner optimizer: loaded as a whole or not at all, stepped along finite gradients only."""
 
+import io
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -43,3 +45,47 @@ def test_a_parameter_that_does_not_fit_is_refused_before_any_is_loaded(name: str
         model.load({"weight": torch.zeros(2)} | {name: torch.zeros(shape)})
     assert list(model.parameters()) == ["weight"]
     assert torch.equal(weight, torch.ones(2))
+
+
+def adamw(*, reverse: bool = False, factor: float = 1.0) -> tuple[InnerModel, dict[str, nn.Parameter]]:
+    """Two parameters in two groups, in this order or the other."""
+    named = {name: nn.Parameter(torch.full((size,), factor)) for name, size in (("a", 2), ("b", 3), ("unused", 1))}
+
+    def optimizer(named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [{"params": [value]} for value in named.values()]
+        return torch.optim.AdamW(groups[::-1] if reverse else groups, fused=True)
+
+    return InnerModel(named, optimizer, lambda step: 0.1 / (1 + step), 100.0), named
+
+
+def stepped(model: InnerModel, named: dict[str, nn.Parameter], steps: range) -> None:
+    for step in steps:
+        for name in ("a", "b"):
+            named[name].grad = named[name].detach() * (step + 1) - 0.5
+        model.step(step)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_optimizer_goes_on_bit_for_bit_by_the_names_of_its_parameters(reverse: bool) -> None:
+    whole, first, second = adamw(), adamw(), adamw(reverse=reverse, factor=9.0)
+    stepped(*whole, range(8))
+    stepped(*first, range(3))
+    file = io.BytesIO()
+    torch.save(dict(first[0].state_dict()), file)
+    file.seek(0)
+    second[0].load({name: value.clone() for name, value in first[0].parameters().items()})
+    second[0].load_state_dict(torch.load(file, weights_only=True))
+    stepped(*second, range(3, 8))
+    assert all(torch.equal(whole[1][name], second[1][name]) for name in whole[1])
+    assert whole[0].state_dict()["optimizer"].keys() == {"a", "b"}
+
+
+def test_a_state_of_a_part_of_the_model_is_taken_and_one_that_does_not_fit_is_refused() -> None:
+    (source, named), (model, _) = adamw(), adamw()
+    stepped(source, named, range(3))
+    state = source.state_dict()["optimizer"]
+    model.load_state_dict({"optimizer": {"a": state["a"], "elsewhere": state["b"]}})
+    assert model.state_dict()["optimizer"].keys() == {"a"}
+    with pytest.raises(ValueError, match=r"'exp_avg' of 'b' has shape \[2\], not \[3\]"):
+        model.load_state_dict({"optimizer": {"b": state["a"]}})
+    assert torch.equal(model.state_dict()["optimizer"]["a"]["exp_avg"], state["a"]["exp_avg"])

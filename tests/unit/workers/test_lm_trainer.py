@@ -1,3 +1,4 @@
+import io
 import math
 
 import pytest
@@ -166,3 +167,16 @@ def test_memory_is_estimated_by_parameters_and_batch() -> None:
     assert lm_settings.available_bytes("cpu") > 2**20
     assert small.required_bytes > 36 * small.model.num_parameters
     assert wide.required_bytes > 4 * small.required_bytes
+
+
+def test_it_goes_on_bit_for_bit_from_its_parameters_and_its_state(text: str) -> None:
+    whole, first, second = _build(text), _build(text), _build(text)
+    whole.train_steps(0, 6)
+    first.train_steps(0, 3)
+    file = io.BytesIO()
+    torch.save(dict(first.state_dict()), file)
+    file.seek(0)
+    second.load(_copy(first))
+    second.load_state_dict(torch.load(file, weights_only=True))
+    second.train_steps(3, 3)
+    assert all(value.equal(second.parameters()[name]) for name, value in whole.parameters().items())
