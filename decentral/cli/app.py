@@ -7,6 +7,7 @@ from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
 from decentral.cli.export import export
 from decentral.cli.local.command import local
+from decentral.cli.runs import runs
 from decentral.cli.simulate import simulate
 from decentral.cli.status import status
 from decentral.cli.worker import worker
@@ -24,6 +25,7 @@ app.command(cls=Command)(local)
 app.command(cls=Command)(worker)
 app.command(cls=Command)(status)
 app.command(cls=Command)(export)
+app.command(cls=Command)(runs)
 app.command(cls=Command)(codecs)
 app.add_typer(simulate, name="simulate")
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:  # torch
 
 _SOURCE = typer.Argument(
     metavar="SOURCE",
-    help="Folder of a run or a worker, .safetensors file, or address of a worker. Several are combined.",
+    help="Folder of a run or a worker, checkpoint (DIR/checkpoints/best), .safetensors file, or address of a worker. "
+    "Several are combined.",
 )
 _TAKE = typer.Option(
     metavar="average|best|newest|ID",

@@ -178,4 +178,9 @@ def _colour(row: WorkerRow) -> str:
 
 
 def _text(text: str, style: str) -> Text:
-    return Text("".join(char if char.isprintable() else "?" for char in text), style=style)
+    return Text(printable(text), style=style)
+
+
+def printable(text: str) -> str:
+    """A stranger's text in one line that does nothing to a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)

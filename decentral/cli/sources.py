@@ -1,4 +1,4 @@
-"""Replicas on disk: in the folder of a local run, in a worker's own, or as a file by itself."""
+"""Replicas on disk: in the folder of a local run, in a worker's own, in a checkpoint, or as a file by itself."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,16 @@ from torch import Tensor
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError, UsageError
-from decentral.run.folder import CONFIG, MODEL, WORKERS, stage_file
+from decentral.run.folder import CHECKPOINTS, CONFIG, MODEL, WORKERS, stage_file
 from decentral.state.average import Replica
+from decentral.state.checkpoint import read_weights
 from decentral.state.files import load_weights
+from decentral.state.manifest import BEST, LATEST, MANIFEST, found_in, pointed_at
 
-_KINDS = "a run's folder, a worker's folder, a .safetensors file, or the address of a worker"
+_KINDS = (
+    "a run's folder, a worker's folder, a checkpoint (DIR/checkpoints/best, latest or a step), a .safetensors file, or "
+    "the address of a worker"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +33,18 @@ class Part:
 
 
 def paths_and_addresses(sources: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Which sources are on this machine, and which are addresses.
+    """Which sources are on this machine, and which are addresses; ``latest`` and ``best`` are what they stand for.
 
     Raises:
         UsageError: one that is neither.
+        ConfigError: there is no latest or best checkpoint.
     """
     paths, addresses = [], []
     for text in sources:
-        if Path(text).exists() or text.endswith(".safetensors"):
+        path = Path(text)
+        if path.name in (LATEST, BEST) and path.parent.name == CHECKPOINTS:
+            paths.append(str(_pointed(path)))
+        elif path.exists() or text.endswith(".safetensors"):
             paths.append(text)
         elif ":" in text or "/tcp/" in text:
             addresses.append(text)
@@ -99,7 +108,28 @@ def config_at(path: Path) -> SwarmConfig | None:
         ConfigError: this release cannot read it.
     """
     folder = path if path.is_dir() else path.parent
+    if folder.parent.name == CHECKPOINTS:
+        folder = folder.parent.parent
     return load(folder / CONFIG).swarm if (folder / CONFIG).exists() else None
+
+
+def _pointed(path: Path) -> Path:
+    """The checkpoint that ``checkpoints/latest`` or ``checkpoints/best`` stands for.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    base = path.parent.parent
+    if path.name == LATEST:
+        name = next((one.folder.name for one in found_in(base) if one.manifest is not None), "")
+    else:
+        name = pointed_at(base, path.name)
+    if not name:
+        raise ConfigError(
+            f"There is no {path.name} checkpoint in {path.parent}.",
+            hint=f"`decentral runs {base}` lists what there is.",
+        )
+    return path.with_name(name)
 
 
 def _in_run(folder: Path) -> tuple[list[tuple[Path, Replica]], list[str]]:
@@ -155,7 +185,8 @@ def _opened(file: Path, name: str, *, named: bool) -> tuple[Replica, Mapping[str
         raise ConfigError(f"{file} is not a whole file of weights: {err}.") from err
 
     def load() -> dict[str, Tensor]:
-        tensors, _ = load_weights(file)
+        verified = (file.parent / MANIFEST).exists()  # in a checkpoint
+        tensors, _ = read_weights(file.parent) if verified else load_weights(file)
         return {key: value.float() for key, value in tensors.items()}
 
     return Replica(name, metadata.get("run", ""), round_, load, metadata.get("digest", ""), named), metadata

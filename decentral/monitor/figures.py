@@ -36,6 +36,14 @@ def size(num_bytes: int) -> str:
     return f"{num_bytes}B"
 
 
+def age(seconds: float) -> str:
+    """How long ago something was: ``12min``."""
+    for factor, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= factor:
+            return f"{min(seconds / factor, 99_999):.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
 def traffic(sent_bytes: int, dp_bytes: int) -> str:
     """Bytes sent against what data-parallel training would have sent."""
     if not sent_bytes or not dp_bytes:

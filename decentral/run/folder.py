@@ -13,8 +13,9 @@ from decentral import __version__
 from decentral.config.file import to_toml
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import ConfigError
+from decentral.state.manifest import CHECKPOINTS as CHECKPOINTS
+from decentral.state.manifest import MODEL as MODEL
 
-MODEL = "model.safetensors"
 RESIDUAL = "residual.safetensors"
 IDENTITY = "identity.key"
 #: What `--config` reads back; of a worker and of a local run.
@@ -22,7 +23,6 @@ CONFIG = "config.toml"
 JOURNAL = "journal.jsonl"
 #: Which run it is of, and where the others were (``book``).
 RUN = "run.json"
-CHECKPOINTS = "checkpoints"
 #: In the folder of a local run.
 WORKERS = "workers"
 
