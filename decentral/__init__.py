@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 #: Spoken between peers, who refuse another one. Raise it when a message changes shape or meaning.
-PROTOCOL = 6
+PROTOCOL = 7
 
 _PUBLIC = {"found": "decentral.run.opening", "join": "decentral.run.opening", "Swarm": "decentral.run.swarm"}
 

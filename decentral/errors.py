@@ -33,6 +33,7 @@ class ExitCode(IntEnum):
     INCAPABLE = 11
     DIVERGED = 12
     TRAINER = 13
+    DISK = 14
     DEGRADED = 20
     EMPTY = 21
     INTERRUPTED = 130
@@ -118,6 +119,12 @@ class DivergedError(DecentralError):
     """Training produced non-finite values again and again."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class DiskError(DecentralError):
+    """What a worker has learnt could not be written: the disk is full or read-only."""
+
+    exit_code = ExitCode.DISK
 
 
 class TrainerError(DecentralError):

@@ -45,7 +45,7 @@ def view(report: StatusReport, width: int) -> Group:
     if report.workers:
         parts.append(_table(report, width))
     if width < _WIDE:
-        parts += [_text(f"{row.id}: {row.reason}", _colour(row)) for row in report.workers if not row.healthy]
+        parts += [_text(f"{row.id}: {_trouble(row)}", _colour(row)) for row in report.workers if not row.healthy]
     if report.run.gossip:
         parts += [_text(f"{row.id}: {trouble}", "default") for row in report.workers if (trouble := _lone(row))]
     return Group(*parts)
@@ -114,7 +114,7 @@ def _table(report: StatusReport, width: int) -> Table:
     if wide:
         table.add_column("why not contributing")
     for row, cells in zip(report.workers, figures, strict=True):
-        why = [_text(row.reason, _colour(row))] if wide else []
+        why = [_text(_trouble(row), _colour(row))] if wide else []
         place = [_place(row)] if pipeline else []
         table.add_row(_text(row.id, "default"), *place, _text(row.state, _colour(row)), *cells.values(), *why)
     return table
@@ -173,8 +173,13 @@ def _lone(row: WorkerRow) -> str:
     return "; ".join(parts)
 
 
+def _trouble(row: WorkerRow) -> str:
+    """Why a worker does not contribute, or what is wrong although it does."""
+    return row.reason or (f"contributes, but {row.note}" if row.note else "")
+
+
 def _colour(row: WorkerRow) -> str:
-    return "green" if row.contributes else "default" if row.healthy else "yellow"
+    return "green" if row.contributes and row.healthy else "default" if row.healthy else "yellow"
 
 
 def _text(text: str, style: str) -> Text:

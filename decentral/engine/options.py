@@ -101,4 +101,6 @@ class Parts:
     save: Callable[[Outcome], None] | None = None
     """Keeps the anchors now and then; called on the clock's thread, must not raise."""
     save_every_s: float = 60.0
+    note: Callable[[], str] = lambda: ""
+    """What others are told that is wrong here though this worker takes part, such as a full disk; 200 characters."""
     device: str = "cpu"

@@ -428,6 +428,7 @@ class PipelineProcess:
             recoveries=self._recoveries,
             recovery=self._recovery[:200],
             reason=self._reason(figures.reason, heads),
+            note=self._parts.note(),
         )
         for head in heads:
             val_round, val_loss = head.validated

@@ -45,4 +45,6 @@ class PipelineProcessParts:
     store: Store
     wanted: tuple[int, ...] | str = ()
     """Stages that its user insists on, or ``SPARE``; empty for what is needed most."""
+    note: Callable[[], str] = lambda: ""
+    """As in ``Parts``."""
     device: str = "cpu"

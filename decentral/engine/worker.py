@@ -18,6 +18,7 @@ longer than others so that the algorithm stands in one place.
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -524,7 +525,7 @@ class Worker:
         """This worker's figures as they stand."""
         traffic, now = self._parts.transport.traffic(), self._clock.monotonic()
         self._meter.moved(now, sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
-        return self._meter.metrics(now)
+        return replace(self._meter.metrics(now), note=self._parts.note())
 
     def _outcome(self, done: bool) -> Outcome:
         snapshot = self._replica.snapshot(self._course.step)

@@ -82,8 +82,10 @@ class WorkerRow:
     """Whether it takes part in rounds."""
     reason: str
     """Why it does not contribute; empty if it does."""
+    note: str
+    """What its user should look into although it contributes, such as a full disk; empty if there is nothing."""
     healthy: bool
-    """False if the reason is one to look into (joining, leaving and being done are not)."""
+    """False if there is a note, or the reason is one to look into (joining, leaving and being done are not)."""
     round: int
     step: int
     loss: float

@@ -142,13 +142,15 @@ def _row(presence: Presence, age_s: float, num_stages: int, trouble: str) -> Wor
     peak_up, peak_down = _amount(metrics.peak_sent_bytes_per_s), _amount(metrics.peak_received_bytes_per_s)
     compute, waiting, transfer = _shares(wall_s, metrics.compute_s, metrics.waiting_s, metrics.transfer_s)
     reason = trouble or _calm(presence, num_stages)
+    note = metrics.note if presence.state not in (State.LEAVING, State.DONE) else ""
     return WorkerRow(
         id=short_id(presence.peer),
         peer=presence.peer,
         state=presence.state.value,
         contributes=not reason,
         reason=reason,
-        healthy=not trouble,
+        note=note,
+        healthy=not trouble and not note,
         round=presence.round,
         step=metrics.step,
         loss=metrics.loss,

@@ -20,6 +20,7 @@ from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
 from decentral.ports.trainer import Model
 from decentral.run.connect import CONNECT_S, Connection, Start, connect
+from decentral.run.disk import Disk
 from decentral.run.handover import HandOver
 from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
@@ -166,8 +167,9 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
     resources.callback(clock.close)
     hand = HandOver(clock)
     try:
-        worker = _worker(connection, hand, Guarded(model), open_journal(connection, clock, told, resources))
-        swarm = Swarm(connection, network, hand, worker, model, resources)
+        disk, journal = Disk(), open_journal(connection, clock, told, resources)
+        worker = _worker(connection, hand, Guarded(model), journal, disk)
+        swarm = Swarm(connection, network, hand, worker, model, disk, resources)
         hand.wait_for(network.submit(swarm.begin()))
     except BaseException:
         network.call(resources.aclose(), timeout_s=CONNECT_S)
@@ -175,7 +177,7 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
     return swarm
 
 
-def _worker(connection: Connection, hand: HandOver, model: Model, journal: StagedJournal) -> Worker:
+def _worker(connection: Connection, hand: HandOver, model: Model, journal: StagedJournal, disk: Disk) -> Worker:
     """The engine on this connection, whose steps and work with the model are the loop's."""
     node, own, run_id = connection.node, connection.own, connection.run_id
     if node.directory is None:
@@ -189,7 +191,8 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
         inner=hand,
         journal=journal,
         residuals=residuals_of(Path(own.out), run_id) if own.out and connection.peers else {},
-        save=saver(Path(own.out), run_id, journal) if own.out else None,
+        save=saver(Path(own.out), run_id, journal, disk) if own.out else None,
+        note=disk.note,
         device=own.device,
     )
     return Worker(run_options(connection.swarm, run_id, model.parameters()), parts)

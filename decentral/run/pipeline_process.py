@@ -11,6 +11,7 @@ from decentral.engine.options import Outcome
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.journal import StagedJournal
 from decentral.run.connect import Connection
+from decentral.run.disk import Disk
 from decentral.run.options import pipeline_options, stage_options
 from decentral.run.stages import blocks_of
 from decentral.run.store import StageFiles
@@ -20,7 +21,7 @@ from decentral.swarm.timing import Timing
 def make_pipeline_process(
     connection: Connection, clock: RealClock, journal: StagedJournal
 ) -> tuple[PipelineProcess, Callable[[Mapping[int, Outcome]], None]]:
-    """The process on an open node, and what saves the stages that it held to the end.
+    """The process on an open node, and what saves the stages that it held to the end, else raises ``DiskError``.
 
     Args:
         connection: of a run with a pipeline.
@@ -32,7 +33,8 @@ def make_pipeline_process(
         raise AssertionError("a worker's node keeps records")
 
     blocks = blocks_of(on_machine(swarm, own), own.device, own.data)
-    store = StageFiles(Path(own.out), run_id, swarm.pipeline.stages, journal)
+    disk = Disk()
+    store = StageFiles(Path(own.out), run_id, swarm.pipeline.stages, journal, disk)
     options = PipelineProcessOptions(
         run_id=run_id,
         config=swarm.to_json().encode(),
@@ -49,6 +51,7 @@ def make_pipeline_process(
         stage_journal=journal.of_stage,
         blocks=blocks,
         store=store,
+        note=disk.note,
         wanted=stages_asked(own.stage, swarm.pipeline.stages),
         device=own.device,
     )
@@ -56,5 +59,7 @@ def make_pipeline_process(
     def save(outcomes: Mapping[int, Outcome]) -> None:
         for stage, outcome in outcomes.items():
             store.save(stage, outcome)
+        if disk.problem is not None:
+            raise disk.problem
 
     return PipelineProcess(options, parts), save

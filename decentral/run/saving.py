@@ -13,8 +13,9 @@ from decentral.monitor.events import Saved, Started
 from decentral.monitor.journal import FanOut, Journal, JsonLinesJournal, StagedJournal
 from decentral.ports.clock import Clock
 from decentral.run.connect import Connection
+from decentral.run.disk import Disk
 from decentral.run.folder import JOURNAL, MODEL, RESIDUAL
-from decentral.state.files import load_weights, save_weights
+from decentral.state.files import bytes_of, load_weights, save_weights
 
 _log = logging.getLogger(__name__)
 
@@ -54,21 +55,21 @@ def residuals_of(out: Path, run_id: str) -> Mapping[str, Tensor]:
     return residuals if metadata.get("run") == run_id else {}
 
 
-def saver(out: Path, run_id: str, journal: Journal) -> Callable[[Outcome], None]:
-    """Writes the anchors and the residuals to ``out``; a full disk is reported and does not end the run."""
+def saver(out: Path, run_id: str, journal: Journal, disk: Disk) -> Callable[[Outcome], None]:
+    """Writes the anchors and the residuals to ``out``."""
 
     def save(outcome: Outcome) -> None:
         path = out / MODEL
         metadata = {"run": run_id, "round": str(outcome.round), "digest": outcome.digest, "decentral": __version__}
-        try:
+
+        def write() -> None:
             save_weights(path, outcome.anchors, metadata)
             if outcome.residuals:
                 save_weights(out / RESIDUAL, outcome.residuals, metadata)
             else:
                 (out / RESIDUAL).unlink(missing_ok=True)
-        except OSError as err:
-            _log.error("cannot write %s: %s; the last saved weights are kept", path, err.strerror or err)
-        else:
+
+        if disk.write(path, bytes_of(outcome.anchors) + bytes_of(outcome.residuals), write):
             journal.record(Saved(str(path), outcome.round))
 
     return save

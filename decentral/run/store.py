@@ -1,6 +1,5 @@
 """The stages of a run that lie on this worker's disk: checkpoints to come back from, and what it leaves at the end."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +10,12 @@ from torch import Tensor
 from decentral import __version__
 from decentral.monitor.events import Saved
 from decentral.monitor.journal import Journal
+from decentral.run.disk import Disk
 from decentral.run.folder import stage_file
-from decentral.state.files import load_weights, save_weights
+from decentral.state.files import bytes_of, load_weights, save_weights
 
 if TYPE_CHECKING:
     from decentral.engine.options import Outcome
-
-_log = logging.getLogger(__name__)
 
 
 class StageFiles:
@@ -28,13 +26,15 @@ class StageFiles:
         run_id: files of other runs do not count, and are replaced.
         num_stages: of the run, beside the head.
         journal: told what is saved.
+        disk: told what is not.
     """
 
-    def __init__(self, folder: Path, run_id: str, num_stages: int, journal: Journal) -> None:
+    def __init__(self, folder: Path, run_id: str, num_stages: int, journal: Journal, disk: Disk) -> None:
         self._folder = folder
         self._run_id = run_id
         self._num_stages = num_stages
         self._journal = journal
+        self._disk = disk
         self._stages = {stage for stage in range(num_stages + 1) if self._is_ours(self._path(stage))}
 
     def stages(self) -> frozenset[int]:
@@ -50,7 +50,7 @@ class StageFiles:
             raise
 
     def save(self, stage: int, outcome: "Outcome") -> None:
-        """See ``Store.save``; a full disk is reported and does not end the run."""
+        """See ``Store.save``."""
         path = self._path(stage)
         metadata = {
             "run": self._run_id,
@@ -60,11 +60,8 @@ class StageFiles:
             "digest": outcome.digest,
             "decentral": __version__,
         }
-        try:
-            save_weights(path, outcome.anchors, metadata)
-        except OSError as err:
-            _log.error("cannot write %s: %s; the last saved weights are kept", path, err.strerror or err)
-        else:
+        num_bytes = bytes_of(outcome.anchors)
+        if self._disk.write(path, num_bytes, lambda: save_weights(path, outcome.anchors, metadata)):
             self._stages.add(stage)
             self._journal.record(Saved(str(path), outcome.round))
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from decentral.config.names import Family
 from decentral.engine.worker import Worker
-from decentral.errors import ConfigError, DecentralError, ReportError, TrainerError, UsageError
+from decentral.errors import ConfigError, DecentralError, DiskError, ReportError, TrainerError, UsageError
 from decentral.monitor.report import StatusReport
 from decentral.ports.trainer import Model
 from decentral.run.acquaintances import Acquaintances
 from decentral.run.connect import Connection
+from decentral.run.disk import Disk
 from decentral.run.fetch import fetch_replicas
 from decentral.run.handover import HandOver
 from decentral.run.network import NetworkThread
@@ -49,6 +50,7 @@ class Swarm:
         hand: HandOver,
         worker: Worker,
         model: Model,
+        disk: Disk,
         resources: AsyncExitStack,
     ) -> None:
         self._connection = connection
@@ -56,6 +58,7 @@ class Swarm:
         self._hand = hand
         self._worker = worker
         self._model = model
+        self._disk = disk
         self._resources = resources
         self._stop = asyncio.Event()
         self._training: asyncio.Task[None] | None = None
@@ -159,6 +162,11 @@ class Swarm:
         if self._left:
             return "done" if self._worker.done else "left"
         return self._network.call(self._state(), timeout_s=_ASK_S)
+
+    @property
+    def unsaved(self) -> DiskError | None:
+        """Why the last weights of this worker could not be written; ``None`` if they were, or no folder was given."""
+        return self._disk.problem
 
     # -- now and then -------------------------------------------------------------------------------------------------
 

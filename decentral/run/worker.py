@@ -44,6 +44,7 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
 
     Raises:
         DecentralError: see ``connect`` and ``take_part``; and whatever put this worker out of the swarm.
+        DiskError: it ended well, and its last weights are not on its disk.
         TrainerError: a fault of the task's.
     """
     own = start.own
@@ -66,6 +67,8 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
             _train(member, trainer)
         if member.problem is not None:
             raise member.problem
+        if member.unsaved is not None:
+            raise member.unsaved
         return ExitCode.OK
     finally:
         network.close()

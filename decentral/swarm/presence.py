@@ -120,6 +120,8 @@ class Metrics:
     """Pipeline: the last one in words."""
     reason: str = ""
     """Why it does not contribute; empty if it does."""
+    note: str = ""
+    """What its user should look into although it contributes, such as a full disk; empty if there is nothing."""
     version: str = ""
     """Release of decentral it runs."""
     device: str = ""

@@ -137,7 +137,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
             ExitCode.MISMATCH,
             ("method.inner_steps: 7 here, 4 in the swarm", "run.seed: 5 here, 0 in the swarm"),
         ),
-        ("protocol", ExitCode.PROTOCOL, ("the swarm speaks protocol 6", "this is protocol 99", "decentral==")),
+        ("protocol", ExitCode.PROTOCOL, ("the swarm speaks protocol 7", "this is protocol 99", "decentral==")),
         ("identity in use", ExitCode.IDENTITY, ("is in use by another worker on this machine", "of its own")),
         ("run there", ExitCode.USAGE, ("There is a run in", "run there: demo-0.", "--resume", "--overwrite")),
         ("other run", ExitCode.USAGE, ("There is a run in", "other run: demo-1.", "another folder", "--overwrite")),

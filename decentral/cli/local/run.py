@@ -37,6 +37,7 @@ from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
 from decentral.ports.trainer import Trainer
 from decentral.run.asking import follow
+from decentral.run.disk import cannot_write
 from decentral.run.folder import CONFIG, JOURNAL, MODEL, WORKERS, save_config
 from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
 
@@ -111,7 +112,8 @@ class LocalRun:
         """Run to the end or until Ctrl-C, and print the summary.
 
         Raises:
-            DecentralError: all workers failed; with the error of the first.
+            DecentralError: all workers failed; with the error of the first, of those that could not save if there are.
+            DiskError: the result cannot be written.
         """
         save_config(self._folder, None, self._swarm, self._own)
         self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
@@ -126,13 +128,19 @@ class LocalRun:
                 await stop(self._children, _LEAVE_S)
         seconds = time.monotonic() - began
         failed = [child for child in self._children if child.code != ExitCode.OK]
-        if len(failed) == len(self._children) and not stopped.is_set():
-            raise failed[0].error()
+        unsaved = [child for child in failed if child.code == ExitCode.DISK]
+        if len(failed) == len(self._children) and (unsaved or not stopped.is_set()):
+            raise (unsaved or failed)[0].error()
         asked = (ExitCode.INTERRUPTED, -signal.SIGINT) if stopped.is_set() else ()
         for child in failed:
             if child.code not in asked:
                 self._say(child.error().message)
-        self._finish(seconds)
+        try:
+            chosen = self._finish(seconds)
+        except OSError as err:
+            raise cannot_write(self._folder / MODEL, 0, err) from err
+        if chosen is None and unsaved:
+            raise unsaved[0].error()
         return ExitCode.OK
 
     async def _start(self) -> None:
@@ -223,8 +231,8 @@ class LocalRun:
         # A record is as old as the worker's last event, which may be a whole round: only its process tells its death.
         return summarize(replace(self._facts, run_id=rows[0][0].run) if rows else self._facts, rows, ttl_s=math.inf)
 
-    def _finish(self, seconds: float) -> None:
-        """Write what the run leaves and print the summary."""
+    def _finish(self, seconds: float) -> Chosen | None:
+        """Write what the run leaves and print the summary; returns the model that was kept, if there is any."""
         import torch
 
         torch.set_num_threads(self._own.threads * len(self._folders))
@@ -236,6 +244,7 @@ class LocalRun:
         if self._processes.num_stages:  # what it said last may be a round old, and journals forget
             totals = replace(totals, tokens=max(totals.tokens, outcome.tokens_of_heads(events)))
         print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))
+        return chosen
 
     def _keep_model(self) -> tuple[Chosen | None, str]:
         """Make one model of the workers' replicas; the trainer has it afterwards. With it, what was chosen in words."""

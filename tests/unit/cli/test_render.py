@@ -58,6 +58,17 @@ def test_a_narrow_terminal_has_reasons_below_the_table_and_a_wide_one_in_the_row
     assert any(line.startswith("QmIll1  repairing") and REASON[:20] in line for line in rendered(120))
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_note_is_shown_of_a_worker_that_contributes(width):
+    facts = RunFacts("demo-3f2a", "diloco", "int8-b128", 40, 1, "0.1.0", "c0ffee")
+    noted = Presence(PeerId("QmFull"), "demo-3f2a", 1, State.TRAINING, 1, 0, "d", metrics=Metrics(note="cannot save"))
+    file = io.StringIO()
+    shown = view(summarize(facts, [(noted, 0.4)], ttl_s=math.inf), width)
+    Console(file=file, width=width, highlight=False).print(shown)
+    assert file.getvalue().startswith("degraded")
+    assert "contributes, but cannot save" in file.getvalue()
+
+
 def test_a_pipe_gets_one_line_a_worker_without_colour():
     file = io.StringIO()
     screen = console(file)

@@ -238,3 +238,12 @@ def test_the_json_is_versioned_strict_and_fully_documented(request):
 def test_the_summary_does_not_import_torch():
     code = "import sys, decentral.monitor.status; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_note_is_something_to_look_into_although_the_worker_contributes():
+    report = status(record("a", note="cannot save: disk full"), record("b"), record("c", state=State.DONE, note="past"))
+    assert report.health is Health.DEGRADED
+    troubled = row(report, "a")
+    assert (troubled.contributes, troubled.healthy, troubled.reason) == (True, False, "")
+    assert troubled.note == "cannot save: disk full"
+    assert row(report, "c").healthy

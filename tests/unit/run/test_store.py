@@ -9,6 +9,7 @@ import torch
 from decentral.cli.sources import parts_from_paths
 from decentral.engine.options import Outcome
 from decentral.monitor.events import Event, Saved
+from decentral.run.disk import Disk
 from decentral.run.folder import stage_file
 from decentral.run.store import StageFiles
 from decentral.state.files import save_weights
@@ -22,8 +23,8 @@ class Told:
         self.events.append(event)
 
 
-def store(folder: Path, run: str = "demo-1", num_stages: int = 4) -> StageFiles:
-    return StageFiles(folder, run, num_stages, Told())
+def store(folder: Path, run: str = "demo-1", num_stages: int = 4, disk: Disk | None = None) -> StageFiles:
+    return StageFiles(folder, run, num_stages, Told(), disk or Disk())
 
 
 def outcome(value: float, round: int = 7) -> Outcome:
@@ -45,7 +46,7 @@ def test_a_stage_that_was_saved_can_be_loaded_also_by_the_next_process(tmp_path)
 
 def test_the_journal_is_told(tmp_path):
     told = Told()
-    StageFiles(tmp_path, "demo-1", 4, told).save(2, outcome(1.0))
+    StageFiles(tmp_path, "demo-1", 4, told, Disk()).save(2, outcome(1.0))
     assert told.events == [Saved(str(tmp_path / stage_file(2)), 7)]
 
 
@@ -76,7 +77,8 @@ def test_a_broken_file_is_no_checkpoint(tmp_path, broken):
 
 
 def test_a_disk_that_cannot_be_written_is_reported_and_the_last_file_kept(tmp_path, monkeypatch, caplog):
-    found = store(tmp_path)
+    disk = Disk()
+    found = store(tmp_path, disk=disk)
     found.save(2, outcome(1.0))
 
     def full(*_):
@@ -86,6 +88,7 @@ def test_a_disk_that_cannot_be_written_is_reported_and_the_last_file_kept(tmp_pa
     with caplog.at_level(logging.ERROR):
         found.save(2, outcome(9.0))
         found.save(3, outcome(9.0))
-    assert caplog.text.count("No space left on device; the last saved weights are kept") == 2
+    assert caplog.text.count("No space left on device") == 2
+    assert disk.problem is not None
     assert found.stages() == {2}
     assert found.load(2)["blocks.0.w"].tolist() == [1.0, 1.0]
