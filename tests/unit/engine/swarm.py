@@ -19,9 +19,10 @@ from decentral.outer.diloco import DiLoCo
 from decentral.ports.trainer import InnerLoop, Trainer
 from decentral.ports.transport import Handler, Traffic
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Fault, FaultTape
+from decentral.sim.faults import Fault
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
+from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.transport import MemoryTransport
 from decentral.sim.world import Machine, SimPeer, World, peer_id
@@ -70,6 +71,8 @@ class Seen:
 
     journals: dict[PeerId, MemoryJournal] = field(default_factory=dict)
     outcomes: dict[PeerId, Outcome] = field(default_factory=dict)
+    ended_s: dict[PeerId, float] = field(default_factory=dict)
+    """When they ended."""
     errors: dict[PeerId, Exception] = field(default_factory=dict)
     weights: dict[tuple[SyncKey, PeerId], float] = field(default_factory=dict)
     """What each member brought to each round, by the messages that reached a reducer."""
@@ -145,6 +148,7 @@ async def _play(plan: Plan) -> Seen:
         try:
             await (worker.found() if peer.peer_id == FOUNDER else worker.join([FOUNDER]))
             seen.outcomes[peer.peer_id] = await worker.run(stop)
+            seen.ended_s[peer.peer_id] = peer.clock.monotonic()
         except Exception as err:
             seen.errors[peer.peer_id] = err
 
