@@ -46,6 +46,8 @@ class Feedback:
 
     sends_changes: ClassVar[bool] = False
     """Whether members that stay the same send how their pseudo-gradients changed."""
+    keeps: ClassVar[str] = ""
+    """What it keeps of each fragment; empty for nothing. Another one that keeps the same can go on from it."""
 
     def __init__(self, num_fragments: int) -> None:
         self._kept_N: list[Tensor | None] = [None] * num_fragments
@@ -76,8 +78,13 @@ class Feedback:
         """What is still to be sent: a tensor [N] for each fragment, ``None`` for nothing."""
         return (None,) * len(self._kept_N)
 
-    def restore(self, residuals: Sequence[Tensor | None]) -> None:
-        """Go on with the ``residuals`` of an earlier life."""
+    def kept(self) -> tuple[Tensor | None, ...]:
+        """All that it would go on from after a restart: a tensor [N] for each fragment, ``None`` for nothing."""
+        return tuple(self._kept_N)
+
+    def restore(self, kept: Sequence[Tensor | None]) -> None:
+        """Go on with what was ``kept`` in an earlier life."""
+        self._kept_N = list(kept)
 
 
 class ErrorFeedback(Feedback):
@@ -103,6 +110,8 @@ class ErrorFeedback(Feedback):
     Source: 1-bit SGD (Seide et al. 2014); for pseudo-gradients, with decay, SparseLoCo (arXiv 2508.15706).
     Difference: the residual changes only with a round that counted us, range by range; theirs have no failing rounds.
     """
+
+    keeps: ClassVar[str] = "residual"
 
     def __init__(self, num_fragments: int, decay: float = 1.0) -> None:
         super().__init__(num_fragments)
@@ -132,10 +141,6 @@ class ErrorFeedback(Feedback):
         """The residual of every fragment."""
         return tuple(self._kept_N)
 
-    def restore(self, residuals: Sequence[Tensor | None]) -> None:
-        """Go on with these residuals."""
-        self._kept_N = list(residuals)
-
 
 class Ef21(Feedback):
     """A worker's side of EF21: the reference g that its pseudo-gradient d is compared with (see ``outer.ef21``).
@@ -143,10 +148,12 @@ class Ef21(Feedback):
     ``c = C(d - g)`` is sent and ``g <- g + c``; in a round that starts afresh ``c = C(d)`` and ``g <- c``.
 
     The mean over members is plain: weights that change from round to round would make it another mean than that of
-    the references. References are no residuals and not saved: after a pause the members have gone on without them.
+    the references. A reference is good for the very anchor that it was kept with and no other: that one's outer state
+    says whose references the members count.
     """
 
     sends_changes: ClassVar[bool] = True
+    keeps: ClassVar[str] = "reference"
 
     def weight(self, weight: float) -> float:
         """The same for everybody who has trained."""

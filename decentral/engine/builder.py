@@ -7,10 +7,10 @@ import functools
 import math
 from collections.abc import Callable, Set
 
-from decentral.engine.options import Parts
+from decentral.engine.options import Every, Outcome, Parts
 from decentral.engine.pipeline_process_options import PipelineProcessOptions, PipelineProcessParts
 from decentral.engine.stage_worker import FirstStep, StageWorker
-from decentral.engine.takeover import Brought, Standing
+from decentral.engine.takeover import Brought, Standing, Store
 from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import HeadCompute, StageCompute
@@ -21,6 +21,7 @@ from decentral.pipeline.holders import Holders
 from decentral.pipeline.recovery import Source, lr_scale
 from decentral.pipeline.scoped import Scoped
 from decentral.pipeline.stage import StageLoop
+from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout
 
 #: Sources after which the learning rate of a stage is raised.
@@ -101,8 +102,8 @@ class Builder:
             model=compute,
             inner=FirstStep(loop, parts.clock, journal, recovered, began_at, tell),
             journal=journal,
-            save=functools.partial(parts.store.save, stage),
-            save_every_s=self._pipeline.checkpoint_s or math.inf,
+            save=functools.partial(_save, parts.store, stage),
+            save_every=Every(seconds=self._pipeline.checkpoint_s or math.inf),
             device=parts.device,
         )
         options, live = self._options.of_stage(stage, compute.parameters()), LiveWeights(scope, compute, parts.clock)
@@ -155,6 +156,11 @@ class Builder:
 def _scale(healed_at: int | None, boost: float, span: int, step: int) -> float:
     """Factor on the learning rate at a global step."""
     return lr_scale(None if healed_at is None else step - healed_at, boost, span)
+
+
+def _save(store: Store, stage: int, state: WorkerState) -> None:
+    """Keep a stage's weights."""
+    store.save(stage, Outcome(False, state.round, state.tokens, state.digest, dict(state.anchors)))
 
 
 def _recovered(

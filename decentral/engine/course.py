@@ -4,8 +4,8 @@ Where it goes on after a sync is up to the exchange; what is due when, up to the
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from decentral.engine.syncs import InFlightSync, Landing
 from decentral.engine.timetable import Timetable
@@ -83,6 +83,27 @@ class Course:
         rounds = self._timetable.plan.rounds_after(step)
         self._go_to(step, rounds)
         return rounds
+
+    def facts(self) -> dict[str, float]:
+        """All that it goes on from after a restart, as plain JSON; rounds are the replica's."""
+        return {
+            "step": self._step,
+            "donor_step": self._donor_step,
+            "step_s": self.step_s,
+            "pace_s": self.pace_s,
+            "num_groups": self._timetable.plan.num_groups,
+            **asdict(self._stretch),
+        }
+
+    def resume(self, facts: Mapping[str, float], rounds: Sequence[int]) -> None:
+        """Go on from the ``facts`` of an earlier life, with fragments in these rounds."""
+        self.step_s, self.pace_s = facts["step_s"], facts["pace_s"]
+        self._donor_step = int(facts["donor_step"])
+        self._stretch = _Stretch(
+            int(facts["steps"]), int(facts["tokens"]), loss_sum=facts["loss_sum"], seconds=facts["seconds"]
+        )
+        self._timetable.resume(int(facts["num_groups"]), self.step_s)
+        self._go_to(int(facts["step"]), rounds)
 
     def adopt(self, step: int, rounds: Sequence[int], donor_step: int, *, overdue: bool) -> None:
         """Go on from a donor's state, at least one step before the next launch.

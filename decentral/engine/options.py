@@ -1,6 +1,7 @@
 """What the composition root hands to a worker."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from decentral.ports.identity import Identity
 from decentral.ports.trainer import InnerLoop, Model
 from decentral.ports.transport import Transport
 from decentral.schedule.plan import SyncPlan
+from decentral.state.worker_state import WorkerState, Written
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Pattern
 
@@ -80,8 +82,16 @@ class Outcome:
     digest: str
     anchors: dict[str, Tensor]
     """Named parameters, float32 on CPU."""
-    residuals: dict[str, Tensor]
-    """What error feedback still has to send, named and shaped as the parameters; empty for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """How often something is done."""
+
+    seconds: float = math.inf
+    """Since it was begun last; wherever in a round a worker is then."""
+    steps: int = 0
+    """At every multiple of so many inner steps; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +106,11 @@ class Parts:
     inner: InnerLoop
     """Takes the model's inner steps."""
     journal: Journal
-    residuals: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of this worker's earlier life in the same run; a founder has none."""
-    save: Callable[[Outcome], None] | None = None
-    """Keeps the anchors now and then; called on the clock's thread, must not raise."""
-    save_every_s: float = 60.0
+    restored: WorkerState | None = None
+    """Of this worker's earlier life in the same run."""
+    save: Callable[[WorkerState], Written | None] | None = None
+    """Keeps a state; called on the clock's second thread, must not raise. Says what was written, if it was."""
+    save_every: Every = Every(seconds=60.0)
     note: Callable[[], str] = lambda: ""
     """What others are told that is wrong here though this worker takes part, such as a full disk; 200 characters."""
     device: str = "cpu"

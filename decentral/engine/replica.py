@@ -10,13 +10,14 @@ Legend: N = values in a fragment.
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from decentral.codecs.feedback import Feedback, Sent
+from decentral.engine.fragment import Ahead, Arrived, Fragment, Pending, Restored, Taken
 from decentral.exchange.api import Base, Contribution, Excuse
 from decentral.exchange.merge import WeightBy, weight_of
 from decentral.outer.blend import blend, blend_, rebase
@@ -28,79 +29,6 @@ from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
 from decentral.tensors.staging import Staging
 from decentral.types import PeerId, SyncKey
-
-
-@dataclass(slots=True)
-class _Pending:
-    """Work of a fragment that no round has counted yet."""
-
-    tokens: int = 0
-    steps: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A fragment as it was at its launch."""
-
-    state: FragmentState
-    delta_N: Callable[[], Tensor]
-    """Its pseudo-gradient; waits for the values to come from the model's device."""
-    tokens: int
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Ahead:
-    """Eager updates: what this worker has gone ahead of the anchor by."""
-
-    share: float
-    delta_N: Tensor
-    """Launched last."""
-    buffer_N: Tensor
-    """See ``Eager``."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    """An outer step that the local parameters have not taken in yet."""
-
-    old_N: Tensor
-    """The anchor before it."""
-    anchor_N: Tensor
-    there_N: Tensor
-    """The anchor on the model's device."""
-    missed: tuple[tuple[int, int], ...]
-
-
-@dataclass(slots=True)
-class _Fragment:
-    """All that is known of one fragment between two anchors."""
-
-    state: FragmentState
-    """The anchor, the outer state, and the round that begins with them."""
-    base_N: Tensor
-    """What the local parameters last went on from: the anchor, unless it was moved since or they are ahead of it."""
-    pending: _Pending = field(default_factory=_Pending)
-    launched: _Pending = field(default_factory=_Pending)
-    """Work on its way."""
-    arrived: _Arrived | None = None
-    ahead: _Ahead | None = None
-    carried_N: Tensor | None = None
-    """Eager updates: launched work that no round has counted, which is no longer in the local parameters."""
-    launches_diverged: int = 0
-    """Launches in a row at which the parameters were not finite."""
-    ends: dict[int, str] = field(default_factory=dict)
-    """Digests of anchor and outer state after the last rounds."""
-
-    def end_round(self, round: int) -> None:
-        """A round is finished. Of earlier ones the last two are kept: fragments differ by one at most."""
-        self.ends = {number: digest for number, digest in self.ends.items() if number >= round - 1}
-        self.ends[round] = self.state.digest
-
-    def lose_work(self) -> None:
-        """What is not counted yet is lost, also what is on its way and may come back."""
-        self.pending, self.launched = _Pending(), _Pending()
-        self.arrived = self.ahead = self.carried_N = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +84,7 @@ class Replica:
         self._me = me
         self._weight_by = weight_by
         self._staging = Staging(layout, next(iter(model.parameters().values())).device)
-        self._fragments: list[_Fragment] = []
+        self._fragments: list[Fragment] = []
         """Empty until there is an anchor."""
         self._changing = threading.Lock()
         """Held to change a state, which may happen on either thread."""
@@ -172,6 +100,21 @@ class Replica:
             return None
         state = self._fragments[fragment].state
         return state.digest, state.anchor_N
+
+    @property
+    def fragments(self) -> list[Fragment]:
+        """All that is known of each fragment, to be read only; empty if there is no anchor yet."""
+        return self._fragments
+
+    @property
+    def kept(self) -> tuple[Tensor | None, ...]:
+        """What feedback keeps of each fragment."""
+        return self._feedback.kept()
+
+    def local(self) -> list[Tensor]:
+        """A copy of the local parameters, of each fragment."""
+        parameters = self._model.parameters()
+        return [self._layout.gather(parameters, fragment) for fragment in range(self._layout.num_fragments)]
 
     @property
     def rounds_diverged(self) -> int:
@@ -191,7 +134,17 @@ class Replica:
         parameters = self._model.parameters()
         for fragment, round_ in enumerate(rounds):
             anchor_N = self._layout.gather(parameters, fragment)
-            self._fragments.append(_Fragment(FragmentState.of(round_, anchor_N, self._rule.init(anchor_N)), anchor_N))
+            self._fragments.append(Fragment(FragmentState.of(round_, anchor_N, self._rule.init(anchor_N)), anchor_N))
+
+    def restore(self, restored: Restored) -> None:
+        """Be as in an earlier life."""
+        for fragment, local_N in enumerate(restored.local_N):
+            self._load(fragment, local_N)
+        for of in restored.fragments:
+            if of.arrived is not None:
+                of.arrived = replace(of.arrived, there_N=self._staging.put(of.arrived.anchor_N))
+        self._feedback.restore(restored.kept_N)
+        self._fragments = restored.fragments
 
     def digest_of(self, round: int) -> str:
         """Of all anchors and outer states as they were where ``round`` began; empty if this worker was not there.
@@ -224,7 +177,7 @@ class Replica:
         of = self._fragments[key.fragment]
         base_N, values_N = of.base_N, self._staging.take(self._model.parameters(), key.fragment)
         work = of.launched = of.pending
-        of.pending = _Pending()
+        of.pending = Pending()
         if self._onward.eager is None:
             return Taken(of.state, lambda: base_N - values_N(), work.tokens, work.steps)
         delta_N = base_N - values_N()
@@ -233,7 +186,7 @@ class Replica:
             of.carried_N = None
         buffer_N = None if of.ahead is None else of.ahead.buffer_N
         start_N, buffer_N = self._onward.eager.start(of.state.anchor_N, delta_N, share, buffer_N)
-        of.ahead, of.base_N = _Ahead(share, delta_N, buffer_N), start_N
+        of.ahead, of.base_N = Ahead(share, delta_N, buffer_N), start_N
         self._load(key.fragment, start_N)
         return Taken(of.state, lambda: delta_N, work.tokens, work.steps)
 
@@ -272,21 +225,7 @@ class Replica:
             key: the round.
             spans: only these ranges were not counted, and their tokens were; ``None`` for everything.
         """
-        of = self._fragments[key.fragment]
-        if spans is None:
-            of.pending.tokens += of.launched.tokens
-            of.pending.steps += of.launched.steps
-            of.launched = _Pending()
-        ahead = of.ahead
-        if ahead is None or spans == ():  # the work is still in the parameters, or all of it was counted
-            return
-        uncounted_N = ahead.delta_N
-        if spans is not None:
-            uncounted_N = torch.zeros_like(ahead.delta_N)
-            for span in (slice(*bounds) for bounds in spans):
-                uncounted_N[span] = ahead.delta_N[span]
-        of.carried_N = uncounted_N
-        of.ahead = replace(ahead, buffer_N=ahead.buffer_N - uncounted_N * ahead.share)
+        self._fragments[key.fragment].give_back(spans)
 
     def step(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> Applied:
         """Take the outer step, on any thread; ``land`` brings it to the local parameters.
@@ -298,12 +237,12 @@ class Replica:
         """
         of = self._fragments[key.fragment]
         with self._changing:
-            old = of.state
+            old, of.doubtful = of.state, False
             anchor_N, outer = self._rule.step(old.anchor_N, mixed, old.outer)
             state = of.state = FragmentState.of(key.round + 1, anchor_N, outer)
             of.end_round(key.round)
         if self._onward.eager is None:
-            of.arrived = _Arrived(old.anchor_N, anchor_N, self._staging.put(anchor_N), mixed.missed)
+            of.arrived = Arrived(old.anchor_N, anchor_N, self._staging.put(anchor_N), mixed.missed)
         if sent_N is not None:
             self._feedback.commit(key.fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
         residual_N = self._feedback.residuals()[key.fragment]
@@ -329,7 +268,7 @@ class Replica:
         of.base_N = arrived.anchor_N
         return spent
 
-    def _bring_home(self, fragment: int, arrived: _Arrived) -> None:
+    def _bring_home(self, fragment: int, arrived: Arrived) -> None:
         """Set the local parameters to what becomes of them and a new anchor."""
         of = self._fragments[fragment]
         new_N, alpha = arrived.there_N, self._onward.mix_alpha
@@ -358,17 +297,9 @@ class Replica:
         )
 
     def skip(self, key: SyncKey) -> None:
-        """The round ended without a result: the same anchor, the next round.
-
-        Nobody is counted on any more, else a swarm in which all have lost their references would listen for ever.
-        """
-        of = self._fragments[key.fragment]
+        """The round ended without a result: the same anchor, the next round."""
         with self._changing:
-            state = replace(of.state, round=key.round + 1)
-            if state.outer.counted:
-                state = FragmentState.of(state.round, state.anchor_N, replace(state.outer, counted=()))
-            of.state = state
-            of.end_round(key.round)
+            self._fragments[key.fragment].skip(key.round)
 
     def jump(self, round: int) -> None:
         """Go on in another round, with the same anchors and the same work."""
@@ -385,28 +316,40 @@ class Replica:
             of = self._fragments[fragment]
             of.state = FragmentState.of(of.state.round, of.state.anchor_N + shift_N, of.state.outer)
 
-    def adopt(self, snapshot: Snapshot) -> None:
+    def adopt(self, snapshot: Snapshot, restored: Restored | None = None) -> None:
         """Replace the anchors by downloaded ones; local work not counted yet moves along with them.
 
         No fragment may be on its way.
+
+        Args:
+            snapshot: with the new anchors.
+            restored: what this worker has of an earlier life, from which it goes on as far as that can be.
         """
-        parameters = self._model.parameters()
-        fragments = self._fragments or [_Fragment(state, state.anchor_N) for state in snapshot.fragments]
-        pairs = list(zip(fragments, snapshot.fragments, strict=True))
-        for fragment, (of, state) in enumerate(pairs):
+        fragments = self._fragments or [Fragment(state, state.anchor_N) for state in snapshot.fragments]
+        if restored is not None:
+            fragments = restored.fragments
+            for fragment, local_N in enumerate(restored.local_N):
+                self._load(fragment, local_N)
+        parameters, same = self._model.parameters(), []
+        for fragment, (of, state) in enumerate(zip(fragments, snapshot.fragments, strict=True)):
+            same.append(of.state.digest == state.digest)
+            if of.doubtful and not same[-1]:
+                of.lose_work()
             of.ahead, local_N = None, state.anchor_N
             if of.pending.tokens:
                 local_N = rebase(self._layout.gather(parameters, fragment), of.base_N, state.anchor_N)
                 if not all_finite(local_N.numpy()):
-                    local_N, of.pending = state.anchor_N, _Pending()
+                    local_N, of.pending = state.anchor_N, Pending()
             self._load(fragment, local_N)
         with self._changing:
             self._fragments = fragments
-            for of, state in pairs:
+            for of, state in zip(fragments, snapshot.fragments, strict=True):
                 of.state, of.base_N = state, state.anchor_N
                 of.ends.clear()  # of rounds that it may have gone ahead to with nobody
                 of.end_round(state.round - 1)
         self._feedback.adopted()
+        if restored is not None:
+            self._feedback.restore(restored.kept_after(same, exact=self._feedback.sends_changes))
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
@@ -415,17 +358,22 @@ class Replica:
             each.lose_work()
         self._feedback.forget()
 
-    def validate(self) -> float:
-        """Validation loss of the anchors; the local parameters are kept."""
-        parameters = self._model.parameters()
-        local = [self._layout.gather(parameters, fragment) for fragment in range(self._layout.num_fragments)]
+    @property
+    def residual_norm(self) -> float:
+        """L2 norm of all that this worker still has to send."""
+        return math.hypot(*(float(each_N.norm()) for each_N in self._feedback.residuals() if each_N is not None))
+
+    def validate(self) -> tuple[str, float]:
+        """The anchors' digest, with the outer state's, and their validation loss; the local parameters are kept."""
+        local, snapshot = self.local(), self.snapshot(0)
         try:
-            self.load_anchors()
+            for fragment, state in enumerate(snapshot.fragments):
+                self._load(fragment, state.anchor_N)
             loss = self._model.validate()
         finally:
             for fragment, local_N in enumerate(local):
                 self._load(fragment, local_N)
-        return loss if math.isfinite(loss) else math.nan
+        return snapshot.name, loss if math.isfinite(loss) else math.nan
 
     def anchors(self) -> dict[str, Tensor]:
         """Named parameters of the anchors: what a run is about."""
@@ -433,29 +381,6 @@ class Replica:
         for fragment, of in enumerate(self._fragments):
             values |= self._layout.scatter(of.state.anchor_N, fragment)
         return values
-
-    def residuals(self) -> dict[str, Tensor]:
-        """Named parts, shaped as the parameters, of what is still to be sent; empty if nothing is."""
-        values: dict[str, Tensor] = {}
-        for fragment, residual_N in enumerate(self._feedback.residuals()):
-            if residual_N is not None:
-                values |= self._layout.scatter(residual_N, fragment)
-        return values
-
-    def restore_residuals(self, values: Mapping[str, Tensor]) -> float:
-        """Go on with the residuals of an earlier life, if there are any; returns their L2 norm.
-
-        Raises:
-            MismatchError: a parameter is missing or has another shape.
-        """
-        if not values:
-            return 0.0
-        residuals = [
-            self._layout.gather(values, fragment) if any(slot.name in values for slot in slots) else None
-            for fragment, slots in enumerate(self._layout.fragments)
-        ]
-        self._feedback.restore(residuals)
-        return math.hypot(*(float(residual_N.norm()) for residual_N in residuals if residual_N is not None))
 
     def _load(self, fragment: int, values_N: Tensor) -> None:
         self._model.load(self._layout.scatter(values_N, fragment))

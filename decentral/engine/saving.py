@@ -1,10 +1,16 @@
-"""Keeps the anchors on disk now and then, beside the training: whatever ends this process, little is lost."""
+"""Keeps the worker's state now and then, beside the training: whatever ends this process, little is lost."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from decentral.engine.background import Background
-from decentral.engine.options import Outcome, Parts
+from decentral.engine.capture import Picture
+from decentral.engine.options import Parts
+from decentral.monitor.events import Saved
+from decentral.state.worker_state import WorkerState
+
+#: Of the time, so much at most goes into what is asked for by the clock or by steps.
+_SHARE = 0.1
 
 
 class Saving:
@@ -13,35 +19,109 @@ class Saving:
     Args:
         parts: what saves, and how often.
         background: where it goes on.
+        picture: takes the worker as it is; told whether it has left in order.
+        state: makes the state of a picture, on any thread.
     """
 
-    def __init__(self, parts: Parts, background: Background) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        background: Background,
+        picture: Callable[[bool], Awaitable[Picture]],
+        state: Callable[[Picture], WorkerState],
+    ) -> None:
         self._clock = parts.clock
+        self._journal = parts.journal
         self._save = parts.save
-        self._every_s = parts.save_every_s
+        self._every = parts.save_every
         self._background = background
-        self._began_at = parts.clock.monotonic()
-        self._saving: asyncio.Task[None] | None = None
+        self._picture = picture
+        self._state = state
+        self._began_at = self._not_before = parts.clock.monotonic()
+        self._saved_step = 0
+        self._writing: asyncio.Task[None] | None = None
+        self._asked: list[asyncio.Future[WorkerState | None]] = []
 
-    async def if_due(self, outcome: Callable[[], Outcome]) -> None:
-        """Begin to save if it is time; waits only for a disk that has not ended the last save by then."""
-        save, now = self._save, self._clock.monotonic()
-        if save is None or now - self._began_at < self._every_s:
+    def begin_at(self, step: int) -> None:
+        """Training begins; what was saved of this step and before is on disk."""
+        self._began_at, self._saved_step = self._clock.monotonic(), step
+
+    def next_step(self, step: int, until: int) -> int:
+        """How far to train at once on the way to step ``until``: saves by steps are of just those steps."""
+        every = self._every.steps
+        return min(until, (step // every + 1) * every) if every and self._save is not None else until
+
+    async def at_rest(self, step: int, *, best: bool = False) -> None:
+        """The worker stands between two inner steps: save if it is time, or take the state for those who asked.
+
+        Args:
+            step: inner steps behind it.
+            best: save in any case: its anchors are the best so far.
+        """
+        due = self._save is not None and (best or self._is_due(step))
+        if not due and not self._asked:
             return
-        self._began_at = now
-        if self._saving is not None:
-            await self._saving
-        found = outcome()
-        # Anchors are immutable: nobody has to stand still for it.
-        self._saving = self._background.begin(self._clock.run_aside(lambda: save(found)))
+        if due and best and self._writing is not None:
+            await self._writing
+        began, (asked, self._asked) = self._clock.monotonic(), (self._asked, [])
+        picture = await self._picture(False)
+        if due:
+            self._began_at, self._saved_step = began, step
+        work = self._background.begin(self._deliver(picture, asked, began if due else None))
+        if due:
+            self._writing = work
 
-    async def at_once(self, outcome: Outcome) -> None:
-        """Save, whatever was saved before; returns when it is done."""
+    def _is_due(self, step: int) -> bool:
+        now, every = self._clock.monotonic(), self._every
+        if now < self._not_before or (self._writing is not None and not self._writing.done()):
+            return False
+        by_steps = every.steps > 0 and step // every.steps > self._saved_step // every.steps
+        return by_steps or now - self._began_at >= every.seconds
+
+    async def _deliver(
+        self, picture: Picture, asked: list[asyncio.Future[WorkerState | None]], began: float | None
+    ) -> None:
+        """Make the state; write it if it is to be kept, as of when it was begun."""
+        state = await self._clock.run_aside(lambda: self._state(picture))
+        for future in asked:
+            if not future.done():
+                future.set_result(state)
+        if began is not None:
+            await self._write(state, picture.held_s)
+            now = self._clock.monotonic()
+            self._not_before = now + (now - began) * (1 / _SHARE - 1)
+
+    async def _write(self, state: WorkerState, held_s: float) -> None:
         save = self._save
-        if save is not None:
-            await self._clock.run_aside(lambda: save(outcome))
+        if save is not None and (written := await self._clock.run_aside(lambda: save(state))) is not None:
+            self._journal.record(Saved(written.path, state.round, state.step, held_s, written.nbytes))
+
+    async def state(self) -> WorkerState | None:
+        """The worker's state at its next rest between two steps; ``None`` if it ends before that."""
+        asked: asyncio.Future[WorkerState | None] = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        return await asked
+
+    async def now(self) -> None:
+        """Save at the next rest between two steps; returns when that is done, or the worker has ended before that."""
+        state = await self.state()
+        if state is not None:
+            await self._write(state, 0.0)
+
+    def over(self) -> None:
+        """The worker does not run any more: nobody waits for its next rest in vain."""
+        asked, self._asked = self._asked, []
+        for future in asked:
+            if not future.done():
+                future.set_result(None)
+
+    async def at_end(self, *, closed: bool) -> None:
+        """Save, whatever was saved before, of a worker that does not run; returns when it is done."""
+        if self._save is not None:
+            picture = await self._picture(closed)
+            await self._write(await self._clock.run_aside(lambda: self._state(picture)), picture.held_s)
 
     async def finish(self, within_s: float) -> None:
         """Wait for the save under way, if there is one."""
-        if self._saving is not None:
-            await asyncio.wait({self._saving}, timeout=within_s)
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=within_s)

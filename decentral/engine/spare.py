@@ -79,6 +79,6 @@ class SpareDisk:
             if isinstance(download, Download):
                 weights = Layout.of(compute.parameters()).scatter(values_of(download), 0)
                 step = max((p.metrics.step for p in self._holders.present()), default=0)
-                outcome = Outcome(False, step // self._options.inner_steps, 0, download.snapshot.name, weights, {})
+                outcome = Outcome(False, step // self._options.inner_steps, 0, download.snapshot.name, weights)
                 await self._clock.run(functools.partial(self._store.save, stage, outcome))
         self._saved()

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from decentral.engine.background import Background
+from decentral.engine.fragment import Taken
 from decentral.engine.judge import KeepWork, TakeStep, judge
 from decentral.engine.membership import Membership
-from decentral.engine.replica import Applied, Replica, Taken
+from decentral.engine.replica import Applied, Replica
 from decentral.exchange.api import Contribution, Exchange, Excuse, Verdict
 from decentral.ports.clock import Clock
 from decentral.types import PeerId, SyncKey
@@ -70,12 +71,18 @@ class InFlightSync:
     """Of the model's values, the share that was launched at the same step."""
     held_s: float
     """How long the training stood still for the launch."""
+    taken: Taken
     task: asyncio.Task[Landing]
 
     @property
     def landed(self) -> bool:
         """Whether it has ended."""
         return self.task.done()
+
+    @property
+    def landing(self) -> Landing | None:
+        """How it has ended, if it has by itself."""
+        return self.task.result() if self.task.done() and not self.task.cancelled() else None
 
 
 class InFlightSyncs:
@@ -113,6 +120,8 @@ class InFlightSyncs:
         self._goes_on = goes_on
         self._background = background
         self._syncs: dict[int, InFlightSync] = {}
+        self.stepping = asyncio.Lock()
+        """Held from the beginning of an outer step until the sync is known to have ended or goes on."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -140,7 +149,25 @@ class InFlightSyncs:
         taken = await self._clock.run(lambda: self._replica.take(key, share))
         launched_at = self._clock.monotonic()
         task = self._background.begin(self._fly(key, taken, launched_at, slack_s))
-        self._syncs[key.fragment] = InFlightSync(key, step, group, launched_at - began, task)
+        self._syncs[key.fragment] = InFlightSync(key, step, group, launched_at - began, taken, task)
+
+    def resume(self, key: SyncKey, step: int, group: float, taken: Taken, landing: Landing | None) -> None:
+        """What was on its way in an earlier life is on its way again.
+
+        Args:
+            key: of the sync.
+            step: at which it was launched.
+            group: see ``InFlightSync``.
+            taken: at its launch.
+            landing: how it has ended, if it has; it is still to be taken in.
+        """
+
+        async def ended(landing: Landing) -> Landing:
+            return landing
+
+        now = self._clock.monotonic()
+        fly = self._fly(key, taken, now, math.inf) if landing is None else ended(landing)
+        self._syncs[key.fragment] = InFlightSync(key, step, group, 0.0, taken, self._background.begin(fly))
 
     async def fetch(self, sync: InFlightSync) -> Landing:
         """The end of a sync; waits for it. There may be another one of that fragment afterwards."""
@@ -179,6 +206,10 @@ class InFlightSyncs:
         judged = judge(key, mine, verdict, self._me, self._rounds)
         if isinstance(judged, KeepWork):
             return Kept(key, verdict, judged)
+        async with self.stepping:
+            return await self._step(key, verdict, judged)
+
+    async def _step(self, key: SyncKey, verdict: Verdict, judged: TakeStep) -> Stepped:
         applied = await self._clock.run_aside(lambda: self._replica.step(key, judged.mixed, judged.sent_N))
         held = self._replica.anchor(key.fragment)
         if held is not None:

@@ -44,6 +44,12 @@ class Timetable:
             return self.plan.inner_steps
         return self._pacing.delay_steps if self._options.auto_delay else self.plan.delay_steps
 
+    def resume(self, num_groups: int, step_s: float) -> None:
+        """Go on in as many groups as in an earlier life; what the link takes is measured anew."""
+        if self._options.auto_groups:
+            self.plan = replace(self.plan, num_groups=num_groups)
+        self.stepped(step_s)
+
     def stepped(self, step_s: float) -> None:
         """Inner steps take so many seconds now."""
         self._pacing.stepped(step_s)

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from decentral import __version__
 from decentral.engine.background import Background
+from decentral.engine.capture import Capture, Picture, Standing
 from decentral.engine.course import CHUNK_S, Course
+from decentral.engine.facts import Made
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
@@ -32,16 +34,19 @@ from decentral.engine.mixing import make_exchange
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
+from decentral.engine.resume import Comeback, Sending, bring_back
 from decentral.engine.saving import Saving
 from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Stepped
 from decentral.engine.timetable import Timetable
+from decentral.engine.validation import Validation
 from decentral.engine.watchdog import Watchdog
-from decentral.errors import DivergedError, IdentityError, MismatchError, UnreachableError
+from decentral.errors import DivergedError, IdentityError, MismatchError, UnreachableError, UsageError
 from decentral.exchange.api import Aborted, Excuse
-from decentral.monitor.events import Joined, Repaired, SatOut, Stopped, Validated
+from decentral.monitor.events import Joined, Repaired, SatOut, Stopped
 from decentral.state.download import Donor, Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
-from decentral.swarm.matching import evaluator, middle_round
+from decentral.state.worker_state import WorkerState
+from decentral.swarm.matching import middle_round
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
@@ -111,8 +116,14 @@ class Worker:
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
         self._watchdog = Watchdog(parts.clock, options.timing)
-        self._saving = Saving(parts, self._background)
-        self._done = False
+        made = Made.by(options, layout, feedback.keeps)
+        self._capture = Capture(made, layout, parts, self._replica, self._syncs, self._course, self._exchange)
+        self._saving = Saving(parts, self._background, self._picture, self._capture.state)
+        self._resumed: Sequence[Sending] = ()
+        """What was on its way in an earlier life and is to be sent off again."""
+        common = self._exchange.has_common_anchor
+        self._validation = Validation(options, parts, self._replica, self.membership, common=common)
+        self._done = self._closed = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -127,8 +138,44 @@ class Worker:
         await self._serve()
         self._tell(State.TRAINING)
 
+    async def resume(self) -> None:
+        """Go on from the state of an earlier life (``Parts.restored``) as if there had been no pause.
+
+        For when nobody else lives, or all come back at once. Whoever comes back with an older state than others finds
+        that out at its next round, and repairs.
+
+        Raises:
+            MismatchError: the state is another model's, or another release's.
+            UsageError: there is none.
+        """
+        state = self._parts.restored
+        if state is None:
+            raise UsageError("There is no saved state to resume from.", hint="Found the run, or join it.")
+        back = await self._comeback(state, go_on=True)
+        await self._clock.run(lambda: self._replica.restore(back.replica))
+        self._course.resume(back.facts.course, back.rounds)
+        self._num_members[:] = back.num_members
+        if back.memory is not None:
+            self._exchange.remember(back.memory, [of.state.anchor_N for of in back.replica.fragments])
+        self._resumed = back.syncs
+        await self._serve()
+        self._show_anchors()
+        self.membership.update(since=back.facts.since)
+        self._tell(State.TRAINING)
+        self._journal.record(back.event(self.round, back.work_steps))
+
+    async def _comeback(self, state: WorkerState, *, go_on: bool) -> Comeback:
+        """What to go on from; the trainer and the counters are set to it at once."""
+        back = await self._clock.run(lambda: bring_back(state, self._options, self._parts, go_on=go_on))
+        self._meter.tokens = state.tokens
+        self._validation.resume(state.val_loss)
+        return back
+
     async def join(self, peers: Sequence[PeerId]) -> None:
         """Join the swarm that ``peers`` are in: download the current state and take part from its next round.
+
+        With a state of an earlier life (``Parts.restored``) the trainer goes on from that, and so does local work of
+        which it is certain that no round has counted it.
 
         Raises:
             UnreachableError: nobody could give the state.
@@ -141,7 +188,8 @@ class Worker:
             await self._download_from(peers)
 
     async def _download_from(self, peers: Sequence[PeerId]) -> None:
-        began = self._clock.monotonic()
+        began, state = self._clock.monotonic(), self._parts.restored
+        back = None if state is None else await self._comeback(state, go_on=False)
         problem = NoDownload("there is no donor")
         for _ in range(_JOIN_ATTEMPTS):
             for peer in peers:
@@ -151,12 +199,14 @@ class Worker:
                 if self._clock.monotonic() - began > self._options.timing.beat_s:
                     # What it knows of others is as old, and they may be rounds further by now.
                     await self.membership.tell(download.donor)
-                await self._adopt(download)
-                owed = await self._clock.run(lambda: self._replica.restore_residuals(self._parts.residuals))
+                await self._adopt(download, back)
                 # Else those who know it as joining would go on without it, and the round would split in two.
                 await self.membership.announce()
                 seconds, round_ = self._clock.monotonic() - began, min(download.head.rounds)
+                owed = self._replica.residual_norm
                 self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds, owed))
+                if back is not None:
+                    self._journal.record(back.event(self.round, self._replica.pending_steps))
                 return
             problem = download
             if problem.other_model:
@@ -190,8 +240,10 @@ class Worker:
                     if done:  # whoever reads the model afterwards finds what the swarm has come to
                         await self._clock.run(self._replica.load_anchors)
                         self._done = True
+                    self._closed = True
                 finally:
                     self._parts.inner.over()
+                    self._saving.over()
                 reason = "run is done" if done else "asked to stop"
                 if done:
                     self._tell(State.DONE)
@@ -212,11 +264,17 @@ class Worker:
         """All rounds that are left, which is to be done, or those until ``stop`` is set. Nothing is on its way then."""
         await self._gather(stop)
         self._meter.start(self._clock.monotonic())
+        self._saving.begin_at(self._course.step)
+        for sending in self._resumed:
+            self._syncs.resume(sending.key, sending.step, sending.group, sending.taken, sending.landing)
+        if self._resumed:  # without overlap it is waited for before the next step
+            await self._sync(stop)
         while not (done := self.round >= self._options.rounds and not self._syncs) and not stop.is_set():
             self.membership.check_single()
             await self._train_to(self._timetable.next_event(self._course.step), stop)
             if not stop.is_set():
                 await self._sync(stop)
+            await self._saving.at_rest(self._course.step)
         await self._come_to_rest(stop)
         return done
 
@@ -237,11 +295,6 @@ class Worker:
         """The round this worker is in: the earliest that a fragment has not finished."""
         return self._course.round
 
-    @property
-    def num_others(self) -> int:
-        """Other members of the swarm, as far as this worker knows."""
-        return len(self._others())
-
     def anchors(self) -> dict[str, Tensor]:
         """Named parameters of the anchors, float32 on the CPU; never changed in place."""
         return self._replica.anchors()
@@ -249,7 +302,28 @@ class Worker:
     async def keep(self) -> None:
         """Keep what this worker has, whatever ended it."""
         if self._replica.has_state:
-            await self._saving.at_once(self._outcome(self.done))
+            await self._saving.at_end(closed=self._closed)
+
+    async def save_now(self) -> None:
+        """Keep what this worker has as soon as it stands between two inner steps; returns when that is done."""
+        await (self._saving.now() if self._background.is_open else self.keep())
+
+    async def state(self) -> WorkerState:
+        """All that this worker would go on from, as soon as it stands between two inner steps.
+
+        Raises:
+            UsageError: it ended before that.
+        """
+        if not self._background.is_open:
+            return self._capture.state(await self._picture(self._closed))
+        state = await self._saving.state()
+        if state is None:
+            raise UsageError("This worker has ended.", hint="Ask for its state before that, or read what it saved.")
+        return state
+
+    async def _picture(self, closed: bool) -> Picture:
+        standing = Standing(self.round, self._meter.tokens, self.membership.own.since, tuple(self._num_members), closed)
+        return await self._capture.picture(standing)
 
     async def _serve(self) -> None:
         await self.membership.start()
@@ -283,7 +357,8 @@ class Worker:
         """Inner steps up to global step ``step``, in chunks."""
         course = self._course
         while course.step < step and not stop.is_set():
-            count, began = course.chunk(step), self._clock.monotonic()
+            await self._saving.at_rest(course.step)
+            count, began = course.chunk(self._saving.next_step(course.step, step)), self._clock.monotonic()
             if self._options.own_steps:  # else they come when others have done their part
                 self._watchdog.asked(count * course.step_s)
             steps = await self._parts.inner.take(course.step, count, stop)
@@ -339,8 +414,11 @@ class Worker:
             return
         end = await self._take_in(sync, stop)
         if isinstance(end, Stepped):
-            await self._validate(end)
-            await self._saving.if_due(lambda: self._outcome(done=False))
+            if (validated := await self._validation.after(end)) is not None:
+                self._meter.validated(end.key.round + 1, validated.loss)
+                self._capture.validated(validated.digest, validated.loss)
+                if validated.best:
+                    await self._saving.at_rest(self._course.step, best=True)
         elif end is not None and end.judged.repair:
             # What else is on its way counts for the state that is about to be replaced: first see what comes of it.
             for other in self._syncs:
@@ -358,6 +436,8 @@ class Worker:
         while not sync.landed and not stop.is_set():
             # Looks for the signal now and then; a task that waits for it would have to be made for every round.
             await asyncio.wait({sync.task}, timeout=CHUNK_S)
+            if not sync.landed:
+                await self._saving.at_rest(self._course.step)
         if not sync.landed:
             return None
         landing, waited_s = await self._syncs.fetch(sync), self._clock.monotonic() - began
@@ -439,21 +519,6 @@ class Worker:
         await self._clock.run_aside(lambda: self._replica.move(fragment, shift_N))
         self._report.pulled(SyncKey(self.round, fragment), partner, spread)
 
-    async def _validate(self, end: Stepped) -> None:
-        """One member validates the anchor now and then."""
-        key, every = end.key, self._options.eval_every_rounds
-        last_fragment = key.fragment == self._timetable.plan.num_fragments - 1
-        if not every or not last_fragment or (key.round + 1) % every:
-            return
-        members = end.judged.mixed.members
-        if not self._exchange.has_common_anchor:
-            # Those who mixed are a few of many, and each group would pay; who is done has been here.
-            members = tuple([p.peer for p in self.membership.roster.runners(self._clock.monotonic())])
-        if members and evaluator(members, key) == self._parts.transport.peer_id:
-            val_loss = await self._clock.run(self._replica.validate)
-            self._meter.validated(key.round + 1, val_loss)
-            self._journal.record(Validated(key.round + 1, val_loss))
-
     # -- state --------------------------------------------------------------------------------------------------------
 
     async def _repair(self, verdict: Aborted) -> None:
@@ -473,10 +538,10 @@ class Worker:
             Repaired(download.donor, round_, download.received_bytes, seconds=seconds, reason=verdict.reason)
         )
 
-    async def _adopt(self, download: Download) -> None:
-        """Go on from a downloaded state, where its donor is."""
-        snapshot = download.snapshot
-        await self._clock.run(lambda: self._replica.adopt(snapshot))
+    async def _adopt(self, download: Download, back: Comeback | None = None) -> None:
+        """Go on from a downloaded state, where its donor is, and from that of an earlier life as far as it is good."""
+        snapshot, restored = download.snapshot, None if back is None else back.replica
+        await self._clock.run(lambda: self._replica.adopt(snapshot, restored))
         # It has gone on meanwhile.
         donor = self.membership.roster.get(download.donor)
         donor_step = max(snapshot.step, donor.metrics.step if donor is not None else 0)
@@ -528,6 +593,5 @@ class Worker:
         return replace(self._meter.metrics(now), note=self._parts.note())
 
     def _outcome(self, done: bool) -> Outcome:
-        snapshot = self._replica.snapshot(self._course.step)
-        anchors, residuals = self._replica.anchors(), self._replica.residuals()
-        return Outcome(done, self.round, self._meter.tokens, snapshot.name, anchors, residuals)
+        digest = self._replica.snapshot(self._course.step).name
+        return Outcome(done, self.round, self._meter.tokens, digest, self._replica.anchors())

@@ -2,10 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -131,6 +131,19 @@ class Onward:
     the plan says."""
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What an exchange goes on from when a worker comes back and nobody else lives; what it has of others is not in it.
+
+    Legend: N = values in the fragment.
+    """
+
+    tensors: Mapping[str, Mapping[int, Tensor]] = field(default_factory=dict)
+    """By role and fragment: float32 [N] on the CPU, never changed in place."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON."""
+
+
 class Exchange(ABC):
     """One way of mixing.
 
@@ -171,6 +184,18 @@ class Exchange(ABC):
             paces_s: the same of the others.
         """
         return lead
+
+    def memory(self) -> Memory:
+        """What to go on from; without an await, so that it is of one moment with everything else of a worker."""
+        return Memory()
+
+    def remember(self, memory: Memory, anchors_N: Sequence[Tensor]) -> None:  # noqa: B027
+        """Go on from the memory of an earlier life; called before anything else.
+
+        Args:
+            memory: of the same options.
+            anchors_N: of this worker, by fragment.
+        """
 
     async def run(self) -> None:  # noqa: B027
         """What goes on beside the rounds, if anything does, until cancelled."""

@@ -7,8 +7,9 @@ the exact means.
 Legend: S = values in a shard.
 """
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ class MeanRest:
         self._numels = tuple(numels)
         self._owed_N: dict[int, Tensor] = {}
         self._held: OrderedDict[bytes, dict[tuple[int, int], Tensor]] = OrderedDict()
+        self._shown: set[int] = set()
+        """Fragments whose rest somebody else refers to: it is copied before it is changed."""
+        self._changing = threading.Lock()
 
     def add_to(self, mean_S: Tensor, key: SyncKey, start: int) -> None:
         """Add what is owed to the mean of the values from ``start`` on, in place."""
@@ -47,11 +51,26 @@ class MeanRest:
     def settle(self, participants: bytes, *, mixed: bool) -> None:
         """The round has ended: the means were used, or nobody uses them."""
         held = self._held.pop(participants, {})
-        for (fragment, start), left_S in held.items() if mixed else ():
-            if fragment not in self._owed_N:
-                self._owed_N[fragment] = torch.zeros(self._numels[fragment])
-            self._owed_N[fragment][start : start + left_S.numel()] = left_S
+        with self._changing:
+            for (fragment, start), left_S in held.items() if mixed else ():
+                if fragment not in self._owed_N:
+                    self._owed_N[fragment] = torch.zeros(self._numels[fragment])
+                elif fragment in self._shown:
+                    self._owed_N[fragment] = self._owed_N[fragment].clone()
+                self._shown.discard(fragment)
+                self._owed_N[fragment][start : start + left_S.numel()] = left_S
 
     def void(self, key: SyncKey) -> None:
         """Nothing is owed to the mean of this fragment any more."""
         self._owed_N.pop(key.fragment, None)
+
+    def owed(self) -> Mapping[int, Tensor]:
+        """What is owed to each fragment's means, on any thread; not changed any more."""
+        with self._changing:
+            self._shown.update(self._owed_N)
+            return dict(self._owed_N)
+
+    def restore(self, owed_N: Mapping[int, Tensor]) -> None:
+        """Owe what was owed in an earlier life."""
+        self._owed_N = dict(owed_N)
+        self._shown = set(owed_N)

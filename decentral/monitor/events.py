@@ -241,10 +241,34 @@ class PeerLost:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The anchor at the start of ``round`` was written to ``path``."""
+    """What this worker goes on from was written to ``path``, with the anchor at the start of ``round``."""
 
     path: str
     round: int
+    step: int = 0
+    held_s: float = 0.0
+    """For so long training stood still for it."""
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The worker goes on from a state of its earlier life: on its own, or beside a downloaded one."""
+
+    step: int
+    """At which the state was saved."""
+    round: int
+    """In which the worker goes on."""
+    tokens: int
+    """Trained on before."""
+    work_steps: int
+    """Inner steps of local work that no round has counted and that go on."""
+    dropped_steps: int
+    """Of those that were saved, the inner steps that a round may have counted since."""
+    kept: tuple[str, ...]
+    """What carries over, in words."""
+    anew: tuple[str, ...]
+    """What starts anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +278,7 @@ class Stopped:
     reason: str
     round: int
     tokens: int
-    """Tokens this worker trained on since it started."""
+    """Tokens this worker has trained on, in all its lives."""
 
 
 Event = (
@@ -278,5 +302,6 @@ Event = (
     | PeerSeen
     | PeerLost
     | Saved
+    | Resumed
     | Stopped
 )

@@ -8,6 +8,7 @@ Legend: N = values in the fragment, C = values of a chunk of it. All tensors are
 import math
 import statistics
 from collections import deque
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -90,6 +91,15 @@ class Radius:
             # The lower one: of an even number of distances half may be liars' and too long.
             self._limit = max(scale, FACTOR * statistics.median_low(self._distances))
         return self._limit
+
+    @property
+    def distances(self) -> tuple[float, ...]:
+        """Those remembered, the oldest first."""
+        return tuple(self._distances)
+
+    def restore(self, distances: Iterable[float]) -> None:
+        """Remember these."""
+        self._distances.extend(distances)
 
     def observe(self, distance: float) -> None:
         """The vector that the last limit was for was so far away before it was clipped."""

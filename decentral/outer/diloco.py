@@ -55,9 +55,11 @@ class DiLoCo(OuterRule):
         check_settings(self.lr, self.momentum)
 
     @property
-    def num_buffers(self) -> int:
-        """The momentum buffer, if there is momentum."""
-        return 1 if self.momentum else 0
+    def buffers(self) -> tuple[str, ...]:
+        """The momentum buffer, if there is momentum; that of the heavy ball contains the learning rate."""
+        if not self.momentum:
+            return ()
+        return ("momentum",) if self.nesterov else ("velocity",)
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
         """One outer step along ``mixed.delta_N``; nothing else of ``mixed`` is read."""

@@ -41,9 +41,9 @@ class Ef21(OuterRule):
     rule: OuterRule
 
     @property
-    def num_buffers(self) -> int:
+    def buffers(self) -> tuple[str, ...]:
         """Those of the rule and the common reference, which comes first."""
-        return 1 + self.rule.num_buffers
+        return ("reference", *self.rule.buffers)
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
         """The rule's outer step along the mean, which is put together first where ``mixed`` is relative."""

@@ -59,9 +59,9 @@ class NoLoCo(OuterRule):
             )
 
     @property
-    def num_buffers(self) -> int:
+    def buffers(self) -> tuple[str, ...]:
         """The momentum buffer, if there is momentum."""
-        return 1 if self.momentum else 0
+        return ("velocity",) if self.momentum else ()
 
     def step(self, anchor_N: Tensor, mixed: Mixed, state: OuterState) -> tuple[Tensor, OuterState]:
         """One outer step along the group's mean pseudo-gradient, towards its mean anchor if there is one."""

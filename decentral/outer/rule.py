@@ -51,9 +51,14 @@ class OuterRule(Protocol):
     """One algorithm, pure. A rule says how many tensors it remembers and how it steps; they all start at zero."""
 
     @property
+    def buffers(self) -> tuple[str, ...]:
+        """What each tensor of its state is. Another rule's of the same name can go on from it."""
+        return ()
+
+    @property
     def num_buffers(self) -> int:
         """How many tensors its state has."""
-        return 0
+        return len(self.buffers)
 
     def init(self, anchor_N: Tensor) -> OuterState:
         """State before the first outer step of a fragment shaped as ``anchor_N`` [N]."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -50,6 +50,26 @@ class Trainer(Model, Protocol):
 
     def train_steps(self, first_step: int, count: int) -> StepReport:
         """Take ``count`` inner steps. ``first_step`` is the global step, which drives the learning-rate schedule."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What a trainer, or a model, may have besides: then a resumed worker goes on as if it had never stopped.
+
+    The names are those of torch's own stateful objects. Without them the inner optimizer and the data begin anew.
+    """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All that the next inner steps depend on beside the parameters and torch's random state.
+
+        That is the inner optimizer, where in the data it is, generators of its own. Tensors, numbers, texts, and lists
+        and dicts of these; it is copied at once.
+        """
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned in an earlier life."""
         ...
 
 

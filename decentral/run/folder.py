@@ -16,7 +16,6 @@ from decentral.errors import ConfigError
 from decentral.state.manifest import CHECKPOINTS as CHECKPOINTS
 from decentral.state.manifest import MODEL as MODEL
 
-RESIDUAL = "residual.safetensors"
 IDENTITY = "identity.key"
 #: What `--config` reads back; of a worker and of a local run.
 CONFIG = "config.toml"
@@ -80,7 +79,7 @@ def clear_run(folder: Path) -> None:
 
 
 def _of_a_run(folder: Path) -> list[Path]:
-    weights = (folder / MODEL, folder / RESIDUAL, *folder.glob("stage-*"))
+    weights = (folder / MODEL, *folder.glob("stage-*"))
     checkpoints = [folder / CHECKPOINTS] if any(folder.glob(f"{CHECKPOINTS}/*")) else []
     return [*(path for path in weights if path.exists()), *checkpoints]
 

@@ -240,6 +240,12 @@ class LogJournal:
         logger.info("saved %s", event.path)
 
     @_tell.register
+    def _(self, event: events.Resumed) -> None:
+        dropped = f", leaves {event.dropped_steps} steps out that may count already" if event.dropped_steps else ""
+        anew = f"; anew: {'; '.join(event.anew)}" if event.anew else ""
+        logger.info("goes on from step %d with %d steps of local work%s%s", event.step, event.work_steps, dropped, anew)
+
+    @_tell.register
     def _(self, event: events.Stopped) -> None:
         logger.info("stopped (%s) after %s tokens", event.reason, amount(event.tokens))
 

@@ -25,7 +25,7 @@ from decentral.run.handover import HandOver
 from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
-from decentral.run.saving import open_journal, residuals_of, saver
+from decentral.run.saving import open_journal, saver
 from decentral.run.sharing import Buffers, SharedModel, check_optimizer, refuse_processes, shared_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
@@ -190,8 +190,7 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
         model=model,
         inner=hand,
         journal=journal,
-        residuals=residuals_of(Path(own.out), run_id) if own.out and connection.peers else {},
-        save=saver(Path(own.out), run_id, journal, disk) if own.out else None,
+        save=saver(Path(own.out), run_id, disk) if own.out else None,
         note=disk.note,
         device=own.device,
     )

@@ -1,14 +1,14 @@
 """Tasks: the user's modules that make trainers, and a model whose faults are marked as its user's own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig
 from decentral.errors import DecentralError, TrainerError
-from decentral.ports.trainer import Model, Trainer
+from decentral.ports.trainer import Model, Stateful, Trainer
 from decentral.run.options import seat_of
 
 T = TypeVar("T")
@@ -70,3 +70,14 @@ class Guarded:
     def validate(self) -> float:
         """See ``Model``."""
         return marked("validating", self._model.validate)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """See ``Stateful``; empty for a model that has no state of its own."""
+        model = self._model
+        return marked("reading the trainer's state", model.state_dict) if isinstance(model, Stateful) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ``Stateful``; a model that has no state of its own is left as it is."""
+        model = self._model
+        if isinstance(model, Stateful):
+            marked("loading the trainer's state", lambda: model.load_state_dict(state))

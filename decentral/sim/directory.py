@@ -101,7 +101,8 @@ class MemoryDirectory:
                 return version
             if version.visible_s > now_s:
                 continue
-            if version.layout == self._network.layout and self._network.blocks(version.publisher, me):
+            if version.layout == self._network.layout and self._network.is_cut(version.publisher, me):
+                self._network.num_cut += 1
                 continue
             return version
         return None

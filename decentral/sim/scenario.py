@@ -1,16 +1,15 @@
 """A whole swarm in the simulator: the production engine on every machine, toy trainers, and what became of them."""
 
 import asyncio
-import itertools
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
-from decentral.engine.options import Mixing, Outcome, Parts, RunOptions
+from decentral.engine.options import Every, Mixing, Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.options import AllReduceOptions
 from decentral.exchange.merge import WeightBy
@@ -19,16 +18,19 @@ from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
 from decentral.schedule.plan import SyncPlan
+from decentral.sim.faults import FaultTape
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
-from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.world import Machine, SimPeer, World, peer_id
+from decentral.state.worker_state import WorkerState
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Pattern
 from decentral.types import PeerId
 
+#: How often workers keep their state, unless a scenario says so.
+NEVER = Every()
 #: All joiners start so long after the founder, when it has something to give.
 _FOUNDING_S = 1.0
 #: A joiner is given so many addresses of workers that run.
@@ -70,11 +72,23 @@ class Scenario:
     """All found the swarm at once, from the same parameters, instead of joining the first worker one by one."""
     latest: int = 0
     """Workers (the last ones) that are not started with the others; a fault may start them."""
+    momentum: float = 0.0
+    """See ``ToyProblem``."""
+    save_every: Every = NEVER
+    """How often each worker keeps its state; a machine that starts again goes on from the newest."""
+    restored: Mapping[PeerId, WorkerState] = field(default_factory=dict)
+    """What machines have kept of an earlier life."""
 
     @cached_property
     def problem(self) -> ToyProblem:
         """What the swarm learns."""
-        return ToyProblem(self.seed, self.num_workers, num_values=self.num_values, num_tensors=self.num_tensors)
+        return ToyProblem(
+            self.seed,
+            self.num_workers,
+            num_values=self.num_values,
+            num_tensors=self.num_tensors,
+            momentum=self.momentum,
+        )
 
     @cached_property
     def peers(self) -> tuple[PeerId, ...]:
@@ -93,6 +107,8 @@ class Record:
     """One for each life of a machine."""
     outcomes: dict[PeerId, Outcome] = field(default_factory=dict)
     """Of those that ended by themselves."""
+    states: dict[PeerId, list[WorkerState]] = field(default_factory=dict)
+    """What each machine has kept, the newest last."""
 
 
 def simulate(scenario: Scenario, tape: FaultTape | None = None, *, until_s: float = 1e6) -> Record:
@@ -114,13 +130,14 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
     async def main(peer: SimPeer) -> None:
         journal = MemoryJournal()
         record.journals.setdefault(peer.peer_id, []).append(journal)
-        worker = _worker(scenario, peer, journal)
-        if peer.peer_id in founders:
-            founders.remove(peer.peer_id)
-            await worker.found()
+        kept = record.states.setdefault(peer.peer_id, list(filter(None, [scenario.restored.get(peer.peer_id)])))
+        worker = _worker(scenario, peer, journal, kept)
+        alive = [other for other in scenario.peers if other != peer.peer_id and world.is_running(other)]
+        if peer.peer_id in founders or (kept and not alive):
+            founders.discard(peer.peer_id)
+            await (worker.resume() if kept else worker.found())
         else:
-            alive = (other for other in scenario.peers if other != peer.peer_id and world.is_running(other))
-            await worker.join(list(itertools.islice(alive, _NUM_ADDRESSES)))
+            await worker.join(alive[:_NUM_ADDRESSES])
         record.outcomes[peer.peer_id] = await worker.run(asyncio.Event())
 
     world.start(started[0], main)
@@ -135,8 +152,8 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
     return record
 
 
-def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker:
-    """The production worker on simulated ports."""
+def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, kept: list[WorkerState]) -> Worker:
+    """The production worker on simulated ports, which goes on from the newest of what was kept and keeps more."""
     number = scenario.peers.index(peer.peer_id)
     codec = make_codec(scenario.codec)
     options = RunOptions(
@@ -161,9 +178,9 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal) -> Worker
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)
     trainer = scenario.problem.trainer(number, _charge(scenario, peer), step_s=step_s)
     inner = LocalSteps(trainer, peer.clock)
-    return Worker(
-        options, Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal=journal)
-    )
+    parts = Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal=journal)
+    restored = kept[-1] if kept else None
+    return Worker(options, replace(parts, restored=restored, save=kept.append, save_every=scenario.save_every))
 
 
 def _charge(scenario: Scenario, peer: SimPeer) -> Callable[[float], None]:

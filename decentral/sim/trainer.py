@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class ToyProblem:
     """Standard deviation of the workers' optima about the goal."""
     inner_lr: float = 0.1
     tokens_per_step: int = 32
+    momentum: float = 0.0
+    """Above 0 steps are taken one by one, with momentum and along noisy gradients: trainers have a state."""
 
     @cached_property
     def goal(self) -> Values:
@@ -63,7 +66,13 @@ class ToyProblem:
             nan_at_step: global step at which the parameters become NaN.
         """
         optimum_N = self.goal + self._offsets[worker % self.num_workers]
+        if self.momentum:
+            return StatefulTrainer(self, optimum_N, charge, step_s, nan_at_step, worker)
         return ToyTrainer(self, optimum_N, charge, step_s, nan_at_step)
+
+    def noise(self, worker: int, batch: int) -> Values:
+        """What the gradient of a worker's batch is off by [N]."""
+        return self._random(f"noise {worker}", batch).standard_normal(self.num_values, dtype=np.float32)
 
     def _random(self, purpose: str, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, number, *purpose.encode()])
@@ -117,3 +126,51 @@ class ToyTrainer:
     def validate(self) -> float:
         """Loss of the current values against the goal of all workers."""
         return float(np.mean((self._x_N - self._problem.goal) ** 2)) / 2
+
+
+class StatefulTrainer(ToyTrainer):
+    """One whose steps depend on those before: it has momentum, and its data goes on from where it was.
+
+    Implements ``Stateful``: without its state a resumed worker takes other steps.
+    """
+
+    def __init__(
+        self,
+        problem: ToyProblem,
+        optimum_N: Values,
+        charge: Callable[[float], None],
+        step_s: float,
+        nan_at_step: int | None,
+        worker: int,
+    ) -> None:
+        super().__init__(problem, optimum_N, charge, step_s, nan_at_step)
+        self._worker = worker
+        self._momentum_N = np.zeros_like(self._x_N)
+        self._num_batches = 0
+
+    def train_steps(self, first_step: int, count: int) -> StepReport:
+        """Take ``count`` steps one by one and charge their time."""
+        problem, squares = self._problem, []
+        for step in range(first_step, first_step + count):
+            gradient_N = self._x_N - self._optimum_N + np.float32(0.1) * problem.noise(self._worker, self._num_batches)
+            if step == self._nan_at_step:
+                gradient_N.fill(math.nan)
+            self._num_batches += 1
+            self._momentum_N = np.float32(problem.momentum) * self._momentum_N + gradient_N
+            self._x_N -= np.float32(problem.inner_lr) * self._momentum_N
+            squares.append(float(gradient_N @ gradient_N))
+        self._charge(self._step_s * count)
+        mean_square = sum(squares) / count
+        return StepReport(
+            tokens=problem.tokens_per_step * count,
+            loss=mean_square / (2 * problem.num_values),
+            grad_norm=math.sqrt(mean_square),
+        )
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Momentum and the next batch."""
+        return {"momentum": torch.from_numpy(self._momentum_N), "batch": self._num_batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._momentum_N, self._num_batches = state["momentum"].numpy().copy(), state["batch"]

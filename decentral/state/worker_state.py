@@ -42,3 +42,11 @@ class WorkerState:
     """The ``state_dict`` of the trainer: inner optimizer, data position, random state. Empty if it has none."""
     val_loss: float = math.nan
     """Of these anchors, nats per token; NaN if they were not validated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a state on its way to disk."""
+
+    path: str
+    nbytes: int

@@ -10,7 +10,7 @@ Legend: N = values in the fragment.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,6 +91,29 @@ class Layout:
             for fragment in range(num_fragments)
         )
         return Layout(tuple(fragments))
+
+    @staticmethod
+    def cut_as(parameters: Mapping[str, Tensor], names: Sequence[Sequence[str]]) -> "Layout":
+        """A cut that is known already.
+
+        Args:
+            parameters: names and values, of which only shapes are read.
+            names: of the parameters of each fragment, in order.
+
+        Raises:
+            MismatchError: these are not the parameters' names.
+        """
+        if sorted(name for fragment in names for name in fragment) != sorted(parameters) or not all(names):
+            raise MismatchError(
+                "the parameters are not those of this model",
+                hint="A worker goes on with the model with which it began: the same names and shapes.",
+            )
+        return Layout(tuple([_slots((name, tuple(parameters[name].shape)) for name in each) for each in names]))
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """Of the parameters of each fragment, in order."""
+        return tuple([tuple([slot.name for slot in slots]) for slots in self.fragments])
 
     @property
     def num_fragments(self) -> int:

@@ -8,6 +8,7 @@ the network and its time are simulated, so that a run depends on nothing but its
 settings of ``[method]``. Appends to OUT.json and writes OUT.md and OUT.png anew.
 """
 
+import math
 import statistics
 from pathlib import Path
 
@@ -26,14 +27,15 @@ Line = tuple[str, list[Record], list[float]]
 def measure(run: Run) -> Record:
     """One swarm from its start to its end."""
     play = run.play()
-    [outcome, *_], [*_, last] = play.outcomes.values(), play.members.values()
+    [first, *_], [*_, last] = play.outcomes, play.members.values()
+    owed = {event.fragment: event.residual_norm for event in play.members[first].mixed()}
     return {
         **run.record(play),
         "val_loss": agreed_loss(play),
         "mean_codec": play.swarm.method.mean_codec,
         "sent_bytes_a_round": last.sent_a_round(),
         # Of all that a worker still has to send.
-        "residual_norm": sum(float(value.square().sum()) for value in outcome.residuals.values()) ** 0.5,
+        "residual_norm": math.hypot(*owed.values()),
     }
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.options import Parts, RunOptions
 from decentral.engine.worker import Worker
+from decentral.monitor.events import Event, RoundMixed
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.rule import OuterRule
 from decentral.ports.trainer import StepReport
@@ -78,10 +79,21 @@ class Watched:
         self._layers = self._before_loads[-num_fragments]
         self.watch()
 
-    def landed(self, outcome: Outcome) -> None:
-        self.anchors[outcome.tokens // TOKENS] = np.stack(
-            [outcome.anchors[name].double().numpy() for name in self.parameters()]
-        )
+    def landed(self, anchors: Mapping[str, Tensor]) -> None:
+        self.anchors[self._taken] = np.stack([anchors[name].double().numpy() for name in self.parameters()])
+
+
+class Landings(MemoryJournal):
+    """A journal that has a trainer told of the anchors at every landing."""
+
+    def __init__(self, landed: Callable[[], None]) -> None:
+        super().__init__()
+        self._landed = landed
+
+    def record(self, event: Event) -> None:
+        super().record(event)
+        if isinstance(event, RoundMixed):
+            self._landed()
 
 
 @dataclass
@@ -132,8 +144,7 @@ class Engines:
             peer.identity,
             trainer,
             LocalSteps(trainer, peer.clock),
-            journal=MemoryJournal(),
-            save=trainer.landed,
-            save_every_s=0.0,
+            journal=Landings(lambda: trainer.landed(worker.anchors())),
         )
-        return Worker(replace(options, **self.options), parts)
+        worker = Worker(replace(options, **self.options), parts)
+        return worker

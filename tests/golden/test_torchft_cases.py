@@ -31,7 +31,7 @@ CASES = [(delay_steps, alpha) for delay_steps in (0, 1) for alpha in (0.0, 0.5, 
 class Sgd:
     """The cases' outer optimizer: anchor - 2 delta."""
 
-    num_buffers = 0
+    buffers, num_buffers = (), 0
 
     def init(self, anchor_N: Tensor) -> OuterState:
         return OuterState()

@@ -13,6 +13,7 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ from decentral.exchange.allreduce.messages import (
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
-from decentral.exchange.api import Aborted, Contribution, Exchange, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Verdict
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed
@@ -117,6 +118,14 @@ class AllReduce(Exchange):
         await self._reducer.start()
         await self._transport.serve(COMING, self._on_coming, max_request_bytes=MAX_PARTICIPANTS_BYTES)
         await self._transport.serve(HELD, self._on_held, max_request_bytes=64)
+
+    def memory(self) -> Memory:
+        """What it still owes to means."""
+        return Memory({"rest": self._reducer.rest.owed()})
+
+    def remember(self, memory: Memory, anchors_N: Sequence[Tensor]) -> None:
+        """See ``Exchange``."""
+        self._reducer.rest.restore(memory.tensors.get("rest", {}))
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Mix ``mine`` with the other members' contributions to ``key``.

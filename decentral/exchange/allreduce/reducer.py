@@ -73,7 +73,7 @@ class Reducer:
         self._answers = answers
         self._timing = timing
         self._open: dict[tuple[bytes, int], _Reduction] = {}
-        self._rest = MeanRest(wire.numels)
+        self.rest = MeanRest(wire.numels)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -193,23 +193,23 @@ class Reducer:
             return None
         keep_rest = self._wire.keep_rest and not codec.lossless
         if keep_rest:
-            self._rest.add_to(mean_S, key, part.start)
+            self.rest.add_to(mean_S, key, part.start)
         if not all_finite(mean_S.numpy()):
             return None
         frame = pack(codec, mean_S, seed_of(f"mean/{key.round}/{key.fragment}/{part.index}"))
         if keep_rest:
             left_S = mean_S.sub_(unpack(frame, codec, part.numel))
-            self._rest.hold(packed_participants, key, part.start, left_S)
+            self.rest.hold(packed_participants, key, part.start, left_S)
         return to_wire(Mean.of(reduction.contributions.contributors(), frame))
 
     async def settle(self, packed_participants: bytes, *, mixed: bool) -> None:
         """A round has ended for this worker: what was left out of its means is owed, or void."""
         # On the thread that takes means: rests are nobody else's.
-        await self._clock.run_aside(lambda: self._rest.settle(packed_participants, mixed=mixed))
+        await self._clock.run_aside(lambda: self.rest.settle(packed_participants, mixed=mixed))
 
     async def start_afresh(self, key: SyncKey) -> None:
         """What was left out of earlier means of this fragment is not to be added any more."""
-        await self._clock.run_aside(lambda: self._rest.void(key))
+        await self._clock.run_aside(lambda: self.rest.void(key))
 
     async def _ask_missing(self, shard: Shard, reduction: _Reduction) -> None:
         """Now and then ask those who are missing whether they are coming: some died, some are in another round."""

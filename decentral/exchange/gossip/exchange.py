@@ -23,7 +23,7 @@ from torch import Tensor
 
 from decentral.codecs.frame import framed_nbytes
 from decentral.errors import FrameError, PeerUnreachable, TransportError
-from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Onward, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Met, Onward, Reason, Verdict
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.guest import Guest, Sync
 from decentral.exchange.gossip.host import ASK, Host
@@ -99,6 +99,14 @@ class Gossip(Exchange):
         """
         nearest_s, self._nearest_s = self._nearest_s, math.nan
         return Onward(self._company.round_to_join(), nearest_s if len(self._rounds_alone) == 1 else math.nan)
+
+    def memory(self) -> Memory:
+        """What its arithmetic remembers."""
+        return self._swap.memory()
+
+    def remember(self, memory: Memory, anchors_N: Sequence[Tensor]) -> None:
+        """See ``Exchange``."""
+        self._swap.remember(memory)
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Mix ``mine`` with a partner's contribution, or find that there is none.

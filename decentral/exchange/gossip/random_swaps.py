@@ -19,13 +19,14 @@ Legend: N = values in the fragment.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
-from decentral.exchange.api import Aborted, Contribution, Exchange, Met, Onward, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Met, Onward, Reason, Verdict
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.messages import Anchor
 from decentral.exchange.gossip.options import RandomSwaps
@@ -90,6 +91,18 @@ class RandomGossip(Exchange):
     def onward(self) -> Onward:
         """In the round of the others."""
         return Onward(self._company.round_to_join())
+
+    def memory(self) -> Memory:
+        """What its arithmetic remembers, and where its dice are."""
+        memory = self._swap.memory()
+        return replace(memory, facts={**memory.facts, "dice": self._random.getstate(), "serial": self._serial})
+
+    def remember(self, memory: Memory, anchors_N: Sequence[Tensor]) -> None:
+        """See ``Exchange``."""
+        self._swap.remember(memory)
+        version, state, spare = memory.facts["dice"]
+        self._random.setstate((version, tuple(state), spare))
+        self._serial = int(memory.facts["serial"])
 
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """The outer step alone, at once."""

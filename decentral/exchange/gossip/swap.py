@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
-from decentral.exchange.api import Contribution
+from decentral.exchange.api import Contribution, Memory
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
@@ -88,6 +88,20 @@ class Swap:
         self._rest = MeanRest(wire.numels)
         self._scales = [0.0 for _ in wire.numels]
         """Lengths of the own last pseudo-gradients, as of whole rounds."""
+
+    def memory(self) -> Memory:
+        """Radii, scales, and what is owed to means."""
+        radii = {"delta_radii": self._delta_radii, "anchor_radii": self._anchor_radii}
+        distances = {name: [list(radius.distances) for radius in each] for name, each in radii.items()}
+        return Memory({"rest": self._rest.owed()}, {"scales": list(self._scales), **distances})
+
+    def remember(self, memory: Memory) -> None:
+        """Go on from the memory of an earlier life."""
+        self._rest.restore(memory.tensors.get("rest", {}))
+        self._scales = [float(scale) for scale in memory.facts["scales"]]
+        for name, radii in (("delta_radii", self._delta_radii), ("anchor_radii", self._anchor_radii)):
+            for radius, distances in zip(radii, memory.facts[name], strict=True):
+                radius.restore(distances)
 
     def settle(self, key: SyncKey, host: Share, guests: Sequence[Share]) -> tuple[Taken, Answers]:
         """The host's side: means over all, pulls for the guests."""

@@ -17,12 +17,13 @@ Legend: N = values in the fragment.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
-from decentral.exchange.api import Aborted, Contribution, Exchange, Onward, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Onward, Reason, Verdict
 from decentral.exchange.progress import Progress
 from decentral.exchange.server.messages import Kind, Push, Reply
 from decentral.exchange.server.options import ServerOptions
@@ -76,6 +77,8 @@ class _Request:
     """What the server decodes of it; ``None`` if it only listens."""
     delta_N: Tensor | None
     """Before it was coded."""
+    name: bytes
+    """Of what is counted here: after a restart the same."""
 
 
 class Asynchronous(Exchange):
@@ -143,11 +146,38 @@ class Asynchronous(Exchange):
             return left - local_steps(left, own_pace_s, paces_s)
         return lead
 
+    def memory(self) -> Memory:
+        """What is kept here, which version this worker holds, and what it pushed without an answer."""
+        kept, copies, opened = self._server.memory(), list[Any](), list[Any]()
+        tensors: dict[str, dict[int, Tensor]] = {}
+        for fragment, copy in self._copies.items():
+            held = self._anchor(fragment)
+            if held is not None and held[1] is copy.anchor_N:
+                copies.append([fragment, copy.version, copy.counted.hex()])
+        for fragment, each in self._open.items():
+            opened.append([fragment, each.base, each.push.hex()])
+            for role, values_N in (("pushed", each.pushed_N), ("counted", each.counted_N)):
+                if values_N is not None:
+                    tensors.setdefault(role, {})[fragment] = values_N
+        facts = {**kept.facts, "copies": copies, "open": opened, "serial": self._serial}
+        return Memory({**kept.tensors, **tensors}, facts)
+
+    def remember(self, memory: Memory, anchors_N: Sequence[Tensor]) -> None:
+        """See ``Exchange``."""
+        self._server.remember(memory)
+        self._serial = int(memory.facts["serial"])
+        for fragment, version, counted in memory.facts["copies"]:
+            self._copies[fragment] = Copy(version, anchors_N[fragment], bytes.fromhex(counted))
+        pushed, counted_N = memory.tensors.get("pushed", {}), memory.tensors.get("counted", {})
+        for fragment, base, push in memory.facts["open"]:
+            names = bytes.fromhex(push), pushed.get(fragment), counted_N.get(fragment)
+            self._open[fragment] = _Open(base, *names)
+
     async def mix(self, key: SyncKey, mine: Contribution) -> Verdict:
         """Push ``mine`` to the server. A weight of 0 listens only: nothing is pushed, the anchor is received."""
         began = self._clock.monotonic()
         try:
-            outcome, sent_N, waiting_s = await self._sync(key.fragment, mine, mine.base.anchor_N)
+            outcome, sent_N, waiting_s = await self._sync(key, mine, mine.base.anchor_N)
         finally:
             self.progress.finish(key)
         transfer_s = max(0.0, self._clock.monotonic() - began - waiting_s)
@@ -159,10 +189,10 @@ class Asynchronous(Exchange):
         return self._copies.get(fragment) or (None if held is None else Copy(0, held[1], b""))
 
     async def _sync(
-        self, fragment: int, mine: Contribution, anchor_N: Tensor
+        self, key: SyncKey, mine: Contribution, anchor_N: Tensor
     ) -> tuple[Mixed | Aborted, Tensor | None, float]:
         """The outcome, what of ours was counted, and the seconds spent moving values."""
-        base = await self._clock.run_aside(lambda: digest(anchor_N))
+        fragment, base = key.fragment, await self._clock.run_aside(lambda: digest(anchor_N))
         open_ = self._open.get(fragment)
         if open_ is None or open_.base != base or not mine.weight:
             open_ = self._open[fragment] = _Open(base)
@@ -172,7 +202,7 @@ class Asynchronous(Exchange):
         while True:
             server = await self._succession.find(fragment)
             if server is not None and request is None and await self._settle(fragment, server, open_):
-                request = await self._clock.run_aside(lambda: self._request(fragment, mine, open_))
+                request = await self._clock.run_aside(lambda: self._request(key, mine, open_))
             if server is None or request is None:
                 failures, why = failures + 1, "nobody is known to keep the fragment"
             else:
@@ -201,16 +231,17 @@ class Asynchronous(Exchange):
             open_.settle(counted)
         return True
 
-    def _request(self, fragment: int, mine: Contribution, open_: _Open) -> _Request:
+    def _request(self, key: SyncKey, mine: Contribution, open_: _Open) -> _Request:
         """Pack what is to be pushed, without what was counted before."""
+        fragment, name = key.fragment, push_id(self._me, f"{key.round}/{key.fragment}/{open_.base}".encode())
         if not mine.weight:
-            return _Request(to_wire(Push(fragment, open_.base, b"")), None, None)
+            return _Request(to_wire(Push(fragment, open_.base, b"")), None, None, name)
         delta_N = mine.delta_N if open_.counted_N is None else mine.delta_N - open_.counted_N
         codec = self._wire.codec
         self._serial += 1
         frame = pack(codec, delta_N, seed_of(f"push/{self._me}/{fragment}/{self._serial}"))
         pushed_N = delta_N if codec.lossless else unpack(frame, codec, delta_N.numel())
-        return _Request(to_wire(Push(fragment, open_.base, frame)), pushed_N, delta_N)
+        return _Request(to_wire(Push(fragment, open_.base, frame)), pushed_N, delta_N, name)
 
     async def _push(
         self, fragment: int, server: PeerId, request: _Request, open_: _Open, anchor_N: Tensor
@@ -243,7 +274,7 @@ class Asynchronous(Exchange):
 
     async def _push_here(self, fragment: int, request: _Request, open_: _Open) -> Copy | str:
         """This worker is the server: nothing travels, and no codec spoils what it brings."""
-        copy = await self._server.push(fragment, request.delta_N, open_.push)
+        copy = await self._server.push(fragment, request.delta_N, request.name, open_.push)
         if copy is None:
             return "this worker does not keep the fragment any more"
         if not open_.push or not CountedPushes(copy.counted).has(self._me, open_.push):

@@ -19,6 +19,7 @@ from torch import Tensor
 from decentral.codecs.codec import Codec, make_codec
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import FrameError
+from decentral.exchange.api import Memory
 from decentral.exchange.server.messages import ENVELOPE_BYTES, Kind, Push, Reply
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.pushes import CountedPushes, push_id
@@ -160,16 +161,40 @@ class ParameterServer:
         await self._remember_own(kept)
         self._kept[fragment] = kept
 
+    def memory(self) -> Memory:
+        """The fragments as they stand. What others hold of them is forgotten: they get full values once."""
+        kept = self._kept.items()
+        tensors = {
+            "server_anchor": {fragment: each.anchor_N for fragment, each in kept},
+            "server_momentum": {fragment: each.state.momentum_N for fragment, each in kept},
+            "server_gathered": {fragment: each.state.gathered_N for fragment, each in kept},
+        }
+        facts = [
+            [fragment, each.version, each.state.num_gathered, each.state.spent, each.counted.pack().hex()]
+            for fragment, each in kept
+        ]
+        return Memory(tensors, {"kept": facts})
+
+    def remember(self, memory: Memory) -> None:
+        """Keep what was kept in an earlier life."""
+        anchor, momentum, gathered = (
+            memory.tensors.get(f"server_{of}", {}) for of in ("anchor", "momentum", "gathered")
+        )
+        for fragment, version, num_gathered, spent, counted in memory.facts["kept"]:
+            state = Delayed(momentum[fragment], gathered[fragment], num_gathered, spent)
+            self._kept[fragment] = _Kept(version, anchor[fragment], state, CountedPushes(bytes.fromhex(counted)))
+
     def retire(self, fragment: int) -> None:
         """Keep it no longer: somebody else has counted more."""
         self._kept.pop(fragment, None)
 
-    async def push(self, fragment: int, delta_N: Tensor | None, push: bytes = b"") -> Copy | None:
+    async def push(self, fragment: int, delta_N: Tensor | None, name: bytes, push: bytes = b"") -> Copy | None:
         """Count what this worker itself brings, which no codec spoils.
 
         Args:
             fragment: where it belongs.
             delta_N: the pseudo-gradient [N]; ``None`` to listen only.
+            name: of this push: what was counted before a restart is not counted again after it.
             push: names the same as it was pushed to an earlier server, which may have counted it; empty if it was not.
 
         Returns:
@@ -179,8 +204,9 @@ class ParameterServer:
         if kept is None:
             return None
         async with kept.turn:
-            if delta_N is not None and not (push and kept.counted.has(self._transport.peer_id, push)):
-                await self._step(kept, delta_N)
+            me = self._transport.peer_id
+            if delta_N is not None and not any(kept.counted.has(me, known) for known in (name, push)):
+                await self._step(kept, delta_N, (me, name))
             await self._remember_own(kept)
             return self.current(fragment) if self._kept.get(fragment) is kept else None
 
@@ -219,7 +245,7 @@ class ParameterServer:
                 self._remember(kept, sender, name, told_N)
         return packed
 
-    async def _step(self, kept: _Kept, delta_N: Tensor, push: tuple[PeerId, bytes] | None = None) -> None:
+    async def _step(self, kept: _Kept, delta_N: Tensor, push: tuple[PeerId, bytes]) -> None:
         """Take one pseudo-gradient in.
 
         Raises:
@@ -238,8 +264,7 @@ class ParameterServer:
             raise FrameError("a pseudo-gradient that no anchor survives")
         kept.anchor_N, kept.state = anchor_N, state
         kept.version += 1
-        if push is not None:
-            kept.counted.note(*push)
+        kept.counted.note(*push)
 
     def _held(self, kept: _Kept, sender: PeerId, name: str) -> Tensor | None:
         """What a worker holds that calls it ``name``: what it was told itself or, as a newcomer, its donor."""

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
@@ -19,13 +17,13 @@ from decentral.outer.diloco import DiLoCo
 from decentral.ports.trainer import InnerLoop, Trainer
 from decentral.ports.transport import Handler, Traffic
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Fault
+from decentral.sim.faults import Fault, FaultTape
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
-from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.transport import MemoryTransport
 from decentral.sim.world import Machine, SimPeer, World, peer_id
+from decentral.state.worker_state import WorkerState
 from decentral.swarm.message import from_wire
 from decentral.swarm.presence import Presence
 from decentral.swarm.timing import Timing
@@ -61,8 +59,8 @@ class Plan:
     """When to look at the records that the founder has of all workers."""
     inner: Callable[[SimPeer, Trainer], InnerLoop] = lambda peer, trainer: LocalSteps(trainer, peer.clock)
     """What takes the trainers' steps."""
-    residuals: Callable[[PeerId], Mapping[str, Tensor]] = lambda peer: {}
-    """What a worker is given of its earlier life."""
+    restored: Mapping[PeerId, WorkerState] = field(default_factory=dict)
+    """What workers are given of their earlier lives; the founder resumes from it."""
 
 
 @dataclass
@@ -71,8 +69,8 @@ class Seen:
 
     journals: dict[PeerId, MemoryJournal] = field(default_factory=dict)
     outcomes: dict[PeerId, Outcome] = field(default_factory=dict)
-    ended_s: dict[PeerId, float] = field(default_factory=dict)
-    """When they ended."""
+    states: dict[PeerId, WorkerState] = field(default_factory=dict)
+    """Of those that ended by themselves."""
     errors: dict[PeerId, Exception] = field(default_factory=dict)
     weights: dict[tuple[SyncKey, PeerId], float] = field(default_factory=dict)
     """What each member brought to each round, by the messages that reached a reducer."""
@@ -146,9 +144,12 @@ async def _play(plan: Plan) -> Seen:
         if peer.peer_id in plan.stops:
             asyncio.get_running_loop().call_at(plan.stops[peer.peer_id], stop.set)
         try:
-            await (worker.found() if peer.peer_id == FOUNDER else worker.join([FOUNDER]))
+            if peer.peer_id != FOUNDER:
+                await worker.join([FOUNDER])
+            else:
+                await (worker.resume() if FOUNDER in plan.restored else worker.found())
             seen.outcomes[peer.peer_id] = await worker.run(stop)
-            seen.ended_s[peer.peer_id] = peer.clock.monotonic()
+            seen.states[peer.peer_id] = await worker.state()
         except Exception as err:
             seen.errors[peer.peer_id] = err
 
@@ -185,10 +186,10 @@ def _worker(plan: Plan, peer: SimPeer, seen: Seen) -> Worker:
     journal = seen.journals[peer.peer_id] = MemoryJournal()
     make = plan.trainers.get(peer.peer_id, lambda peer: ordinary(peer, plan.step_s.get(peer.peer_id, STEP_S)))
     transport = Tap(peer.transport, seen)
-    residuals = plan.residuals(peer.peer_id)
     trainer = make(peer)
     inner = plan.inner(peer, trainer)
-    parts = Parts(transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal, residuals)
+    parts = Parts(transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal)
+    parts = replace(parts, restored=plan.restored.get(peer.peer_id))
     return Worker(options, parts)
 
 

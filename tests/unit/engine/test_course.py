@@ -61,7 +61,7 @@ def trained(course: Course, steps: int, step_s: float = 1.0) -> None:
 
 
 def sync_at(step: int) -> InFlightSync:
-    return InFlightSync(SyncKey(0, 0), step, 1.0, 0.0, cast(Any, None))
+    return InFlightSync(SyncKey(0, 0), step, 1.0, 0.0, cast(Any, None), cast(Any, None))
 
 
 def test_steps_and_stretches() -> None:

@@ -136,14 +136,14 @@ def test_a_round_without_result_and_a_jump_keep_the_move_and_the_work() -> None:
 
 def test_validation_is_of_the_moved_anchor() -> None:
     replica, trainer = moved()
-    assert replica.validate() == 18.0 + 29.0 + 34.0
+    assert replica.validate()[1] == 18.0 + 29.0 + 34.0
     assert trainer.flat() == [6.0, 7.0, 2.0]
 
 
 class Sum:
     """An outer rule that adds 1 to every anchor."""
 
-    num_buffers = 0
+    buffers, num_buffers = (), 0
 
     def init(self, anchor_N: torch.Tensor) -> OuterState:
         return OuterState((), 0)

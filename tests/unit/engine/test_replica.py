@@ -9,7 +9,6 @@ from torch import Tensor
 
 from decentral.codecs.feedback import ErrorFeedback, Feedback
 from decentral.engine.replica import Applied, Continuation, Replica
-from decentral.errors import MismatchError
 from decentral.exchange.api import Contribution, Excuse
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
@@ -248,7 +247,7 @@ def test_adopt_without_uncounted_work_takes_the_anchor_even_if_the_parameters_di
 def test_validation_is_of_the_anchors_and_keeps_the_local_parameters() -> None:
     replica, trainer = founded(num_fragments=2)
     train(replica, 0, 3)
-    assert replica.validate() == 21.0
+    assert replica.validate() == (replica.snapshot(0).name, 21.0)
     assert trainer.flat() == [5.0, 6.0, 1.0]
     assert replica.pending_steps == 3
 
@@ -265,7 +264,7 @@ def test_a_validation_that_fails_keeps_the_local_parameters(monkeypatch: pytest.
         replica.validate()
     assert trainer.flat() == [5.0, 6.0, 1.0]
     monkeypatch.setattr(trainer, "validate", lambda: math.inf)
-    assert math.isnan(replica.validate())
+    assert math.isnan(replica.validate()[1])
 
 
 def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
@@ -276,13 +275,11 @@ def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
     replica.found((0,))
     train(replica, 0, 2)
     assert launch(replica, FIRST).delta_N.tolist() == [2.0, 2.0, 2.0]
-    assert replica.residuals() == {}
+    assert replica.kept == (None,)
     applied = apply(replica, FIRST, mixed(2.0, 1.0, 2.0), torch.tensor([2.0, 1.0, 2.0]))
     assert (anchors(replica), applied.residual_norm) == ([6.0, 8.0, 2.0], 1.0)
-    assert {name: value.tolist() for name, value in replica.residuals().items()} == {
-        "layers.0": [0.0, 1.0],
-        "layers.1": [[0.0]],
-    }
+    assert [value.tolist() for value in replica.kept if value is not None] == [[0.0, 1.0, 0.0]]
+    assert replica.residual_norm == 1.0
     train(replica, 2, 1)
     assert launch(replica, SyncKey(1, 0)).delta_N.tolist() == [1.0, 2.0, 1.0]
     replica.give_back(SyncKey(1, 0))
@@ -294,19 +291,14 @@ def test_error_feedback_keeps_what_was_not_sent_until_the_next_launch() -> None:
 
 def test_values_that_are_not_finite_take_the_residual_along() -> None:
     trainer = Descent()
-    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), ErrorFeedback(1), Continuation(), ME)
+    feedback = ErrorFeedback(1)
+    replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), feedback, Continuation(), ME)
     replica.found((0,))
-    replica.restore_residuals({name: torch.full_like(value, math.inf) for name, value in trainer.values.items()})
+    feedback.restore([torch.full((3,), math.inf)])
     train(replica, 0, 1)
     mine = launch(replica, FIRST)
     assert (mine.weight, mine.delta_N.tolist(), replica.rounds_diverged) == (0.0, [0.0] * 3, 1)
-    assert replica.residuals() == {}
+    assert replica.kept == (None,)
     train(replica, 1, 1)
     assert launch(replica, FIRST).delta_N.tolist() == [1.0] * 3
     assert replica.rounds_diverged == 0
-
-
-def test_residuals_of_another_model_are_refused() -> None:
-    replica, _ = founded()
-    with pytest.raises(MismatchError, match=r"'layers\.1' is missing"):
-        replica.restore_residuals({"layers.0": torch.zeros(2)})

@@ -39,7 +39,7 @@ class Sky(InFlightSyncs):
 
     def up(self, key: SyncKey, step: int, group: float = 1.0) -> InFlightSync:
         task = SimpleNamespace(done=lambda: key in self.back)
-        sync = self._syncs[key.fragment] = InFlightSync(key, step, group, 0.0, cast(Any, task))
+        sync = self._syncs[key.fragment] = InFlightSync(key, step, group, 0.0, cast(Any, None), cast(Any, task))
         return sync
 
     def down(self, sync: InFlightSync) -> None:

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,11 +26,8 @@ from decentral.outer.ef21 import Ef21
 from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
 from decentral.run.asking import follow
-from decentral.run.folder import RESIDUAL
 from decentral.run.options import run_options
-from decentral.run.saving import residuals_of
 from decentral.schedule.plan import SyncPlan
-from decentral.state.files import save_weights
 from decentral.types import PeerId
 
 MODEL = {"embedding": torch.zeros(2), **{f"layers.{number}": torch.zeros(3) for number in range(6)}}
@@ -201,30 +196,6 @@ def test_an_unknown_codec_is_named_with_its_nearest(key: str) -> None:
 def test_what_does_not_go_together_is_refused(assignments: list[str], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         load(None, assignments)
-
-
-def saved(folder: Path, **metadata: Any) -> None:
-    save_weights(folder / RESIDUAL, {"a": torch.ones(2)}, metadata)
-
-
-def test_residuals_of_this_run_are_taken_up(tmp_path: Path) -> None:
-    saved(tmp_path, run="demo-1")
-    assert residuals_of(tmp_path, "demo-1")["a"].tolist() == [1.0, 1.0]
-
-
-def test_nobody_owes_another_run_anything(tmp_path: Path) -> None:
-    assert residuals_of(tmp_path, "demo-1") == {}
-    saved(tmp_path, run="demo-2")
-    assert residuals_of(tmp_path, "demo-1") == {}
-    saved(tmp_path)
-    assert residuals_of(tmp_path, "demo-1") == {}
-
-
-def test_residuals_that_cannot_be_read_are_reported_and_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / RESIDUAL).write_bytes(b"noise")
-    with caplog.at_level(logging.WARNING):
-        assert residuals_of(tmp_path, "demo-1") == {}
-    assert "what it still had to send is lost" in caplog.text
 
 
 def test_a_swarm_is_followed_at_another_worker_when_the_first_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def store(folder: Path, run: str = "demo-1", num_stages: int = 4, disk: Disk | N
 
 
 def outcome(value: float, round: int = 7) -> Outcome:
-    return Outcome(False, round, 10, "d", {"blocks.0.w": torch.full((2,), value)}, {})
+    return Outcome(False, round, 10, "d", {"blocks.0.w": torch.full((2,), value)})
 
 
 def test_a_stage_that_was_saved_can_be_loaded_also_by_the_next_process(tmp_path):
