@@ -1,6 +1,6 @@
 """What must hold of every swarm, whatever happened to it. Each checker returns violations in words; none is good.
 
-Legend: N = values, K = workers that finished.
+Legend: N = values, K = workers that finished; T, W and S as in ``sim.counting``.
 """
 
 from collections import defaultdict
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from decentral.engine.options import Outcome
 from decentral.monitor.events import Event, RoundMixed
+from decentral.sim.counting import Counting
 from decentral.sim.scenario import Record, Scenario
 from decentral.types import PeerId, SyncKey
 
+#: How often a step was counted is a sum of quotients, which are off by less.
+_ROUNDING = 1e-3
 #: Sums of virtual times are off by less.
 _ROUNDING_S = 1e-6
 
@@ -107,6 +110,29 @@ def closeness(scenario: Scenario, record: Record, tolerance: float, max_spread: 
         yield f"the mean of all ended {distance:.3f} from the goal, allowed are {tolerance}"
     if not spread <= max_spread:
         yield f"all ended {spread:.3f} from their mean, allowed are {max_spread}"
+
+
+def counted_once(scenario: Counting, record: Record) -> Iterable[str]:
+    """No inner step is in a final anchor more often than once, nor in part, nor without having been taken."""
+    for peer, outcome in record.outcomes.items():
+        places_TWS = scenario.places(outcome.anchors)
+        times_TWS = places_TWS.round()
+        wrong_TWS = (places_TWS - times_TWS).abs().gt(_ROUNDING) | times_TWS.gt(1) | times_TWS.lt(0)
+        for worker, taken in enumerate(scenario.taken.values()):
+            wrong_TWS[:, worker, taken:] |= places_TWS[:, worker, taken:] != 0
+        if wrong_TWS.any():
+            tensor, worker, step = wrong_TWS.nonzero()[0].tolist()
+            times = float(places_TWS[tensor, worker, step])
+            yield (
+                f"{peer} counts {int(wrong_TWS.sum())} steps wrongly; step {step} of worker {worker}, which took "
+                f"{scenario.taken[worker]}, {times:.4g} times"
+            )
+
+
+def most_counted(scenario: Counting, record: Record) -> Tensor:
+    """Steps of each worker in the final anchor that has most [T, W]."""
+    found = [scenario.counted(outcome.anchors) for outcome in record.outcomes.values()]
+    return max(found, key=lambda steps_TW: float(steps_TW.sum()))
 
 
 def spread_of(record: Record) -> float:

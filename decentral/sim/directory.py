@@ -101,8 +101,7 @@ class MemoryDirectory:
                 return version
             if version.visible_s > now_s:
                 continue
-            if version.layout == self._network.layout and self._network.is_cut(version.publisher, me):
-                self._network.num_cut += 1
+            if version.layout == self._network.layout and self._network.blocks(version.publisher, me):
                 continue
             return version
         return None

@@ -13,17 +13,21 @@ uses the uplink and never arrives: as on a connection that broke, its caller hea
 
 import math
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from decentral.sim.faults import Kind
 from decentral.sim.loop import Owner, virtual_loop
 from decentral.sim.trace import Trace
 from decentral.types import PeerId
 
 #: What every message costs beyond its payload: method, ids and framing of a real transport, rounded.
 FRAME_BYTES = 64
+#: A message that others overtake takes so many times as long, from and to.
+_OVERTAKEN = (2.0, 20.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,10 @@ class Conditions:
     """Sigma of the log-normal factor on ``latency_s`` (its mean is 1); 0 for none, 0.5 for a poor home line."""
     loss: float = 0.0
     """Probability that a message never arrives, requests and replies alike."""
+    duplicate: float = 0.0
+    """Probability that it arrives twice."""
+    reorder: float = 0.0
+    """Probability that it travels so much longer that others overtake it."""
     give_up_s: float = 3.0
     """How long a caller dials across a partition before it is told that the peer is unreachable."""
 
@@ -46,6 +54,22 @@ class Line:
 
     up_bytes_per_s: float = math.inf
     down_bytes_per_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Peers that others cannot talk to, or that cannot talk to others, or both."""
+
+    island: frozenset[PeerId]
+    kind: Kind = Kind.CUT
+    """Or ``DEAF`` or ``MUTE``."""
+
+    def blocks(self, a: PeerId, b: PeerId) -> bool:
+        """Whether what ``a`` sends to ``b`` is lost."""
+        from_island, to_island = a in self.island, b in self.island
+        if from_island == to_island:
+            return False
+        return self.kind is Kind.CUT or (self.kind is Kind.MUTE) == from_island
 
 
 class Breakable(Protocol):
@@ -90,16 +114,18 @@ class Network:
         self.conditions = conditions or Conditions()
         self.random = random.Random(f"network {seed}")
         self.trace = Trace()
-        self.num_lost = 0
-        """Messages lost by chance."""
-        self.num_cut = 0
-        """Dials, messages and look-ups that failed because of a partition."""
+        self.felt: Counter[Kind] = Counter()
+        """Dials, messages and look-ups to which something of a kind happened."""
+        self.limits: defaultdict[PeerId, list[tuple[Kind, Line]]] = defaultdict(list)
+        """What keeps a peer's line from carrying what it could."""
+        self.silent: set[PeerId] = set()
+        """Peers that take calls and do not answer."""
         self.layout = 0
-        """Counts changes of the partition."""
+        """Counts changes of the cuts."""
         self._loop = virtual_loop()
         self._neutral = copy_context()
         self._endpoints: dict[PeerId, Endpoint] = {}
-        self._sides: dict[PeerId, int] = {}
+        self._cuts: list[Cut] = []
         self._latencies: dict[frozenset[PeerId], float] = {}
 
     def join(self, endpoint: Endpoint) -> None:
@@ -155,24 +181,42 @@ class Network:
         self._loop.thaw(self._endpoints[peer].owner)
         self.note("resume", peer)
 
-    def partition(self, *groups: Iterable[PeerId]) -> None:
-        """Cut the network: peers of different groups cannot talk; all that are in none form one more group."""
-        self._sides = {peer: number for number, group in enumerate(groups, start=1) for peer in group}
-        self.layout += 1
-        self.note("partition", *(f"{peer}:{side}" for peer, side in self._sides.items()))
+    def partition(self, island: Iterable[PeerId], kind: Kind = Kind.CUT) -> Cut:
+        """Cut an island off; ``heal`` takes what this returns. Cuts add up.
 
-    def heal(self) -> None:
-        """End the partition."""
-        self.partition()
+        Args:
+            island: peers that can talk among themselves.
+            kind: ``CUT``, or ``DEAF`` or ``MUTE`` for one direction.
+        """
+        cut = Cut(frozenset(island), kind)
+        self._cuts.append(cut)
+        self._changed()
+        return cut
+
+    def heal(self, cut: Cut | None = None) -> None:
+        """End one cut, or all."""
+        if cut is None:
+            self._cuts.clear()
+        else:
+            self._cuts.remove(cut)
+        self._changed()
+
+    def _changed(self) -> None:
+        self.layout += 1
+        cuts = enumerate(self._cuts, start=1)
+        self.note("partition", *(f"{peer}:{side}" for side, cut in cuts for peer in sorted(cut.island)))
 
     @property
     def is_parted(self) -> bool:
-        """Whether there is a partition."""
-        return bool(self._sides)
+        """Whether there is a cut."""
+        return bool(self._cuts)
 
-    def is_cut(self, a: PeerId, b: PeerId) -> bool:
-        """Whether a partition lies between two peers."""
-        return bool(self._sides) and self._sides.get(a) != self._sides.get(b)
+    def blocks(self, a: PeerId, b: PeerId) -> bool:
+        """Whether what ``a`` sends to ``b`` cannot pass, and count it."""
+        blocking = next((cut for cut in self._cuts if cut.blocks(a, b)), None)
+        if blocking is not None:
+            self.felt[blocking.kind] += 1
+        return blocking is not None
 
     def set_latency(self, a: PeerId, b: PeerId, latency_s: float) -> None:
         """Give one pair a mean latency of its own, in both directions."""
@@ -188,10 +232,7 @@ class Network:
 
     def is_lost(self) -> bool:
         """Draw whether a message is lost, and count it."""
-        loss = self.conditions.loss
-        lost = loss > 0 and self.random.random() < loss
-        self.num_lost += lost
-        return lost
+        return self._befalls(Kind.LOSS, self.conditions.loss)
 
     def send(
         self, source: Endpoint, target: Endpoint, what: str, num_bytes: int, deliver: Callable[..., None], *args: Any
@@ -200,20 +241,48 @@ class Network:
         size = num_bytes + FRAME_BYTES
         now_s = self._loop.time()
         start_s = max(now_s, source.up_free_s)
-        left_s = source.up_free_s = start_s + size / source.line.up_bytes_per_s
+        left_s = source.up_free_s = start_s + size / self._line(source).up_bytes_per_s
         source.sent_bytes += size
         lost = self.is_lost()
         self.trace.add((now_s, "lost" if lost else "send", source.peer_id, target.peer_id, what, size))
         if lost:
             return
+        self._carry(source, target, start_s, left_s, size, deliver, args)
+        if self._befalls(Kind.DUPLICATE, self.conditions.duplicate):
+            self.note("duplicate", source.peer_id, target.peer_id, what, size)
+            self._carry(source, target, start_s, left_s, size, deliver, args)
+
+    def _carry(self, source: Endpoint, target: Endpoint, start_s: float, left_s: float, size: int, *rest: Any) -> None:
+        """What an uplink sends from ``start_s`` to ``left_s`` is on its way."""
         latency_s = self.latency_s(source.peer_id, target.peer_id)
-        message = (source, target, left_s, size, deliver, args)
-        if target.line.down_bytes_per_s == math.inf:
+        if self._befalls(Kind.REORDER, self.conditions.reorder):
+            latency_s *= self.random.uniform(*_OVERTAKEN)
+        message = (source, target, left_s, size, *rest)
+        down_bytes_per_s = self._line(target).down_bytes_per_s
+        if down_bytes_per_s == math.inf:
             self._loop.call_at(left_s + latency_s, self._arrive, *message, context=target.context)
             return
         # The downlink is claimed when the bytes are there, not now: else one slow sender would block the receiver.
-        claim_s = left_s + latency_s - min(left_s - start_s, size / target.line.down_bytes_per_s)
+        claim_s = left_s + latency_s - min(left_s - start_s, size / down_bytes_per_s)
         self._loop.call_at(claim_s, self._take_down, *message, context=self._neutral)
+
+    def _befalls(self, kind: Kind, rate: float) -> bool:
+        """Draw whether something happens to a message, and count it."""
+        befalls = rate > 0 and self.random.random() < rate
+        self.felt[kind] += befalls
+        return befalls
+
+    def _line(self, endpoint: Endpoint) -> Line:
+        """An endpoint's line as it is now."""
+        line = endpoint.line
+        for kind, limit in self.limits[endpoint.peer_id] if self.limits else ():
+            up, down = (
+                min(line.up_bytes_per_s, limit.up_bytes_per_s),
+                min(line.down_bytes_per_s, limit.down_bytes_per_s),
+            )
+            self.felt[kind] += (up, down) != (line.up_bytes_per_s, line.down_bytes_per_s)
+            line = Line(up, down)
+        return line
 
     def note(self, *event: str | int) -> None:
         """Add an event to the trace, with the time."""
@@ -222,7 +291,7 @@ class Network:
     def _take_down(self, source: Endpoint, target: Endpoint, left_s: float, size: int, *rest: Any) -> None:
         """Queue a message on the target's downlink."""
         start_s = max(self._loop.time(), target.down_free_s)
-        target.down_free_s = start_s + size / target.line.down_bytes_per_s
+        target.down_free_s = start_s + size / self._line(target).down_bytes_per_s
         message = (source, target, left_s, size, *rest)
         self._loop.call_at(target.down_free_s, self._arrive, *message, context=target.context)
 
@@ -238,8 +307,7 @@ class Network:
         """Hand a message over, unless something came between."""
         if target.gone or source.gone_s < left_s:
             return
-        if self.is_cut(source.peer_id, target.peer_id):
-            self.num_cut += 1
+        if self.blocks(source.peer_id, target.peer_id):
             self.note("cut", source.peer_id, target.peer_id, size)
             return
         target.received_bytes += size

@@ -18,10 +18,10 @@ from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import FaultTape
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
+from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.state.worker_state import WorkerState

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from decentral.errors import CallRefused, CallTimeout, PeerUnreachable, TransportError
 from decentral.ports.transport import Handler, Traffic
+from decentral.sim.faults import Kind
 from decentral.sim.loop import virtual_loop
 from decentral.sim.network import Endpoint, Line, Network
 from decentral.types import PeerId
@@ -63,8 +64,7 @@ class MemoryTransport(Endpoint):
                 self._network.note("nobody", self.peer_id, peer, method)
                 dialled_s = now_s + 2 * self._network.latency_s(self.peer_id, peer)
                 self._loop.call_at(dialled_s, call.fail, PeerUnreachable, "nobody there")
-            elif self._network.is_cut(self.peer_id, peer):
-                self._network.num_cut += 1
+            elif self._network.blocks(self.peer_id, peer):
                 self._network.note("cut", self.peer_id, peer, method)
                 given_up_s = now_s + self._network.conditions.give_up_s
                 self._loop.call_at(given_up_s, call.fail, PeerUnreachable, "no way through")
@@ -124,6 +124,9 @@ class MemoryTransport(Endpoint):
     def _receive(self, call: "_Call", request: bytes) -> None:
         """A request has arrived."""
         call.delivered = True
+        if self.peer_id in self._network.silent:
+            self._network.felt[Kind.HALF_OPEN] += 1
+            return
         try:
             method = self._admit(call.method, len(request))
         except CallRefused as refusal:

@@ -11,6 +11,7 @@ from typing import Any
 
 from decentral.sim.clock import SimClock
 from decentral.sim.directory import MemoryDirectory, SharedDirectory
+from decentral.sim.disk import Disk
 from decentral.sim.identity import SimIdentity
 from decentral.sim.loop import virtual_loop
 from decentral.sim.network import Conditions, Line, Network
@@ -20,13 +21,15 @@ from decentral.types import PeerId
 
 @dataclass(frozen=True, slots=True)
 class SimPeer:
-    """One machine: an implementation of each port."""
+    """One machine: an implementation of each port, and a disk."""
 
     peer_id: PeerId
     transport: MemoryTransport
     directory: MemoryDirectory
     clock: SimClock
     identity: SimIdentity
+    disk: Disk[Any]
+    """As earlier machines of this id left it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class World:
         self.failures: list[Exception] = []
         """What mains raised, in order."""
         self._machines = machines or {}
+        self._disks: dict[PeerId, Disk[Any]] = {}
         self._running: dict[PeerId, asyncio.Task[None]] = {}
         self._over = asyncio.Event()
         self._over.set()
@@ -97,6 +101,7 @@ class World:
             directory,
             SimClock(skew_s=machine.skew_s, aside_s=machine.aside_s),
             SimIdentity(peer_id),
+            self.disk(peer_id),
         )
         self.peers[peer_id] = peer
         return peer
@@ -109,6 +114,10 @@ class World:
         self._over.clear()
         task.add_done_callback(lambda task: self._ended(peer, task))
         return peer
+
+    def disk(self, peer_id: PeerId) -> Disk[Any]:
+        """The disk of a machine, whether it runs or not."""
+        return self._disks.setdefault(peer_id, Disk())
 
     def is_running(self, peer_id: PeerId) -> bool:
         """Whether the machine's main has neither ended nor crashed; true for a paused one."""

@@ -14,77 +14,27 @@ Exit code with ``--against``: 0 if all lines are the same, 1 if some differ, whi
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from msgspec import structs
 
-from decentral.codecs import feedback
-from decentral.codecs.codec import make_codec
 from decentral.engine.options import Outcome
-from decentral.exchange.allreduce.options import AllReduceOptions, Mean
-from decentral.exchange.allreduce.participants import Quorum
-from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
-from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import BatchCounted, Event, StretchDone
-from decentral.outer.diloco import DiLoCo
-from decentral.outer.eager import Eager
-from decentral.outer.ef21 import Ef21
-from decentral.outer.follow import Follow
-from decentral.outer.noloco import NoLoCo
-from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import FaultTape, Pause, Plan, draw
+from decentral.sim.faults import Kind, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Scenario, simulate
-from decentral.sim.world import peer_id
+from decentral.sim.tape import FaultTape
 from scripts.benches.lib.command import Parser, enter
+from scripts.benches.lib.methods import SWARMS, Settings
 from tests.sim.pipelines import PipelineScenario, simulate_pipeline
 from tests.sim.test_overlap import hardships
 
-Settings = Mapping[str, Any]
 #: By method and seed the digests of the result and of the trace.
 Lines = dict[tuple[str, int], tuple[str, str]]
 
-FP32, INT8, INT4 = map(make_codec, ("fp32", "int8-b8", "int4-b8"))
-LOSSY: Settings = {"codec": "int4-b8", "feedback": feedback.ErrorFeedback}
-ALONE = DiLoCo(lr=0.7, momentum=0.5, nesterov=False)
-EAGER = Eager(lr=0.7, momentum=0.5)
-TWELVE: Settings = {"step_s": 1 / 12}
-TWO: Settings = {"plan": SyncPlan(2), "step_s": 0.5}
-FOUR = AllReduceOptions(quorum=Quorum(4, 0.3))
-SLOW: Settings = {"paces": {1: 2.0}, "step_sigma": 0.05}
-#: Whole models by every method; seeds take turns at the variants. All rounds take a second.
-SWARMS: dict[str, tuple[Settings, ...]] = {
-    "all-reduce": ({}, {"mixing": AllReduceOptions(Mean.RADIAL), "weight_by": "token-rate", **SLOW}),
-    "feedback": (LOSSY, {"codec": "int8-b8-sr", "feedback": feedback.Ef21, "rule": Ef21(DiLoCo(lr=0.7, momentum=0.5))}),
-    "fragments": (
-        {"plan": SyncPlan(12, 3, 2), "mix_alpha": 0.5, **TWELVE},
-        {"plan": SyncPlan(12, 3), "auto_delay": True, "auto_groups": True, "mix_alpha": 0.5, **TWELVE, **LOSSY},
-        {"plan": SyncPlan(12, 2, 5), "pattern": "sequential", **TWELVE},
-    ),
-    "eager": ({"eager": EAGER}, {"plan": SyncPlan(12, 4), "num_tensors": 4, "eager": EAGER, **TWELVE, **LOSSY}),
-    "gossip-rounds": (
-        {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32), **TWO},
-        {"rule": NoLoCo(group_size=3), "mixing": GossipOptions(INT8, INT4, group_size=3), **TWO, **LOSSY},
-        {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32), "plan": SyncPlan(6, 3, 1), "step_s": 1 / 6},
-    ),
-    "gossip-random": (
-        {"rule": ALONE, "mixing": GossipOptions(FP32, FP32, swaps=RandomSwaps(1.0)), **TWO},
-        {"rule": ALONE, "mixing": GossipOptions(INT8, INT4, swaps=RandomSwaps(1.0)), **TWO, **LOSSY},
-    ),
-    "async": (
-        {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5), **SLOW},
-        {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5, share=0.05), **LOSSY},
-        {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5, every=4), "plan": SyncPlan(12, 3), **TWELVE},
-    ),
-    "quorum": (
-        {"mixing": FOUR, **SLOW},
-        {"mixing": FOUR, "plan": SyncPlan(10, delay_steps=3), "mix_alpha": 0.5, **SLOW},
-    ),
-}
 #: The last fault is over after 20 s.
 ROUNDS = 30
 
@@ -112,12 +62,14 @@ def pipeline(seed: int) -> tuple[str, str]:
         routing=("permutation", "speed")[seed // 2 % 2],
         healing=("checkfree+", "checkfree")[seed // 4 % 2],
     )
-    peers = [peer_id(number) for number in range((num_stages + 1) * num_replicas)]
-    began_s = 0.5 * (len(peers) + num_spares) + 2.0
-    plan = Plan(began_s, began_s + 8.0, num_crashes=1 + seed % 2, num_pauses=seed // 3 % 2, loss=0.01)
+    machines = range((num_stages + 1) * num_replicas)
+    began_s = 0.5 * (len(machines) + num_spares) + 2.0
+    plan = Plan(began_s, began_s + 8.0, num={Kind.KILL: 1 + seed % 2, Kind.PAUSE: seed // 3 % 2}, loss=0.01)
     # Who is paused for long is replaced, and the run takes as long again.
-    faults = draw(seed, peers, plan)
-    tape = FaultTape([replace(one, for_s=min(one.for_s, 3.0)) if isinstance(one, Pause) else one for one in faults])
+    faults = draw(seed, machines, plan)
+    tape = FaultTape(
+        [structs.replace(one, for_s=min(one.for_s, 3.0)) if one.kind is Kind.PAUSE else one for one in faults]
+    )
     record = simulate_pipeline(scenario, tape)
     _check_fired(tape)
     ends = [(str(peer), stage, outcome) for peer, held in record.outcomes.items() for stage, outcome in held.items()]

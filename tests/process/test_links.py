@@ -173,6 +173,31 @@ def test_a_full_queue_drops_its_tail_in_the_direction_that_is_full() -> None:
 
 
 @needs_links
+def test_a_link_can_be_changed_and_hosts_made_deaf_or_mute() -> None:
+    with hosts([Link(), Link()]) as net:
+        net.links.change(0, Link(), mute=True)
+        net.send(0, 1, 1)
+        net.send(1, 2, 0)
+        assert net.receive(0)[0] == 2
+        wait_for(lambda: net.links.counters().up[0].lost, "the loss")
+        net.links.change(0, Link(), deaf=True)
+        net.send(0, 3, 1)
+        net.send(1, 4, 0)
+        assert net.receive(1)[0] == 3
+        wait_for(lambda: net.links.counters().down[0].lost, "the loss")
+        rate = 1e6
+        net.links.change(0, Link(up_bits_per_s=rate))
+        first = min([net.send(0, number, 1) for number in range(20)])
+        assert max(net.receive(1)[1] for _ in range(20)) - first >= 20 * PACKET_BITS / rate - TURN_S
+
+
+@needs_links
+def test_a_change_that_is_none_is_named() -> None:
+    with Links([Link()]) as links, pytest.raises(LinksError, match="is no change of a link"):
+        links.change(1, Link())
+
+
+@needs_links
 def test_tcp_gets_through_loss_and_jitter_unharmed() -> None:
     content = os.urandom(1 << 20)
     link = Link(up_bits_per_s=50e6, down_bits_per_s=50e6, delay_s=0.002, jitter_s=0.002, loss=0.005)

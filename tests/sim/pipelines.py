@@ -22,9 +22,9 @@ from decentral.pipeline.cut import cut
 from decentral.pipeline.options import PipelineOptions
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import FaultTape
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
+from decentral.sim.tape import FaultTape
 from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId

@@ -3,19 +3,19 @@
 from typing import Any
 
 import pytest
-import torch
 
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import RoundAborted, RoundMixed
 from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import check_async, events, finish
-from decentral.sim.faults import Crash, FaultTape, Loss, Partition, Pause, Plan, Start, draw
+from decentral.sim.checkers import check_async, counted_once, events, finish, most_counted
+from decentral.sim.counting import ADD_UP_AT_SERVERS, Counting
+from decentral.sim.faults import Fault, Kind, Plan, draw
 from decentral.sim.network import Conditions
-from decentral.sim.scenario import Record, Scenario, simulate
+from decentral.sim.scenario import Scenario, simulate
+from decentral.sim.tape import FaultTape
 from decentral.sim.world import Machine, peer_id
-from tests.sim.counting import ADD_UP, Counting, counted
 
 #: Virtual seconds in which faults happen, and rounds of a second that take well beyond their end.
 FAULTS_S = (5.0, 25.0)
@@ -45,24 +45,9 @@ def hardships(seed: int, num_workers: int) -> tuple[dict[str, Any], FaultTape]:
     machines = {
         peer: Machine(skew_s=skews.get(number, 0.0), aside_s=0.01 * (seed % 2)) for number, peer in enumerate(peers)
     }
-    plan = Plan(*FAULTS_S, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)
-    tape = FaultTape([*draw(seed, peers[:-1], plan), Start(9.0, peers[-1])])
+    plan = Plan(*FAULTS_S, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
+    tape = FaultTape([*draw(seed, range(num_workers - 1), plan), Fault(Kind.START, 9.0, (num_workers - 1,))])
     return {"machines": machines, "latest": 1, "conditions": Conditions(jitter=0.3)}, tape
-
-
-def counted_twice(scenario: Counting, record: Record) -> list[str]:
-    """Steps that are in some final anchor more often than they were taken."""
-    found = []
-    for peer, outcome in record.outcomes.items():
-        for number, steps in enumerate(counted(outcome).amax(0).tolist()):
-            if steps > scenario.taken[number]:
-                found.append(f"{peer} has {steps} steps of worker {number}, which took {scenario.taken[number]}")
-    return found
-
-
-def best_of(record: Record) -> torch.Tensor:
-    """What the anchor contains that contains most."""
-    return max((counted(outcome) for outcome in record.outcomes.values()), key=lambda steps: float(steps.sum()))
 
 
 # -- what holds whatever happens --------------------------------------------------------------------------------------
@@ -82,13 +67,15 @@ def assert_holds(seed: int) -> None:
 def assert_counted_once(seed: int) -> None:
     num_workers = 5 + seed % 3
     settings, tape = hardships(seed, num_workers)
-    scenario = Counting(seed, num_workers, rounds=ROUNDS, **ADD_UP, **(THREE if seed % 2 else {}), **settings)
+    scenario = Counting(
+        seed, num_workers, rounds=ROUNDS, **ADD_UP_AT_SERVERS, **(THREE if seed % 2 else {}), **settings
+    )
     record = simulate(scenario, tape, until_s=3000.0)
     assert not list(finish(scenario, record)), f"seed {seed}"
-    assert not counted_twice(scenario, record), f"seed {seed}"
+    assert not list(counted_once(scenario, record)), f"seed {seed}"
     # What is lost is what crashed with a worker, or was counted by a server that others had given up.
     taken = sum(scenario.taken.values())
-    assert float(best_of(record).sum()) / 3 > 0.7 * taken, f"seed {seed}"
+    assert float(most_counted(scenario, record).sum()) / 3 > 0.7 * taken, f"seed {seed}"
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -115,12 +102,12 @@ def test_survives_two_hundred_seeds(first: int) -> None:
 
 @pytest.mark.parametrize("more", [{}, THREE])
 def test_a_server_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> None:
-    scenario = Counting(1, 5, rounds=25, **ADD_UP, **more)
-    tape = FaultTape([Crash(8.0, scenario.peers[0]), Crash(14.0, scenario.peers[1])])
+    scenario = Counting(1, 5, rounds=25, **ADD_UP_AT_SERVERS, **more)
+    tape = FaultTape([Fault(Kind.KILL, 8.0, (0,)), Fault(Kind.KILL, 14.0, (1,))])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
-    assert not counted_twice(scenario, record)
-    steps = best_of(record).amax(0).tolist()
+    assert not list(counted_once(scenario, record))
+    steps = most_counted(scenario, record).amax(0).tolist()
     for number in (2, 3, 4):
         assert steps[number] == scenario.taken[number]
         assert record.outcomes[scenario.peers[number]].done
@@ -129,26 +116,24 @@ def test_a_server_dies_and_nobody_elses_work_is_lost(more: dict[str, Any]) -> No
 
 
 def test_a_server_that_was_stopped_finds_that_it_is_none_any_more() -> None:
-    scenario = Counting(1, 5, rounds=40, **ADD_UP)
-    first = scenario.peers[0]
-    tape = FaultTape([Pause(10.0, first, 15.0)])
+    scenario = Counting(1, 5, rounds=40, **ADD_UP_AT_SERVERS)
+    tape = FaultTape([Fault(Kind.PAUSE, 10.0, (0,), 15.0)])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
-    assert not counted_twice(scenario, record)
-    steps = best_of(record).amax(0).tolist()
+    assert not list(counted_once(scenario, record))
+    steps = most_counted(scenario, record).amax(0).tolist()
     # It counted what others pushed in the moment between waking and hearing of the new server, at most.
     assert sum(steps) >= sum(scenario.taken.values()) - 5 * 20
     assert all(record.outcomes[peer].done for peer in scenario.peers)
 
 
 def test_two_servers_in_a_parted_network_become_one() -> None:
-    scenario = Counting(1, 6, rounds=40, **ADD_UP)
-    island = scenario.peers[4:]
-    tape = FaultTape([Partition(10.0, island, 12.0)])
+    scenario = Counting(1, 6, rounds=40, **ADD_UP_AT_SERVERS)
+    tape = FaultTape([Fault(Kind.CUT, 10.0, (4, 5), 12.0)])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
-    assert not counted_twice(scenario, record)
-    steps = best_of(record).amax(0).tolist()
+    assert not list(counted_once(scenario, record))
+    steps = most_counted(scenario, record).amax(0).tolist()
     for number in range(4):
         assert steps[number] >= scenario.taken[number] - 20
     for number in (4, 5):  # the island's server counted for itself while it was cut off, and for no longer
@@ -156,12 +141,12 @@ def test_two_servers_in_a_parted_network_become_one() -> None:
 
 
 def test_lost_messages_lose_no_work() -> None:
-    scenario = Counting(3, 5, rounds=30, **ADD_UP)
-    tape = FaultTape([Loss(5.0, 0.1, 18.0)])
+    scenario = Counting(3, 5, rounds=30, **ADD_UP_AT_SERVERS)
+    tape = FaultTape([Fault(Kind.LOSS, 5.0, (), 18.0, 0.1)])
     record = simulate(scenario, tape, until_s=300.0)
     assert tape.exhausted()
-    assert not counted_twice(scenario, record)
-    assert best_of(record).amax(0).tolist() == [scenario.taken[number] for number in range(5)]
+    assert not list(counted_once(scenario, record))
+    assert most_counted(scenario, record).amax(0).tolist() == [scenario.taken[number] for number in range(5)]
 
 
 # -- who is slow ------------------------------------------------------------------------------------------------------

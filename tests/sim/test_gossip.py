@@ -17,9 +17,10 @@ from decentral.outer.noloco import NoLoCo
 from decentral.ports.trainer import StepReport
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check_gossip, events, patience, spread_of
-from decentral.sim.faults import FaultTape, Loss, Pause, Plan, Start, draw
+from decentral.sim.faults import Fault, Kind, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
+from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem, ToyTrainer
 from decentral.sim.world import Machine, peer_id
 from decentral.swarm.presence import read
@@ -63,14 +64,14 @@ def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
         latest=1,
         **VARIANTS[seed % len(VARIANTS)],
     )
-    plan = Plan(*FAULTS_S, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)
-    tape = FaultTape([*draw(seed, scenario.peers[:-1], plan), Start(9.0, scenario.peers[-1])])
+    plan = Plan(*FAULTS_S, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
+    tape = FaultTape([*draw(seed, range(num_workers - 1), plan), Fault(Kind.START, 9.0, (num_workers - 1,))])
     return scenario, tape, simulate(scenario, tape, until_s=3000.0)
 
 
 def assert_holds(seed: int) -> None:
     scenario, tape, record = faulty(seed)
-    paused = [fault.peer for fault in tape.faults if isinstance(fault, Pause)]
+    paused = [peer_id(fault.machines[0]) for fault in tape.faults if fault.kind is Kind.PAUSE]
     violations = check_gossip(scenario, record, tolerance=TOLERANCE, max_spread=MAX_SPREAD, paused=paused)
     assert not violations, f"seed {seed}: {violations}"
     # A partition that found everybody it separates busy with something else has had no effect; all others must have.
@@ -93,7 +94,7 @@ def test_survives_two_hundred_seeds(first: int) -> None:
 def test_a_worker_stopped_in_the_middle_of_a_sync_goes_on() -> None:
     """When it wakes, all records are too old, its own included: it knows of nobody."""
     scenario = gossiping(0, 3, rounds=20, together=True, conditions=Conditions(latency_s=0.4), **VARIANTS[0])
-    tape = FaultTape([Pause(at_s, scenario.peers[0], 8.0) for at_s in (3.2, 13.0, 23.4, 33.1)])
+    tape = FaultTape([Fault(Kind.PAUSE, at_s, (0,), 8.0) for at_s in (3.2, 13.0, 23.4, 33.1)])
     record = simulate(scenario, tape, until_s=300.0)
     assert not tape.unfired()
     assert all(record.outcomes[peer].done for peer in scenario.peers)
@@ -130,7 +131,7 @@ def test_a_worker_out_of_step_finds_the_others_again(late_s: float) -> None:
     """All take the same time for a round, so whoever is late once would come too late to all of them for ever."""
     scenario = gossiping(1, 8, rounds=40, step_s=2.5, together=True, **VARIANTS[0])
     late = scenario.peers[3]
-    record = simulate(scenario, FaultTape([Pause(22.0, late, late_s)]), until_s=300.0)
+    record = simulate(scenario, FaultTape([Fault(Kind.PAUSE, 22.0, (3,), late_s)]), until_s=300.0)
     after = [event for peer, event in events(record) if peer == late and isinstance(event, RoundMixed)][8:]
     assert len(after) == 32
     assert sum(len(event.members) == 1 for event in after) < 10
@@ -143,7 +144,7 @@ def test_a_worker_out_of_step_finds_the_others_again(late_s: float) -> None:
 @pytest.mark.parametrize("variant", [IN_ROUNDS, AT_RANDOM])
 def test_swaps_that_one_side_has_alone_heal(variant: dict[str, Any]) -> None:
     scenario = gossiping(0, 6, rounds=35, **variant)
-    tape = FaultTape([Loss(4.0, 0.1, 20.0)])
+    tape = FaultTape([Fault(Kind.LOSS, 4.0, (), 20.0, 0.1)])
     bad, good = simulate(scenario, tape, until_s=300.0), simulate(scenario, until_s=300.0)
     assert tape.exhausted()
     assert sum(isinstance(event, OneSided) for _, event in events(bad)) >= 3
@@ -156,7 +157,7 @@ def test_a_newcomer_takes_nobody_for_a_liar() -> None:
     """Before its first outer step it cannot tell what is far; swaps come at any moment."""
     pairing = GossipOptions(FP32, FP32, swaps=RandomSwaps(8.0))
     scenario = gossiping(0, 4, rounds=20, latest=1, rule=ALONE, mixing=pairing)
-    record = simulate(scenario, FaultTape([Start(8.0, scenario.peers[-1])]), until_s=300.0)
+    record = simulate(scenario, FaultTape([Fault(Kind.START, 8.0, (scenario.num_workers - 1,))]), until_s=300.0)
     assert record.outcomes[scenario.peers[-1]].done
     assert not [event for _, event in events(record) if isinstance(event, Avoided)]
 

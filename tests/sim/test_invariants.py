@@ -10,9 +10,10 @@ from decentral.monitor.events import Repaired, RoundMixed
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.ef21 import Ef21
 from decentral.sim.checkers import check
-from decentral.sim.faults import FaultTape, Plan, Start, draw
+from decentral.sim.faults import Fault, Kind, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
+from decentral.sim.tape import FaultTape
 from decentral.sim.world import Machine, peer_id
 
 #: Virtual seconds in which faults happen, and rounds that take well beyond their end.
@@ -44,9 +45,9 @@ def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
         **VARIANTS[seed % len(VARIANTS)],
     )
     begin_s, end_s = FAULTS_S
-    plan = Plan(begin_s, end_s, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)
-    faults = draw(seed, scenario.peers[:-1], plan)
-    tape = FaultTape([*faults, Start(12.0, scenario.peers[-1])])
+    plan = Plan(begin_s, end_s, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
+    faults = draw(seed, range(num_workers - 1), plan)
+    tape = FaultTape([*faults, Fault(Kind.START, 12.0, (num_workers - 1,))])
     return scenario, tape, simulate(scenario, tape, until_s=3000.0)
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,10 +20,11 @@ from decentral.outer.ef21 import Ef21
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check, check_gossip, events
-from decentral.sim.faults import FaultTape, Pause, Plan, Start, draw
+from decentral.sim.faults import Fault, Kind, Plan, draw
 from decentral.sim.network import Conditions, Line
 from decentral.sim.scenario import Record, Scenario, simulate
-from decentral.sim.world import Machine, Main, World, peer_id
+from decentral.sim.tape import FaultTape
+from decentral.sim.world import Machine, peer_id
 from decentral.swarm.presence import State
 from decentral.types import PeerId
 
@@ -85,8 +86,8 @@ def hardships(seed: int, num_workers: int) -> tuple[dict[str, Any], FaultTape]:
     machines = {
         peer: Machine(skew_s=skews.get(number, 0.0), aside_s=0.01 * (seed % 2)) for number, peer in enumerate(peers)
     }
-    plan = Plan(*FAULTS_S, num_crashes=2, num_pauses=1, num_partitions=1, loss=0.05)
-    tape = FaultTape([*draw(seed, peers[:-1], plan), Start(9.0, peers[-1])])
+    plan = Plan(*FAULTS_S, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
+    tape = FaultTape([*draw(seed, range(num_workers - 1), plan), Fault(Kind.START, 9.0, (num_workers - 1,))])
     return {"machines": machines, "latest": 1, "conditions": Conditions(jitter=0.3)}, tape
 
 
@@ -107,7 +108,7 @@ def assert_holds(seed: int) -> None:
 
 def assert_gossip_holds(seed: int) -> None:
     scenario, tape, record = faulty(seed, {"step_s": 0.2, **GOSSIPS[seed % len(GOSSIPS)]})
-    paused = [fault.peer for fault in tape.faults if isinstance(fault, Pause)]
+    paused = [peer_id(fault.machines[0]) for fault in tape.faults if fault.kind is Kind.PAUSE]
     violations = check_gossip(scenario, record, tolerance=0.2, max_spread=0.4, paused=paused)
     assert not [*violations, *in_order(record)], f"seed {seed}: {violations}"
     assert len(tape.unfired()) <= 1, f"seed {seed}: {tape.unfired()} had no effect"
@@ -260,21 +261,6 @@ def test_without_overlap_no_fragment_goes_to_the_next_round_before_others_are_in
 # -- links that change ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Rewire:
-    """All lines are others from now on."""
-
-    at_s: float
-    line: Line
-
-    async def strike(self, world: World, main: Main) -> bool:
-        for peer in world.peers:
-            endpoint = world.network.find(peer)
-            assert endpoint is not None
-            endpoint.line = self.line
-        return True
-
-
 def groups_at_the_end(record: Record) -> dict[PeerId, list[int]]:
     """For each worker the lengths, in steps, between launches of the last rounds."""
     found = {}
@@ -286,7 +272,7 @@ def groups_at_the_end(record: Record) -> dict[PeerId, list[int]]:
 
 def test_overlap_and_launches_follow_the_line() -> None:
     scenario = three(SyncPlan(24, 8), Line(1e6, 1e6), num_tensors=8, step_s=0.15, rounds=16, **AUTO)
-    tape = FaultTape([Rewire(25.0, Line(1.6e5, 1.6e5))])
+    tape = FaultTape([Fault(Kind.SLOW, 25.0, (0, 1, 2), for_s=100.0, amount=1.6e5)])
     record = simulate(scenario, tape)
     assert tape.exhausted()
     assert not [*check(scenario, record, tolerance=0.5), *in_order(record)]
@@ -303,7 +289,7 @@ def test_overlap_and_launches_follow_the_line() -> None:
 
 def test_a_newcomer_takes_over_how_many_fragments_are_launched_together() -> None:
     scenario = linked(4, SyncPlan(24, 8), num_tensors=8, together=True, min_workers=3, latest=1, rounds=16, **AUTO)
-    tape = FaultTape([Start(20.0, scenario.peers[3])])
+    tape = FaultTape([Fault(Kind.START, 20.0, (3,))])
     record = simulate(scenario, tape)
     assert tape.exhausted()
     assert not [*check(scenario, record, tolerance=0.5), *in_order(record)]

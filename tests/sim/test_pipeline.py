@@ -1,15 +1,16 @@
 """Pipelines of stages on simulated machines: what is counted, what comes back, and how runs end."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from decentral.codecs.codec import make_codec
 from decentral.monitor.events import Resent, StagePlaced
-from decentral.sim.faults import Crash, FaultTape, Loss, Pause, Plan, Start, draw
+from decentral.sim.faults import Fault, Kind, Plan, draw
 from decentral.sim.network import Conditions
+from decentral.sim.tape import FaultTape
 from decentral.sim.world import peer_id
 from tests.sim.pipelines import (
     PipelineRecord,
@@ -55,7 +56,7 @@ def test_a_stage_that_dies_at_any_moment_of_a_batch_is_back_and_nothing_is_count
     victim: int, source: str
 ) -> None:
     for moment in (0.2, 0.9):
-        _, record = play(Crash(BATCH_FROM_S + BATCH_S * moment, peer_id(victim)))
+        _, record = play(Fault(Kind.KILL, BATCH_FROM_S + BATCH_S * moment, (victim,)))
         assert sources(record) == {victim: source}, f"at {moment} of a batch"
 
 
@@ -68,13 +69,13 @@ def test_a_stage_may_die_at_every_moment_of_a_batch(victim: int, changes: Mappin
     if first_or_last:
         changes = {**changes, "checkpoint_s": 0.5}
     for moment in range(40):
-        play(Crash(BATCH_FROM_S + BATCH_S * moment / 40, peer_id(victim)), **changes)
+        play(Fault(Kind.KILL, BATCH_FROM_S + BATCH_S * moment / 40, (victim,)), **changes)
 
 
 def test_who_comes_back_under_its_name_gets_what_it_has_forgotten_once_more() -> None:
     for victim in (0, 2):
         at_s = BATCH_FROM_S + 0.2
-        play(Crash(at_s, peer_id(victim)), Start(at_s + 0.3, peer_id(victim)), num_spares=0)
+        play(Fault(Kind.KILL, at_s, (victim,)), Fault(Kind.START, at_s + 0.3, (victim,)), num_spares=0)
 
 
 @pytest.mark.slow
@@ -83,13 +84,13 @@ def test_who_comes_back_may_do_so_at_every_moment() -> None:
     for victim in (0, 1, 2):
         for moment in range(20):
             at_s = BATCH_FROM_S + BATCH_S * moment / 20
-            play(Crash(at_s, peer_id(victim)), Start(at_s + 0.3, peer_id(victim)), num_spares=moment % 2)
+            play(Fault(Kind.KILL, at_s, (victim,)), Fault(Kind.START, at_s + 0.3, (victim,)), num_spares=moment % 2)
 
 
 @pytest.mark.parametrize("victim", [5, 7])
 def test_with_two_replicas_what_one_took_with_it_is_counted_by_the_other(victim: int) -> None:
     """The rule: a share counts when its replica has taken its step, and the head is told so, not before."""
-    _, record = play(Crash(6.0, peer_id(victim)), num_replicas=2, num_spares=0, rounds=6)
+    _, record = play(Fault(Kind.KILL, 6.0, (victim,)), num_replicas=2, num_spares=0, rounds=6)
     assert len(record.events(Resent)) > 0 or victim == 5
     assert len({slot for slot, _, _ in record.counted(0)}) == 2
 
@@ -101,12 +102,12 @@ def test_with_two_replicas_what_one_took_with_it_is_counted_by_the_other(victim:
 def test_with_two_replicas_one_may_die_at_every_moment(victim: int, routing: str) -> None:
     for moment in range(20):
         at_s = 6.0 + 0.8 * moment / 20
-        play(Crash(at_s, peer_id(victim)), num_replicas=2, num_spares=moment % 3, rounds=6, routing=routing)
+        play(Fault(Kind.KILL, at_s, (victim,)), num_replicas=2, num_spares=moment % 3, rounds=6, routing=routing)
 
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_who_is_stopped_for_a_while_goes_on(victim: int) -> None:
-    _, record = play(Pause(4.1, peer_id(victim), 3.0))
+    _, record = play(Fault(Kind.PAUSE, 4.1, (victim,), 3.0))
     assert sources(record) == {}
     assert record.ended_at_s > 8.0
 
@@ -116,7 +117,7 @@ def test_who_is_stopped_for_a_while_goes_on(victim: int) -> None:
 def test_who_was_stopped_and_replaced_makes_way_or_is_one_more_replica(victim: int) -> None:
     """Of a batch that it was about to confirm when it was stopped, it takes the step when it goes on."""
     scenario = PipelineScenario(**{**SHORT, "rounds": 30})
-    tape = FaultTape([Pause(4.1, peer_id(victim), 12.0)])
+    tape = FaultTape([Fault(Kind.PAUSE, 4.1, (victim,), 12.0)])
     record = simulate_pipeline(scenario, tape)
     assert tape.unfired() == ()
     assert unfinished(scenario, record) == []
@@ -129,8 +130,8 @@ def test_who_was_stopped_and_replaced_makes_way_or_is_one_more_replica(victim: i
 
 
 def test_messages_that_are_lost_or_late() -> None:
-    _, record = play(Loss(4.0, 0.05, 1.5), conditions=Conditions(latency_s=0.04, jitter=0.5))
-    assert record.world.network.num_lost > 0
+    _, record = play(Fault(Kind.LOSS, 4.0, (), 1.5, 0.05), conditions=Conditions(latency_s=0.04, jitter=0.5))
+    assert record.world.network.felt[Kind.LOSS] > 0
 
 
 @pytest.mark.slow
@@ -152,12 +153,12 @@ def test_drawn_faults(start: int) -> None:
             "checkpoint_s": 1.0,
             "rounds": 12,
         }
-        peers = [peer_id(number) for number in range((changes["num_stages"] + 1) * num_replicas)]
-        began_s = 0.5 * (len(peers) + changes["num_spares"]) + 2.5
-        plan = Plan(began_s, began_s + 12.0, num_crashes=1 + seed % 2, num_pauses=seed // 3 % 2, loss=0.01)
+        machines = range((changes["num_stages"] + 1) * num_replicas)
+        began_s = 0.5 * (len(machines) + changes["num_spares"]) + 2.5
+        plan = Plan(began_s, began_s + 12.0, num={Kind.KILL: 1 + seed % 2, Kind.PAUSE: seed // 3 % 2}, loss=0.01)
         faults = [
-            replace(fault, for_s=min(fault.for_s, 4.0)) if isinstance(fault, Pause) else fault
-            for fault in draw(seed, peers, plan)
+            structs.replace(fault, for_s=min(fault.for_s, 4.0)) if fault.kind is Kind.PAUSE else fault
+            for fault in draw(seed, machines, plan)
         ]
         try:
             play(*faults, unfired=1, **changes)
@@ -168,6 +169,6 @@ def test_drawn_faults(start: int) -> None:
 def test_the_same_seed_gives_the_same_trace() -> None:
     traces = []
     for _ in range(2):
-        _, record = play(Crash(4.2, peer_id(2)), conditions=Conditions(jitter=0.3))
+        _, record = play(Fault(Kind.KILL, 4.2, (2,)), conditions=Conditions(jitter=0.3))
         traces.append(record.world.network.trace.digest())
     assert traces[0] == traces[1]

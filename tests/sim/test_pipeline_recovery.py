@@ -10,8 +10,9 @@ import torch
 from decentral.engine.takeover import Standing, Takeover
 from decentral.monitor.events import BatchCounted, StageLost, StagePlaced
 from decentral.pipeline.handover import LiveWeights
-from decentral.sim.faults import Crash, FaultTape, Start
+from decentral.sim.faults import Fault, Kind
 from decentral.sim.loop import Overrun
+from decentral.sim.tape import FaultTape
 from decentral.sim.world import peer_id
 from decentral.state.snapshot import Snapshot
 from tests.sim.pipelines import PipelineRecord, PipelineScenario, miscounts, simulate_pipeline, unfinished
@@ -75,7 +76,7 @@ class Spy:
 @pytest.mark.parametrize("norm", ["l2", pytest.param("squared", marks=pytest.mark.slow)])
 def test_a_stage_in_the_middle_is_the_mean_of_its_neighbours(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
-    record = play(Crash(LOST_S, peer_id(2)), pipeline={"norm": norm})
+    record = play(Fault(Kind.KILL, LOST_S, (2,)), pipeline={"norm": norm})
     assert recovered(record) == {2: "blend"}
     omega = {stage: spy.norms[stage] ** (2 if norm == "squared" else 1) + 1e-4 for stage in (1, 3)}
     below, above = (spy.handed_out[f"blocks.{number}.weight"].double().numpy() for number in (0, 2))
@@ -88,7 +89,7 @@ def test_a_stage_in_the_middle_is_the_mean_of_its_neighbours(norm: str, monkeypa
 @pytest.mark.parametrize(("lost", "twin"), [(1, 2), (4, 3)])
 def test_first_and_last_stage_are_copies(lost: int, twin: int, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
-    record = play(Crash(LOST_S, peer_id(lost)))
+    record = play(Fault(Kind.KILL, LOST_S, (lost,)))
     assert recovered(record) == {lost: "copy"}
     copy = spy.brought[lost][f"blocks.{lost - 1}.weight"]
     assert torch.equal(copy.flatten(), spy.handed_out[f"blocks.{twin - 1}.weight"])
@@ -100,7 +101,7 @@ def test_first_and_last_stage_are_copies(lost: int, twin: int, monkeypatch: pyte
 def test_a_head_comes_back_to_the_bit(keepers_lost: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """It has two keepers, one of which may be lost with it."""
     spy = Spy(monkeypatch)
-    faults = [Crash(LOST_S, peer_id(0)), *(Crash(LOST_S, peer_id(keeper)) for keeper in keepers_lost)]
+    faults = [Fault(Kind.KILL, LOST_S, (0,)), *(Fault(Kind.KILL, LOST_S, (keeper,)) for keeper in keepers_lost)]
     record = play(*faults, num_spares=2)
     assert recovered(record)[0] == "kept"
     (dead,) = record.processes[peer_id(0)][0]._stage_workers.values()
@@ -111,7 +112,7 @@ def test_a_head_comes_back_to_the_bit(keepers_lost: tuple[int, ...], monkeypatch
 
 
 def test_a_replica_alive_needs_no_recovery() -> None:
-    record = play(Crash(6.5, peer_id(2)), num_replicas=2, num_spares=0)
+    record = play(Fault(Kind.KILL, 6.5, (2,)), num_replicas=2, num_spares=0)
     assert recovered(record) == {}
     assert record.events(StageLost) == []
 
@@ -119,7 +120,7 @@ def test_a_replica_alive_needs_no_recovery() -> None:
 @pytest.mark.slow
 @pytest.mark.slow
 def test_two_adjacent_stages_wait_and_one_comes_from_a_checkpoint() -> None:
-    faults = [Crash(9.0, peer_id(2)), Crash(9.05, peer_id(3))]
+    faults = [Fault(Kind.KILL, 9.0, (2,)), Fault(Kind.KILL, 9.05, (3,))]
     with pytest.raises(Overrun):
         play(*faults, num_spares=2, rounds=12, until_s=120.0)
     record = play(*faults, num_spares=2, rounds=20, checkpoint_s=2.0)
@@ -130,7 +131,7 @@ def test_two_adjacent_stages_wait_and_one_comes_from_a_checkpoint() -> None:
 @pytest.mark.slow
 def test_everything_lost_comes_back_from_checkpoints() -> None:
     """What was learned and counted since is learned anew, from the first batch on: no head is left to know better."""
-    faults = [Crash(9.0, peer_id(stage)) for stage in range(5)]
+    faults = [Fault(Kind.KILL, 9.0, (stage,)) for stage in range(5)]
     record = play(*faults, counted_once=False, num_spares=5, rounds=20, checkpoint_s=2.0)
     assert recovered(record).keys() == {0, 1, 2, 3, 4}
     assert set(recovered(record).values()) <= {"checkpoint", "copy", "blend", "kept"}
@@ -147,26 +148,25 @@ def test_everything_lost_comes_back_from_checkpoints() -> None:
 
 @pytest.mark.slow
 def test_without_healing_a_checkpoint_of_the_spare_serves() -> None:
-    record = play(Crash(9.0, peer_id(2)), rounds=20, checkpoint_s=2.0, healing="checkpoint")
+    record = play(Fault(Kind.KILL, 9.0, (2,)), rounds=20, checkpoint_s=2.0, healing="checkpoint")
     assert recovered(record) == {2: "checkpoint"}
 
 
 def test_without_a_spare_a_replica_of_another_stage_moves_and_no_head_if_that_can_be() -> None:
-    record = play(Crash(8.0, peer_id(2)), Crash(8.0, peer_id(7)), rounds=8, num_spares=0, num_replicas=2)
+    record = play(Fault(Kind.KILL, 8.0, (2,)), Fault(Kind.KILL, 8.0, (7,)), rounds=8, num_spares=0, num_replicas=2)
     assert recovered(record) == {2: "blend"}
     (moved,) = [machine for machine, count in Counter(machine for machine, _ in placed(record)).items() if count > 1]
     assert moved not in (0, 5)
 
 
 def test_of_two_spares_one_takes_the_stage() -> None:
-    record = play(Crash(LOST_S, peer_id(2)), num_spares=2)
+    record = play(Fault(Kind.KILL, LOST_S, (2,)), num_spares=2)
     assert len(placed(record)) == 6
     assert recovered(record) == {2: "blend"}
 
 
 def test_a_joiner_rescues_a_stage_that_nobody_could_take() -> None:
-    spare = peer_id(5)
-    record = play(Crash(LOST_S, peer_id(2)), Start(12.0, spare), late=frozenset({5}), wanted={5: ()})
+    record = play(Fault(Kind.KILL, LOST_S, (2,)), Fault(Kind.START, 12.0, (5,)), late=frozenset({5}), wanted={5: ()})
     assert recovered(record) == {2: "blend"}
     assert record.ended_at_s > 12.0
 

@@ -21,7 +21,8 @@ from decentral.pipeline.handover import pack_keep
 from decentral.pipeline.packets import Commit, Failed, Hop, Packet, Settle
 from decentral.pipeline.routing import stage_order
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Crash, FaultTape, Start
+from decentral.sim.faults import Fault, Kind
+from decentral.sim.tape import FaultTape
 from decentral.sim.world import SimPeer, peer_id
 from decentral.swarm.message import to_wire
 from decentral.types import PeerId
@@ -184,7 +185,7 @@ def test_replicas_of_a_stage_sync_by_any_method(options: dict[str, Any]) -> None
 @pytest.mark.slow
 def test_a_late_round_does_not_set_replicas_against_each_other() -> None:
     """Once they took turns at waiting for each other, a patience per round."""
-    _, record = play(Crash(8.0, peer_id(2)), Crash(8.0, peer_id(7)), num_replicas=2, num_spares=1, rounds=12)
+    _, record = play(Fault(Kind.KILL, 8.0, (2,)), Fault(Kind.KILL, 8.0, (7,)), num_replicas=2, num_spares=1, rounds=12)
     assert record.ended_at_s < 60.0
 
 
@@ -202,7 +203,7 @@ def test_a_slow_head_does_not_stop_the_others(slow: int) -> None:
 @pytest.mark.parametrize(("wanted", "stage"), [((), 0), ((2,), 2)])
 def test_who_comes_late_is_one_more_replica(wanted: Any, stage: int) -> None:
     _, record = play(
-        Start(4.2, peer_id(5)), rounds=10, late=frozenset({5}), wanted={5: wanted}, pipeline={"num_replicas": 0}
+        Fault(Kind.START, 4.2, (5,)), rounds=10, late=frozenset({5}), wanted={5: wanted}, pipeline={"num_replicas": 0}
     )
     assert record.outcomes[peer_id(5)].keys() == {stage}
     assert any(life.peer == peer_id(5) and life.events(BatchCounted) for life in record.lives)
@@ -213,9 +214,9 @@ def test_who_comes_late_is_one_more_replica(wanted: Any, stage: int) -> None:
 def test_heads_that_come_after_others_died_have_different_slots() -> None:
     """Whoever has known a head that died goes on with its slot; a newcomer has a slot of its own."""
     _, record = play(
-        Crash(7.0, peer_id(0)),
-        Crash(7.0, peer_id(5)),
-        Start(14.0, peer_id(11)),
+        Fault(Kind.KILL, 7.0, (0,)),
+        Fault(Kind.KILL, 7.0, (5,)),
+        Fault(Kind.START, 14.0, (11,)),
         num_replicas=2,
         num_spares=2,
         late=frozenset({11}),

@@ -4,8 +4,9 @@ import pytest
 
 from decentral.monitor.events import Joined, Repaired, RoundMixed, StretchDone
 from decentral.sim.checkers import agreement, reunion
-from decentral.sim.faults import Crash, FaultTape, Partition, Pause, Start
+from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Scenario, simulate
+from decentral.sim.tape import FaultTape
 
 
 def test_the_first_step_waits_for_the_workers_asked_for() -> None:
@@ -28,7 +29,7 @@ def test_it_does_not_wait_for_ever() -> None:
 def test_a_worker_that_was_stopped_does_not_take_the_others_for_dead(at_s: float) -> None:
     scenario = Scenario(1, 3, rounds=40, min_workers=3)
     sleeper = scenario.peers[2]
-    tape = FaultTape([Pause(at_s, sleeper, for_s=20.0)])
+    tape = FaultTape([Fault(Kind.PAUSE, at_s, (2,), 20.0)])
     record = simulate(scenario, tape)
     assert tape.exhausted()
     assert [*agreement(record), *reunion(scenario, record)] == []
@@ -39,7 +40,7 @@ def test_a_worker_that_was_stopped_does_not_take_the_others_for_dead(at_s: float
 def test_a_worker_that_went_ahead_while_cut_off_comes_back() -> None:
     scenario = Scenario(1, 4, rounds=40, min_workers=4, paces={3: 0.3})
     lonely = scenario.peers[3]
-    tape = FaultTape([Partition(8.0, (lonely,), for_s=15.0)])
+    tape = FaultTape([Fault(Kind.CUT, 8.0, (3,), 15.0)])
     record = simulate(scenario, tape)
     assert tape.exhausted()
     assert [*agreement(record), *reunion(scenario, record)] == []
@@ -53,7 +54,7 @@ def test_a_worker_that_went_ahead_while_cut_off_comes_back() -> None:
 def test_workers_that_begin_together_need_nobody_to_hand_over_the_state() -> None:
     """The first round already has all of them, the second life of one joins as anybody does."""
     scenario = Scenario(1, 32, rounds=12, min_workers=32, together=True)
-    tape = FaultTape([Crash(8.0, scenario.peers[5]), Start(10.0, scenario.peers[5])])
+    tape = FaultTape([Fault(Kind.KILL, 8.0, (5,)), Fault(Kind.START, 10.0, (5,))])
     record = simulate(scenario, tape)
     assert tape.exhausted()
     events = {peer: [e for life in lives for e in life.events] for peer, lives in record.journals.items()}

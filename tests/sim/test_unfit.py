@@ -1,7 +1,8 @@
 """Who cannot hold a stage says so, and another one takes it."""
 
 from decentral.monitor.events import StagePlaced
-from decentral.sim.faults import Crash, FaultTape
+from decentral.sim.faults import Fault, Kind
+from decentral.sim.tape import FaultTape
 from tests.sim.pipelines import PipelineScenario, simulate_pipeline
 
 
@@ -9,7 +10,7 @@ def test_a_spare_without_data_leaves_the_head_to_another_and_is_of_use_elsewhere
     # Of the two spares, 5 is appointed to the head first.
     scenario = PipelineScenario(rounds=40, num_spares=2, without_data=frozenset({5}))
     head, _, second, *_, without, having = scenario.peers
-    tape = FaultTape([Crash(6.0, head), Crash(12.0, second)])
+    tape = FaultTape([Fault(Kind.KILL, 6.0, (0,)), Fault(Kind.KILL, 12.0, (2,))])
     record = simulate_pipeline(scenario, tape)
     assert tape.unfired() == ()
     assert record.processes[without][0].membership.own.unfit == "0"

@@ -4,8 +4,9 @@
  *
  * Rates in bits per second ("inf" for none), delay and jitter in seconds and each way, loss from 0 to 1, queues in
  * bytes. Host i has the address 10.99.0.(i + 1). The first line on stdout names a descriptor of this process for each
- * namespace; every line on stdin is answered with one line of counters. It ends when stdin does, and with it go the
- * devices and, once nobody is inside, the namespaces.
+ * namespace; every line on stdin is answered with one line of counters. A line "HOST:up:down:up_loss:down_loss" changes
+ * that host's link first; queues and what is under way stay. It ends when stdin does, and with it go the devices and,
+ * once nobody is inside, the namespaces.
  *
  * A packet passes the sender's uplink and then the receiver's downlink. Each direction of a link is a queue with tail
  * drop, a serialiser of its rate, and a delay. Times are computed and not observed: a packet that this process handles
@@ -249,6 +250,21 @@ static void configure(int i, const char *text, uint64_t seed) {
     hosts[i].down.random = seed * 2 * MAX_HOSTS + 2 * i + 1;
 }
 
+/* A line on stdin: change a link, unless it is empty. */
+static void obey(const char *line) {
+    int i;
+    double up, down, up_loss, down_loss;
+    if (*line && (sscanf(line, "%d:%lf:%lf:%lf:%lf", &i, &up, &down, &up_loss, &down_loss) != 5 || i < 0 || i >= num_hosts)) {
+        fprintf(stderr, "links: %s is no change of a link\n", line);
+        exit(2);
+    }
+    if (*line) {
+        hosts[i].up.rate = up, hosts[i].up.loss = up_loss;
+        hosts[i].down.rate = down, hosts[i].down.loss = down_loss;
+    }
+    report();
+}
+
 int main(int argc, char **argv) {
     num_hosts = argc - 2;
     if (num_hosts < 1 || num_hosts > MAX_HOSTS) {
@@ -282,13 +298,18 @@ int main(int argc, char **argv) {
                 take(&hosts[i], at - TURN_S / 2);
         busy = move(at + TURN_S / 2);
         if (watched[0].revents) {
-            char asked[256];
-            ssize_t size = read(0, asked, sizeof asked);
+            static char line[256];
+            static size_t length;
+            ssize_t size = read(0, line + length, sizeof line - length);
             if (size <= 0)
                 return 0;
-            for (ssize_t i = 0; i < size; i++)
-                if (asked[i] == '\n')
-                    report();
+            length += size;
+            for (char *end; (end = memchr(line, '\n', length));) {
+                *end++ = 0;
+                obey(line);
+                length -= end - line;
+                memmove(line, end, length);
+            }
         }
     }
 }

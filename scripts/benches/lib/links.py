@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from scripts.benches.lib.command import BenchError
 
@@ -204,19 +204,35 @@ class Links:
         assert self._emulator is not None
         return self._emulator.pid
 
+    def change(self, host: int, link: Link, *, deaf: bool = False, mute: bool = False) -> None:
+        """Give a host's link other rates and another loss from now on; its delay and its queues stay as they are.
+
+        Args:
+            host: its number.
+            link: of which the rates and the loss are taken.
+            deaf: nothing reaches the host.
+            mute: nothing leaves it.
+        """
+        up_loss, down_loss = (1.0 if all_ else link.loss for all_ in (mute, deaf))
+        self._ask(f"{host}:{link.up_bits_per_s}:{link.down_bits_per_s}:{up_loss}:{down_loss}")
+
     def counters(self) -> Counters:
         """What all links have done so far; from any thread."""
+        read = self._ask("")
+        flows = {way: tuple(Flow(**host[way]) for host in read["hosts"]) for way in ("up", "down")}
+        return Counters(read["time_s"], read["cpu_s"], read["latest_s"], flows["up"], flows["down"])
+
+    def _ask(self, line: str) -> Any:
+        """The emulator's answer to a line."""
         with self._asking:
             assert self._emulator is not None
             assert self._emulator.stdin is not None
             try:
-                self._emulator.stdin.write("\n")
+                self._emulator.stdin.write(f"{line}\n")
                 self._emulator.stdin.flush()
             except BrokenPipeError:
                 pass  # what it ended with is read next
-            read = json.loads(self._read())
-        flows = {way: tuple(Flow(**host[way]) for host in read["hosts"]) for way in ("up", "down")}
-        return Counters(read["time_s"], read["cpu_s"], read["latest_s"], flows["up"], flows["down"])
+            return json.loads(self._read())
 
 
 class Sampler:

@@ -17,9 +17,10 @@ from decentral.outer.diloco import DiLoCo
 from decentral.ports.trainer import InnerLoop, Trainer
 from decentral.ports.transport import Handler, Traffic
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Fault, FaultTape
+from decentral.sim.faults import Fault
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
+from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.transport import MemoryTransport
 from decentral.sim.world import Machine, SimPeer, World, peer_id
@@ -69,6 +70,8 @@ class Seen:
 
     journals: dict[PeerId, MemoryJournal] = field(default_factory=dict)
     outcomes: dict[PeerId, Outcome] = field(default_factory=dict)
+    ended_s: dict[PeerId, float] = field(default_factory=dict)
+    """When they ended."""
     states: dict[PeerId, WorkerState] = field(default_factory=dict)
     """Of those that ended by themselves."""
     errors: dict[PeerId, Exception] = field(default_factory=dict)
@@ -149,6 +152,7 @@ async def _play(plan: Plan) -> Seen:
             else:
                 await (worker.resume() if FOUNDER in plan.restored else worker.found())
             seen.outcomes[peer.peer_id] = await worker.run(stop)
+            seen.ended_s[peer.peer_id] = peer.clock.monotonic()
             seen.states[peer.peer_id] = await worker.state()
         except Exception as err:
             seen.errors[peer.peer_id] = err

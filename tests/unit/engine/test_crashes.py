@@ -5,7 +5,7 @@ from dataclasses import replace
 from decentral.exchange.allreduce.leader import CONVENE
 from decentral.exchange.allreduce.reducer import RESULT, SHARD
 from decentral.monitor.events import RoundAborted
-from decentral.sim.faults import Crash
+from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Line
 from decentral.sim.world import Machine
 from decentral.types import PeerId
@@ -72,7 +72,7 @@ def check(seen: Seen, victim: PeerId) -> list[PeerId]:
 def test_crash_of_the_reducer_in_the_data_phase() -> None:
     kinds = set()
     for at_s in moments(*span(PLAN, SHARD), count=16):
-        seen = simulate(replace(PLAN, faults=(Crash(at_s, REDUCER),)))
+        seen = simulate(replace(PLAN, faults=(Fault(Kind.KILL, at_s, (PEERS.index(REDUCER),)),)))
         survivors = check(seen, REDUCER)
         check_agreement(seen, *survivors)
         assert len({ROUND in seen.mixed(peer) for peer in survivors}) == 1, "one verdict for the survivors"
@@ -92,7 +92,7 @@ def test_crash_of_the_leader() -> None:
     plan = replace(PLAN, step_s={late: 1.05 * STEP_S})
     with_participants = set()
     for at_s in moments(*span(plan, CONVENE), count=12):
-        seen = simulate(replace(plan, faults=(Crash(at_s, LEADER),)))
+        seen = simulate(replace(plan, faults=(Fault(Kind.KILL, at_s, (PEERS.index(LEADER),)),)))
         survivors = check(seen, LEADER)
         check_agreement(seen, *survivors)
         mixed = seen.mixed(survivors[0])[ROUND]

@@ -13,7 +13,7 @@ from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.monitor.events import RoundMixed, StretchDone, Validated
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Pause
+from decentral.sim.faults import Fault, Kind
 from decentral.types import PeerId
 from tests.unit.engine.swarm import FOUNDER, INNER_STEPS, PEERS, SECOND, STEP_S, THIRD, Plan, simulate
 
@@ -114,7 +114,7 @@ def test_new_anchors_are_shown_after_joining_and_after_every_outer_step(monkeypa
 def test_a_worker_stopped_for_longer_than_its_time_to_live_goes_on() -> None:
     """It wakes up in a world in which everybody looks dead, itself included."""
     for at_s in (2.9, 3.31):
-        seen = simulate(gossip(ROUNDS, rounds=18, faults=(Pause(at_s, THIRD, 9.0),)))
+        seen = simulate(gossip(ROUNDS, rounds=18, faults=(Fault(Kind.PAUSE, at_s, (2,), 9.0),)))
         assert not seen.errors
         assert not seen.unfired
         assert seen.outcomes[THIRD].done

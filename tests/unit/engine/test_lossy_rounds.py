@@ -16,7 +16,7 @@ from decentral.monitor.events import RoundMixed, SatOut
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.ef21 import Ef21
 from decentral.outer.sparseloco import SparseLoCo
-from decentral.sim.faults import Crash, Start
+from decentral.sim.faults import Fault, Kind
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
 from tests.unit.engine.swarm import FOUNDER, PEERS, PROBLEM, SECOND, STEP_S, THIRD, Plan, Seen, simulate
@@ -59,8 +59,10 @@ STORIES: dict[str, Callable[[], Plan]] = {
     "undisturbed": lambda: Plan(rounds=12),
     "a late joiner": lambda: Plan(rounds=12, starts={FOUNDER: 0.0, SECOND: 0.3, THIRD: 5.2}),
     "a straggler": lambda: Plan(rounds=20, step_s={THIRD: 5.5 * STEP_S}, timing=Timing(min_patience_s=1.0)),
-    "a worker is killed": lambda: Plan(rounds=12, faults=[Crash(4.03, THIRD)]),
-    "a worker is killed and comes back": lambda: Plan(rounds=14, faults=[Crash(4.03, THIRD), Start(5.0, THIRD)]),
+    "a worker is killed": lambda: Plan(rounds=12, faults=[Fault(Kind.KILL, 4.03, (2,))]),
+    "a worker is killed and comes back": lambda: Plan(
+        rounds=14, faults=[Fault(Kind.KILL, 4.03, (2,)), Fault(Kind.START, 5.0, (2,))]
+    ),
 }
 
 
@@ -194,7 +196,7 @@ def test_ef21_starts_afresh_when_members_change() -> None:
 
 def test_ef21_a_worker_that_lost_its_reference_listens_once() -> None:
     """Killed and back before the others go on without it: they count on what it no longer has."""
-    faults = [Crash(4.03, THIRD), Start(4.04, THIRD)]
+    faults = [Fault(Kind.KILL, 4.03, (2,)), Fault(Kind.START, 4.04, (2,))]
     seen = simulate(Plan(rounds=14, faults=faults, options=EF21, timing=Timing(min_patience_s=5.0)))
     assert not seen.unfired
     assert not seen.errors
@@ -209,8 +211,13 @@ def test_ef21_a_worker_that_lost_its_reference_listens_once() -> None:
 @pytest.mark.parametrize(
     "faults",
     [
-        [Crash(4.03, SECOND), Start(4.04, SECOND), Crash(4.6, FOUNDER)],
-        [Crash(4.03, SECOND), Start(4.04, SECOND), Crash(4.6, FOUNDER), Start(4.62, FOUNDER)],
+        [Fault(Kind.KILL, 4.03, (1,)), Fault(Kind.START, 4.04, (1,)), Fault(Kind.KILL, 4.6, (0,))],
+        [
+            Fault(Kind.KILL, 4.03, (1,)),
+            Fault(Kind.START, 4.04, (1,)),
+            Fault(Kind.KILL, 4.6, (0,)),
+            Fault(Kind.START, 4.62, (0,)),
+        ],
     ],
     ids=["the other one dies", "the other one is restarted too"],
 )

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from decentral.errors import DivergedError
 from decentral.monitor.events import Repaired, RoundMixed, SatOut, Stopped
 from decentral.ports.trainer import Trainer
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Pause
-from decentral.sim.world import Main, SimPeer, World
+from decentral.sim.faults import Fault, Kind
+from decentral.sim.world import SimPeer
 from decentral.state.snapshot import Snapshot
 from decentral.types import PeerId, SyncKey
 from tests.unit.engine.swarm import FOUNDER, PEERS, SECOND, THIRD, Plan, Seen, ordinary, simulate
@@ -71,17 +70,6 @@ def check_agreement_of_fragments(seen: Seen, *peers: PeerId) -> None:
 # -- asked to stop while fragments are on their way -------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """Has an effect if the machine's worker has left by then."""
-
-    at_s: float
-    peer: PeerId
-
-    async def strike(self, world: World, main: Main) -> bool:
-        return not world.is_running(self.peer)
-
-
 #: Every sync lasts several steps of a tenth of a second.
 FAR = dict.fromkeys(itertools.combinations(PEERS, 2), 0.1)
 LOSSY: dict[str, Any] = {
@@ -99,11 +87,10 @@ def residuals(seen: Seen) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("at_s", [6.05, 6.25, 6.55])
 def test_what_is_on_its_way_still_counts_when_a_worker_is_asked_to_stop(at_s: float) -> None:
-    leaves = Gone(at_s + 3.0, THIRD)
-    plan = Plan(rounds=10, stops={THIRD: at_s}, latencies=FAR, options={**THREE, **LOSSY}, faults=[leaves])
+    plan = Plan(rounds=10, stops={THIRD: at_s}, latencies=FAR, options={**THREE, **LOSSY})
     seen = simulate(plan)
     assert not seen.errors
-    assert not seen.unfired
+    assert seen.ended_s[THIRD] <= at_s + 3.0
     (stopped,) = seen.of(Stopped, THIRD)
     assert (stopped.reason, seen.outcomes[THIRD].done) == ("asked to stop", False)
     ended = {(m.round, m.fragment) for m in seen.of(RoundMixed, THIRD)}
@@ -117,12 +104,12 @@ def test_what_is_on_its_way_still_counts_when_a_worker_is_asked_to_stop(at_s: fl
 
 
 def test_a_worker_that_is_asked_to_stop_does_not_wait_for_others_for_ever() -> None:
-    sleep = [Pause(6.0, peer, 40.0) for peer in (FOUNDER, SECOND)]
-    leaves = Gone(22.0, THIRD)  # eight seconds for what is on its way, and some to say goodbye
-    plan = Plan(rounds=10, stops={THIRD: 6.6}, options={**THREE, **LOSSY}, faults=[*sleep, leaves])
+    sleep = [Fault(Kind.PAUSE, 6.0, (number,), 40.0) for number in (0, 1)]
+    plan = Plan(rounds=10, stops={THIRD: 6.6}, options={**THREE, **LOSSY}, faults=sleep)
     seen = simulate(plan)
     assert not seen.errors
     assert not seen.unfired
+    assert seen.ended_s[THIRD] <= 22.0, "eight seconds for what is on its way, and some to say goodbye"
     assert not seen.outcomes[THIRD].done
     assert any(value.any() for value in residuals(seen).values())
     check_agreement_of_fragments(seen, FOUNDER, SECOND)

@@ -9,7 +9,7 @@ from decentral.errors import MismatchError, TrainerError, UnreachableError
 from decentral.monitor.events import PeerLost, StretchDone
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.faults import Pause
+from decentral.sim.faults import Fault, Kind
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.world import SimPeer
@@ -72,7 +72,7 @@ def test_how_long_it_hangs_is_told_anew_at_every_beat() -> None:
 
 
 def test_a_process_that_was_stopped_is_not_its_trainers_fault() -> None:
-    plan = Plan(rounds=20, faults=[Pause(at_s=4.0, peer=THIRD, for_s=30.0)], looks=(36.0, 38.0))
+    plan = Plan(rounds=20, faults=[Fault(Kind.PAUSE, 4.0, (2,), 30.0)], looks=(36.0, 38.0))
     seen = simulate(plan)
     assert not seen.unfired
     assert all(look[THIRD].state is not State.STALLED for look in seen.records)

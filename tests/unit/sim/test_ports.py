@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from decentral.sim.clock import SimClock
+from decentral.sim.faults import Kind
 from decentral.sim.identity import SimIdentity
 from decentral.sim.loop import run, virtual_loop
 from decentral.sim.network import Conditions
@@ -68,7 +69,7 @@ def test_what_is_published_across_a_cut_is_seen_after_it_heals() -> None:
         world.network.partition([A, B])
         await a.publish("run", "a", b"after", ttl_s=100.0)
         assert (await b.lookup("run"), await c.lookup("run")) == ({"a": b"after"}, {"a": b"before"})
-        assert world.network.num_cut > 0
+        assert world.network.felt[Kind.CUT] > 0
         world.network.heal()
         assert await c.lookup("run") == {"a": b"after"}
 

@@ -6,6 +6,7 @@ import pytest
 
 from decentral.errors import CallRefused, CallTimeout, PeerUnreachable, TransportError
 from decentral.ports.transport import Traffic
+from decentral.sim.faults import Kind
 from decentral.sim.loop import run, virtual_loop
 from decentral.sim.network import FRAME_BYTES, Conditions, Line
 from decentral.sim.world import Machine, SimPeer, World, peer_id
@@ -168,7 +169,7 @@ def test_the_share_of_failed_calls_is_that_of_lost_requests_and_replies(seed: in
         failed = [reply for reply in replies if reply != b"hello"]
         assert all(isinstance(reply, CallTimeout) for reply in failed)
         assert now_s() == pytest.approx(1.0)
-        return len(failed), world.network.num_lost
+        return len(failed), world.network.felt[Kind.LOSS]
 
     num_failed, num_lost = run(main(), until_s=10.0)
     expected = num_calls * (1 - (1 - loss) ** 2)
@@ -185,7 +186,7 @@ def test_a_partition_is_noticed_after_the_dial_gives_up_and_ends_when_healed() -
         assert await failure(ask(a, B, timeout_s=1.0)) == (CallTimeout, pytest.approx(4.1))
         world.network.heal()
         assert await ask(a, B) == b"hello"
-        assert world.network.num_cut == 2
+        assert world.network.felt[Kind.CUT] == 2
 
     play(scenario)
 
