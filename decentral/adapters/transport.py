@@ -39,6 +39,8 @@ class _Method:
     handler: Handler
     max_request_bytes: int
     max_concurrent: int
+    budget: Budget | None
+    """Of its replies, within that of everything."""
     active: int = 0
 
     def objection(self, name: str, size: int) -> str:
@@ -73,7 +75,8 @@ class HivemindTransport:
         self._daemon = daemon
         self._peer_id = peer_id
         self._methods: dict[str, _Method] = {}
-        self._meter = Meter(Budget(math.inf if max_upload_bytes_per_s is None else max_upload_bytes_per_s))
+        self._max_upload_bytes_per_s = math.inf if max_upload_bytes_per_s is None else max_upload_bytes_per_s
+        self._meter = Meter(Budget(self._max_upload_bytes_per_s))
         self._tasks: set[asyncio.Task[Any]] = set()  # Handlers at work and streams being served.
         self._writers: set[asyncio.StreamWriter] = set()  # Calls in flight.
         self._listening = False
@@ -143,9 +146,18 @@ class HivemindTransport:
             raise CallRefused(reply.decode(errors="replace"))
         return reply
 
-    async def serve(self, method: str, handler: Handler, *, max_request_bytes: int, max_concurrent: int = 64) -> None:
+    async def serve(
+        self,
+        method: str,
+        handler: Handler,
+        *,
+        max_request_bytes: int,
+        max_concurrent: int = 64,
+        upload_share: float = 1.0,
+    ) -> None:
         """See ``ports.transport.Transport.serve``."""
-        self._methods[method] = _Method(handler, max_request_bytes, max_concurrent)
+        budget = Budget(upload_share * self._max_upload_bytes_per_s) if upload_share < 1 else None
+        self._methods[method] = _Method(handler, max_request_bytes, max_concurrent, budget)
         if not self._listening:
             self._listening = True
             await self._daemon.serve_streams(_PROTOCOL, self._accept)
@@ -176,7 +188,7 @@ class HivemindTransport:
                     request = await self._meter.read(reader, size)
                 status, reply = await self._handle(method, sender, request)
                 async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
-                    await self._meter.write(writer, reply_head(status, len(reply)), reply)
+                    await self._meter.write(writer, reply_head(status, len(reply)), reply, budget=method.budget)
             await self._linger(reader, _GRACE_S)
 
     async def _refuse_unread(self, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

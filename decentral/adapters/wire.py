@@ -63,6 +63,7 @@ class Meter:
         head: bytes,
         body: bytes,
         before_last: Callable[[], None] = lambda: None,
+        budget: Budget | None = None,
     ) -> None:
         """Write a message as fast as the budget and the daemon allow; about one piece is in a buffer at any time.
 
@@ -71,12 +72,16 @@ class Meter:
             head: of the message.
             body: of the message.
             before_last: called before the last piece is handed over.
+            budget: that the message is to keep within as well.
         """
-        message = pieces(head, body, self._budget.piece_bytes)
+        budgets = [self._budget] if budget is None else [budget, self._budget]
+        message = pieces(head, body, min(each.piece_bytes for each in budgets))
         for number, piece in enumerate(message, 1):
-            wait_s = self._budget.take(asyncio.get_running_loop().time(), len(piece), first=number == 1)
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
+            # The narrower one first: what waits for it has not been taken from what others may send meanwhile.
+            for each in budgets:
+                wait_s = each.take(asyncio.get_running_loop().time(), len(piece), first=number == 1)
+                if wait_s > 0:
+                    await asyncio.sleep(wait_s)
             if number == len(message):
                 before_last()
             writer.write(piece)

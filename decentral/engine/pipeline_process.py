@@ -102,7 +102,7 @@ class PipelineProcess:
             options.timing,
         )
         self._takeover = Takeover(
-            parts.transport, self._courier, self._holders, self._pipeline, options.timing, parts.store
+            parts.transport, self._courier, self._holders, self._pipeline, options.timing, parts.clock, parts.store
         )
         self._builder = Builder(options, parts, self._holders, self._courier)
         self._background = Background()

@@ -7,11 +7,16 @@ from typing import Self
 from decentral.engine.meter import Meter
 from decentral.engine.syncs import Kept, Stepped
 from decentral.exchange.api import Excuse, Met, Verdict
-from decentral.monitor.events import Avoided, OneSided, Paced, Pulled, RoundAborted, RoundMixed
+from decentral.monitor.events import Avoided, Downloading, OneSided, Paced, Pulled, RoundAborted, RoundMixed
+from decentral.monitor.figures import download
 from decentral.monitor.journal import Journal
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
+from decentral.state.sources import Progress
 from decentral.types import PeerId, SyncKey
+
+#: A download is told of so often at most.
+_TELL_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Report:
         self._clock = clock
         self._avoided: frozenset[PeerId] = frozenset()
         self._pace: Paced | None = None
+        self._told_at = clock.monotonic()
+        """When a download was last told of, or what came before it."""
 
     def mixed(self, end: Stepped, *, held: Held = Held(), delay_steps: int = 0, excuse: Excuse | None = None) -> None:
         """A round has ended with a result, which was applied ``delay_steps`` inner steps after its launch."""
@@ -105,6 +112,16 @@ class Report:
             self._pace = pace
             self._journal.record(pace)
             self._meter.paced(delay_steps, num_groups)
+
+    def downloading(self, progress: Progress) -> None:
+        """A download is so far; told now and then."""
+        now = self._clock.monotonic()
+        if now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
+            left_s = progress.left_s if math.isfinite(progress.left_s) else math.nan
+            event = Downloading(progress.received_bytes, progress.total_bytes, progress.num_donors, left_s)
+            self._journal.record(event)
+            self._meter.explain(download(event.received_bytes, event.total_bytes, event.num_donors, left_s))
 
     def pulled(self, key: SyncKey, partner: PeerId, spread: float) -> None:
         """Anchors were swapped outside of any round."""

@@ -22,6 +22,7 @@ from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import Commit, Settle, Settled
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
 from decentral.pipeline.scoped import Scoped
+from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.download import Download, NoDownload
 from decentral.swarm.message import from_wire, to_wire
@@ -81,6 +82,7 @@ class Takeover:
         holders: who lives.
         options: of the pipeline.
         timing: deadlines of downloads.
+        clock: of downloads.
         store: checkpoints.
     """
 
@@ -91,6 +93,7 @@ class Takeover:
         holders: Holders,
         options: PipelineOptions,
         timing: Timing,
+        clock: Clock,
         store: Store,
     ) -> None:
         self._transport = transport
@@ -98,6 +101,7 @@ class Takeover:
         self._holders = holders
         self._options = options
         self._timing = timing
+        self._clock = clock
         self._store = store
 
     def decide(self, stage: int) -> Recovery:
@@ -188,7 +192,7 @@ class Takeover:
         for stage in recovery.stages:
             if recovery.source is Source.KEPT:
                 scope, holders = self._scope(stage), self._holders.of(stage)
-                one = await fetch_kept(scope, slot, holders, signature, numel, self._timing)
+                one = await fetch_kept(scope, slot, holders, signature, numel, self._timing, self._clock)
             else:
                 one = await self._live(stage, signature, numel)
             # Of copies of a head the newest counts: one of them may have been made by a keeper that came late.
@@ -200,7 +204,8 @@ class Takeover:
         return Brought(recovery, (found.donor,), found.received_bytes)
 
     async def _live(self, stage: int, signature: str, numel: int) -> Download | NoDownload:
-        return await fetch_live(self._scope(stage), self._holders.of(stage), signature, numel, self._timing)
+        holders = self._holders.of(stage)
+        return await fetch_live(self._scope(stage), holders, signature, numel, self._timing, self._clock)
 
     async def live(self, stage: int, compute: StageCompute | HeadCompute) -> Download | NoDownload:
         """The weights of a stage as its holders have them now, for a checkpoint; ``compute`` tells its shapes."""

@@ -43,7 +43,8 @@ from decentral.engine.watchdog import Watchdog
 from decentral.errors import DivergedError, IdentityError, MismatchError, UnreachableError, UsageError
 from decentral.exchange.api import Aborted, Excuse
 from decentral.monitor.events import Joined, Repaired, SatOut, Stopped
-from decentral.state.download import Donor, Download, Downloader, NoDownload
+from decentral.state.donor import Donor
+from decentral.state.download import Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.swarm.matching import middle_round
@@ -106,9 +107,9 @@ class Worker:
             anchor=self._replica.anchor,
             move=self._move,
         )
-        self._donor = Donor(parts.transport, layout.signature, self._snapshot)
-        num_buffers = options.rule.num_buffers
-        self._downloader = Downloader(parts.transport, layout.signature, numels, num_buffers, options.timing)
+        self._donor = Donor(parts.transport, layout.signature, self._snapshot, parts.clock)
+        cut = (layout.signature, numels, options.rule.num_buffers)
+        self._downloader = Downloader(parts.transport, *cut, options.timing, parts.clock)
         ports = (self._exchange, self.membership, parts.clock)
         self._syncs = InFlightSyncs(self._replica, *ports, me, options.rounds, self._goes_on, self._background)
         self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
@@ -194,7 +195,7 @@ class Worker:
         for _ in range(_JOIN_ATTEMPTS):
             for peer in peers:
                 await self.membership.tell(peer)
-            download = await self._downloader.fetch(self._donors(peers))
+            download = await self._downloader.fetch(self._donors(peers), report=self._report.downloading)
             if isinstance(download, Download):
                 if self._clock.monotonic() - began > self._options.timing.beat_s:
                     # What it knows of others is as old, and they may be rounds further by now.
@@ -526,7 +527,7 @@ class Worker:
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
         first = [verdict.source] if verdict.source is not None else []
-        download = await self._downloader.fetch(self._donors(first))
+        download = await self._downloader.fetch(self._donors(first), report=self._report.downloading)
         if isinstance(download, NoDownload):
             self._meter.explain(f"{verdict.reason}, and no repair: {download}")
             self._tell(State.REPAIRING)

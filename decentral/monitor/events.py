@@ -37,6 +37,19 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class Downloading:
+    """A download of weights is under way."""
+
+    received_bytes: int
+    total_bytes: int
+    """That are fetched in all."""
+    num_donors: int
+    """That are giving."""
+    left_s: float
+    """Until all is here, about; NaN if nothing came lately."""
+
+
+@dataclass(frozen=True, slots=True)
 class StretchDone:
     """A stretch of inner steps ended at global step ``step``."""
 
@@ -283,6 +296,7 @@ class Stopped:
 
 Event = (
     Started
+    | Downloading
     | Joined
     | StretchDone
     | RoundMixed

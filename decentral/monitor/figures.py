@@ -51,3 +51,18 @@ def traffic(sent_bytes: int, dp_bytes: int) -> str:
     ratio = dp_bytes / sent_bytes
     times = f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
     return f"sent {size(sent_bytes)} (data-parallel {size(dp_bytes)}, {times}x)"
+
+
+def duration(seconds: float) -> str:
+    """About how long, rounded: ``40 s``, ``2 min``, ``3 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{round(seconds / 3600)} h"
+
+
+def download(received_bytes: int, total_bytes: int, num_donors: int, left_s: float) -> str:
+    """How far a download is; a ``left_s`` that is not finite is not known."""
+    share = received_bytes / total_bytes if total_bytes else 1.0
+    donors = f"{num_donors} donor{'s' if num_donors != 1 else ''}"
+    left = f", about {duration(left_s)} left" if math.isfinite(left_s) else ""
+    return f"downloading {share:.0%} of {size(total_bytes)} from {donors}{left}"

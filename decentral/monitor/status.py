@@ -103,7 +103,7 @@ def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, stray: 
         return ""
     if age_s > ttl_s:
         return f"not seen for {age_s:.0f} s"
-    if presence.metrics.reason:
+    if presence.metrics.reason and presence.state is not State.JOINING:
         return presence.metrics.reason
     if presence.state is State.STALLED:
         return "takes no inner steps"
@@ -132,6 +132,8 @@ def _calm(presence: Presence, num_stages: int) -> str:
             return "waits as a spare"
         if not presence.holds:
             return f"takes {' and '.join(name_of(stage) for stage in stage_numbers(presence.takes, num_stages))}"
+    if presence.state is State.JOINING and presence.metrics.reason:
+        return presence.metrics.reason
     return _CALM.get(presence.state, "")
 
 

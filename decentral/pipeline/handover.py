@@ -1,6 +1,6 @@
 """Weights for those who bring back a stage: a stage's own as they are now, and copies of heads that it keeps.
 
-Both are handed over as snapshots are: in chunks, checked by digest. Legend: N = values of a stage or of the head.
+Both are handed over as snapshots are: in pieces, checked by digest. Legend: N = values of a stage or of the head.
 """
 
 import functools
@@ -19,7 +19,8 @@ from decentral.pipeline.scoped import Scoped
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import Model
 from decentral.ports.transport import Transport
-from decentral.state.download import Donor, Download, Downloader, NoDownload
+from decentral.state.donor import Donor
+from decentral.state.download import Download, Downloader, NoDownload
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.message import Message, from_wire, to_wire
 from decentral.swarm.timing import Timing
@@ -66,7 +67,7 @@ class LiveWeights:
         self._clock = clock
         self._layout = Layout.of(model.parameters())
         signature = shapes_signature(model.parameters())
-        self._donor = Donor(Scoped(transport, _LIVE), signature, self._copy)
+        self._donor = Donor(Scoped(transport, _LIVE), signature, self._copy, clock)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -123,7 +124,8 @@ class KeptHeads:
             if len(self._kept) >= _MAX_SLOTS:
                 raise CallRefused(f"copies of {_MAX_SLOTS} heads are kept already")
             copies = self._kept[slot] = {}
-            donor = Donor(_kept_scope(self._transport, slot), self._signature, functools.partial(self._current, slot))
+            current = functools.partial(self._current, slot)
+            donor = Donor(_kept_scope(self._transport, slot), self._signature, current, self._clock)
             await donor.start()
         copies[batch] = values_N
         for old in sorted(copies)[:-_NUM_KEPT]:
@@ -143,17 +145,25 @@ def pack_keep(slot: int, batch: int, values_N: Tensor) -> bytes:
 
 
 async def fetch_live(
-    transport: Transport, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing
+    transport: Transport, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing, clock: Clock
 ) -> Download | NoDownload:
     """The weights of a stage as one of its holders has them now, or why nobody gave them."""
-    return await Downloader(Scoped(transport, _LIVE), signature, (numel,), 0, timing).fetch(peers)
+    downloader = Downloader(Scoped(transport, _LIVE), signature, (numel,), 0, timing, clock)
+    problems: list[str] = []
+    # Each has other weights between two rounds, and makes a copy when it is asked: one after the other.
+    for peer in peers:
+        download = await downloader.fetch([peer])
+        if isinstance(download, Download):
+            return download
+        problems.append(download.why)
+    return NoDownload("; ".join(problems) or "nobody holds it")
 
 
 async def fetch_kept(
-    transport: Transport, slot: int, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing
+    transport: Transport, slot: int, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing, clock: Clock
 ) -> Download | NoDownload:
     """The copy of a slot's head that holders of a stage keep; its step is the batch after which it was made."""
-    return await Downloader(_kept_scope(transport, slot), signature, (numel,), 0, timing).fetch(peers)
+    return await Downloader(_kept_scope(transport, slot), signature, (numel,), 0, timing, clock).fetch(peers)
 
 
 def values_of(download: Download) -> Tensor:

@@ -29,7 +29,15 @@ class Scoped:
             peer, f"{self._scope}/{method}", request, timeout_s=timeout_s, max_reply_bytes=max_reply_bytes
         )
 
-    async def serve(self, method: str, handler: Handler, *, max_request_bytes: int, max_concurrent: int = 64) -> None:
+    async def serve(
+        self,
+        method: str,
+        handler: Handler,
+        *,
+        max_request_bytes: int,
+        max_concurrent: int = 64,
+        upload_share: float = 1.0,
+    ) -> None:
         """See ``Transport.serve``."""
 
         async def answer(sender: PeerId, request: bytes) -> bytes:
@@ -42,6 +50,7 @@ class Scoped:
             answer,
             max_request_bytes=max_request_bytes,
             max_concurrent=max_concurrent,
+            upload_share=upload_share,
         )
 
     def traffic(self) -> Traffic:

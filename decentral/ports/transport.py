@@ -39,11 +39,20 @@ class Transport(Protocol):
         """
         ...
 
-    async def serve(self, method: str, handler: Handler, *, max_request_bytes: int, max_concurrent: int = 64) -> None:
+    async def serve(
+        self,
+        method: str,
+        handler: Handler,
+        *,
+        max_request_bytes: int,
+        max_concurrent: int = 64,
+        upload_share: float = 1.0,
+    ) -> None:
         """Answer ``method`` with ``handler``.
 
         A request above ``max_request_bytes`` or above ``max_concurrent`` handlers at work is refused before it is
-        read. A handler that raises refuses its caller with the text of the error and harms nobody else.
+        read. A handler that raises refuses its caller with the text of the error and harms nobody else. Of an upload
+        limit, where one is set, replies take at most ``upload_share``.
         """
         ...
 

@@ -1,16 +1,19 @@
 """Replicas of a living swarm: each worker's anchor, downloaded as a joiner would."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from decentral.adapters.clock import RealClock
 from decentral.config.schema import SwarmConfig
 from decentral.errors import UnreachableError, UsageError
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.monitor.figures import size
+from decentral.ports.clock import Clock
 from decentral.ports.trainer import Trainer
 from decentral.ports.transport import Transport
 from decentral.run.asking import asking
@@ -60,12 +63,16 @@ async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say:
                 hint="Copy the files stage-*.safetensors of its workers to this machine and give them to export.",
             )
         trainer = await asyncio.to_thread(build_trainer, swarm, device, data, 0)
-        replicas = await fetch_replicas(node.transport, hello.workers, hello.run_id, swarm, trainer.parameters(), say)
+        with contextlib.closing(RealClock()) as clock:
+            replicas = await fetch_replicas(
+                node.transport, clock, hello.workers, hello.run_id, swarm, trainer.parameters(), say
+            )
     return Fetched(swarm, trainer, replicas)
 
 
 async def fetch_replicas(
     transport: Transport,
+    clock: Clock,
     workers: Iterable[tuple[Presence, float]],
     run_id: str,
     swarm: SwarmConfig,
@@ -76,6 +83,7 @@ async def fetch_replicas(
 
     Args:
         transport: to the workers.
+        clock: of the downloads.
         workers: their records, each with its age in seconds.
         run_id: of the run.
         swarm: its configuration.
@@ -92,12 +100,13 @@ async def fetch_replicas(
     options = run_options(swarm, run_id, parameters)
     layout = Layout.of(parameters, options.plan.num_fragments, options.pattern)
     numels = [layout.numel(fragment) for fragment in range(layout.num_fragments)]
-    downloader = Downloader(transport, layout.signature, numels, options.rule.num_buffers, options.timing)
+    cut = (layout.signature, numels, options.rule.num_buffers)
     each_bytes = 4 * layout.total_numel * (1 + options.rule.num_buffers)
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def from_one_of(group: Sequence[Presence]) -> Replica | None:
         async with gate:
+            downloader = Downloader(transport, *cut, options.timing, clock)
             download = await downloader.fetch([presence.peer for presence in group])
         if isinstance(download, Download):
             return _replica(download, run_id, layout)
@@ -106,7 +115,7 @@ async def fetch_replicas(
 
     if not isinstance(options.mixing, GossipOptions):
         groups = [_by_agreement(donors)]
-        say(f"downloading {size(each_bytes)} from one of {len(donors)} workers: by all-reduce all hold the same")
+        say(f"downloading {size(each_bytes)} from {len(donors)} workers: by all-reduce all hold the same")
     else:
         groups = [[presence] for presence in donors]
         say(f"downloading {size(each_bytes)} from each of {len(donors)} workers")

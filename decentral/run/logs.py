@@ -9,7 +9,7 @@ from functools import singledispatchmethod
 
 from decentral.monitor import events
 from decentral.monitor.events import Absent, Event
-from decentral.monitor.figures import amount, loss, percent, size
+from decentral.monitor.figures import amount, download, loss, percent, size
 from decentral.monitor.stages import name_of
 from decentral.types import PeerId, short_id
 
@@ -112,6 +112,10 @@ class LogJournal:
         self._me = event.peer
         self._formatter.peer = short_id(event.peer)
         logger.info("run %s, decentral %s on %s, peer %s", event.run, event.version, event.device, event.peer)
+
+    @_tell.register
+    def _(self, event: events.Downloading) -> None:
+        logger.info("%s", download(event.received_bytes, event.total_bytes, event.num_donors, event.left_s))
 
     @_tell.register
     def _(self, event: events.Joined) -> None:

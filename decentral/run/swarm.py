@@ -5,6 +5,7 @@ on the network is raised into the loop: a swarm that is gone leaves it training 
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ from typing import Any, Final, Never, Self
 import torch
 from torch import Tensor
 
+from decentral.adapters.clock import RealClock
 from decentral.config.names import Family
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError, DecentralError, DiskError, ReportError, TrainerError, UsageError
@@ -270,10 +272,12 @@ class Swarm:
             return own
         workers = self._worker.membership.roster.with_ages(time.monotonic())
         try:
-            async with asyncio.timeout(_ASK_S):
-                replicas = await fetch_replicas(
-                    connection.node.transport, workers, connection.run_id, connection.swarm, own, _log.info
-                )
+            with contextlib.closing(RealClock()) as clock:
+                ports = (connection.node.transport, clock)
+                async with asyncio.timeout(_ASK_S):
+                    replicas = await fetch_replicas(
+                        *ports, workers, connection.run_id, connection.swarm, own, _log.info
+                    )
         except (DecentralError, TimeoutError) as err:
             _log.warning("takes its own weights for the average: %s", err)
             return own

@@ -133,12 +133,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """
         self.until_s = self._now + _GRACE_S
         self.max_iterations = self.num_iterations + _GRACE_ITERATIONS
-        tasks = _in_order(asyncio.all_tasks(self))
-        for task in tasks:
-            task.cancel()
-        for owner in tuple(self._frozen):
-            self.thaw(owner)
-        if tasks:
+        # What is on its way while they end may begin further ones.
+        while tasks := _in_order(asyncio.all_tasks(self)):
+            for task in tasks:
+                task.cancel()
+            for owner in tuple(self._frozen):
+                self.thaw(owner)
             endings = self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self.errors += [ending for ending in endings if isinstance(ending, Exception)]
         self.run_until_complete(self.shutdown_asyncgens())

@@ -79,8 +79,19 @@ class MemoryTransport(Endpoint):
             if callee is not None:
                 callee.in_flight.pop(call, None)
 
-    async def serve(self, method: str, handler: Handler, *, max_request_bytes: int, max_concurrent: int = 64) -> None:
-        """See ``ports.transport.Transport.serve``; a second handler of the same name takes the first one's place."""
+    async def serve(
+        self,
+        method: str,
+        handler: Handler,
+        *,
+        max_request_bytes: int,
+        max_concurrent: int = 64,
+        upload_share: float = 1.0,
+    ) -> None:
+        """See ``ports.transport.Transport.serve``; a second handler of the same name takes the first one's place.
+
+        Lines have a bandwidth, but no limit is set: ``upload_share`` is of nothing.
+        """
         self._methods[method] = _Method(handler, max_request_bytes, max_concurrent)
 
     def traffic(self) -> Traffic:

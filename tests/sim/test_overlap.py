@@ -288,7 +288,7 @@ def test_overlap_and_launches_follow_the_line() -> None:
 
 
 def test_a_newcomer_takes_over_how_many_fragments_are_launched_together() -> None:
-    scenario = linked(4, SyncPlan(24, 8), num_tensors=8, together=True, min_workers=3, latest=1, rounds=16, **AUTO)
+    scenario = linked(4, SyncPlan(24, 8), num_tensors=8, together=True, min_workers=3, latest=1, rounds=24, **AUTO)
     tape = FaultTape([Fault(Kind.START, 20.0, (3,))])
     record = simulate(scenario, tape)
     assert tape.exhausted()

@@ -1,4 +1,6 @@
-"""Broken messages of a gossip, of servers and of a pipeline, drawn from a seed; the frames in them are for ``mutants``.
+"""Broken messages of a gossip, of servers, of a pipeline and of downloads, drawn from a seed.
+
+The frames in them are for ``mutants``.
 
 Half of all mutants stay well-formed msgpack: a field has another message's value, a lie about a length, or nonsense.
 """
@@ -19,6 +21,7 @@ from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, 
 from decentral.exchange.server import messages as server
 from decentral.pipeline import packets
 from decentral.pipeline.packets import Commit, Committed, Failed, Hop, Load, Packet, Settle, Settled
+from decentral.state.pieces import Ask, FragmentHead, Head
 from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
 from tests.support.address_space import at_most_more
@@ -49,6 +52,8 @@ READERS: dict[str, Reader] = {
     "failed": partial(from_wire, Failed),
     "settle": partial(from_wire, Settle),
     "settled": partial(from_wire, Settled),
+    "head": partial(from_wire, Head),
+    "piece": partial(from_wire, Ask),
 }
 _GOOD: tuple[tuple[str, bytes], ...] = (
     ("question", to_wire(messages.Question(1))),
@@ -75,6 +80,8 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("failed", to_wire(Failed(1, 70, 3, 2, _PEERS[1], "out of reach"))),
     ("settle", to_wire(Settle(1))),
     ("settled", to_wire(Settled(0, 72, 5, 0.5, math.nan))),
+    ("head", to_wire(Head("layout", 70, (FragmentHead(3, 2, "d1gest", (_PEERS[0],), bytes(range(48))),) * 2))),
+    ("piece", to_wire(Ask("d1gest", 7))),
 )
 #: Announced lengths and numbers far beyond what follows: array, map, text, bytes and extension of 2^32 - 1, and others.
 _WRONG_HEADS = (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",

@@ -22,7 +22,7 @@ from decentral.run.tasks import build_trainer
 from decentral.sim.loop import run as simulate
 from decentral.sim.world import World, peer_id
 from decentral.state.average import Replica
-from decentral.state.download import Donor
+from decentral.state.donor import Donor
 from decentral.state.files import save_weights
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.presence import Presence, State
@@ -254,7 +254,8 @@ class TestFetching:
                 anchor_N = layout.gather(weights(number), 0)
                 own = FragmentState.of(7 + number, anchor_N, OuterState((torch.zeros(NUMEL),)))
                 snapshot = Snapshot(0, (own,))
-                await Donor(peer.transport, layout.signature, later(lambda snapshot=snapshot: snapshot)).start()
+                current = later(lambda snapshot=snapshot: snapshot)
+                await Donor(peer.transport, layout.signature, current, peer.clock).start()
                 digest = "" if method == "noloco" else f"digest {number > 0}"
                 record = Presence(peer.peer_id, "demo-1", 1, state, 7 + number, 0, digest)
                 records.append((record, 99.0 if number == silent else 0.5))
@@ -262,7 +263,8 @@ class TestFetching:
             if gone is not None:
                 world.crash(peer_id(gone))
             parameters = trainer.parameters()
-            return await fetch.fetch_replicas(asker.transport, records, "demo-1", swarm, parameters, said.append)
+            ports = (asker.transport, asker.clock)
+            return await fetch.fetch_replicas(*ports, records, "demo-1", swarm, parameters, said.append)
 
         return simulate(main(), until_s=300.0), said
 
@@ -283,7 +285,7 @@ class TestFetching:
         states = dict.fromkeys(range(3), State.TRAINING)
         replicas, said = self.play("diloco", states)
         assert [replica.name for replica in replicas] == ["m-0002"]
-        assert said == ["downloading 48B from one of 3 workers: by all-reduce all hold the same"]
+        assert said == ["downloading 48B from 3 workers: by all-reduce all hold the same"]
         replicas, _ = self.play("diloco", states, gone=2)
         assert [replica.name for replica in replicas] == ["m-0001"]
 
