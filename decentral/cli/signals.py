@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a hang-up: the first asks to stop, a second Ctrl-C or SIGTERM ends the process at once."""
+"""Signals to a command that trains: Ctrl-C, SIGTERM and a hang-up ask to stop, SIGUSR1 tells of preemption."""
 
 import contextlib
 import os
@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 
 from decentral.errors import ExitCode
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
-def stopping(stop: Callable[[], object]) -> Iterator[None]:
+def stopping(stop: Callable[[], object], preempted: Callable[[], object]) -> Iterator[None]:
     """Call ``stop`` at the first SIGINT, SIGTERM or SIGHUP, on a thread of its own; end the process at the second.
+
+    At every SIGUSR1 before that, ``preempted`` is called: who leaves saves in any case.
 
     The main thread may train, or hang in a library that never comes back to Python, where no handler would run: the
     signals are read from a pipe. Ending at once skips every clean-up: child processes are on a leash and die with us.
@@ -30,6 +32,10 @@ def stopping(stop: Callable[[], object]) -> Iterator[None]:
         for number in iter(lambda: os.read(reading, 1), b""):
             if number == b"\0":  # the end of the block
                 break
+            if number[0] == signal.SIGUSR1:
+                if not asked.is_set():
+                    preempted()
+                continue
             if number[0] == signal.SIGHUP:
                 _let_go_of_the_terminal()
             elif asked.is_set():

@@ -16,6 +16,7 @@ from decentral.config.resolve import import_task, on_machine, resolve
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load, value_of, with_values
 from decentral.errors import ConfigError, DecentralError, UsageError
+from decentral.run.preempt import watching
 from decentral.run.stop import Stop
 
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
@@ -37,6 +38,7 @@ CHECKPOINT_EVERY = typer.Option(
     help="How often to write a checkpoint; 0 for only at the end.", metavar="10min|500steps"
 )
 KEEP = typer.Option(help="Newest checkpoints to keep, beside the best one.", metavar="K")
+ON_PREEMPT = typer.Option(help="When the machine may be taken away (SIGUSR1).", metavar="save|leave")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 
@@ -68,6 +70,7 @@ def worker(
     replicas: Annotated[int | None, REPLICAS] = None,
     stage: Annotated[str | None, _STAGE] = None,
     max_upload: Annotated[str | None, MAX_UPLOAD] = None,
+    on_preempt: Annotated[str | None, ON_PREEMPT] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Take part in a swarm: found one with --new, or join one with --join ADDR.
@@ -85,6 +88,7 @@ def worker(
         "task.factory" if new else "worker.task": task,
         "worker.threads": threads,
         "worker.max_upload": max_upload,
+        "worker.on_preempt": on_preempt,
         "worker.out": out,
         "worker.checkpoint_every": checkpoint_every,
         "worker.keep": keep,
@@ -150,7 +154,7 @@ def run(settings: Settings, join: Sequence[str], *, overwrite: bool) -> int:
     own = settings.worker.model_copy(update={"out": str(make_folder(settings.worker.out, "worker"))})
     stop = Stop()
     try:
-        with stopping(stop):
+        with stopping(stop, stop.preempt), watching(own.preempt_notice, stop.preempt):
             return run_worker(Start(swarm, own, join, settings.explicit, overwrite), _announce_join, stop)
     except DecentralError:
         if not settings.worker.out:

@@ -197,6 +197,10 @@ class WorkerConfig(Section):
     """How often the worker's whole state is written to ``out``; "0" for only at the end."""
     keep: int = Field(default=3, ge=1, le=100_000)
     """So many of the newest checkpoints are kept, and the best one besides."""
+    on_preempt: Literal["save", "leave"] = "save"
+    """At a notice that this machine may be taken away (SIGUSR1, ``preempt_notice``): save and go on, or leave then."""
+    preempt_notice: str = ""
+    """A file that says so by appearing; empty for none."""
     journal_bytes: int = Field(default=64_000_000, ge=100_000, le=1 << 40)
     """Of the journal; the oldest events are thrown away."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

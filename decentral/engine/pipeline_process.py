@@ -189,6 +189,11 @@ class PipelineProcess:
             abandoned = [stage_worker.abandon() for stage_worker in self._stage_workers.values()]
             await asyncio.gather(*abandoned, return_exceptions=True)
 
+    async def save_now(self) -> None:
+        """Keep the stages that it holds, each as soon as it stands between two inner steps."""
+        held = list(self._stage_workers.values())
+        await asyncio.gather(*[stage_worker.worker.save_now() for stage_worker in held])
+
     async def _serve(self) -> None:
         await self.membership.start()
         await self._parts.transport.serve(PLACE, self._on_place, max_request_bytes=0)

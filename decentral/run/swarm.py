@@ -192,6 +192,22 @@ class Swarm:
             return self._worker.anchors()
         return self._hand.wait_for(self._network.submit(self._average()))
 
+    def checkpoint(self) -> None:
+        """Write a checkpoint at once, as ``decentral worker`` does when its machine may be taken away.
+
+        Raises:
+            UsageError: this worker has left, or no folder was given.
+            DiskError: it cannot be written.
+        """
+        if self._left or not self._connection.own.out:
+            what = "This worker has left the swarm." if self._left else "There is no folder to write a checkpoint to."
+            raise UsageError(
+                what, hint="Give one with out=, and write checkpoints before leaving, which writes the last."
+            )
+        self._hand.wait_for(self._network.submit(self.save_now()))
+        if self.unsaved is not None:
+            raise self.unsaved
+
     def leave(self) -> None:
         """Tell the others that this worker leaves, keep what it has, and close everything. Idempotent.
 
@@ -232,6 +248,10 @@ class Swarm:
         Acquaintances(self._connection, self._worker.membership, self._hand).begin(self._resources)
         self._hand.begin_at(self._worker.step)
         self._training = asyncio.create_task(self._train())
+
+    async def save_now(self) -> None:
+        """Write a checkpoint as soon as the loop is between two steps; if that fails, ``unsaved`` says why."""
+        await self._worker.save_now()
 
     async def _train(self) -> None:
         """Take part from beginning to end, or until the network dies; keeps what comes of it."""

@@ -4,6 +4,7 @@ A worker of a pipeline has no loop of its own: its steps are the heads' (``pipel
 """
 
 import asyncio
+import functools
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from decentral.run.connect import CONNECT_S, Connection, Start, connect
 from decentral.run.logs import LogJournal, install
 from decentral.run.network import NetworkThread
 from decentral.run.opening import take_part
+from decentral.run.preempt import save_at_once
 from decentral.run.saving import open_journal
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
@@ -37,7 +39,7 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
     Args:
         start: how it comes into its run; it has a folder.
         announce_join: told the address that others can join.
-        stop: asked when the worker should leave.
+        stop: asked when the worker should leave, and told when its machine may be taken away.
 
     Returns:
         The exit code.
@@ -63,7 +65,9 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
             raise
         with take_part(connection, network, trainer, told) as member:
             announce_join(member.address)
-            stop.then(lambda: _ask_to_stop(member, network))
+            leave = functools.partial(_ask_to_stop, member, network)
+            on_preempt = leave if own.on_preempt == "leave" else None
+            stop.then(leave, preempted=lambda: network.submit(save_at_once(member.save_now, on_preempt)))
             _train(member, trainer)
         if member.problem is not None:
             raise member.problem
@@ -117,13 +121,16 @@ async def _run_process(
     from decentral.run.pipeline_process import make_pipeline_process
 
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    stop.then(lambda: loop.call_soon_threadsafe(stopped.set))
     async with AsyncExitStack() as resources:
         resources.push_async_callback(connection.node.close)
         clock = RealClock()
         resources.callback(clock.close)
         journal = open_journal(connection, clock, told, resources)
         process, save = await clock.run(lambda: make_pipeline_process(connection, clock, journal))
+        leave = functools.partial(loop.call_soon_threadsafe, stopped.set)
+        on_preempt = leave if connection.own.on_preempt == "leave" else None
+        at_once = functools.partial(save_at_once, process.save_now, on_preempt)
+        stop.then(leave, preempted=lambda: asyncio.run_coroutine_threadsafe(at_once(), loop))
         await (process.join(connection.peers) if connection.peers else process.found())
         Acquaintances(connection, process.membership, clock).begin(resources)
         announce_join(connection.address)

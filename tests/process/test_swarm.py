@@ -90,6 +90,9 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess
     assert back.peer == leaver.peer
     assert [event["residual_norm"] for event in back.events("joined")] == [0, pytest.approx(owed)]
     assert owed > 0
+    saved = len(back.events("saved"))
+    back.signal(signal.SIGUSR1)
+    wait_for(lambda: len(back.events("saved")) > saved, "a checkpoint at the notice")
     back.signal(signal.SIGHUP)
     assert back.code() == 0
     assert back.events("stopped")[-1]["reason"] == "asked to stop"

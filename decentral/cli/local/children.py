@@ -87,17 +87,21 @@ async def start(index: int, arguments: Iterable[str], folder: Path, env: Mapping
 async def stop(children: Iterable[Child], timeout_s: float) -> None:
     """Ask all to leave in order, kill those that have not after ``timeout_s`` seconds, and wait until all are gone."""
     running = [child for child in children if child.code is None]
-    for child in running:
-        _signal(child, signal.SIGINT)
+    pass_on(running, signal.SIGINT)
     waits = [asyncio.create_task(child.process.wait()) for child in running]
     if not waits:
         return
     try:
         await asyncio.wait(waits, timeout=timeout_s)
     finally:
-        for child in running:
-            _signal(child, signal.SIGKILL)
+        pass_on(running, signal.SIGKILL)
     await asyncio.wait(waits)
+
+
+def pass_on(children: Iterable[Child], number: signal.Signals) -> None:
+    """Send a signal to all that run."""
+    for child in children:
+        _signal(child, number)
 
 
 def _signal(child: Child, number: signal.Signals) -> None:

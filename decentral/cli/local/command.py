@@ -28,6 +28,7 @@ from decentral.cli.worker import (
     METHOD,
     MIX,
     MORE_DATA,
+    ON_PREEMPT,
     OVERLAP,
     OVERWRITE,
     REPLICAS,
@@ -86,6 +87,7 @@ def local(
     checkpoint_every: Annotated[str | None, CHECKPOINT_EVERY] = None,
     keep: Annotated[int | None, KEEP] = None,
     result: Annotated[str | None, RESULT] = None,
+    on_preempt: Annotated[str | None, ON_PREEMPT] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
@@ -99,6 +101,7 @@ def local(
         "worker.device": device,
         "worker.threads": threads,
         "worker.max_upload": max_upload,
+        "worker.on_preempt": on_preempt,
         "worker.out": out,
         "worker.checkpoint_every": checkpoint_every,
         "worker.keep": keep,

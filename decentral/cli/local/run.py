@@ -6,6 +6,7 @@ journals do not tell who holds what at a time: of that a worker is asked beside 
 
 import asyncio
 import contextlib
+import json
 import math
 import signal
 import sys
@@ -21,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import decentral
 from decentral.cli import assemble, result
 from decentral.cli.local import outcome
-from decentral.cli.local.children import Child, ending, start, stop
+from decentral.cli.local.children import Child, ending, pass_on, start, stop
 from decentral.cli.local.processes import Processes
 from decentral.cli.local.replay import Replay
 from decentral.cli.render import console, run_line, view
@@ -90,6 +91,8 @@ class LocalRun:
         ]
         self._readers = [JournalReader(worker / JOURNAL) for worker in self._folders]
         self._children: list[Child] = []
+        self._up: list[Child] = []
+        """Those that listen to signals: others would be ended by one."""
         self._addresses: list[str] = []
         """Of workers that can be asked."""
         self._beside: list[asyncio.Task[None]] = []
@@ -119,7 +122,10 @@ class LocalRun:
         self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
         began = time.monotonic()
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-        with stopping(lambda: loop.call_soon_threadsafe(stopped.set)):
+        with stopping(
+            lambda: loop.call_soon_threadsafe(stopped.set),
+            lambda: loop.call_soon_threadsafe(lambda: pass_on(self._up, signal.SIGUSR1)),
+        ):
             try:
                 await unless(stopped, self._start())
                 await self._follow(stopped)
@@ -151,7 +157,8 @@ class LocalRun:
             *("--max-upload", show_rate(own.max_upload)),
             *("--checkpoint-every", own.checkpoint_every, "--keep", str(own.keep)),
             *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
-            *("--set", f"worker.journal_bytes={own.journal_bytes}"),
+            *("--set", f"worker.journal_bytes={own.journal_bytes}", "--on-preempt", own.on_preempt),
+            *("--set", f"worker.preempt_notice={json.dumps(own.preempt_notice)}"),
         ]
         env = {"OMP_NUM_THREADS": str(own.threads)}
         founding = ["worker", "--new", "--config", str(self._folder / CONFIG), *common]
@@ -161,14 +168,14 @@ class LocalRun:
         address = line.partition(" --join ")[2]
         if not address:
             raise DecentralError(f"Worker 0 began with {line!r} instead of the command that joins it.")
+        self._up.append(founder)
         self._addresses.append(address)
         for index in range(1, len(self._folders)):
             stage = self._processes.stage(index)
             joining = ["worker", "--join", address, *common, *(["--stage", stage] if stage else [])]
             self._children.append(await start(index, joining, self._folders[index], env))
-        if self._processes.num_stages:
-            self._beside = [asyncio.create_task(self._ask())]
-            self._beside += [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
+        self._beside = [asyncio.create_task(self._ask())] if self._processes.num_stages else []
+        self._beside += [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
 
     async def _ask(self) -> None:
         """Keep up with what a pipeline says of itself."""
@@ -177,9 +184,10 @@ class LocalRun:
                 self._told = report
 
     async def _listen(self, child: Child) -> None:
-        """Note where a worker can be asked, should others be gone."""
+        """Note that a worker is up and where it can be asked, should others be gone."""
         with contextlib.suppress(DecentralError):  # how it ended is told when all have
             line = await child.first_line(_START_S)
+            self._up.append(child)
             self._addresses += [address for address in [line.partition(" --join ")[2]] if address]
 
     async def _follow(self, stopped: asyncio.Event) -> None:

@@ -384,7 +384,7 @@ def test_the_second_signal_exits_at_once(tmp_path):
 import os, signal, threading
 from decentral.cli.signals import stopping
 stop = threading.Event()
-with stopping(stop.set):
+with stopping(stop.set, print):
     os.kill(os.getpid(), signal.SIGINT)
     stop.wait(60)
     print("stopping", flush=True)
@@ -401,7 +401,7 @@ from decentral.cli.signals import stopping
 stop, asked = threading.Event(), []
 if "nohup" in sys.argv:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-with stopping(lambda: (asked.append(1), stop.set())):
+with stopping(lambda: (asked.append(1), stop.set()), print):
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGHUP)
     if "nohup" in sys.argv:
@@ -419,12 +419,27 @@ def test_a_hang_up_asks_to_stop_and_is_never_the_second_signal(start):
     assert (done.stdout, done.returncode) == ("asked 1\n", ExitCode.OK)
 
 
+def test_a_notice_of_preemption_is_passed_on_each_time_and_is_no_wish_to_stop():
+    code = """
+import os, signal, threading
+from decentral.cli.signals import stopping
+stop, told = threading.Event(), threading.Semaphore(0)
+with stopping(stop.set, told.release):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert told.acquire(timeout=60)
+    print("asked to stop", stop.is_set())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("asked to stop False\n", ExitCode.OK)
+
+
 def test_signal_handlers_are_gone_afterwards():
     import signal
 
     from decentral.cli.signals import stopping
 
     before = signal.getsignal(signal.SIGTERM)
-    with stopping(lambda: None):
+    with stopping(lambda: None, lambda: None):
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
