@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import decentral
-from decentral.errors import MismatchError, UnreachableError, UsageError
+from decentral.errors import DiskError, MismatchError, UnreachableError, UsageError
+from decentral.monitor.journal import JournalReader
 from tests.process.command import ROOT, Process, WorkerProcess, processes_of, wait_for
 
 LOOP = "tests.process.loop"
@@ -128,6 +129,29 @@ def test_a_loop_whose_network_dies_trains_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has left"):
         swarm.status()
     assert not processes_of(tmp_path)
+
+
+def test_a_loop_has_a_checkpoint_written_between_any_two_of_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, settings = tmp_path / "out", {"worker.host": "127.0.0.1", "method.inner_steps": 1000}
+    with decentral.found(torch.nn.Linear(2, 1), rounds=50, settings=settings, out=out) as swarm:
+        for taken in (1, 2):
+            swarm.step()
+            swarm.checkpoint()
+            saved = [event for event in JournalReader(out / "journal.jsonl").read() if event["event"] == "saved"]
+            assert [event["step"] for event in saved] == list(range(1, taken + 1))
+        assert swarm.unsaved is None
+        monkeypatch.setattr("decentral.run.disk.Disk.problem", DiskError("full"))
+        with pytest.raises(DiskError, match="full"):
+            swarm.checkpoint()
+    with pytest.raises(UsageError, match="has left"):
+        swarm.checkpoint()
+    with (
+        decentral.found(torch.nn.Linear(2, 1), rounds=50, settings=settings) as swarm,
+        pytest.raises(UsageError, match="no folder"),
+    ):
+        swarm.checkpoint()
 
 
 def test_another_model_than_the_swarms_is_refused_at_once(tmp_path: Path) -> None:
