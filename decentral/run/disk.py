@@ -12,8 +12,6 @@ from decentral.errors import DiskError
 from decentral.monitor.figures import size
 
 _log = logging.getLogger(__name__)
-#: Of a checkpoint: anchor, outer momentum, local value, residual and the two averages of AdamW, in float32.
-_BYTES_PER_VALUE = 6 * 4
 #: Of a note, which has to fit into a record.
 _MAX_NOTE = 160
 
@@ -56,22 +54,6 @@ class Disk:
         if self._problems.pop(path, None) is not None:
             _log.warning("%s is written again", path)
         return True
-
-
-def look_ahead(folder: Path, num_values: int, keep: int) -> None:
-    """Say beforehand if there may be too little room for a worker's checkpoints.
-
-    Args:
-        folder: of the worker.
-        num_values: of the model.
-        keep: so many checkpoints are kept; the best one besides, and one is being written.
-    """
-    needed, free = _BYTES_PER_VALUE * num_values * (keep + 2), shutil.disk_usage(folder).free
-    if needed > free:
-        _log.warning(
-            "%d checkpoints may take up to %s in %s, where %s is free: fewer with --keep, or another --out",
-            *(keep, size(needed), folder, size(free)),
-        )
 
 
 def cannot_write(path: Path, num_bytes: int, err: OSError) -> DiskError:

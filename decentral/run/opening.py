@@ -20,7 +20,7 @@ from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
 from decentral.ports.trainer import Model
 from decentral.run.connect import CONNECT_S, Connection, Start, connect
-from decentral.run.disk import Disk, look_ahead
+from decentral.run.disk import Disk
 from decentral.run.handover import HandOver
 from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
@@ -182,8 +182,6 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
     node, own, run_id = connection.node, connection.own, connection.run_id
     if node.directory is None:
         raise AssertionError("a worker's node keeps records")
-    if own.out:
-        look_ahead(Path(own.out), sum(value.numel() for value in model.parameters().values()), own.keep)
     parts = Parts(
         transport=node.transport,
         directory=node.directory,

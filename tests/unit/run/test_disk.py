@@ -1,14 +1,12 @@
 """What a user and others are told of a disk that does not do its part."""
 
 import logging
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from decentral.errors import ExitCode
-from decentral.run.disk import Disk, look_ahead
+from decentral.run.disk import Disk
 
 FULL = OSError(28, "No space left on device")
 
@@ -56,12 +54,3 @@ def test_a_folder_that_is_gone_has_nothing_free_and_a_note_fits_into_a_record(tm
     assert disk.problem is not None
     assert "nothing is free" in disk.problem.message
     assert len(disk.note()) == 160
-
-
-@pytest.mark.parametrize(("free", "warns"), [(599, True), (600, False)])
-def test_too_little_room_for_checkpoints_is_said_beforehand(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, warns: bool
-) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    look_ahead(tmp_path, 5, keep=3)
-    assert (f"3 checkpoints may take up to 600B in {tmp_path}, where 599B is free" in caplog.text) is warns
