@@ -18,7 +18,7 @@ from decentral.engine.options import Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
-from decentral.ports.trainer import Model
+from decentral.ports.trainer import Model, Stateful
 from decentral.run.connect import CONNECT_S, Connection, Start, connect
 from decentral.run.disk import Disk
 from decentral.run.handover import HandOver
@@ -26,7 +26,7 @@ from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
 from decentral.run.saving import open_journal, saver
-from decentral.run.sharing import Buffers, SharedModel, check_optimizer, refuse_processes, shared_of
+from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
 
@@ -39,6 +39,7 @@ def found(
     settings: Mapping[str, Any] | None = None,
     config: Path | str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
     buffers: Buffers = "local",
     validate: Callable[[], float] | None = None,
     out: Path | str = "",
@@ -53,7 +54,9 @@ def found(
         settings: further ones by dotted key, as in the configuration: ``{"method.inner_steps": 50}``. Those of this
             machine alone begin with ``worker.``: ``{"worker.port": 31337}``.
         config: a TOML file; ``settings`` go before it.
-        optimizer: the inner one; only checked, to train what is shared.
+        optimizer: the inner one: checked to train what is shared, and kept in checkpoints.
+        stateful: whatever else has ``state_dict`` and ``load_state_dict`` and is to go on after a resume, by any name: a
+            schedule, a loader of data, a ``GradScaler``.
         buffers: whether float buffers are averaged or stay each worker's own.
         validate: mean loss of the model as it is, on held-out data; called with the swarm's weights in place.
         out: folder for identity, journal and weights; empty to keep nothing on disk.
@@ -70,7 +73,7 @@ def found(
     swarm = resolve_method(read.swarm)
     task = swarm.task.model_copy(update={"factory": "", "settings": {}})
     start = Start(swarm.model_copy(update={"task": task}), read.worker, overwrite=overwrite)
-    return _open(start, model, optimizer, buffers, validate)
+    return _open(start, model_of(model, buffers, validate, optimizer, stateful))
 
 
 def join(
@@ -79,6 +82,7 @@ def join(
     *,
     settings: Mapping[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
     buffers: Buffers = "local",
     validate: Callable[[], float] | None = None,
     out: Path | str = "",
@@ -91,6 +95,7 @@ def join(
         model: of the same shared names and shapes as the founder's.
         settings: of this machine (``worker.``), as for ``found``; others must be as the swarm has them.
         optimizer: see ``found``.
+        stateful: see ``found``.
         buffers: see ``found``.
         validate: see ``found``.
         out: see ``found``; with that of this run the worker comes back under its identity.
@@ -104,7 +109,7 @@ def join(
     addresses = [part.strip() for part in address.split(",")]
     read = _read(None, None, None, settings, out)
     start = Start(None, read.worker, addresses, read.explicit, overwrite)
-    return _open(start, model, optimizer, buffers, validate)
+    return _open(start, model_of(model, buffers, validate, optimizer, stateful))
 
 
 def _read(
@@ -119,18 +124,7 @@ def _read(
     return load(Path(config) if config is not None else None, (), stated)
 
 
-def _open(
-    start: Start,
-    model: nn.Module | Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer | None,
-    buffers: Buffers,
-    validate: Callable[[], float] | None,
-) -> Swarm:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        refuse_processes(torch.distributed.get_world_size())
-    shared = shared_of(model, buffers)
-    if optimizer is not None:
-        check_optimizer(optimizer, shared.tensors)
+def _open(start: Start, model: SharedModel) -> Swarm:
     if start.own.out:
         Path(start.own.out).mkdir(parents=True, exist_ok=True)
     network = NetworkThread()
@@ -142,8 +136,8 @@ def _open(
                 f"{connection.run_id} trains a model in stages, which a training loop of its own cannot take part in.",
                 hint="Join it with `decentral worker --join ADDR`.",
             )
-        logger.info("%s", shared.text)
-        return take_part(connection, network, SharedModel(shared, validate), quiet())
+        logger.info("%s", model.text)
+        return take_part(connection, network, model, quiet())
     except BaseException:
         network.close()
         raise

@@ -1,18 +1,21 @@
-"""What of somebody's model a swarm shares, and how it is read and written. Decides it once, in one place.
+"""What of somebody's model a swarm shares, how it is read and written, and what is kept beside it. Decides it once.
 
 Shared are the parameters that require a gradient, each once however many names it has; frozen ones never are. Float
 buffers (running means and variances) are shared or left alone by choice; whole numbers never are.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from decentral.errors import ConfigError
+from decentral.ports.trainer import Stateful
 
+_log = logging.getLogger(__name__)
 Buffers = Literal["average", "local"]
 
 
@@ -119,6 +122,8 @@ class SharedModel:
     """
 
     def __init__(self, shared: Shared, validate: Callable[[], float] | None = None) -> None:
+        self.text = shared.text
+        """What is shared, in one line for people."""
         self._tensors = shared.tensors
         self._validate = validate
 
@@ -135,3 +140,66 @@ class SharedModel:
     def validate(self) -> float:
         """What the user's function says; NaN without one."""
         return float("nan") if self._validate is None else float(self._validate())
+
+
+class StatefulModel(SharedModel):
+    """A model in whose training other things have a state as well: its optimizer, a schedule, a loader of data.
+
+    Args:
+        shared: what is shared.
+        validate: see ``SharedModel``.
+        kept: what has a state, by any name.
+    """
+
+    def __init__(self, shared: Shared, validate: Callable[[], float] | None, kept: Mapping[str, Stateful]) -> None:
+        super().__init__(shared, validate)
+        self._kept = dict(kept)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The state of each, by its name."""
+        return {name: one.state_dict() for name, one in self._kept.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give each its state back; one that the checkpoint does not have starts anew, which is logged."""
+        for name, one in self._kept.items():
+            if name in state:
+                one.load_state_dict(state[name])
+            else:
+                _log.warning("the checkpoint has no state of %r, which starts anew", name)
+
+
+def model_of(
+    model: nn.Module | Mapping[str, Tensor],
+    buffers: Buffers,
+    validate: Callable[[], float] | None,
+    optimizer: torch.optim.Optimizer | None,
+    stateful: Mapping[str, Stateful] | None,
+) -> SharedModel:
+    """The port of somebody's model, with all of its training's state that is known.
+
+    Args:
+        model: see ``shared_of``, as for ``buffers``.
+        buffers: see there.
+        validate: see ``SharedModel``.
+        optimizer: the inner one, if it is known.
+        stateful: what else has a state, by any name.
+
+    Raises:
+        ConfigError: see ``shared_of`` and ``refuse_processes``; the optimizer trains none of what is shared; or something in ``stateful`` has no state.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        refuse_processes(torch.distributed.get_world_size())
+    shared = shared_of(model, buffers)
+    kept: dict[str, Stateful] = dict(stateful or {})
+    for name, one in kept.items():
+        if not isinstance(one, Stateful):
+            raise ConfigError(
+                f"stateful[{name!r}] is a {type(one).__name__}, which has no state_dict and load_state_dict.",
+                hint="Leave it out, or give it both.",
+            )
+    if optimizer is not None:
+        check_optimizer(optimizer, shared.tensors)
+        if "optimizer" in kept:
+            raise ConfigError('stateful has an "optimizer", and there is optimizer=.', hint="Give it once.")
+        kept["optimizer"] = optimizer
+    return StatefulModel(shared, validate, kept) if kept else SharedModel(shared, validate)

@@ -1,5 +1,6 @@
 """What of a model a swarm shares."""
 
+import io
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 
 from decentral.errors import ConfigError
-from decentral.run.sharing import SharedModel, check_optimizer, shared_of
+from decentral.ports.trainer import Stateful
+from decentral.run.sharing import SharedModel, check_optimizer, model_of, shared_of
 from decentral.tensors.layout import Layout
 
 
@@ -97,3 +99,52 @@ def test_validation_is_the_users_own_or_none() -> None:
     shared = shared_of(nn.Linear(2, 2))
     assert SharedModel(shared, lambda: 3).validate() == 3.0
     assert math.isnan(SharedModel(shared).validate())
+
+
+def trained(model: nn.Linear, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_the_optimizer_and_whatever_else_has_a_state_go_on() -> None:
+    def made() -> tuple[SharedModel, nn.Linear, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return model_of(model, "local", None, optimizer, {"schedule": schedule}), model, optimizer, schedule
+
+    first, model, optimizer, schedule = made()
+    trained(model, optimizer, 3)
+    schedule.step()
+    file = io.BytesIO()
+    assert isinstance(first, Stateful)
+    torch.save(first.state_dict(), file)
+    second, again, other, plan = made()
+    assert isinstance(second, Stateful)
+    second.load({name: value.clone() for name, value in first.parameters().items()})
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert (plan.last_epoch, other.param_groups[0]["lr"]) == (1, 0.05)
+    for one, its in ((model, optimizer), (again, other)):
+        trained(one, its, 2)
+    assert torch.equal(model.weight, again.weight)
+
+
+def test_what_a_checkpoint_does_not_have_starts_anew(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(2, 2)
+    port = model_of(model, "local", None, torch.optim.SGD(model.parameters(), lr=0.1), None)
+    assert isinstance(port, Stateful)
+    port.load_state_dict({"gone": {}})
+    assert "no state of 'optimizer', which starts anew" in caplog.text
+    assert not isinstance(model_of(model, "local", None, None, None), Stateful)
+
+
+def test_what_has_no_state_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match=r"stateful\['loader'\] is a list, which has no state_dict"):
+        model_of(model, "local", None, optimizer, {"loader": []})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match="there is optimizer="):
+        model_of(model, "local", None, optimizer, {"optimizer": optimizer})
