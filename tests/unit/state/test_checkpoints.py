@@ -1,6 +1,7 @@
 """Checkpoints on disk: what is kept, and that no damage and no end in the middle costs more than the newest one."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,12 @@ from decentral.state.manifest import BEST, CHECKPOINTS, FILES, LATEST, MANIFEST,
 from decentral.state.worker_state import WorkerState
 
 RUN = "demo-1"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody pulls the plug here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def state(step: int = 500, value: float = 1.0, **changes: Any) -> WorkerState:
@@ -283,6 +290,51 @@ def test_a_full_disk_at_any_moment_keeps_what_there_was(
             assert turn > 0
             return
     raise AssertionError("never came to its end")
+
+
+class Killed(BaseException):
+    """Nothing is done any more, not even what cleans up."""
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_kill_at_any_moment_costs_at_most_the_newest(
+    tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each call that changes names on the disk, for a new checkpoint and for one in place of another."""
+    first, second = state(1, val_loss=3.0), state(step, 2.0, val_loss=2.0)
+    for turn in itertools.count():
+        base = tmp_path / str(turn)
+        base.mkdir()
+        keeper(base, keep=1).save(first)
+        with monkeypatch.context() as patch:
+            left = [turn]
+
+            def mortal(real: Any, left: list[int] = left) -> Any:
+                def call(*arguments: Any, **named: Any) -> Any:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise Killed
+                    return real(*arguments, **named)
+
+                return call
+
+            for name in ("mkdir", "rename", "replace", "link", "unlink", "rmdir", "scandir"):
+                patch.setattr(os, name, mortal(getattr(os, name)))
+            try:
+                keeper(base, keep=1).save(second)
+                killed = False
+            except Killed:
+                killed = True
+        folder, found = newest(base, RUN)
+        assert equal(found, first) or equal(found, second), turn
+        assert folder.name in {"step_000001", "step_000002"}
+        assert load_file(base / MODEL)["b.c"].item() in {-1.0, -2.0}
+        keeper(base, keep=1).save(state(3, val_loss=1.0))
+        assert names(base) == {"step_000003", LATEST, BEST}, turn
+        if not killed:
+            assert equal(found, second)
+            assert turn > 15
+            return
 
 
 def test_an_end_in_the_middle_is_put_in_order(tmp_path: Path) -> None:
