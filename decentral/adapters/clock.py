@@ -1,4 +1,4 @@
-"""The machine's clocks and two threads for work that blocks."""
+"""The machine's clocks and three threads for work that blocks."""
 
 import asyncio
 import time
@@ -18,6 +18,7 @@ class RealClock:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decentral-work")
         self._aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decentral-aside")
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decentral-disk")
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment; never goes back."""
@@ -39,7 +40,11 @@ class RealClock:
         """Run ``work`` on the second thread; cancelled as ``run`` is."""
         return await asyncio.get_running_loop().run_in_executor(self._aside, work)
 
+    async def run_on_disk(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on the third thread; cancelled as ``run`` is."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
     def close(self) -> None:
         """Drop what has not begun and do not wait for what has. Idempotent."""
-        for thread in (self._thread, self._aside):
+        for thread in (self._thread, self._aside, self._disk):
             thread.shutdown(wait=False, cancel_futures=True)

@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """A monotonic clock for durations, a wall clock for people, and two threads for work that blocks."""
+    """A monotonic clock for durations, a wall clock for people, and threads for work that blocks."""
 
     def monotonic(self) -> float:
         """Seconds since some fixed moment; never goes back. The only clock decisions may use."""
@@ -29,5 +29,12 @@ class Clock(Protocol):
         """Run ``work`` off the event loop, beside that of ``run`` and in its own order: packing values, adding them up.
 
         It must not touch what the work of ``run`` touches. In simulation it takes the time that the machine is given.
+        """
+        ...
+
+    async def run_on_disk(self, work: Callable[[], T]) -> T:
+        """Run ``work`` that waits for a disk off the event loop, beside all other work and in its own order.
+
+        It may take minutes, for which nothing that a round waits for stands in line. In simulation it takes no time.
         """
         ...

@@ -227,6 +227,10 @@ class HandOver:
         """See ``Clock``."""
         return await self._clock.run_aside(work)
 
+    async def run_on_disk(self, work: Callable[[], T]) -> T:
+        """See ``Clock``."""
+        return await self._clock.run_on_disk(work)
+
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """Let the loop take ``count`` steps; see ``InnerLoop``.
 

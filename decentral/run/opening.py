@@ -55,8 +55,8 @@ def found(
             machine alone begin with ``worker.``: ``{"worker.port": 31337}``.
         config: a TOML file; ``settings`` go before it.
         optimizer: the inner one: checked to train what is shared, and kept in checkpoints.
-        stateful: whatever else has ``state_dict`` and ``load_state_dict`` and is to go on after a resume, by any name: a
-            schedule, a loader of data, a ``GradScaler``.
+        stateful: whatever else has ``state_dict`` and ``load_state_dict`` and is to go on after a resume, by any name:
+            a schedule, a loader of data, a ``GradScaler``.
         buffers: whether float buffers are averaged or stay each worker's own.
         validate: mean loss of the model as it is, on held-out data; called with the swarm's weights in place.
         out: folder for identity, journal and weights; empty to keep nothing on disk.

@@ -185,7 +185,8 @@ def model_of(
         stateful: what else has a state, by any name.
 
     Raises:
-        ConfigError: see ``shared_of`` and ``refuse_processes``; the optimizer trains none of what is shared; or something in ``stateful`` has no state.
+        ConfigError: see ``shared_of`` and ``refuse_processes``; the optimizer trains none of what is shared; or
+            something in ``stateful`` has no state.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         refuse_processes(torch.distributed.get_world_size())

@@ -40,6 +40,19 @@ def test_work_aside_is_carried_out_in_its_own_order(harness: Harness) -> None:
     harness.run(scenario)
 
 
+def test_work_on_the_disk_is_carried_out_in_its_own_order(harness: Harness) -> None:
+    async def scenario(world: World) -> None:
+        clock = (await world.peer("a")).clock
+        order: list[int] = []
+        await asyncio.gather(*(clock.run_on_disk(partial(order.append, number)) for number in range(20)))
+        assert order == list(range(20))
+        with pytest.raises(ZeroDivisionError):
+            await clock.run_on_disk(lambda: 1 // 0)
+        assert await clock.run_on_disk(lambda: "goes on") == "goes on"
+
+    harness.run(scenario)
+
+
 def test_time_only_goes_forward(harness: Harness) -> None:
     async def scenario(world: World) -> None:
         clock = (await world.peer("a")).clock
