@@ -10,12 +10,10 @@ The way back is ``resume``.
 
 import copy
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from decentral.engine.course import Course
@@ -26,6 +24,7 @@ from decentral.engine.replica import Replica
 from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Landing, Stepped
 from decentral.exchange.api import Exchange, Memory
 from decentral.ports.trainer import Model, Stateful
+from decentral.state import draws
 from decentral.state.snapshot import Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.finite import all_finite
@@ -234,26 +233,19 @@ def _ended(end: Stepped, landing: Landing) -> EndedFacts:
 
 
 def trainer_state(model: Model, device: str) -> dict[str, Any]:
-    """A copy of the trainer's own state and of the random state that it may draw from; empty if it has none."""
-    state = model.state_dict() if isinstance(model, Stateful) else {}
-    if not state:
+    """A copy of the trainer's own state and of the random state that it may draw from; empty if it says nothing."""
+    if not isinstance(model, Stateful):
         return {}
-    draws: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if device.startswith("cuda"):
-        draws["cuda"] = torch.cuda.get_rng_state(device)
-    return {"state": _copied(state), "random": draws}
+    return {"state": _copied(model.state_dict()), "draws": draws.taken(device)}
 
 
 def load_trainer_state(model: Model, device: str, saved: Mapping[str, Any]) -> None:
     """Set the trainer to a state of an earlier life, if there is one and it can."""
     if not saved or not isinstance(model, Stateful):
         return
-    model.load_state_dict(saved["state"])
-    draws = saved["random"]
-    random.setstate(draws["python"])
-    torch.set_rng_state(draws["torch"])
-    if device.startswith("cuda") and "cuda" in draws:
-        torch.cuda.set_rng_state(draws["cuda"], device)
+    if saved["state"]:
+        model.load_state_dict(saved["state"])
+    draws.put_back(saved["draws"], device)
 
 
 def _copied(value: Any) -> Any:

@@ -300,7 +300,8 @@ def carried_over(state: WorkerState, options: RunOptions, parameters: Mapping[st
         (kept if goes_on else anew).append(f"{new.keeps}s of error feedback")
     elif old.keeps:
         anew.append(f"{old.keeps}s of error feedback are left out")
-    (kept if state.trainer else anew).append("inner optimizer, data position and random state")
+    (kept if state.trainer.get("state") else anew).append("inner optimizer and data position")
+    (kept if state.trainer else anew).append("random state")
     if not same:
         anew += _other_shape(facts, new, plan, state.step)
     return CarriedOver(tuple(kept), tuple(anew))

@@ -93,7 +93,7 @@ class Saving:
 
     async def _write(self, state: WorkerState, held_s: float) -> None:
         save = self._save
-        if save is not None and (written := await self._clock.run_aside(lambda: save(state))) is not None:
+        if save is not None and (written := await self._clock.run_on_disk(lambda: save(state))) is not None:
             self._journal.record(Saved(written.path, state.round, state.step, held_s, written.nbytes))
 
     async def state(self) -> WorkerState | None:

@@ -61,14 +61,14 @@ class Stateful(Protocol):
     """
 
     def state_dict(self) -> Mapping[str, Any]:
-        """All that the next inner steps depend on beside the parameters and torch's random state.
+        """All that the next inner steps depend on beside the parameters, which is copied at once.
 
-        That is the inner optimizer, where in the data it is, generators of its own. Tensors, numbers, texts, and lists
-        and dicts of these; it is copied at once.
+        That is the inner optimizer, where in the data it is, generators of its own: tensors, numbers, texts, and lists,
+        tuples and dicts of these. The global random state of torch, numpy and Python is kept besides.
         """
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Any, /) -> None:
         """Go on from what ``state_dict`` returned in an earlier life."""
         ...
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from decentral.adapters.clock import RealClock
+from decentral.config.interval import parse
 from decentral.config.resolve import resolve_method
 from decentral.config.settings import Settings, load
-from decentral.engine.options import Parts
+from decentral.engine.options import Every, Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
@@ -25,10 +26,11 @@ from decentral.run.handover import HandOver
 from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
-from decentral.run.saving import open_journal, saver
+from decentral.run.saving import estimated_bytes, open_journal, saver, warn_if_short
 from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
+from decentral.state.checkpoint import About
 
 
 def found(
@@ -160,6 +162,8 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
     clock = RealClock()
     resources.callback(clock.close)
     hand = HandOver(clock)
+    if connection.own.out and not isinstance(model, Stateful):
+        logger.warning("what is trained has no state_dict: its inner optimizer starts anew after a resume")
     try:
         disk, journal = Disk(), open_journal(connection, clock, told, resources)
         worker = _worker(connection, hand, Guarded(model), journal, disk)
@@ -176,6 +180,13 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
     node, own, run_id = connection.node, connection.own, connection.run_id
     if node.directory is None:
         raise AssertionError("a worker's node keeps records")
+    options, every, save = run_options(connection.swarm, run_id, model.parameters()), parse(own.checkpoint_every), None
+    if own.out:
+        out = Path(own.out)
+        about = About(run_id, connection.swarm.method.name, options.rounds)
+        save = saver(out, about, own.keep, hand.wall, disk)
+        num_values = sum(value.numel() for value in model.parameters().values())
+        warn_if_short(out, estimated_bytes(num_values, options.rule.num_buffers, own.keep) + own.journal_bytes)
     parts = Parts(
         transport=node.transport,
         directory=node.directory,
@@ -184,8 +195,9 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
         model=model,
         inner=hand,
         journal=journal,
-        save=saver(Path(own.out), run_id, disk) if own.out else None,
+        save=save,
+        save_every=Every(every.seconds, every.steps),
         note=disk.note,
         device=own.device,
     )
-    return Worker(run_options(connection.swarm, run_id, model.parameters()), parts)
+    return Worker(options, parts)

@@ -1,18 +1,31 @@
-"""What a worker keeps in its folder: its journal and the weights."""
+"""What a worker keeps in its folder: its journal and its checkpoints; and whether the disk has room for them."""
 
+import logging
+import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from decentral import __version__
 from decentral.monitor.events import Started
+from decentral.monitor.figures import size
 from decentral.monitor.journal import FanOut, JsonLinesJournal, StagedJournal
 from decentral.ports.clock import Clock
 from decentral.run.connect import Connection
 from decentral.run.disk import Disk
-from decentral.run.folder import JOURNAL, MODEL
-from decentral.state.files import bytes_of, save_weights
+from decentral.run.folder import CHECKPOINTS, JOURNAL
+from decentral.state.checkpoint import About, StateError
+from decentral.state.checkpoints import Checkpoints
+from decentral.state.files import bytes_of
+from decentral.state.manifest import found_in, read
 from decentral.state.worker_state import WorkerState, Written
+
+_log = logging.getLogger(__name__)
+_VALUE_BYTES = 4
+#: Beside the anchor: local parameters, work on its way, residual.
+_OWN_COPIES = 3
+#: The moments of an AdamW.
+_INNER_COPIES = 2
 
 
 def open_journal(connection: Connection, clock: Clock, told: StagedJournal, resources: AsyncExitStack) -> StagedJournal:
@@ -37,14 +50,58 @@ def open_journal(connection: Connection, clock: Clock, told: StagedJournal, reso
     return journal
 
 
-def saver(out: Path, run_id: str, disk: Disk) -> Callable[[WorkerState], Written | None]:
-    """Writes the anchors to ``out``."""
+def saver(
+    out: Path, about: About, keep: int, wall: Callable[[], float], disk: Disk
+) -> Callable[[WorkerState], Written | None]:
+    """Writes a worker's states to its folder as checkpoints, one at a time, on any thread.
+
+    Args:
+        out: the worker's folder.
+        about: the run.
+        keep: see ``Checkpoints``.
+        wall: the time, seconds since 1970.
+        disk: told of what cannot be written; the checkpoints from before are then as they were.
+    """
+    checkpoints = Checkpoints(out, about, keep, wall)
 
     def save(state: WorkerState) -> Written | None:
-        path, nbytes = out / MODEL, bytes_of(state.anchors)
-        metadata = {"run": run_id, "round": str(state.round), "digest": state.digest, "decentral": __version__}
-        if not disk.write(path, nbytes, lambda: save_weights(path, state.anchors, metadata)):
-            return None
-        return Written(str(path), nbytes)
+        written: list[Path] = []
+        num_bytes = sum(bytes_of(tensors) for tensors in (state.anchors, state.outer, state.own))
+        try:
+            disk.write(out / CHECKPOINTS, num_bytes, lambda: written.append(checkpoints.save(state)))
+        except StateError as err:
+            _log.error("no checkpoint at step %d: %s; the last one is kept", state.step, err)
+        return Written(str(written[0]), read(written[0]).size_bytes) if written else None
 
     return save
+
+
+def estimated_bytes(num_values: int, num_buffers: int, keep: int) -> int:
+    """What checkpoints take at most, as far as it can be told before the first one.
+
+    That is the newest ``keep``, the best one, and one that is being written. In each there are anchors, the outer
+    state, local parameters, work on its way and residual, and the two moments of an AdamW.
+
+    Args:
+        num_values: of the model.
+        num_buffers: that the outer rule keeps of each value.
+        keep: see ``Checkpoints``.
+    """
+    return _VALUE_BYTES * num_values * (1 + num_buffers + _OWN_COPIES + _INNER_COPIES) * (keep + 2)
+
+
+def warn_if_short(out: Path, num_bytes: int) -> None:
+    """Say at the start, in one line, that the disk will be too small; what earlier checkpoints take is made free.
+
+    Args:
+        out: the worker's folder.
+        num_bytes: that will be needed.
+    """
+    free = shutil.disk_usage(out).free + sum(one.manifest.size_bytes for one in found_in(out) if one.manifest)
+    if free < num_bytes:
+        _log.warning(
+            "checkpoints and journal in %s will take about %s, and %s is free: make room, or keep fewer with --keep",
+            out,
+            size(num_bytes),
+            size(free),
+        )
