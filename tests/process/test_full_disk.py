@@ -48,7 +48,7 @@ def test_a_worker_that_cannot_save_trains_on_and_ends_with_an_error(tmp_path: Pa
     finally:
         worker.end()
     (error,) = [line for line in worker.stderr.splitlines() if line.startswith("error: ")]
-    assert str(tmp_path / "disk" / "run" / "model.safetensors") in error
+    assert str(tmp_path / "disk" / "run" / "checkpoints") in error
     assert re.search(r"It takes [\d.]+MB, and [\d.]+[kM]B is free", error), error
     assert worker.stderr.count("Training goes on") == 1
     assert not processes_of(tmp_path)
