@@ -6,7 +6,7 @@ import pytest
 
 from scripts.benches.lib.command import BenchError
 from scripts.benches.lib.links import LOOPBACK
-from scripts.benches.lib.processes import Process, Swarm, python
+from scripts.benches.lib.processes import Process, Swarm, python, runs
 
 
 def started(folder: Path, program: str) -> Process:
@@ -50,7 +50,7 @@ def test_a_swarm_is_killed_and_stopped_and_leaves_nothing(tmp_path: Path) -> Non
         daemon = second.daemon()
         swarm.kill(second)
         assert swarm.living == [first]
-        assert not Path(f"/proc/{daemon}").exists()
+        assert not runs(daemon)
         first.stop(0.2, with_daemon=True).join()
         here = swarm.front()
         swarm.until(lambda: swarm.front() > here, "a round after the stop")

@@ -276,7 +276,7 @@ class Swarm:
         for victim in victims:
             victim.life.popen.wait()
             victim.process = None
-        self.until(lambda: not any(map(_runs, daemons)), f"the end of the daemons of {[v.index for v in victims]}")
+        self.until(lambda: not any(map(runs, daemons)), f"the end of the daemons of {[v.index for v in victims]}")
 
     def end(self) -> None:
         """Everybody leaves in order.
@@ -304,7 +304,7 @@ class Swarm:
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if os.fsencode(self.folder) + b"/" in (path / "cmdline").read_bytes() and _runs(int(path.name)):
+                if os.fsencode(self.folder) + b"/" in (path / "cmdline").read_bytes() and runs(int(path.name)):
                     found.append(int(path.name))
         return found
 
@@ -315,7 +315,8 @@ def _signal(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Whether a process lives: one that has ended and waits for its parent to notice does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
