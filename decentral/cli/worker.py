@@ -37,6 +37,7 @@ OVERWRITE = typer.Option("--overwrite", help="Replace the weights and checkpoint
 CHECKPOINT_EVERY = typer.Option(
     help="How often to write a checkpoint; 0 for only at the end.", metavar="10min|500steps"
 )
+PROTECT = typer.Option(help="Other workers that keep this one's inner optimizer in memory.", metavar="K")
 KEEP = typer.Option(help="Newest checkpoints to keep, beside the best one.", metavar="K")
 ON_PREEMPT = typer.Option(help="When the machine may be taken away (SIGUSR1).", metavar="save|leave")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
@@ -60,6 +61,7 @@ def worker(
     overwrite: Annotated[bool, OVERWRITE] = False,
     checkpoint_every: Annotated[str | None, CHECKPOINT_EVERY] = None,
     keep: Annotated[int | None, KEEP] = None,
+    protect: Annotated[int | None, PROTECT] = None,
     rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
     method: Annotated[str | None, METHOD] = None,
     codec: Annotated[str | None, CODEC] = None,
@@ -92,6 +94,7 @@ def worker(
         "worker.out": out,
         "worker.checkpoint_every": checkpoint_every,
         "worker.keep": keep,
+        "worker.protect": protect,
         "worker.log_level": "debug" if debug else None,
         "run.rounds": rounds,
         "method.name": method,

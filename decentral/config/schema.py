@@ -201,6 +201,10 @@ class WorkerConfig(Section):
     """At a notice that this machine may be taken away (SIGUSR1, ``preempt_notice``): save and go on, or leave then."""
     preempt_notice: str = ""
     """A file that says so by appearing; empty for none."""
+    protect: int = Field(default=0, ge=0, le=16)
+    """So many other workers keep in memory what this one alone has; 0 for none."""
+    guard_bytes: int = Field(default=1 << 30, ge=0, le=1 << 50)
+    """Of memory, for what this worker keeps for others."""
     journal_bytes: int = Field(default=64_000_000, ge=100_000, le=1 << 40)
     """Of the journal; the oldest events are thrown away."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

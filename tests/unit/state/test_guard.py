@@ -95,7 +95,8 @@ def test_a_newcomer_takes_up_what_a_lost_worker_left() -> None:
         assert await house.claim() is None, "its owner lives"
         house.gone(OWNER)
         found = await house.claim()
-        assert found is not None and (found.owner, found.step, found.data) == (OWNER, 5, DATA)
+        assert found is not None
+        assert (found.owner, found.step, found.data) == (OWNER, 5, DATA)
 
     house = play(scene)
     assert house.told == [(5, len(DATA), guards_of(OWNER, [FIRST, SECOND], 1))]
@@ -133,7 +134,8 @@ def test_the_owner_itself_gets_it_back_although_it_lives_again() -> None:
         await house.give()
         house.hear(OWNER, State.JOINING)
         found = await house.claim(OWNER, own=True)
-        assert found is not None and found.data == DATA
+        assert found is not None
+        assert found.data == DATA
         assert await house.claim(NEWCOMER, own=True) is None
 
     play(scene)
@@ -147,7 +149,8 @@ def test_a_second_guard_has_it_when_the_first_is_lost_as_well() -> None:
         first = guards_of(OWNER, [FIRST, SECOND], 1)[0]
         house.world.network.leave(house.peers[first].transport)
         found = await house.claim()
-        assert found is not None and found.guard != first and found.data == DATA
+        assert found is not None
+        assert found.guard != first and found.data == DATA
 
     house = play(scene)
     assert len(house.told[0][2]) == 2
@@ -160,7 +163,8 @@ def test_the_newest_of_an_owner_replaces_the_one_before() -> None:
         await house.give(step=9)
         house.gone(OWNER)
         found = await house.claim()
-        assert found is not None and (found.step, found.data) == (9, DATA)
+        assert found is not None
+        assert (found.step, found.data) == (9, DATA)
 
     house = play(scene)
     assert sum(guard.kept_bytes for guard in house.guards.values()) == len(DATA)
@@ -225,6 +229,7 @@ def test_no_message_breaks_a_guard(seed: int) -> None:
                 await caller.transport.call(FIRST, method, message, timeout_s=5, max_reply_bytes=PIECE)
         house.gone(OWNER)
         found = await house.claim()
-        assert found is not None and found.data == DATA
+        assert found is not None
+        assert found.data == DATA
 
     play(scene)
