@@ -150,7 +150,8 @@ def test_a_second_guard_has_it_when_the_first_is_lost_as_well() -> None:
         house.world.network.leave(house.peers[first].transport)
         found = await house.claim()
         assert found is not None
-        assert found.guard != first and found.data == DATA
+        assert found.guard != first
+        assert found.data == DATA
 
     house = play(scene)
     assert len(house.told[0][2]) == 2
