@@ -38,6 +38,7 @@ class House:
             peer: Guard(each.transport, self.rosters[peer], each.clock, max_bytes) for peer, each in self.peers.items()
         }
         self.told: list[tuple[int, int, Sequence[PeerId]]] = []
+        self.sent = asyncio.Event()
         self._seq = 0
 
     async def start(self, *members: PeerId) -> None:
@@ -61,17 +62,18 @@ class House:
 
         def told(step: int, size: int, seconds: float, keepers: Sequence[PeerId]) -> None:
             self.told.append((step, size, keepers))
+            self.sent.set()
 
         return Protector(each.transport, self.rosters[owner], each.clock, TIMING, copies, told)
 
     async def give(self, step: int = 5, data: bytes = DATA, copies: int = 1, owner: PeerId = OWNER) -> None:
         """Have a snapshot sent."""
-        protector, heard = self.protector(copies, owner), len(self.told)
+        protector = self.protector(copies, owner)
         task = asyncio.create_task(protector.run())
+        self.sent.clear()
         protector.offer(step, lambda: data)
         async with asyncio.timeout(60):
-            while len(self.told) == heard:
-                await asyncio.sleep(0.1)
+            await self.sent.wait()
         task.cancel()
 
     async def claim(self, newcomer: PeerId = NEWCOMER, **more: Any) -> Found | None:
