@@ -111,6 +111,10 @@ class Parts:
     save: Callable[[WorkerState], Written | None] | None = None
     """Keeps a state; called on the clock's second thread, must not raise. Says what was written, if it was."""
     save_every: Every = Every(seconds=60.0)
+    protect: int = 0
+    """So many others keep in memory what this worker alone has."""
+    guard_bytes: int = 0
+    """Of memory, for what it keeps for others."""
     note: Callable[[], str] = lambda: ""
     """What others are told that is wrong here though this worker takes part, such as a full disk; 200 characters."""
     device: str = "cpu"

@@ -21,6 +21,7 @@ class Saving:
         background: where it goes on.
         picture: takes the worker as it is; told whether it has left in order.
         state: makes the state of a picture, on any thread.
+        offer: told of every state that is kept now and then, for what others keep of it.
     """
 
     def __init__(
@@ -29,14 +30,17 @@ class Saving:
         background: Background,
         picture: Callable[[bool], Awaitable[Picture]],
         state: Callable[[Picture], WorkerState],
+        offer: Callable[[WorkerState], None],
     ) -> None:
         self._clock = parts.clock
         self._journal = parts.journal
         self._save = parts.save
         self._every = parts.save_every
+        self._is_kept = parts.save is not None or parts.protect > 0
         self._background = background
         self._picture = picture
         self._state = state
+        self._offer = offer
         self._began_at = self._not_before = parts.clock.monotonic()
         self._saved_step = 0
         self._writing: asyncio.Task[None] | None = None
@@ -49,7 +53,7 @@ class Saving:
     def next_step(self, step: int, until: int) -> int:
         """How far to train at once on the way to step ``until``: saves by steps are of just those steps."""
         every = self._every.steps
-        return min(until, (step // every + 1) * every) if every and self._save is not None else until
+        return min(until, (step // every + 1) * every) if every and self._is_kept else until
 
     async def at_rest(self, step: int, *, best: bool = False) -> None:
         """The worker stands between two inner steps: save if it is time, or take the state for those who asked.
@@ -58,7 +62,7 @@ class Saving:
             step: inner steps behind it.
             best: save in any case: its anchors are the best so far.
         """
-        due = self._save is not None and (best or self._is_due(step))
+        due = self._is_kept and (best or self._is_due(step))
         if not due and not self._asked:
             return
         if due and best and self._writing is not None:
@@ -87,6 +91,7 @@ class Saving:
             if not future.done():
                 future.set_result(state)
         if began is not None:
+            self._offer(state)
             await self._write(state, picture.held_s)
             now = self._clock.monotonic()
             self._not_before = now + (now - began) * (1 / _SHARE - 1)

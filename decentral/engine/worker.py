@@ -32,6 +32,7 @@ from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
 from decentral.engine.mixing import make_exchange
 from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.protection import Protection
 from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
 from decentral.engine.resume import Comeback, Sending, bring_back
@@ -119,7 +120,8 @@ class Worker:
         self._watchdog = Watchdog(parts.clock, options.timing)
         made = Made.by(options, layout, feedback.keeps)
         self._capture = Capture(made, layout, parts, self._replica, self._syncs, self._course, self._exchange)
-        self._saving = Saving(parts, self._background, self._picture, self._capture.state)
+        self._protection = Protection(parts, self.membership.roster, options.timing, layout.total_numel)
+        self._saving = Saving(parts, self._background, self._picture, self._capture.state, self._protection.offer)
         self._resumed: Sequence[Sending] = ()
         """What was on its way in an earlier life and is to be sent off again."""
         common = self._exchange.has_common_anchor
@@ -200,6 +202,8 @@ class Worker:
                 if self._clock.monotonic() - began > self._options.timing.beat_s:
                     # What it knows of others is as old, and they may be rounds further by now.
                     await self.membership.tell(download.donor)
+                if back is None:
+                    await self._protection.take_up([presence.peer for presence in self._others()])
                 await self._adopt(download, back)
                 # Else those who know it as joining would go on without it, and the round would split in two.
                 await self.membership.announce()
@@ -234,8 +238,8 @@ class Worker:
         reason = "failed"
         try:
             async with self._background as beside:
-                beside.begin(self.membership.run())
-                beside.begin(self._exchange.run())
+                for work in (self.membership.run(), self._exchange.run(), self._protection.run()):
+                    beside.begin(work)
                 try:
                     done = await self._train(stop)
                     if done:  # whoever reads the model afterwards finds what the swarm has come to
@@ -327,9 +331,8 @@ class Worker:
         return await self._capture.picture(standing)
 
     async def _serve(self) -> None:
-        await self.membership.start()
-        await self._exchange.start()
-        await self._donor.start()
+        for part in (self.membership, self._exchange, self._donor, self._protection):
+            await part.start()
         await serve_hello(self._parts.transport, self._options.run_id, self._options.config, self.membership.records)
 
     async def _gather(self, stop: asyncio.Event) -> None:

@@ -285,6 +285,32 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Protected:
+    """What this worker alone has at ``step`` was given to others to keep in memory."""
+
+    step: int
+    nbytes: int
+    """Of one copy."""
+    seconds: float
+    guards: tuple[PeerId, ...]
+    """Who has it; fewer than asked for if others had no room or are not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class TookUp:
+    """This worker, which came without a state of its own, was given what a lost one left."""
+
+    owner: PeerId
+    """Who was lost."""
+    guard: PeerId
+    """Who had kept it."""
+    step: int
+    nbytes: int
+    problem: str
+    """Why it is of no use; empty if the trainer goes on from it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The worker's last event."""
 
@@ -316,6 +342,8 @@ Event = (
     | PeerSeen
     | PeerLost
     | Saved
+    | Protected
+    | TookUp
     | Resumed
     | Stopped
 )

@@ -250,6 +250,15 @@ class LogJournal:
         logger.info("goes on from step %d with %d steps of local work%s%s", event.step, event.work_steps, dropped, anew)
 
     @_tell.register
+    def _(self, event: events.Protected) -> None:
+        logger.debug("%d others keep what this worker alone has at step %d", len(event.guards), event.step)
+
+    @_tell.register
+    def _(self, event: events.TookUp) -> None:
+        used = f"; it {event.problem}" if event.problem else ": inner optimizer, data position and random state go on"
+        logger.info("has what worker %s left at step %d%s", short_id(event.owner), event.step, used)
+
+    @_tell.register
     def _(self, event: events.Stopped) -> None:
         logger.info("stopped (%s) after %s tokens", event.reason, amount(event.tokens))
 

@@ -198,6 +198,8 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
         save=save,
         save_every=Every(every.seconds, every.steps),
         note=disk.note,
+        protect=own.protect,
+        guard_bytes=own.guard_bytes,
         device=own.device,
     )
     return Worker(options, parts)

@@ -35,6 +35,8 @@ NEVER = Every()
 _FOUNDING_S = 1.0
 #: A joiner is given so many addresses of workers that run.
 _NUM_ADDRESSES = 2
+#: Of memory, for what a worker keeps for others.
+_GUARD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Scenario:
     """See ``ToyProblem``."""
     save_every: Every = NEVER
     """How often each worker keeps its state; a machine that starts again goes on from the newest."""
+    protect: int = 0
+    """So many others keep in memory what a worker alone has."""
     restored: Mapping[PeerId, WorkerState] = field(default_factory=dict)
     """What machines have kept of an earlier life."""
 
@@ -180,6 +184,7 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, kept: lis
     inner = LocalSteps(trainer, peer.clock)
     parts = Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal=journal)
     restored = kept[-1] if kept else None
+    parts = replace(parts, protect=scenario.protect, guard_bytes=_GUARD_BYTES)
     return Worker(options, replace(parts, restored=restored, save=kept.append, save_every=scenario.save_every))
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def write(folder: Path, state: WorkerState, about: About, sequence: int, now_s: 
     save_weights(folder / OUTER, state.outer, metadata)
     save_weights(folder / OWN, state.own, metadata)
     (folder / FACTS).write_text(_json(state.facts), encoding="utf-8")
-    _save_trainer(folder / TRAINER, state.trainer)
+    write_trainer(folder / TRAINER, state.trainer)
     files = {}
     for name in FILES:
         sync(folder / name)
@@ -118,7 +118,7 @@ def read(folder: Path) -> WorkerState:
         outer=load_weights(folder / OUTER)[0],
         own=load_weights(folder / OWN, finite=False)[0],  # local parameters may have diverged
         facts=_facts(folder / FACTS),
-        trainer=_trainer(folder / TRAINER),
+        trainer=read_trainer(folder / TRAINER),
         val_loss=math.nan if manifest.val_loss is None else manifest.val_loss,
     )
 
@@ -160,15 +160,22 @@ def _json(facts: Mapping[str, Any]) -> str:
         raise StateError(f"the facts are no JSON: {err}") from err
 
 
-def _save_trainer(path: Path, state: Mapping[str, Any]) -> None:
-    """Keep what a trainer says of itself, if it can be read back without running code."""
+def write_trainer(file: Path | IO[bytes], state: Mapping[str, Any]) -> None:
+    """Write what a trainer says of itself, if it can be read back without running code.
+
+    Raises:
+        OSError: the disk is full.
+        TrainerStateError: it cannot be kept.
+    """
     try:
-        torch.save(dict(state), path)
+        torch.save(dict(state), file)
     except RuntimeError as err:  # torch's own, for a disk that takes no more
-        raise OSError(f"{path.name}: not written as a whole ({' '.join(str(err).split())})") from err
+        raise OSError(f"{TRAINER}: not written as a whole ({' '.join(str(err).split())})") from err
     except Exception as err:
         raise TrainerStateError(f"the trainer's state cannot be written: {err}") from err
-    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if not isinstance(file, Path):
+        file.seek(0)
+    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if unknown:
         raise TrainerStateError(
             f"the trainer's state has {', '.join(sorted(unknown)[:3])}, which nothing reads back without running "
@@ -176,9 +183,14 @@ def _save_trainer(path: Path, state: Mapping[str, Any]) -> None:
         )
 
 
-def _trainer(path: Path) -> dict[str, Any]:
+def read_trainer(file: Path | IO[bytes]) -> dict[str, Any]:
+    """What ``write_trainer`` wrote; it runs no code, whatever the bytes are.
+
+    Raises:
+        OSError: it is no state of a trainer.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as err:  # whatever somebody's bytes make of it
         raise OSError(f"{TRAINER} cannot be read: {' '.join(str(err).split())[:200]}") from err
     if not isinstance(state, dict):
