@@ -38,6 +38,8 @@ _MAX_MESSAGE_BYTES = (_NUM_FOR_NEWCOMER + 2) * (MAX_RECORD_BYTES + 32)
 _DIRECTORY_BEATS = 2
 #: What the last record of a peer that went in order says.
 _FAREWELLS = {State.LEAVING: "it left", State.DONE: "it is done"}
+#: A worker that is done serves the others for so long at most.
+_LINGER_S = 15.0
 #: News of oneself that one did not write: a few are echoes of an earlier life, more are a live double.
 _MAX_ECHOES = 3
 _news = msgspec.msgpack.Decoder(list[tuple[bytes, Count]])
@@ -180,6 +182,15 @@ class Membership:
             async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
                 for peer in self._random.sample(others, min(len(others), _NUM_TOLD)):
                     group.create_task(self.tell(peer))
+
+    async def linger(self, stop: asyncio.Event) -> None:
+        """Of a worker that is done: say so, and serve those who are not for a while, unless ``stop`` is set."""
+        until = self._clock.monotonic() + _LINGER_S
+        await self.announce()
+        while self._clock.monotonic() < until and not stop.is_set():
+            if all(presence.state in _FAREWELLS for presence in self.roster.live(self._clock.monotonic())):
+                return
+            await asyncio.sleep(self._timing.beat_s / 4)
 
     def absorb(self, message: bytes) -> None:
         """Take in records with their ages in milliseconds; a bad record does not spoil the others.

@@ -57,8 +57,6 @@ from decentral.types import PeerId, SyncKey
 _LEAVE_S = 8.0
 #: A worker that fails says so for so long at most.
 _GOODBYE_S = 2.0
-#: A worker that is done serves the others for so long at most.
-_LINGER_S = 15.0
 #: The first round waits for so long at most for the workers that the run asks for.
 _GATHER_S = 120.0
 _JOIN_ATTEMPTS = 20
@@ -252,7 +250,7 @@ class Worker:
                 reason = "run is done" if done else "asked to stop"
                 if done:
                     self._tell(State.DONE)
-                    await self._linger(stop)
+                    await self.membership.linger(stop)
                 else:
                     self._tell(State.LEAVING)
                     await self.membership.announce()
@@ -342,16 +340,6 @@ class Worker:
             missing = self._options.min_workers - len(self.membership.roster.active(self._clock.monotonic()))
             self._meter.explain(f"waits for {missing} more workers" if missing > 0 else "")
             if missing <= 0:
-                return
-            await asyncio.sleep(self._options.timing.beat_s / 4)
-
-    async def _linger(self, stop: asyncio.Event) -> None:
-        """Serve those who are not done yet."""
-        until = self._clock.monotonic() + _LINGER_S
-        await self.membership.announce()
-        while self._clock.monotonic() < until and not stop.is_set():
-            live = self.membership.roster.live(self._clock.monotonic())
-            if all(presence.state in (State.DONE, State.LEAVING) for presence in live):
                 return
             await asyncio.sleep(self._options.timing.beat_s / 4)
 
