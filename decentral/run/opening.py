@@ -26,7 +26,7 @@ from decentral.run.handover import HandOver
 from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
-from decentral.run.saving import estimated_bytes, open_journal, saver, warn_if_short
+from decentral.run.saving import estimated_bytes, last_state, open_journal, saver, warn_if_short
 from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
@@ -180,11 +180,13 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
     node, own, run_id = connection.node, connection.own, connection.run_id
     if node.directory is None:
         raise AssertionError("a worker's node keeps records")
-    options, every, save = run_options(connection.swarm, run_id, model.parameters()), parse(own.checkpoint_every), None
+    options, every = run_options(connection.swarm, run_id, model.parameters()), parse(own.checkpoint_every)
+    save = restored = None
     if own.out:
         out = Path(own.out)
         about = About(run_id, connection.swarm.method.name, options.rounds)
         save = saver(out, about, own.keep, hand.wall, disk)
+        restored = last_state(out, run_id) if connection.peers else None
         num_values = sum(value.numel() for value in model.parameters().values())
         warn_if_short(out, estimated_bytes(num_values, options.rule.num_buffers, own.keep) + own.journal_bytes)
     parts = Parts(
@@ -195,6 +197,7 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
         model=model,
         inner=hand,
         journal=journal,
+        restored=restored,
         save=save,
         save_every=Every(every.seconds, every.steps),
         note=disk.note,

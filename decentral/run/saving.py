@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from decentral import __version__
+from decentral.errors import ConfigError
 from decentral.monitor.events import Started
 from decentral.monitor.figures import size
 from decentral.monitor.journal import FanOut, JsonLinesJournal, StagedJournal
@@ -15,7 +16,7 @@ from decentral.run.connect import Connection
 from decentral.run.disk import Disk
 from decentral.run.folder import CHECKPOINTS, JOURNAL
 from decentral.state.checkpoint import About, StateError
-from decentral.state.checkpoints import Checkpoints
+from decentral.state.checkpoints import Checkpoints, newest
 from decentral.state.files import bytes_of
 from decentral.state.manifest import found_in, read
 from decentral.state.worker_state import WorkerState, Written
@@ -74,6 +75,17 @@ def saver(
         return Written(str(written[0]), read(written[0]).size_bytes) if written else None
 
     return save
+
+
+def last_state(out: Path, run_id: str) -> WorkerState | None:
+    """What a worker that comes back to a run goes on from; ``None`` if nothing of it in its folder can be used."""
+    if not found_in(out):
+        return None
+    try:
+        return newest(out, run_id)[1]
+    except ConfigError as err:
+        _log.warning("%s This worker comes back without it.", err.message)
+        return None
 
 
 def estimated_bytes(num_values: int, num_buffers: int, keep: int) -> int:

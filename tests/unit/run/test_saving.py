@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from decentral.run.disk import Disk
-from decentral.run.saving import estimated_bytes, saver, warn_if_short
+from decentral.run.saving import estimated_bytes, last_state, saver, warn_if_short
 from decentral.state.checkpoint import About
 from decentral.state.checkpoints import newest
-from decentral.state.manifest import CHECKPOINTS
+from decentral.state.manifest import CHECKPOINTS, MODEL
 from tests.unit.state.test_checkpoints import state
 
 ABOUT = About("demo-1", "diloco", 2000)
@@ -81,3 +81,19 @@ def test_what_is_needed_is_estimated_and_a_small_disk_is_told_of(
     with caplog.at_level(logging.WARNING):
         warn_if_short(tmp_path, 12_000_000)
     assert "will take about 12.0MB, and 5.0MB is free: make room, or keep fewer with --keep" in caplog.text
+
+
+def test_a_worker_that_comes_back_has_its_last_state_if_there_is_any(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert last_state(tmp_path, "demo-1") is None
+    assert caplog.text == ""
+    written = saver(tmp_path, ABOUT, 3, wall, Disk())(state(7))
+    found = last_state(tmp_path, "demo-1")
+    assert found is not None
+    assert found.step == 7
+    assert last_state(tmp_path, "demo-2") is None
+    assert written is not None
+    (Path(written.path) / MODEL).unlink()
+    assert last_state(tmp_path, "demo-1") is None
+    assert "model.safetensors is missing). This worker comes back without it." in caplog.text
