@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from decentral.errors import ExitCode
-from tests.process.command import DEADLINE_S, ENTRY, Process, founding, processes_of, wait_for
+from tests.process.command import DEADLINE_S, ENTRY, Process, founding, processes_of, status_of, wait_for
 
 #: Mounts it on the first argument and becomes the others.
 _TINY = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"')
@@ -36,13 +36,22 @@ def words(tmp_path: Path, numel: int, rounds: int) -> tuple[str, ...]:
     return *founding(tmp_path / "hurry", step_s=0.02, rounds=rounds)[1:], "--set", f"task.settings.numel={numel}"
 
 
+def degraded(folder: Path, address: str) -> bool:
+    """Whether the worker is shown as one that takes part and cannot save."""
+    code, report = status_of(folder / "status", address)
+    notes = [row["note"] for row in report["workers"] if row["contributes"]] if report else []
+    return code == ExitCode.DEGRADED and any(re.search("cannot save: .*No space left", note) for note in notes)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_worker_that_cannot_save_trains_on_and_ends_with_an_error(tmp_path: Path, tiny: tuple[str, ...]) -> None:
     here = ("--host", "127.0.0.1", "--threads", "1", "--out", str(tmp_path / "disk" / "run"))
-    worker = Process(tmp_path / "said", "worker", "--new", *words(tmp_path, 400_000, 4000), *here, entry=tiny)
+    often = ("--checkpoint-every", "8steps")
+    worker = Process(tmp_path / "said", "worker", "--new", *words(tmp_path, 400_000, 4000), *often, *here, entry=tiny)
     try:
         wait_for(lambda: " r5 " in worker.stderr or worker.popen.poll() is not None, "some rounds")
+        wait_for(lambda: degraded(tmp_path, worker.stdout.split()[-1]), "a status that says so")
         worker.signal(signal.SIGTERM)
         assert worker.code() == ExitCode.DISK, worker.stderr
     finally:
@@ -55,7 +64,7 @@ def test_a_worker_that_cannot_save_trains_on_and_ends_with_an_error(tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("shape", ["workers", "pipeline"])
 def test_a_local_run_that_cannot_save_is_no_success(tmp_path: Path, tiny: tuple[str, ...], shape: str) -> None:
     if shape == "workers":

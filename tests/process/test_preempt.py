@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.process.command import Process, WorkerProcess, founding, processes_of, wait_for
-from tests.process.test_hang_up import events
+from tests.process.test_hang_up import PATIENCE_S, events
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_worker_leaves_at_a_notice_if_it_was_told_to(tmp_path: Path) -> None:
     notice = tmp_path / "notice"
     here = ("--on-preempt", "leave", "--set", f"worker.preempt_notice={notice}")
@@ -26,7 +26,7 @@ def test_a_worker_leaves_at_a_notice_if_it_was_told_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(450)
 def test_a_local_run_passes_the_notice_on(tmp_path: Path) -> None:
     """Not to workers that do not listen yet, which it would end."""
     folder = tmp_path / "run"
@@ -35,7 +35,7 @@ def test_a_local_run_passes_the_notice_on(tmp_path: Path) -> None:
     try:
         wait_for(lambda: (folder / "workers" / "0" / "log.txt").exists(), "the first worker")
         run.signal(signal.SIGUSR1)
-        wait_for(lambda: all(events(folder, worker, "round_mixed") for worker in (0, 1)), "a round of both")
+        wait_for(lambda: all(events(folder, worker, "round_mixed") for worker in (0, 1)), "a round of both", PATIENCE_S)
         before = [len(events(folder, worker, "saved")) for worker in (0, 1)]
         run.signal(signal.SIGUSR1)
         wait_for(
