@@ -19,7 +19,18 @@ MODULES = {
     if path.is_file() and (found := re.search(r"/run\" (\w+) \"\$@\"\n$", path.read_text()))
 }
 #: Benches whose page is made of the record alone, and those that want to know as well where it will be.
-OF_RECORD = ("async", "churn", "codecs", "gossip", "overhead", "quality", "stragglers", "utilisation-model", "wire")
+OF_RECORD = (
+    "async",
+    "churn",
+    "codecs",
+    "download",
+    "gossip",
+    "overhead",
+    "quality",
+    "stragglers",
+    "utilisation-model",
+    "wire",
+)
 OF_CHAOS = ("chaos", "chaos-gossip", "chaos-pipeline")
 WITH_PLACE = ("codec-quality", "gossip-quality", "pipeline", "recovery", "streaming-quality", "utilisation")
 
