@@ -354,10 +354,12 @@ class AllReduce(Exchange):
                 answer = await self._transport.call(
                     part.reducer, SHARD, request, timeout_s=timeout_s, max_reply_bytes=limit
                 )
-            except (PeerUnreachable, CallTimeout):
+            except (PeerUnreachable, CallTimeout) as err:
                 # Sent again in full, since the request may be what was lost; entering it twice changes nothing.
                 if now - heard_at > self._timing.ttl_s or not self._roster.is_live(part.reducer, now):
                     return None
+                if isinstance(err, PeerUnreachable):  # Unless it is heard of until then, the next try is the last.
+                    self._roster.bury(part.reducer)
                 await asyncio.sleep(self._timing.beat_s / 2)
                 continue
             except CallRefused:

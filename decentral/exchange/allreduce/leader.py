@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 from collections import OrderedDict
+from collections.abc import Sequence
 
-from decentral.errors import TransportError
+from decentral.errors import PeerUnreachable, TransportError
 from decentral.exchange.allreduce.answers import MAX_ROUNDS
 from decentral.exchange.allreduce.messages import MAX_CONVENE_BYTES, Answer, Convene, ConveneReply
 from decentral.exchange.allreduce.outlook import Outlook
@@ -22,6 +24,7 @@ PING = "ping"
 _MAX_LEAD_ROUNDS = 1 << 20
 _TICK_S = 0.25
 _PING_S = 1.5
+_MAX_ASKED = 16
 
 
 class _Session:
@@ -31,6 +34,8 @@ class _Session:
         self.call = Gathering(key, leader, quorum)
         self.packed = b""
         self.members: frozenset[PeerId] = frozenset()
+        self.asked_at = -math.inf
+        """When the members still missing were last asked whether they live."""
         self._called = asyncio.Event()
 
     def conclude(self) -> None:
@@ -135,7 +140,39 @@ class Leader:
         if session.call.conclude(now, expected=outlook.expected, patience_s=patience_s, serial=self._serial):
             self._serial += 1
             session.conclude()
+        else:
+            await self._ask_missing(session, outlook.expected)
         return self._settled(sender, message) or ConveneReply(Answer.WAIT)
+
+    async def _ask_missing(self, session: _Session, expected: Sequence[PeerId]) -> None:
+        """Now and then ask those who have not called whether they live: nobody is to wait for one that died.
+
+        Returns as soon as the participants are named: those who live may be far away.
+        """
+        now = self._clock.monotonic()
+        if now - max(session.asked_at, session.call.opened_at) < self._timing.hold_s / 2:
+            return
+        session.asked_at = now
+        missing = [peer for peer in session.call.missing(expected) if peer != self._transport.peer_id]
+
+        async def ask(member: PeerId) -> None:
+            try:
+                await self._transport.call(member, PING, b"", timeout_s=_PING_S, max_reply_bytes=0)
+            except PeerUnreachable:
+                self._roster.bury(member)
+            except TransportError:
+                return
+
+        async def ask_all() -> None:
+            async with asyncio.TaskGroup() as group:
+                for member in missing[:_MAX_ASKED]:
+                    group.create_task(ask(member))
+
+        async with asyncio.TaskGroup() as group:
+            either = {group.create_task(ask_all()), group.create_task(session.until_called(_PING_S))}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            for task in either:
+                task.cancel()
 
     def _settled(self, sender: PeerId, message: Convene) -> ConveneReply | None:
         """The answer that no further waiting can change, if there is one."""

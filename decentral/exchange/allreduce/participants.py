@@ -135,6 +135,15 @@ class Gathering:
         """Whether the wait for those who are missing has lasted for ``patience_s`` seconds."""
         return self.participants is None and self._opened_at is not None and now - self._opened_at >= patience_s
 
+    @property
+    def opened_at(self) -> float:
+        """When the first of the callers called; without end if there is none."""
+        return math.inf if self._opened_at is None else self._opened_at
+
+    def missing(self, expected: Collection[PeerId]) -> list[PeerId]:
+        """Those expected who have not called."""
+        return [peer for peer in expected if peer not in self._calls]
+
     def grace_left_s(self, now: float) -> float:
         """How much longer the grace window of the quorum is open; without end if there is none or it is over."""
         left_s = self._grace_over_at() - now
@@ -169,7 +178,7 @@ class Gathering:
         # Every call is a question whether it was the last one: the answer must not look at everybody each time.
         if len(self._calls) < len(expected) and not overdue:
             return False
-        missing = [peer for peer in expected if peer not in self._calls]
+        missing = self.missing(expected)
         if missing and not overdue:
             return False
         base = self._common_base()

@@ -1,0 +1,71 @@
+"""For whom a leader waits, on the memory network."""
+
+import asyncio
+
+import pytest
+
+from decentral.exchange.allreduce.leader import CONVENE, Leader
+from decentral.exchange.allreduce.messages import Answer, Convene, ConveneReply, unpack_participants
+from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants
+from decentral.exchange.progress import Progress
+from decentral.sim.loop import run
+from decentral.sim.world import World, peer_id
+from decentral.swarm.matching import leaders
+from decentral.swarm.message import from_wire, to_wire
+from decentral.swarm.presence import Presence, State
+from decentral.swarm.roster import Roster
+from decentral.swarm.timing import Timing
+from decentral.types import SyncKey
+
+KEY = SyncKey(0, 0)
+RECORDS = [Presence(peer_id(number), "run", 1, State.SYNCING, 0, 0, "", round_s=1.0) for number in range(3)]
+LEADER, CALLER, MISSING = leaders(RECORDS, KEY)
+#: A member that lives is worth five seconds of waiting, and one that says nothing is believed to live for ten.
+TIMING = Timing(min_patience_s=5.0, ttl_s=10.0)
+
+
+async def convened(fate: str) -> tuple[Participants, float]:
+    """Two of three members call; who is in the round, and how long that took."""
+    world = World(0)
+    peers = {record.peer: world.add(record.peer) for record in RECORDS}
+    for peer in peers.values():
+        await peer.transport.serve("ping", ping, max_request_bytes=0)
+    roster = Roster(TIMING.ttl_s)
+    for record in RECORDS:
+        roster.observe(record, 0.0)
+    leader = peers[LEADER]
+    await Leader(leader.transport, leader.clock, roster, Progress(1), TIMING).start()
+    if fate == "died":
+        world.network.crash(MISSING)
+    elif fate == "hangs":
+        world.network.pause(MISSING)
+
+    async def call(caller: str) -> bytes:
+        while True:
+            sent = await peers[caller].transport.call(
+                LEADER,
+                CONVENE,
+                to_wire(Convene(KEY, "base", 0, ())),
+                timeout_s=5.0,
+                max_reply_bytes=MAX_PARTICIPANTS_BYTES,
+            )
+            reply = from_wire(ConveneReply, sent)
+            if reply.kind is not Answer.WAIT:
+                return reply.participants
+
+    packed, same = await asyncio.gather(call(LEADER), call(CALLER))
+    assert packed == same
+    return unpack_participants(packed), leader.clock.monotonic()
+
+
+async def ping(sender: str, request: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("fate", "at_least_s", "below_s"), [("died", 1.0, 1.5), ("lives", 5.0, 6.0), ("hangs", 5.0, 6.0)]
+)
+def test_who_died_is_not_waited_for_and_who_lives_is(fate: str, at_least_s: float, below_s: float) -> None:
+    participants, took_s = run(convened(fate), until_s=60.0)
+    assert participants.members == tuple(sorted((LEADER, CALLER)))
+    assert at_least_s <= took_s < below_s
