@@ -15,7 +15,7 @@ from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
-from decentral.types import SyncKey
+from decentral.types import PeerId, SyncKey
 
 KEY = SyncKey(0, 0)
 RECORDS = [Presence(peer_id(number), "run", 1, State.SYNCING, 0, 0, "", round_s=1.0) for number in range(3)]
@@ -40,7 +40,7 @@ async def convened(fate: str) -> tuple[Participants, float]:
     elif fate == "hangs":
         world.network.pause(MISSING)
 
-    async def call(caller: str) -> bytes:
+    async def call(caller: PeerId) -> bytes:
         while True:
             sent = await peers[caller].transport.call(
                 LEADER,
@@ -58,7 +58,7 @@ async def convened(fate: str) -> tuple[Participants, float]:
     return unpack_participants(packed), leader.clock.monotonic()
 
 
-async def ping(sender: str, request: bytes) -> bytes:
+async def ping(sender: PeerId, request: bytes) -> bytes:
     return b""
 
 
