@@ -255,7 +255,9 @@ def _copied(value: Any) -> Any:
             return value.detach().to("cpu", copy=True)
         case Mapping():
             return {key: _copied(each) for key, each in value.items()}
+        case tuple() if hasattr(value, "_fields"):
+            return type(value)(*map(_copied, value))
         case list() | tuple():
-            return type(value)(_copied(each) for each in value)
+            return type(value)(map(_copied, value))
         case _:
             return copy.deepcopy(value)

@@ -11,7 +11,7 @@ from typing import Any
 from decentral.engine.capture import load_trainer_state
 from decentral.engine.options import Parts
 from decentral.monitor.events import Protected, TookUp
-from decentral.ports.trainer import Stateful
+from decentral.ports.trainer import Model, Stateful
 from decentral.state.checkpoint import TrainerStateError, read_trainer, write_trainer
 from decentral.state.guard import Guard, Protector, claim
 from decentral.state.worker_state import WorkerState
@@ -69,16 +69,9 @@ class Protection:
         found = await claim(parts.transport, peers, self._timing, max_bytes=self._max_bytes)
         if found is None:
             return False
-        try:
-            state = await parts.clock.run_aside(lambda: read_trainer(io.BytesIO(found.data)))
-            await parts.clock.run(lambda: load_trainer_state(model, parts.device, state))
-        except (OSError, ValueError, KeyError, TypeError) as err:
-            parts.journal.record(
-                TookUp(found.owner, found.guard, found.step, len(found.data), f"cannot be used: {err}")
-            )
-            return False
-        parts.journal.record(TookUp(found.owner, found.guard, found.step, len(found.data), ""))
-        return True
+        problem = await parts.clock.run(lambda: _load(model, parts.device, found.data))
+        parts.journal.record(TookUp(found.owner, found.guard, found.step, len(found.data), problem))
+        return not problem
 
     def _told(self, step: int, size: int, seconds: float, guards: Sequence[PeerId]) -> None:
         self._parts.journal.record(Protected(step, size, seconds, tuple(guards)))
@@ -92,3 +85,12 @@ def _packed(trainer: Any) -> bytes:
     except TrainerStateError:  # told by the first save
         return b""
     return file.getvalue()
+
+
+def _load(model: Model, device: str, data: bytes) -> str:
+    """Set the trainer to a state that a peer has given; in words why it cannot be used, which is no fault of its."""
+    try:
+        load_trainer_state(model, device, read_trainer(io.BytesIO(data)))
+    except Exception as err:  # whatever somebody's bytes make of a trainer
+        return f"cannot be used: {err}"
+    return ""

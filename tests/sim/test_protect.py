@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import pytest
 
+from decentral.engine import protection
 from decentral.engine.options import Every
 from decentral.monitor.events import Event, Protected, Resumed, TookUp
 from decentral.sim.checkers import check
@@ -52,6 +53,17 @@ def test_one_that_has_a_state_of_its_own_takes_up_nobody_elses() -> None:
     record = simulate(replace(SWARM, num_workers=3, latest=0), tape)
     assert told(record, Resumed, LOST)
     assert not told(record, TookUp, LOST)
+
+
+def test_what_cannot_be_used_is_as_if_it_were_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def packed(trainer: object) -> bytes:
+        return b"no state of any trainer"
+
+    monkeypatch.setattr(protection, "_packed", packed)
+    record = lose_one(SWARM)
+    (taken,) = told(record, TookUp, NEWCOMER)
+    assert "cannot be used" in taken.problem
+    assert not check(SWARM, replace_lost(record), tolerance=0.5)
 
 
 def replace_lost(record: Record) -> Record:
