@@ -157,7 +157,7 @@ class Capture:
             round=standing.round,
             tokens=standing.tokens,
             digest=digest,
-            closed=standing.closed,
+            closed=standing.closed and not any(of.doubtful for of in picture.fragments),
             anchors=anchors,
             outer=outer,
             own=own,

@@ -79,8 +79,9 @@ class Fragment:
     ends: dict[int, str] = field(default_factory=dict)
     """Digests of anchor and outer state after the last rounds."""
     doubtful: bool = False
-    """Whether work is from an earlier life that went on after it was saved: a round may have counted it since. It is
-    good for the very anchor that it was saved with and no other."""
+    """Whether a round may have counted this work without our knowledge: it was saved in an earlier life that went on,
+    or brought to a round that was aborted here and may not have been elsewhere. It is good for the very anchor that it
+    was done with and no other."""
 
     def end_round(self, round: int) -> None:
         """A round is finished. Of earlier ones the last two are kept: fragments differ by one at most."""

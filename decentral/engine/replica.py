@@ -218,14 +218,18 @@ class Replica:
         """The same work for the next round: the anchor has moved on, and the local parameters will move along."""
         return replace(mine, base=_base_of(self._fragments[fragment].state))
 
-    def give_back(self, key: SyncKey, spans: tuple[tuple[int, int], ...] | None = None) -> None:
+    def give_back(
+        self, key: SyncKey, spans: tuple[tuple[int, int], ...] | None = None, *, uncertain: bool = False
+    ) -> None:
         """The round did not count the contribution; its work enters the next one.
 
         Args:
             key: the round.
             spans: only these ranges were not counted, and their tokens were; ``None`` for everything.
+            uncertain: whether others may have counted it all the same.
         """
         self._fragments[key.fragment].give_back(spans)
+        self._fragments[key.fragment].doubtful |= uncertain
 
     def step(self, key: SyncKey, mixed: Mixed, sent_N: Tensor | None) -> Applied:
         """Take the outer step, on any thread; ``land`` brings it to the local parameters.
@@ -317,7 +321,7 @@ class Replica:
             of.state = FragmentState.of(of.state.round, of.state.anchor_N + shift_N, of.state.outer)
 
     def adopt(self, snapshot: Snapshot, restored: Restored | None = None) -> None:
-        """Replace the anchors by downloaded ones; local work not counted yet moves along with them.
+        """Replace the anchors by downloaded ones; local work that nobody can have counted yet moves along with them.
 
         No fragment may be on its way.
 
@@ -330,11 +334,12 @@ class Replica:
             fragments = restored.fragments
             for fragment, local_N in enumerate(restored.local_N):
                 self._load(fragment, local_N)
-        parameters, same = self._model.parameters(), []
+        parameters, same, lost = self._model.parameters(), list[bool](), list[int]()
         for fragment, (of, state) in enumerate(zip(fragments, snapshot.fragments, strict=True)):
             same.append(of.state.digest == state.digest)
             if of.doubtful and not same[-1]:
                 of.lose_work()
+                lost.append(fragment)
             of.ahead, local_N = None, state.anchor_N
             if of.pending.tokens:
                 local_N = rebase(self._layout.gather(parameters, fragment), of.base_N, state.anchor_N)
@@ -350,6 +355,11 @@ class Replica:
         self._feedback.adopted()
         if restored is not None:
             self._feedback.restore(restored.kept_after(same, exact=self._feedback.sends_changes))
+        elif lost:
+            kept_N = self._feedback.kept()
+            self._feedback.restore([None if fragment in lost else each_N for fragment, each_N in enumerate(kept_N)])
+        for fragment in lost:
+            fragments[fragment].doubtful = False
 
     def reset(self) -> None:
         """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""

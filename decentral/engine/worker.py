@@ -448,7 +448,7 @@ class Worker:
             if landing.in_time:
                 self._timetable.landed(sync, landing)
         else:
-            self._replica.give_back(end.key)
+            self._replica.give_back(end.key, uncertain=end.judged.aborted.uncertain)
             self._replica.skip(end.key)
         held = Held.of(end.verdict, sync.held_s, waited_s, self._clock.monotonic() - began)
         if isinstance(end, Stepped):

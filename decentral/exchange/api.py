@@ -83,6 +83,8 @@ class Aborted:
     """For people: who, what, how long."""
     source: PeerId | None = None
     """Where to repair from, if the reason calls for a repair."""
+    uncertain: bool = False
+    """Whether others may have counted our part all the same: it was sent, and we lost whoever could tell."""
 
 
 @dataclass(frozen=True, slots=True)

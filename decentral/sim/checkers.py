@@ -69,10 +69,11 @@ def agreement(record: Record) -> Iterable[str]:
 
 
 def finish(scenario: Scenario, record: Record) -> Iterable[str]:
-    """Everybody alive at the end has finished the run."""
-    for peer in scenario.peers:
-        outcome = record.outcomes.get(peer)
-        if peer in record.journals and (outcome is None or not outcome.done):
+    """Everybody alive at the end has finished the run, and there is somebody; who has no outcome died for good."""
+    if not record.outcomes:
+        yield "nobody is left"
+    for peer, outcome in record.outcomes.items():
+        if not outcome.done:
             yield f"{peer} did not finish the run"
 
 

@@ -11,6 +11,7 @@ from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
 from decentral.engine.options import Every, Mixing, Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
+from decentral.errors import UnreachableError
 from decentral.exchange.allreduce.options import AllReduceOptions
 from decentral.exchange.merge import WeightBy
 from decentral.monitor.journal import MemoryJournal
@@ -24,7 +25,7 @@ from decentral.sim.network import Conditions
 from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.world import Machine, SimPeer, World, peer_id
-from decentral.state.worker_state import WorkerState
+from decentral.state.worker_state import WorkerState, Written
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Pattern
 from decentral.types import PeerId
@@ -37,6 +38,12 @@ _FOUNDING_S = 1.0
 _NUM_ADDRESSES = 2
 #: Of memory, for what a worker keeps for others.
 _GUARD_BYTES = 1 << 20
+#: After so long a worker that found nobody is started again.
+_AGAIN_S = 2.0
+#: After so long a worker that has nothing and finds nobody begins anew.
+_FORLORN_S = 60.0
+#: What is on a worker's disk.
+_STATE = "state"
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,13 @@ class Scenario:
     momentum: float = 0.0
     """See ``ToyProblem``."""
     save_every: Every = NEVER
-    """How often each worker keeps its state; a machine that starts again goes on from the newest."""
+    """How often each worker saves its state; a machine that starts again goes on from the newest on its disk."""
     protect: int = 0
     """So many others keep in memory what a worker alone has."""
     restored: Mapping[PeerId, WorkerState] = field(default_factory=dict)
-    """What machines have kept of an earlier life."""
+    """What machines have on their disks of an earlier life."""
+    patient: bool = False
+    """Whether a worker that finds nobody to join is started again until it does, as a service would."""
 
     @cached_property
     def problem(self) -> ToyProblem:
@@ -100,6 +109,15 @@ class Scenario:
         return tuple(peer_id(i) for i in range(self.num_workers))
 
 
+@dataclass(frozen=True, slots=True)
+class Comeback:
+    """A worker that found no swarm and brought its own back."""
+
+    at_s: float
+    peer: PeerId
+    state: WorkerState
+
+
 @dataclass(slots=True)
 class Record:
     """What became of a swarm."""
@@ -112,7 +130,9 @@ class Record:
     outcomes: dict[PeerId, Outcome] = field(default_factory=dict)
     """Of those that ended by themselves."""
     states: dict[PeerId, list[WorkerState]] = field(default_factory=dict)
-    """What each machine has kept, the newest last."""
+    """What each machine has saved, the newest last, also what was lost since."""
+    comebacks: list[Comeback] = field(default_factory=list)
+    """Lives that began from a disk while nobody lived, or together with others that did."""
 
 
 def simulate(scenario: Scenario, tape: FaultTape | None = None, *, until_s: float = 1e6) -> Record:
@@ -130,20 +150,42 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
     record = Record(world)
     started = scenario.peers[: scenario.num_workers - scenario.latest]
     founders = set(started if scenario.together else started[:1])
+    members: list[SimPeer] = []
+    """Machines whose workers were in the swarm; those that run are."""
+
+    async def begin(peer: SimPeer) -> Worker:
+        """A worker that is in the swarm."""
+        began = peer.clock.monotonic()
+        while True:
+            journal, saved = MemoryJournal(), peer.disk.load(_STATE)
+            record.journals.setdefault(peer.peer_id, []).append(journal)
+            worker = _worker(scenario, peer, journal, record)
+            others = [other for other in scenario.peers if other != peer.peer_id and world.is_running(other)]
+            alive = [other for other in others if not scenario.patient or world.peers[other] in members]
+            forlorn = scenario.patient and peer.clock.monotonic() - began > _FORLORN_S
+            try:
+                if saved is not None and not alive:
+                    record.comebacks.append(Comeback(peer.clock.monotonic(), peer.peer_id, saved))
+                    await worker.resume()
+                elif peer.peer_id in founders or (not alive and forlorn):
+                    founders.discard(peer.peer_id)
+                    await worker.found()
+                else:
+                    await worker.join(alive[:_NUM_ADDRESSES])
+            except UnreachableError:
+                if not scenario.patient:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return worker
 
     async def main(peer: SimPeer) -> None:
-        journal = MemoryJournal()
-        record.journals.setdefault(peer.peer_id, []).append(journal)
-        kept = record.states.setdefault(peer.peer_id, list(filter(None, [scenario.restored.get(peer.peer_id)])))
-        worker = _worker(scenario, peer, journal, kept)
-        alive = [other for other in scenario.peers if other != peer.peer_id and world.is_running(other)]
-        if peer.peer_id in founders or (kept and not alive):
-            founders.discard(peer.peer_id)
-            await (worker.resume() if kept else worker.found())
-        else:
-            await worker.join(alive[:_NUM_ADDRESSES])
+        worker = await begin(peer)
+        members.append(peer)
         record.outcomes[peer.peer_id] = await worker.run(asyncio.Event())
 
+    for peer, state in scenario.restored.items():
+        world.disk(peer).save(_STATE, state)
     world.start(started[0], main)
     if not scenario.together:
         await asyncio.sleep(_FOUNDING_S)
@@ -156,8 +198,8 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
     return record
 
 
-def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, kept: list[WorkerState]) -> Worker:
-    """The production worker on simulated ports, which goes on from the newest of what was kept and keeps more."""
+def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, record: Record) -> Worker:
+    """The production worker on simulated ports, which goes on from the newest on its disk and saves more."""
     number = scenario.peers.index(peer.peer_id)
     codec = make_codec(scenario.codec)
     options = RunOptions(
@@ -183,9 +225,19 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, kept: lis
     trainer = scenario.problem.trainer(number, _charge(scenario, peer), step_s=step_s)
     inner = LocalSteps(trainer, peer.clock)
     parts = Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal=journal)
-    restored = kept[-1] if kept else None
+    states = record.states.setdefault(peer.peer_id, [])
+
+    def save(state: WorkerState) -> Written | None:
+        try:
+            peer.disk.save(_STATE, state)
+        except OSError:
+            return None  # Training goes on.
+        states.append(state)
+        return Written(_STATE, sum(tensor.nbytes for tensor in (*state.anchors.values(), *state.own.values())))
+
+    restored = peer.disk.load(_STATE)
     parts = replace(parts, protect=scenario.protect, guard_bytes=_GUARD_BYTES)
-    return Worker(options, replace(parts, restored=restored, save=kept.append, save_every=scenario.save_every))
+    return Worker(options, replace(parts, restored=restored, save=save, save_every=scenario.save_every))
 
 
 def _charge(scenario: Scenario, peer: SimPeer) -> Callable[[float], None]:

@@ -1,5 +1,6 @@
 """Whole swarms under drawn faults. A failure names its seed; ``faulty(seed)`` plays it again."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from decentral.codecs.feedback import ErrorFeedback
 from decentral.monitor.events import Repaired, RoundMixed
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.ef21 import Ef21
-from decentral.sim.checkers import check
+from decentral.schedule.plan import SyncPlan
+from decentral.sim.checkers import agreement, check, counted_once, reunion
+from decentral.sim.counting import ADD_UP, Counting
 from decentral.sim.faults import Fault, Kind, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
@@ -70,6 +73,42 @@ def test_survives_drawn_faults(seed: int) -> None:
 def test_survives_two_hundred_seeds(first: int) -> None:
     for seed in range(first, first + 20):
         assert_holds(seed)
+
+
+#: Kinds that all together tear many rounds.
+MESS = Counter(
+    [
+        Kind.KILL,
+        Kind.KILL,
+        Kind.PAUSE,
+        Kind.MUTE,
+        Kind.DEAF,
+        Kind.HALF_OPEN,
+        Kind.SLOW,
+        Kind.DUPLICATE,
+        Kind.REORDER,
+        Kind.CLOCK,
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("seed", "plan", "step_s"),
+    [
+        (11, SyncPlan(10), 0.1),
+        pytest.param(11, SyncPlan(12, 3), 1 / 12, marks=pytest.mark.slow),
+    ],
+)
+def test_work_of_an_aborted_round_that_others_have_counted_is_not_counted_again(
+    seed: int, plan: SyncPlan, step_s: float
+) -> None:
+    """A reducer dies, one who asks for its answer gets none, and others had it: it repairs, and must not bring more."""
+    num_workers = 5 + seed % 3
+    settings = {**ADD_UP, "plan": plan, "step_s": step_s, "conditions": Conditions(jitter=0.3)}
+    scenario = Counting(seed, num_workers, 45, **settings)
+    tape = FaultTape(draw(seed, range(num_workers), Plan(5.0, 28.0, MESS, loss=0.05, slow_bytes_per_s=2e4)))
+    record = simulate(scenario, tape, until_s=3000.0)
+    assert not [*agreement(record), *reunion(scenario, record), *counted_once(scenario, record)]
 
 
 def test_faults_make_work_for_the_repair() -> None:

@@ -14,7 +14,7 @@ Legend: N = values in the fragment.
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -296,7 +296,7 @@ class AllReduce(Exchange):
         contributors: list[tuple[int, ...]] = []
         for outcome in (task.result() for task in tasks):
             if isinstance(outcome, Aborted):
-                return called.missed or outcome, None, ()
+                return called.missed or replace(outcome, uncertain=weight > 0), None, ()
             contributors.append(outcome)
         inside, index = set().union(*contributors), members.index(me) if me in members else -1
         mixed = Mixed(

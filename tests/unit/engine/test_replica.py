@@ -219,6 +219,53 @@ def test_adopt_moves_uncounted_work_along() -> None:
     assert replica.snapshot(40).rounds == (2,)
 
 
+def test_adopt_drops_work_that_others_may_have_counted() -> None:
+    replica, trainer = founded()
+    train(replica, 0, 2)
+    launch(replica, FIRST)
+    replica.give_back(FIRST, uncertain=True)
+    replica.skip(FIRST)
+    train(replica, 2, 1)
+    replica.adopt(Snapshot(40, (state(100.0, 200.0, 300.0),)))
+    assert trainer.flat() == [100.0, 200.0, 300.0]
+    assert launch(replica, SyncKey(2, 0)).weight == 0.0
+    train(replica, 40, 1)
+    replica.adopt(Snapshot(50, (state(0.0, 0.0, 0.0),)))
+    assert trainer.flat() == [-1.0, -1.0, -1.0], "later work is certain again"
+
+
+def test_a_round_from_the_same_anchor_takes_all_doubt_away() -> None:
+    replica, trainer = founded()
+    train(replica, 0, 2)
+    launch(replica, FIRST)
+    replica.give_back(FIRST, uncertain=True)
+    replica.skip(FIRST)
+    apply(replica, SyncKey(1, 0), mixed(1.0, 1.0, 1.0), None)
+    replica.give_back(SyncKey(1, 0))
+    train(replica, 2, 1)
+    local = trainer.flat()
+    moved = [after - before for before, after in zip(anchors(replica), (100.0, 200.0, 300.0), strict=True)]
+    replica.adopt(Snapshot(40, (state(100.0, 200.0, 300.0),)))
+    assert trainer.flat() == [value + by for value, by in zip(local, moved, strict=True)]
+
+
+def test_what_was_left_out_of_doubtful_work_is_dropped_with_it() -> None:
+    trainer = Descent()
+    replica = Replica(
+        trainer, Layout.of(trainer.values), DiLoCo(lr=1.0, momentum=0.0), ErrorFeedback(1), Continuation(), ME
+    )
+    replica.found((0,))
+    train(replica, 0, 2)
+    launch(replica, FIRST)
+    apply(replica, FIRST, mixed(2.0, 1.0, 2.0), torch.tensor([2.0, 1.0, 2.0]))
+    replica.give_back(FIRST, ())
+    train(replica, 2, 1)
+    launch(replica, SyncKey(1, 0))
+    replica.give_back(SyncKey(1, 0), uncertain=True)
+    replica.adopt(Snapshot(40, (state(100.0, 200.0, 300.0),)))
+    assert replica.kept == (None,)
+
+
 def test_adopt_of_a_newcomer_takes_the_anchor_as_it_is() -> None:
     trainer = Descent()
     replica = Replica(trainer, Layout.of(trainer.values), DiLoCo(), Feedback(1), Continuation(), ME)
