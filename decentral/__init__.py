@@ -1,6 +1,6 @@
 """decentral trains one model on many poorly connected machines.
 
-``found`` and ``join`` put a swarm beside your own training loop. To see how it works open
+``found``, ``join`` and ``resume`` put a swarm beside your own training loop. To see how it works open
 ``decentral/engine/worker.py``: it reads from top to bottom as the algorithm.
 
 Importing this package starts no thread, touches no accelerator, configures no logging, reads no environment variable
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from decentral.run.opening import found as found
     from decentral.run.opening import join as join
+    from decentral.run.opening import resume as resume
     from decentral.run.swarm import Swarm as Swarm
 
 __version__ = "0.1.0"
@@ -19,7 +20,12 @@ __version__ = "0.1.0"
 #: Spoken between peers, who refuse another one. Raise it when a message changes shape or meaning.
 PROTOCOL = 7
 
-_PUBLIC = {"found": "decentral.run.opening", "join": "decentral.run.opening", "Swarm": "decentral.run.swarm"}
+_PUBLIC = {
+    "found": "decentral.run.opening",
+    "join": "decentral.run.opening",
+    "resume": "decentral.run.opening",
+    "Swarm": "decentral.run.swarm",
+}
 
 
 def __getattr__(name: str) -> Any:

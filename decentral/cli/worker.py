@@ -2,10 +2,11 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,11 +14,14 @@ from decentral.cli.signals import stopping
 from decentral.config.names import METHODS
 from decentral.config.pipeline import check_founder
 from decentral.config.resolve import import_task, on_machine, resolve
-from decentral.config.schema import SwarmConfig
-from decentral.config.settings import Settings, load, value_of, with_values
+from decentral.config.schema import SwarmConfig, WorkerConfig
+from decentral.config.settings import load, value_of, with_values
 from decentral.errors import ConfigError, DecentralError, UsageError
 from decentral.run.preempt import watching
 from decentral.run.stop import Stop
+
+if TYPE_CHECKING:  # opens nodes, which `decentral --help` must not wait for
+    from decentral.run.connection import Start
 
 CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
 SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatable.", metavar="KEY=VALUE")
@@ -33,6 +37,7 @@ REPLICAS = typer.Option(help="Holders of each stage and of the head; more wait a
 _TASK = typer.Option(help="Train with this task, not with the one that the swarm names.", metavar="MODULE:FUNCTION")
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
 MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
+RESUME = typer.Option(help="Go on with the run in this folder, wherever its swarm is.", metavar="DIR")
 OVERWRITE = typer.Option("--overwrite", help="Replace the weights and checkpoints of another run in that folder.")
 CHECKPOINT_EVERY = typer.Option(
     help="How often to write a checkpoint; 0 for only at the end.", metavar="10min|500steps"
@@ -47,6 +52,7 @@ def worker(
     more_data: Annotated[list[str] | None, MORE_DATA] = None,
     new: Annotated[bool, typer.Option("--new", help="Found a swarm and print the command that joins it.")] = False,
     join: Annotated[list[str] | None, typer.Option(help="Join the swarm at this address.", metavar="ADDR")] = None,
+    resume: Annotated[Path | None, RESUME] = None,
     config: Annotated[Path | None, CONFIG] = None,
     assignments: Annotated[list[str] | None, SET] = None,
     port: Annotated[int | None, typer.Option(help="TCP port to listen on; 0 for any free one.")] = None,
@@ -75,11 +81,13 @@ def worker(
     on_preempt: Annotated[str | None, ON_PREEMPT] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
-    """Take part in a swarm: found one with --new, or join one with --join ADDR.
+    """Take part in a swarm: found one with --new, join one with --join ADDR, or go on with --resume DIR.
 
     The first line on stdout is the command that joins this swarm; everything else goes to stderr.
     """
-    check_start(new, join)
+    check_start(new, join, resume)
+    if resume is not None:
+        refuse_with_resume({"--out": out, "--overwrite": overwrite})
     flags = {
         "worker.port": port,
         "worker.host": host,
@@ -106,25 +114,62 @@ def worker(
         # So is a founder's text.
         "data.paths" if new else "worker.data": data_paths(data, more_data),
     }
-    settings = load(config, assignments or (), flags)
-    return run(settings, join or (), overwrite=overwrite)
+    return run(_start(resume, join or (), config, assignments or (), flags, overwrite=overwrite))
 
 
-def check_start(new: bool, join: Sequence[str] | None) -> None:
-    """Refuse anything but exactly one of --new and --join.
+def _start(
+    resume: Path | None,
+    join: Sequence[str],
+    config: Path | None,
+    assignments: Sequence[str],
+    flags: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> "Start":
+    """How the worker comes into its run."""
+    from decentral.run.connection import Start
+
+    if resume is not None:
+        from decentral.run.resuming import take_up
+
+        return take_up(resume, join, settled, config, assignments, flags)
+    settings = load(config, assignments, flags)
+    # A joiner's statements are compared with the swarm's, whose task may be another than the default.
+    swarm = None if join else settled(settings.swarm, settings.worker)
+    return Start(swarm, settings.worker, join, settings.explicit, overwrite)
+
+
+def check_start(new: bool, join: Sequence[str] | None, resume: Path | None) -> None:
+    """Refuse anything but exactly one of --new, --join and --resume; whoever resumes may say whom to ask.
 
     Raises:
-        UsageError: both, neither, or an empty address.
+        UsageError: several, none, or an empty address.
     """
     if join is not None and not all(address.strip() for address in join):
         raise UsageError("--join is empty.", hint="Is the variable set? To found a new swarm use --new.")
-    if new and join:
-        raise UsageError("--new and --join exclude each other.", hint="Found a swarm with --new, or join one.")
-    if not new and not join:
+    if new and (join or resume):
+        other, what = ("--resume", "go on with a run") if resume else ("--join", "join one")
+        raise UsageError(f"--new and {other} exclude each other.", hint=f"Found a swarm with --new, or {what}.")
+    if not new and not join and not resume:
         raise UsageError(
-            "Neither --new nor --join is given.",
-            hint="Found a swarm with --new, or join one with the line that `decentral worker --new` printed.",
+            "None of --new, --join and --resume is given.",
+            hint="Found a swarm with --new, join one with the line that `decentral worker --new` printed, or go on "
+            "with a run in the folder of one of its workers.",
         )
+
+
+def refuse_with_resume(given: Mapping[str, Any]) -> None:
+    """Refuse what has no meaning for a run that goes on in its own folder.
+
+    Raises:
+        UsageError: one of the flags is given.
+    """
+    for flag, value in given.items():
+        if value:
+            raise UsageError(
+                f"--resume and {flag} exclude each other.",
+                hint="A run goes on in its own folder; copy that first to keep it as it is.",
+            )
 
 
 def overlap_flags(fragments: str | None, overlap: str | None, mix: str | None) -> dict[str, Any]:
@@ -147,32 +192,30 @@ def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[
     return paths or None
 
 
-def run(settings: Settings, join: Sequence[str], *, overwrite: bool) -> int:
+def run(start: "Start") -> int:
     """Run the worker until its run is over or a signal stops it."""
-    from decentral.run.connect import Start
     from decentral.run.worker import run_worker
 
-    # A joiner's statements are compared with the swarm's, whose task may be another than the default.
-    swarm = None if join else _founded(settings)
-    own = settings.worker.model_copy(update={"out": str(make_folder(settings.worker.out, "worker"))})
+    out = start.own.out
+    own = start.own.model_copy(update={"out": str(make_folder(out, "worker"))})
     stop = Stop()
     try:
         with stopping(stop, stop.preempt), watching(own.preempt_notice, stop.preempt):
-            return run_worker(Start(swarm, own, join, settings.explicit, overwrite), _announce_join, stop)
+            return run_worker(replace(start, own=own), _announce_join, stop)
     except DecentralError:
-        if not settings.worker.out:
+        if not out:
             with suppress(OSError):  # a start that failed leaves no empty folder behind
                 os.rmdir(own.out)
         raise
 
 
-def _founded(settings: Settings) -> SwarmConfig:
-    """The configuration of a new swarm, with nothing left open.
+def settled(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
+    """The configuration of a new swarm, or of one that is brought back, with nothing left open.
 
     Raises:
         ConfigError: see ``resolve`` and ``stages.settle``; or this worker insists on what a founder cannot hold.
     """
-    own, swarm = settings.worker, resolve(settings.swarm)
+    swarm = resolve(swarm)
     if own.stage:
         check_founder(own.stage, swarm.pipeline.stages)
     from decentral.run.stages import settle

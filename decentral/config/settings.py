@@ -33,6 +33,14 @@ _AUTO = "auto"
 _CHOSEN = frozenset(
     {"method.mean_codec", "method.anchor_codec", "method.pull_codec", "method.mix_alpha", "pipeline.recovery"}
 )
+_NAME = "method.name"
+#: Values that are chosen to go with another one, and are chosen again when that changes.
+_WITH = (
+    ("method.codec", "method.mean_codec"),
+    ("method.codec", "method.anchor_codec"),
+    ("method.codec", "method.pull_codec"),
+    ("method.delay_steps", "method.mix_alpha"),
+)
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -48,16 +56,23 @@ class Settings:
     nothing."""
 
 
-def load(file: Path | None = None, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Settings:
+def load(
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    *,
+    base: Path | None = None,
+) -> Settings:
     """Read and check all configuration.
 
     Args:
         file: TOML with the sections of ``SwarmConfig`` and a section ``[worker]``.
         assignments: ``a.b=c`` from ``--set``; ``c`` is TOML, or text if it is not.
         flags: other values by dotted key, such as those of flags; ``None`` stands for one that was not given.
+        base: a file below all of these, of a run that goes on; what is in it the user did not state.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown (the nearest is named), a value is out of range.
+        ConfigError: a file cannot be read, a key is unknown (the nearest is named), a value is out of range.
     """
     stated: dict[str, Any] = {}
     if file is not None:
@@ -66,13 +81,23 @@ def load(file: Path | None = None, assignments: Sequence[str] = (), flags: Mappi
         stated |= _keys(_parse(assignment), "--set")
     stated |= _keys({key: value for key, value in (flags or {}).items() if value is not None}, "settings")
 
-    mine = {key.removeprefix(f"{_WORKER}."): value for key, value in stated.items() if key.startswith(f"{_WORKER}.")}
-    shared = {key: value for key, value in stated.items() if not key.startswith(f"{_WORKER}.")}
+    given = stated if base is None else _below(_keys(_read(base), str(base)), stated) | stated
+    mine = {key.removeprefix(f"{_WORKER}."): value for key, value in given.items() if key.startswith(f"{_WORKER}.")}
+    shared = {key: value for key, value in given.items() if not key.startswith(f"{_WORKER}.")}
     swarm = checked(SwarmConfig, shared)
     values = flatten(swarm)
-    explicit = {key: values[key] for key in shared if values.get(key, {}) != {}}
+    explicit = {key: values[key] for key in shared if key in stated and values.get(key, {}) != {}}
     explicit = {key: value for key, value in explicit.items() if not (key in _CHOSEN and value == _AUTO)}
     return Settings(swarm, checked(WorkerConfig, mine, f"{_WORKER}."), explicit)
+
+
+def _below(before: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of a run's values under what is stated now: not those that were chosen to go with another one."""
+    changed = {key for key, value in stated.items() if key in before and before[key] != value}
+    gone = {chosen for key, chosen in _WITH if key in changed}
+    if _NAME in changed:
+        gone |= {key for key in before if key.startswith("method.")}
+    return {key: value for key, value in before.items() if key not in gone}
 
 
 def with_values(swarm: SwarmConfig, values: Mapping[str, Any]) -> SwarmConfig:

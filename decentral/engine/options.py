@@ -61,7 +61,7 @@ class RunOptions:
     eager: Eager | None = None
     """Overlap an exchange with the whole next round, going on from the own fresh work."""
     min_workers: int = 1
-    """The first inner step waits for so many workers, for at most ``_GATHER_S`` (see ``worker``)."""
+    """The first inner step waits for so many workers, for two minutes at most (``company``)."""
     eval_every_rounds: int = 0
     """Validate the anchor after every so many rounds (0: never)."""
     timing: Timing = field(default_factory=Timing)

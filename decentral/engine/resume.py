@@ -36,7 +36,7 @@ from decentral.monitor.events import Resumed
 from decentral.outer.blend import rebase
 from decentral.outer.rule import Mixed, OuterState
 from decentral.schedule.plan import SyncPlan
-from decentral.state.snapshot import FragmentState
+from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout
 from decentral.types import SyncKey
@@ -72,6 +72,11 @@ class Comeback:
     def rounds(self) -> list[int]:
         """The next round of every fragment."""
         return [of.state.round for of in self.replica.fragments]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What this worker has to give of it, and need not be given."""
+        return Snapshot(self.saved.step, tuple([of.state for of in self.replica.fragments]))
 
     def event(self, round: int, work_steps: int) -> Resumed:
         """What is told of it, once a worker goes on in a round with so many inner steps of local work."""

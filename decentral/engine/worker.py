@@ -25,6 +25,7 @@ from torch import Tensor
 from decentral import __version__
 from decentral.engine.background import Background
 from decentral.engine.capture import Capture, Picture, Standing
+from decentral.engine.company import gather
 from decentral.engine.course import CHUNK_S, Course
 from decentral.engine.facts import Made
 from decentral.engine.hello import serve_hello
@@ -36,6 +37,7 @@ from decentral.engine.protection import Protection
 from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
 from decentral.engine.resume import Comeback, Sending, bring_back
+from decentral.engine.reunion import Known, Reunion
 from decentral.engine.saving import Saving
 from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Stepped
 from decentral.engine.timetable import Timetable
@@ -57,8 +59,6 @@ from decentral.types import PeerId, SyncKey
 _LEAVE_S = 8.0
 #: A worker that fails says so for so long at most.
 _GOODBYE_S = 2.0
-#: The first round waits for so long at most for the workers that the run asks for.
-_GATHER_S = 120.0
 _JOIN_ATTEMPTS = 20
 _MAX_DIVERGED = 3
 
@@ -131,19 +131,17 @@ class Worker:
     async def found(self, step: int = 0) -> None:
         """Found a swarm: the model's parameters are the first anchor.
 
-        Args:
-            step: inner steps that are behind it; above 0 where an earlier swarm was lost.
+        Above 0, ``step`` says how many inner steps are behind it: those of a swarm that was lost.
         """
         rounds = self._course.found(step)
         await self._clock.run(lambda: self._replica.found(rounds))
         await self._serve()
         self._tell(State.TRAINING)
 
-    async def resume(self) -> None:
+    async def resume(self, known: Known | None = None) -> None:
         """Go on from the state of an earlier life (``Parts.restored``) as if there had been no pause.
 
-        For when nobody else lives, or all come back at once. Whoever comes back with an older state than others finds
-        that out at its next round, and repairs.
+        If those ``known`` are in a swarm that runs, it is joined; all who come back take over the newest that one has.
 
         Raises:
             MismatchError: the state is another model's, or another release's.
@@ -153,17 +151,35 @@ class Worker:
         if state is None:
             raise UsageError("There is no saved state to resume from.", hint="Found the run, or join it.")
         back = await self._comeback(state, go_on=True)
+        self._saved = back.snapshot
+        self.membership.update(round=min(back.rounds), digest=self._saved.name)
+        await self._serve()
+        if known is not None and await self._reunite(known, back):
+            return
         await self._clock.run(lambda: self._replica.restore(back.replica))
         self._course.resume(back.facts.course, back.rounds)
         self._num_members[:] = back.num_members
         if back.memory is not None:
             self._exchange.remember(back.memory, [of.state.anchor_N for of in back.replica.fragments])
         self._resumed = back.syncs
-        await self._serve()
         self._show_anchors()
         self.membership.update(since=back.facts.since)
         self._tell(State.TRAINING)
         self._journal.record(back.event(self.round, back.work_steps))
+
+    async def _reunite(self, known: Known, back: Comeback) -> bool:
+        """Look for others; whether this worker has gone on from what they have."""
+        began, saved, beat_s = self._clock.monotonic(), back.snapshot, self._options.timing.beat_s
+        async with Background() as beside:
+            beside.begin(self.membership.run())
+            found = await Reunion(known, self.membership, self._clock, beat_s, self._meter.explain).found()
+            if found.members:
+                await self._download_from(found.members)
+            elif found.returning and self._exchange.has_common_anchor:
+                download = await self._downloader.fetch_newest(found.returning, saved, self._report.downloading)
+                if isinstance(download, Download) and download.snapshot.name != saved.name:
+                    await self._take_over(download, await self._comeback(back.saved, go_on=False), began)
+        return self._replica.has_state
 
     async def _comeback(self, state: WorkerState, *, go_on: bool) -> Comeback:
         """What to go on from; the trainer and the counters are set to it at once."""
@@ -195,21 +211,10 @@ class Worker:
         for _ in range(_JOIN_ATTEMPTS):
             for peer in peers:
                 await self.membership.tell(peer)
-            download = await self._downloader.fetch(self._donors(peers), report=self._report.downloading)
+            have = None if back is None else back.snapshot
+            download = await self._downloader.fetch(self._donors(peers), have, self._report.downloading)
             if isinstance(download, Download):
-                if self._clock.monotonic() - began > self._options.timing.beat_s:
-                    # What it knows of others is as old, and they may be rounds further by now.
-                    await self.membership.tell(download.donor)
-                if back is None:
-                    await self._protection.take_up([presence.peer for presence in self._others()])
-                await self._adopt(download, back)
-                # Else those who know it as joining would go on without it, and the round would split in two.
-                await self.membership.announce()
-                seconds, round_ = self._clock.monotonic() - began, min(download.head.rounds)
-                owed = self._replica.residual_norm
-                self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds, owed))
-                if back is not None:
-                    self._journal.record(back.event(self.round, self._replica.pending_steps))
+                await self._take_over(download, back, began)
                 return
             problem = download
             if problem.other_model:
@@ -222,6 +227,21 @@ class Worker:
             f"nobody in the swarm could hand over the current state: {problem}",
             hint="`decentral status ADDR` shows who is in it.",
         )
+
+    async def _take_over(self, download: Download, back: Comeback | None, began: float) -> None:
+        """Go on from a downloaded state, which was asked for at ``began``, as a member."""
+        if self._clock.monotonic() - began > self._options.timing.beat_s:
+            # What it knows of others is as old, and they may be rounds further by now.
+            await self.membership.tell(download.donor)
+        if back is None:
+            await self._protection.take_up([presence.peer for presence in self._others()])
+        await self._adopt(download, back)
+        # Else those who know it as joining would go on without it, and the round would split in two.
+        await self.membership.announce()
+        seconds, owed = self._clock.monotonic() - began, self._replica.residual_norm
+        self._journal.record(Joined(download.donor, min(download.head.rounds), download.received_bytes, seconds, owed))
+        if back is not None:
+            self._journal.record(back.event(self.round, self._replica.pending_steps))
 
     async def run(self, stop: asyncio.Event) -> Outcome:
         """Train until the run is done or ``stop`` is set; then say goodbye.
@@ -265,7 +285,8 @@ class Worker:
 
     async def _train(self, stop: asyncio.Event) -> bool:
         """All rounds that are left, which is to be done, or those until ``stop`` is set. Nothing is on its way then."""
-        await self._gather(stop)
+        if self._course.step == 0:
+            await gather(self._options, self.membership, self._clock, self._meter.explain, stop)
         self._meter.start(self._clock.monotonic())
         self._saving.begin_at(self._course.step)
         for sending in self._resumed:
@@ -332,16 +353,6 @@ class Worker:
         for part in (self.membership, self._exchange, self._donor, self._protection):
             await part.start()
         await serve_hello(self._parts.transport, self._options.run_id, self._options.config, self.membership.records)
-
-    async def _gather(self, stop: asyncio.Event) -> None:
-        """Before the first step of a run: wait for the workers it asks for, else a founder trains alone meanwhile."""
-        until = self._clock.monotonic() + _GATHER_S
-        while self._course.step == 0 and self._clock.monotonic() < until and not stop.is_set():
-            missing = self._options.min_workers - len(self.membership.roster.active(self._clock.monotonic()))
-            self._meter.explain(f"waits for {missing} more workers" if missing > 0 else "")
-            if missing <= 0:
-                return
-            await asyncio.sleep(self._options.timing.beat_s / 4)
 
     # -- inner steps --------------------------------------------------------------------------------------------------
 
@@ -560,7 +571,7 @@ class Worker:
         return [presence.round_s for presence in self._others()]
 
     async def _snapshot(self) -> Snapshot | None:
-        return self._replica.snapshot(self._course.step) if self._replica.has_state else None
+        return self._replica.snapshot(self._course.step) if self._replica.has_state else self._saved
 
     def _tell(self, state: State) -> None:
         """Bring the own record up to date.

@@ -11,9 +11,11 @@ import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from decentral.engine.hello import ask_hello
 from decentral.engine.membership import Membership
+from decentral.errors import DecentralError
 from decentral.ports.clock import Clock
-from decentral.run.connect import Connection
+from decentral.run.connection import Connection
 from decentral.types import PeerId, short_id
 
 _log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ _AT_ONCE = 8
 #: Between two writes, and between two attempts to reach somebody.
 _WRITE_S = 30.0
 _DIAL_S = 30.0
+_HELLO_S = 5.0
 
 
 class Acquaintances:
@@ -44,6 +47,9 @@ class Acquaintances:
         """As it was written last."""
         self._wrote_at = self._dialled_at = clock.monotonic()
         self._turn = itertools.count()
+        self._config = connection.swarm.to_json().encode()
+        self._others: set[PeerId] = set()
+        """Of the run, with other settings; each is told of once."""
 
     def begin(self, resources: AsyncExitStack) -> None:
         """Begin; it ends with ``resources``, whose first act it is then."""
@@ -56,13 +62,28 @@ class Acquaintances:
 
         resources.push_async_callback(end)
 
-    async def reach(self, peer: PeerId) -> bool:
-        """Dial a worker of the book and exchange records with it; whether it was there."""
+    async def dial(self, peer: PeerId) -> bool:
+        """Connect to a worker of the book; whether it is there, in this run, and with its settings."""
         for address in self._book.addresses:
             if address.peer == peer and await self._node.dial(address.multiaddr()) is not None:
-                await self._membership.tell(peer)
-                return self._membership.roster.is_live(peer, self._clock.monotonic())
+                return await self._is_ours(peer)
         return False
+
+    async def _is_ours(self, peer: PeerId) -> bool:
+        try:
+            hello = await ask_hello(self._node.transport, peer, self._node.identity.verify, timeout_s=_HELLO_S)
+        except DecentralError:  # not up yet, or another program by now
+            return False
+        if hello.run_id != self._book.run:
+            return False
+        if hello.config != self._config and peer not in self._others:
+            self._others.add(peer)
+            _log.error(
+                "worker %s goes on with other settings of this run than this worker: they stay apart. Stop one of the "
+                "two and resume it again, without settings: it takes over the other's",
+                short_id(peer),
+            )
+        return hello.config == self._config
 
     async def _keep(self) -> None:
         while True:
@@ -100,5 +121,6 @@ class Acquaintances:
         if not absent:
             return
         peer = absent[next(self._turn) % len(absent)]
-        if await self.reach(peer):
+        if await self.dial(peer):
             _log.info("found worker %s, which was not heard of", short_id(peer))
+            await self._membership.tell(peer)

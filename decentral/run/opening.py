@@ -1,6 +1,6 @@
-"""The start of a swarm in somebody's own program: ``found`` and ``join``. The public face of the library.
+"""The start of a swarm in somebody's own program: ``found``, ``join`` and ``resume``. The public face of the library.
 
-Both put the network on a thread of its own (``network``) and return when the model has the swarm's weights.
+All put the network on a thread of its own (``network``) and return when the model has the swarm's weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +20,14 @@ from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
 from decentral.ports.trainer import Model, Stateful
-from decentral.run.connect import CONNECT_S, Connection, Start, connect
+from decentral.run.connect import CONNECT_S, connect
+from decentral.run.connection import Connection, Start
 from decentral.run.disk import Disk
 from decentral.run.handover import HandOver
 from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
+from decentral.run.resuming import take_up
 from decentral.run.saving import estimated_bytes, last_state, open_journal, saver, warn_if_short
 from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
@@ -114,6 +116,42 @@ def join(
     return _open(start, model_of(model, buffers, validate, optimizer, stateful))
 
 
+def resume(
+    folder: Path | str,
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    join: str = "",
+    settings: Mapping[str, Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
+    buffers: Buffers = "local",
+    validate: Callable[[], float] | None = None,
+) -> Swarm:
+    """Go on with the run in the folder of a worker that was stopped, with its weights, its optimizer and its identity.
+
+    If others of the run live it is joined again, else it is brought back from the folder.
+
+    Args:
+        folder: that was ``out`` of ``found`` or ``join``.
+        model: of the same shared names and shapes as then.
+        join: addresses to ask beside those that the folder knows, with commas between several.
+        settings: of this machine (``worker.``), as for ``found``. Others take effect only if nobody else lives: the
+            run then goes on with them, and the log says what starts anew.
+        optimizer: see ``found``; without it the inner optimizer starts anew.
+        stateful: see ``found``.
+        buffers: see ``found``.
+        validate: see ``found``.
+
+    Raises:
+        ConfigError: there is no run in the folder, or no whole checkpoint of it.
+        UsageError: the run is over.
+        DecentralError: as for ``found``.
+    """
+    addresses = [part.strip() for part in join.split(",") if part.strip()]
+    start = take_up(Path(folder), addresses, lambda swarm, _: resolve_method(swarm), flags=settings)
+    return _open(start, model_of(model, buffers, validate, optimizer, stateful))
+
+
 def _read(
     config: Path | str | None,
     method: str | None,
@@ -186,7 +224,7 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
         out = Path(own.out)
         about = About(run_id, connection.swarm.method.name, options.rounds)
         save = saver(out, about, own.keep, hand.wall, disk)
-        restored = last_state(out, run_id) if connection.peers else None
+        restored = connection.restored or (last_state(out, run_id) if connection.peers else None)
         num_values = sum(value.numel() for value in model.parameters().values())
         warn_if_short(out, estimated_bytes(num_values, options.rule.num_buffers, own.keep) + own.journal_bytes)
     parts = Parts(

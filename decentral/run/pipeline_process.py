@@ -10,7 +10,7 @@ from decentral.config.resolve import on_machine
 from decentral.engine.options import Outcome
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.journal import StagedJournal
-from decentral.run.connect import Connection
+from decentral.run.connection import Connection
 from decentral.run.disk import Disk
 from decentral.run.options import pipeline_options, stage_options
 from decentral.run.stages import blocks_of

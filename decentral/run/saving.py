@@ -12,7 +12,7 @@ from decentral.monitor.events import Started
 from decentral.monitor.figures import size
 from decentral.monitor.journal import FanOut, JsonLinesJournal, StagedJournal
 from decentral.ports.clock import Clock
-from decentral.run.connect import Connection
+from decentral.run.connection import Connection
 from decentral.run.disk import Disk
 from decentral.run.folder import CHECKPOINTS, JOURNAL
 from decentral.state.checkpoint import About, StateError

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from decentral.adapters.clock import RealClock
 from decentral.config.names import Family
+from decentral.engine.reunion import Known
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError, DecentralError, DiskError, ReportError, TrainerError, UsageError
 from decentral.monitor.report import StatusReport
 from decentral.ports.trainer import Model
 from decentral.run.acquaintances import Acquaintances
-from decentral.run.connect import Connection
+from decentral.run.connection import Connection
 from decentral.run.disk import Disk
 from decentral.run.fetch import fetch_replicas
 from decentral.run.handover import HandOver
@@ -238,14 +239,20 @@ class Swarm:
     # -- on the network's thread --------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Found or join; afterwards the model has the swarm's weights, and training may begin.
+        """Found, join or come back; afterwards the model has the swarm's weights, and training may begin.
 
         Raises:
             DecentralError: nobody hands over the state, or the model does not fit the swarm's.
         """
-        peers = self._connection.peers
-        await (self._worker.join(peers) if peers else self._worker.found())
-        Acquaintances(self._connection, self._worker.membership, self._hand).begin(self._resources)
+        connection, worker = self._connection, self._worker
+        acquaintances = Acquaintances(connection, worker.membership, self._hand)
+        if connection.restored is not None:
+            await worker.resume(Known(connection.book.peers(), acquaintances.dial))
+        elif connection.peers:
+            await worker.join(connection.peers)
+        else:
+            await worker.found()
+        acquaintances.begin(self._resources)
         self._hand.begin_at(self._worker.step)
         self._training = asyncio.create_task(self._train())
 

@@ -18,7 +18,8 @@ from decentral.config.resolve import on_machine
 from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.run.acquaintances import Acquaintances
-from decentral.run.connect import CONNECT_S, Connection, Start, connect
+from decentral.run.connect import CONNECT_S, connect
+from decentral.run.connection import Connection, Start
 from decentral.run.logs import LogJournal, install
 from decentral.run.network import NetworkThread
 from decentral.run.opening import take_part

@@ -68,13 +68,13 @@ async def start(index: int, arguments: Iterable[str], folder: Path, env: Mapping
 
     Args:
         index: for people.
-        arguments: without ``--out``.
+        arguments: that lead it to its folder.
         folder: for what the worker writes; exists.
         env: variables to set besides our own.
     """
     with (folder / _LOG).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *leashed([sys.executable, "-m", "decentral.cli", *arguments, "--out", str(folder)]),
+            *leashed([sys.executable, "-m", "decentral.cli", *arguments]),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,

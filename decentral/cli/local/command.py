@@ -32,11 +32,13 @@ from decentral.cli.worker import (
     OVERLAP,
     OVERWRITE,
     REPLICAS,
+    RESUME,
     SET,
     STAGES,
     data_paths,
     make_folder,
     overlap_flags,
+    refuse_with_resume,
 )
 from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig
@@ -83,6 +85,7 @@ def local(
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
+    resume: Annotated[Path | None, RESUME] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
     checkpoint_every: Annotated[str | None, CHECKPOINT_EVERY] = None,
     keep: Annotated[int | None, KEEP] = None,
@@ -107,6 +110,14 @@ def local(
         "worker.keep": keep,
         "worker.log_level": "debug" if debug else None,
     }
+    if resume is not None:
+        refuse_with_resume({"--out": out, "--overwrite": overwrite, "--spares": spares})
+        if minutes is not None or tokens is not None:
+            hint = "--set run.rounds=N makes it longer."
+            raise UsageError("A run that goes on has its length already: leave --minutes and --tokens out.", hint=hint)
+        from decentral.cli.local.resume import resume as go_on
+
+        return go_on(resume, workers, result, config, assignments or (), flags)
     settings = load(config, assignments or (), flags)
     processes = processes_for(settings.swarm.pipeline, workers, spares)
     check_length_and_result(minutes, tokens, result, processes)

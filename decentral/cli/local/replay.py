@@ -73,6 +73,9 @@ class Replay:
             self._training = True
             meter.start(time)
             return replace(presence, state=State.TRAINING, round=event["round"])
+        if name == "resumed":
+            meter.tokens = event["tokens"]
+            return replace(presence, state=State.TRAINING, round=event["round"])
         if name == "stretch_done":
             if not self._training:
                 self._training = True

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Group
@@ -55,6 +55,16 @@ _ASK_EVERY_S = 1.0
 _LINE_EVERY_S = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class GoingOn:
+    """A run that was stopped."""
+
+    run: str
+    """Its id."""
+    indices: tuple[int, ...]
+    """Of the workers that have a checkpoint of it, at least one."""
+
+
 class LocalRun:
     """One run of a local swarm.
 
@@ -66,6 +76,7 @@ class LocalRun:
         trainer: the task in this process; validates and samples at the end.
         tokens_per_step: of one inner step of one worker.
         take: what becomes the model of the run (see ``average.choose``); ``None`` for the method's default.
+        going_on: the run that goes on, and the workers that do so from their folders; the others join them.
     """
 
     def __init__(
@@ -77,8 +88,10 @@ class LocalRun:
         trainer: Trainer,
         tokens_per_step: int,
         take: str | None = None,
+        going_on: GoingOn | None = None,
     ) -> None:
         self._take = take
+        self._going_on = going_on
         self._swarm, self._own, self._folder, self._trainer = swarm, own, folder, trainer
         self._processes = processes
         self._folders = [folder / WORKERS / str(index) for index in range(processes.size)]
@@ -118,7 +131,7 @@ class LocalRun:
             DecentralError: all workers failed; with the error of the first, of those that could not save if there are.
             DiskError: the result cannot be written.
         """
-        save_config(self._folder, None, self._swarm, self._own)
+        save_config(self._folder, self._going_on.run if self._going_on else None, self._swarm, self._own)
         self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
         began = time.monotonic()
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -150,7 +163,7 @@ class LocalRun:
         return ExitCode.OK
 
     async def _start(self) -> None:
-        """Start the founder and, when it says how to join it, the others."""
+        """Start the founder, or those who go on from their folders, and then those who join them."""
         own = self._own
         common = [
             *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
@@ -160,22 +173,28 @@ class LocalRun:
             *("--set", f"worker.journal_bytes={own.journal_bytes}", "--on-preempt", own.on_preempt),
             *("--set", f"worker.preempt_notice={json.dumps(own.preempt_notice)}"),
         ]
-        env = {"OMP_NUM_THREADS": str(own.threads)}
-        founding = ["worker", "--new", "--config", str(self._folder / CONFIG), *common]
-        founder = await start(0, founding, self._folders[0], env)
-        self._children.append(founder)
-        line = await founder.first_line(_START_S)
+        config = ["--config", str(self._folder / CONFIG)]
+        first = self._going_on.indices if self._going_on else (0,)
+        for index in first:  # at once: those who go on wait for each other before they say that they are there
+            folder = str(self._folders[index])
+            begin = ["--resume", folder] if self._going_on else ["--new", "--out", folder]
+            await self._start_one(index, ["worker", *begin, *config, *common])
+        line = await self._children[0].first_line(_START_S)
         address = line.partition(" --join ")[2]
         if not address:
-            raise DecentralError(f"Worker 0 began with {line!r} instead of the command that joins it.")
-        self._up.append(founder)
+            raise DecentralError(f"Worker {first[0]} began with {line!r} instead of the command that joins it.")
+        self._up.append(self._children[0])
         self._addresses.append(address)
-        for index in range(1, len(self._folders)):
+        for index in sorted(set(range(len(self._folders))) - {*first}):
             stage = self._processes.stage(index)
-            joining = ["worker", "--join", address, *common, *(["--stage", stage] if stage else [])]
-            self._children.append(await start(index, joining, self._folders[index], env))
+            joining = ["worker", "--join", address, "--out", str(self._folders[index]), *common]
+            await self._start_one(index, [*joining, *(["--stage", stage] if stage else [])])
         self._beside = [asyncio.create_task(self._ask())] if self._processes.num_stages else []
         self._beside += [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
+
+    async def _start_one(self, index: int, arguments: Sequence[str]) -> None:
+        env = {"OMP_NUM_THREADS": str(self._own.threads)}
+        self._children.append(await start(index, arguments, self._folders[index], env))
 
     async def _ask(self) -> None:
         """Keep up with what a pipeline says of itself."""
@@ -228,7 +247,8 @@ class LocalRun:
             for event in reader.read():
                 replay.take(event)
         rows = []
-        for child, replay in zip(self._children, self._replays, strict=False):
+        for child in self._children:
+            replay = self._replays[child.index]
             presence = replay.presence
             if presence is None:
                 continue

@@ -84,7 +84,7 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
 @pytest.mark.parametrize(
     ("arguments", "message", "hint", "code"),
     [
-        (["worker"], "Neither --new nor --join is given.", "decentral worker --new", 2),
+        (["worker"], "None of --new, --join and --resume is given.", "decentral worker --new", 2),
         (["worker", "--new", "--join", "a:1"], "--new and --join exclude each other.", "", 2),
         (["worker", "--join", ""], "--join is empty.", "Is the variable set? To found a new swarm use --new.", 2),
         (["worker", "--join", "a:1", "--join", "  "], "--join is empty.", "--new", 2),
@@ -97,6 +97,11 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["worker", "--new", "--config", "none.toml"], "Cannot read the configuration none.toml", "", 3),
         (["worker", "--new", "--set", "task.factory=nope:build"], "nope cannot be imported", "", 3),
         (["worker", "--new", *TOY, "--set", "task.settings.numl=3"], "numl", "numel", 3),
+        (["worker", "--new", "--resume", "a"], "--new and --resume exclude each other.", "go on with a run", 2),
+        (["worker", "--resume", "a", "--join", ""], "--join is empty.", "--new", 2),
+        (["worker", "--resume", "a", "--out", "b"], "--resume and --out exclude each other.", "its own folder", 2),
+        (["worker", "--resume", "a", "--overwrite"], "--resume and --overwrite exclude each other.", "copy that", 2),
+        (["worker", "--resume", "a"], "There is no run to resume in a: it is no folder.", "--new --out a", 3),
         (["worker", "--new", "--method", "nolco"], '"nolco": must be one of local-sgd, diloco', "'noloco'", 3),
         (
             ["local", "--method", "paper"],

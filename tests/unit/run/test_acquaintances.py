@@ -8,10 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
+from decentral import PROTOCOL
 from decentral.config.schema import SwarmConfig, WorkerConfig
+from decentral.engine.hello import Hello
 from decentral.run.acquaintances import Acquaintances
 from decentral.run.book import Book, read_book
-from decentral.run.connect import Connection
+from decentral.run.connection import Connection
 from decentral.sim.loop import run
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.roster import Roster
@@ -19,6 +23,19 @@ from decentral.types import PeerId
 from tests.unit.run.test_book import at, peer
 
 ME = peer(0)
+
+
+@pytest.fixture(autouse=True)
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[PeerId, tuple[str, bytes]]:
+    """What others say of their run and its settings; as a rule, those of this worker."""
+    said: dict[PeerId, tuple[str, bytes]] = {}
+
+    async def ask_hello(transport: Any, who: PeerId, verify: Any, *, timeout_s: float) -> Hello:
+        run_id, config = said.get(who, ("demo-1", SwarmConfig().to_json().encode()))
+        return Hello(who, PROTOCOL, "", run_id, config, ())
+
+    monkeypatch.setattr("decentral.run.acquaintances.ask_hello", ask_hello)
+    return said
 
 
 class World:
@@ -64,7 +81,12 @@ class World:
 
     @property
     def acquaintances(self) -> Acquaintances:
-        node = SimpleNamespace(identity=SimpleNamespace(peer_id=ME), addresses_of=self.addresses_of, dial=self.dial)
+        node = SimpleNamespace(
+            identity=SimpleNamespace(peer_id=ME, verify=None),
+            transport=None,
+            addresses_of=self.addresses_of,
+            dial=self.dial,
+        )
         own = WorkerConfig(out=str(self.folder))
         connection = Connection(cast(Any, node), SwarmConfig(), own, "demo-1", (), self.book)
         membership = SimpleNamespace(roster=self.roster, tell=self.tell)
@@ -117,6 +139,24 @@ def test_the_absent_are_dialled_in_turn_twice_a_minute_and_told_when_they_are_th
         assert world.told == [peer(2)]
 
     world.play(scene())
+
+
+def test_who_is_of_another_run_or_goes_on_with_other_settings_is_left_alone(
+    tmp_path: Path, answers: dict[PeerId, tuple[str, bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    book = Book("demo-1", 31337)
+    for number in (3, 2, 1):
+        book.heard([at(number)])
+    world = World(tmp_path, book)
+    world.there = {peer(1), peer(2), peer(3)}
+    answers |= {peer(1): ("demo-2", b""), peer(2): ("demo-1", b"{}")}
+
+    async def scene() -> None:
+        await asyncio.sleep(200.0)
+        assert set(world.told) == {peer(3)}
+
+    world.play(scene())
+    assert caplog.text.count("goes on with other settings of this run") == 1
 
 
 def test_a_folder_that_is_full_ends_nothing(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.events import (
     BatchCounted,
     Joined,
+    Resumed,
     RoundAborted,
     RoundMixed,
     Started,
@@ -129,6 +130,12 @@ def test_rounds_fill_the_time_and_are_at_least_one():
     swarm = load(None, ["method.inner_steps=10"]).swarm
     assert rounds_for(105.0, 1.0, swarm) == 10
     assert rounds_for(0.1, 1.0, swarm) == 1
+
+    def test_a_worker_that_goes_on_counts_on(self, tmp_path):
+        before = [STARTED, StretchDone(0, 25, 250, 3.0, 1.5), StretchDone(0, 50, 250, 3.0, 1.5)]
+        after = [STARTED, Resumed(25, 1, 250, 0, 0, (), ()), StretchDone(1, 50, 250, 3.0, 1.5)]
+        presence = replayed(write(tmp_path / "j", *before, *after)).presence
+        assert (presence.metrics.tokens, presence.metrics.step, presence.round) == (500, 50, 1)
 
 
 class TestOutcome:

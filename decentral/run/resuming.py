@@ -1,0 +1,129 @@
+"""A worker's folder taken up again: its run, its settings, and the state to go on from.
+
+What the folder says is read and checked here, before anything is opened; finding the others is ``connect``'s.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decentral.config.schema import SwarmConfig, WorkerConfig, flatten, show
+from decentral.config.settings import Settings, load, with_values
+from decentral.errors import ConfigError, UsageError
+from decentral.run.book import Book, read_book
+from decentral.run.connection import Resumption, Start
+from decentral.run.folder import CONFIG, RUN
+from decentral.state.checkpoints import newest
+
+
+def take_up(
+    folder: Path,
+    join: Sequence[str],
+    settle: Callable[[SwarmConfig, WorkerConfig], SwarmConfig],
+    file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Start:
+    """What goes on from a folder.
+
+    Args:
+        folder: of a worker.
+        join: addresses to ask beside those of its book.
+        settle: fills in what a configuration leaves open.
+        file: what is stated now, as for ``config.settings.load``.
+        assignments: see ``file``.
+        flags: see ``file``.
+
+    Raises:
+        ConfigError: there is no run in it, its configuration is broken, or no checkpoint is whole.
+        UsageError: the run is over.
+    """
+    book = _book(folder)
+    setting = go_on(folder, settle, file, assignments, flags)
+    # A pipeline's stages are found in the folder by those who take them (``store``).
+    state = None if setting.swarm.pipeline.stages else newest(folder, book.run)[1]
+    if state is not None:
+        refuse_the_end(folder, book.run, setting, state.round, state.step)
+    any_port = not load(file, assignments, flags).worker.port
+    resumption = Resumption(book, state, setting.changes, any_port)
+    return Start(setting.swarm, setting.own, join, setting.explicit, resumption=resumption)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The settings with which a run goes on."""
+
+    swarm: SwarmConfig
+    own: WorkerConfig
+    explicit: Mapping[str, Any]
+    """See ``Settings``."""
+    changes: tuple[str, ...]
+    """A line for each of the swarm's that is another one from now on."""
+    same_rounds: bool
+    """Whether rounds are as long as before."""
+
+
+def go_on(
+    folder: Path,
+    settle: Callable[[SwarmConfig, WorkerConfig], SwarmConfig],
+    file: Path | None,
+    assignments: Sequence[str],
+    flags: Mapping[str, Any] | None,
+) -> Setting:
+    """The settings in a folder, and what is stated now above them; see ``take_up``.
+
+    Raises:
+        ConfigError: the folder's, or those of now, cannot be used.
+    """
+    before = load(folder / CONFIG).swarm
+    settings = load(file, assignments, {**(flags or {}), "worker.out": str(folder)}, base=folder / CONFIG)
+    # Whoever insists on a stage joins those who have the others.
+    swarm = settle(_as_long(before, settings), settings.worker.model_copy(update={"stage": ""}))
+    same_rounds = swarm.method.inner_steps == before.method.inner_steps
+    return Setting(swarm, settings.worker, settings.explicit, _changes(before, swarm), same_rounds)
+
+
+def refuse_the_end(folder: Path, run_id: str, setting: Setting, round: int, step: int) -> None:
+    """Refuse to go on from the end of a run.
+
+    Raises:
+        UsageError: this is the end.
+    """
+    rounds = setting.swarm.run.rounds
+    if (round if setting.same_rounds else step // setting.swarm.method.inner_steps) >= rounds:
+        raise UsageError(
+            f"{run_id} is over: all of its {rounds} rounds are done.",
+            hint=f"Its weights are in {folder}. To train on, make it longer: --set run.rounds={2 * rounds}.",
+        )
+
+
+def _book(folder: Path) -> Book:
+    """Raises ConfigError if there is none."""
+    book = read_book(folder)
+    if book is not None:
+        return book
+    what = f"it has no {RUN}" if folder.is_dir() else "it is no folder"
+    raise ConfigError(
+        f"There is no run to resume in {folder}: {what}.",
+        hint=f"Begin one there with --new --out {folder}, or join one with --join ADDR --out {folder}.",
+    )
+
+
+def _as_long(before: SwarmConfig, settings: Settings) -> SwarmConfig:
+    """The settings of now; a run whose rounds are of another length now has as many inner steps as before."""
+    swarm, steps = settings.swarm, before.run.rounds * before.method.inner_steps
+    if "run.rounds" in settings.explicit or swarm.method.inner_steps == before.method.inner_steps:
+        return swarm
+    return with_values(swarm, {"run.rounds": math.ceil(steps / swarm.method.inner_steps)})
+
+
+def _changes(before: SwarmConfig, now: SwarmConfig) -> tuple[str, ...]:
+    """A line for each setting that is another one now."""
+    old, new = flatten(before), flatten(now)
+    return tuple(
+        f"{key}: {show(value)}, was {show(old[key]) if key in old else 'not set'}"
+        for key, value in new.items()
+        if key not in old or old[key] != value
+    )
