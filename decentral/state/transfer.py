@@ -80,7 +80,8 @@ class Transfer:
         """Whether a donor said that it trains another model."""
         self._questions = questions
         self._clock = clock
-        self._sources = [Source(peer, questions.timing.grace_s) for peer in dict.fromkeys(donors)]
+        longest_s = questions.timing.call_timeout_s(questions.cut.piece_bytes)
+        self._sources = [Source(peer, longest_s) for peer in dict.fromkeys(donors)]
         self._have = have
         self._have_pieces: dict[int, bytes] = {}
         self._report = report
@@ -301,9 +302,9 @@ class Transfer:
         return second[1] if second is not None and second[0] <= self._clock.monotonic() else None
 
     def _second(self, source: Source) -> tuple[float, _Key] | None:
-        """The piece that another donor was asked for first, and when this one would have given it since."""
+        """The piece that another donor was asked for first, and when this one would have given it twice since."""
         slow = [
-            (asked[0].at + source.took_s, (number, index))
+            (asked[0].at + 2 * source.took_s, (number, index))
             for (number, index), asked in self._asked.items()
             if len(asked) == 1
             and asked[0].source is not source

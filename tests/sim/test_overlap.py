@@ -26,6 +26,7 @@ from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
 from decentral.sim.world import Machine, peer_id
 from decentral.swarm.presence import State
+from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
 LOSSY: dict[str, Any] = {"codec": "int4-b8", "feedback": ErrorFeedback}
@@ -351,6 +352,27 @@ def test_newcomers_whose_download_takes_rounds_get_in(
         for newcomer in newcomers:
             states = [state for peer, state, _ in said if peer == newcomer and state is not State.JOINING]
             assert states[0] is State.CATCHING_UP
+
+
+def test_a_newcomer_whose_download_takes_dozens_of_rounds_takes_their_means_and_gets_in() -> None:
+    """Means are kept as long as all of them are no more than a state: a line that carries a mean a round gets there."""
+    plan, timing = SyncPlan(3, 1, 1), Timing(min_rate_bytes_per_s=2000.0)
+    few = {**SMALL, "codec": "topk0.8-2bit", "rounds": 70}
+    scenario = linked(
+        4, plan, Line(1e6, 1e6), together=True, min_workers=3, latest=1, mix_alpha=0.5, timing=timing, **few
+    )
+    newcomer = scenario.peers[3]
+    machines = {**scenario.machines, newcomer: Machine(line=Line(1e6, 8e3))}
+    tape = FaultTape([Fault(Kind.START, 3.0, (3,))])
+    record = simulate(replace(scenario, machines=machines), tape)
+    assert tape.exhausted()
+    assert not [*check(scenario, record, tolerance=4.0), *in_order(record)]
+    (joined,) = of(Joined, record, newcomer)
+    rounds = of(RoundMixed, record, scenario.peers[0])
+    first = next(event.round for event in rounds if newcomer in event.members)
+    assert first - joined.round > 24
+    assert joined.downloaded_bytes == 192_000
+    assert not count(Repaired, record)
 
 
 # -- slow workers -----------------------------------------------------------------------------------------------------
