@@ -181,15 +181,15 @@ class Capture:
             of.skip(end.key.round)
             return None
         key, taken, ended = sync.key, sync.taken, None
+        delta_N = taken.delta_N()
         if isinstance(end, Stepped) and landing is not None:
             key, ended = end.key, _ended(end, landing)
         elif of.state.round > key.round:  # it was stopped right after its outer step
             return None
-        else:
-            delta_N = taken.delta_N()
-            if not all_finite(delta_N.numpy()):
-                of.launched = Pending()
-                return None
+        elif not all_finite(delta_N.numpy()):
+            of.launched = Pending()
+            return None
+        if of.ahead is None or ended is None:
             self._put(own, LAUNCHED, fragment, delta_N)
         return SyncFacts(key.round, fragment, sync.step, sync.group, taken.tokens, taken.steps, ended)
 

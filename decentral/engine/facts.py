@@ -8,9 +8,12 @@ from typing import Any
 
 import msgspec
 
-from decentral.engine.options import RunOptions
+from decentral.engine.options import Mixing, RunOptions
 from decentral.errors import MismatchError
+from decentral.exchange.allreduce.options import AllReduceOptions
 from decentral.exchange.api import Excuse
+from decentral.exchange.gossip.options import GossipOptions
+from decentral.exchange.server.options import ServerOptions
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId
@@ -43,13 +46,24 @@ class Made(msgspec.Struct, frozen=True):
     @staticmethod
     def by(options: RunOptions, layout: Layout, keeps: str) -> "Made":
         """By a worker with these; its feedback keeps what ``keeps`` says."""
-        plan, mixing = options.plan, type(options.mixing).__name__
-        eager = options.eager is not None
+        plan, eager = options.plan, options.eager is not None
         return Made(
-            Shape(layout.names, plan.inner_steps, plan.delay_steps, plan.num_groups, mixing, eager),
+            Shape(layout.names, plan.inner_steps, plan.delay_steps, plan.num_groups, _mixing(options.mixing), eager),
             options.rule.buffers,
             keeps,
         )
+
+
+def _mixing(mixing: Mixing) -> str:
+    match mixing:
+        case AllReduceOptions():
+            return "all-reduce"
+        case ServerOptions():
+            return "parameter servers"
+        case GossipOptions(swaps=None):
+            return "gossip in rounds"
+        case GossipOptions():
+            return "gossip at random moments"
 
 
 class FragmentFacts(msgspec.Struct, frozen=True):
@@ -128,8 +142,13 @@ class Facts(msgspec.Struct, frozen=True):
             if any(not 0 <= sync.fragment < len(facts.fragments) for sync in facts.syncs):
                 raise ValueError("a sync of a fragment that there is not")
         except (msgspec.ValidationError, ValueError) as err:
-            raise MismatchError(
-                f"the saved state cannot be read: {err}",
-                hint="It was written by another release of decentral: go on with that one, or begin a new run.",
-            ) from err
+            raise unreadable(err) from err
         return facts
+
+
+def unreadable(err: Exception) -> MismatchError:
+    """What is said of a state that this release cannot read."""
+    return MismatchError(
+        f"the saved state cannot be read: {err}",
+        hint="It was written by another release of decentral: go on with that one, or begin a new run.",
+    )

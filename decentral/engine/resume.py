@@ -25,13 +25,14 @@ from decentral.engine.capture import (
     LOCAL,
     load_trainer_state,
 )
-from decentral.engine.facts import Facts, Made, SyncFacts
+from decentral.engine.facts import Facts, Made, Span, SyncFacts, unreadable
 from decentral.engine.fragment import Ahead, Arrived, Fragment, Pending, Restored, Taken
 from decentral.engine.judge import TakeStep
 from decentral.engine.options import Parts, RunOptions
 from decentral.engine.replica import Applied
 from decentral.engine.syncs import Landing, Stepped
-from decentral.exchange.api import Memory, Verdict
+from decentral.errors import FrameError
+from decentral.exchange.api import Exchange, Memory, Verdict
 from decentral.monitor.events import Resumed
 from decentral.outer.blend import rebase
 from decentral.outer.rule import Mixed, OuterState
@@ -67,6 +68,19 @@ class Comeback:
     saved: WorkerState
     work_steps: int
     """Inner steps that no round has counted, of the fragment that waits longest."""
+
+    def remind(self, exchange: Exchange) -> None:
+        """The exchange goes on from its memory.
+
+        Raises:
+            MismatchError: it is not what this release writes.
+        """
+        if self.memory is None:
+            return
+        try:
+            exchange.remember(self.memory, [of.state.anchor_N for of in self.replica.fragments])
+        except (KeyError, TypeError, ValueError, FrameError) as err:
+            raise unreadable(err) from err
 
     @property
     def rounds(self) -> list[int]:
@@ -109,7 +123,7 @@ def come_back(state: WorkerState, options: RunOptions, parameters: Mapping[str, 
         syncs = [_sending(sync, restored.fragments[sync.fragment], taken.get(sync.fragment)) for sync in facts.syncs]
     else:
         syncs = []
-        _settle(restored, facts.syncs)
+        _settle(restored, facts.syncs, taken)
     if not same:
         restored = _cut_again(restored, old, layout, options.plan.rounds_after(state.step))
     _refit(restored, facts.made, made, exact=same)
@@ -188,17 +202,33 @@ def _land_passed(restored: Restored, syncs: Sequence[SyncFacts]) -> None:
             of.base_N, of.arrived = of.state.anchor_N, None
 
 
-def _settle(restored: Restored, syncs: Sequence[SyncFacts]) -> None:
+def _settle(restored: Restored, syncs: Sequence[SyncFacts], taken: Mapping[int, Tensor]) -> None:
     """Nothing is on its way any more. What was launched is work again, what was counted is not."""
     on_their_way = {sync.fragment: sync for sync in syncs}
     for fragment, of in enumerate(restored.fragments):
-        sync = on_their_way.get(fragment)
-        if of.arrived is not None:
-            # Steps since its launch are left out, as they are without a share of the local parameters that is kept.
-            of.lose_work()
+        sync, launched_N = on_their_way.get(fragment), taken.get(fragment)
+        uncounted = None if sync is None or sync.ended is None else sync.ended.uncounted
+        if of.arrived is not None and (sync is None or launched_N is None):
+            of.lose_work()  # how much of it is in the new anchor is not known
             of.base_N = restored.local_N[fragment] = of.state.anchor_N
-        elif sync is not None:
-            of.give_back(None if sync.ended is None else sync.ended.uncounted)
+            continue
+        if of.arrived is not None and launched_N is not None:
+            # What was counted is in the new anchor and leaves the local parameters; the steps since its launch stay.
+            local_N = rebase(restored.local_N[fragment], of.base_N, of.state.anchor_N)
+            restored.local_N[fragment] = local_N + _counted(launched_N, uncounted)
+            of.base_N, of.arrived = of.state.anchor_N, None
+        if sync is not None:
+            of.give_back(uncounted)
+
+
+def _counted(launched_N: Tensor, uncounted: tuple[Span, ...] | None) -> Tensor:
+    """What of the launched work is in the anchor."""
+    if uncounted is None:
+        return torch.zeros_like(launched_N)
+    counted_N = launched_N.clone()
+    for start, stop in uncounted:
+        counted_N[start:stop] = 0
+    return counted_N
 
 
 def _cut_again(restored: Restored, old: Layout, new: Layout, rounds: Sequence[int]) -> Restored:

@@ -159,8 +159,7 @@ class Worker:
         await self._clock.run(lambda: self._replica.restore(back.replica))
         self._course.resume(back.facts.course, back.rounds)
         self._num_members[:] = back.num_members
-        if back.memory is not None:
-            self._exchange.remember(back.memory, [of.state.anchor_N for of in back.replica.fragments])
+        back.remind(self._exchange)
         self._resumed = back.syncs
         self._show_anchors()
         self.membership.update(since=back.facts.since)
