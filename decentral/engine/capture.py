@@ -181,6 +181,8 @@ class Capture:
             of.skip(end.key.round)
             return None
         key, taken, ended = sync.key, sync.taken, None
+        if taken is None:  # it is taken in already
+            return None
         delta_N = taken.delta_N()
         if isinstance(end, Stepped) and landing is not None:
             key, ended = end.key, _ended(end, landing)

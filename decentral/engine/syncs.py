@@ -71,7 +71,8 @@ class InFlightSync:
     """Of the model's values, the share that was launched at the same step."""
     held_s: float
     """How long the training stood still for the launch."""
-    taken: Taken
+    taken: Taken | None
+    """At its launch; ``None`` once it is taken in."""
     task: asyncio.Task[Landing]
 
     @property

@@ -19,6 +19,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -426,7 +427,7 @@ class Worker:
             for other in self._syncs:
                 await self._take_in(other, stop)
             if not stop.is_set():
-                await self._repair(end.judged.aborted)
+                await self._repair(end.judged.aborted, stop)
 
     async def _take_in(self, sync: InFlightSync, stop: asyncio.Event) -> Stepped | Kept | None:
         """Wait for the end of a sync and take it in; ``None`` if the worker is to stop before that.
@@ -435,24 +436,20 @@ class Worker:
         """
         fragment, began = sync.key.fragment, self._clock.monotonic()
         self._tell(State.SYNCING)
-        while not sync.landed and not stop.is_set():
-            # Looks for the signal now and then; a task that waits for it would have to be made for every round.
-            await asyncio.wait({sync.task}, timeout=CHUNK_S)
-            if not sync.landed:
-                await self._saving.at_rest(self._course.step)
+        await self._rest(sync.task, stop)
         if not sync.landed:
             return None
         landing, waited_s = await self._syncs.fetch(sync), self._clock.monotonic() - began
         end, excuse = landing.end, landing.excuse
         if landing.passed:
-            await self._bring_home(fragment)
+            await self._bring_home(sync)
             for passed in landing.passed:
                 self._report.mixed(passed)
             self._course.passed(sync, landing)
         if excuse is not None:
             self._sit_out(end.key, excuse)
         if isinstance(end, Stepped):
-            await self._bring_home(fragment)
+            await self._bring_home(sync)
             self._replica.give_back(end.key, end.judged.uncounted)
             self._num_members[fragment] = len(end.judged.mixed.members)
             if landing.in_time:
@@ -470,9 +467,18 @@ class Worker:
         self._tell(State.TRAINING)
         return end
 
-    async def _bring_home(self, fragment: int) -> None:
+    async def _rest(self, task: asyncio.Task[Any], stop: asyncio.Event) -> None:
+        """Wait for something, or for the signal to stop; saves are made meanwhile."""
+        while not task.done() and not stop.is_set():
+            # Looks for the signal now and then; a task that waits for it would have to be made for every round.
+            await asyncio.wait({task}, timeout=CHUNK_S)
+            if not task.done():
+                await self._saving.at_rest(self._course.step)
+
+    async def _bring_home(self, sync: InFlightSync) -> None:
         """The anchor that has come is taken in by the local parameters; the old one goes beside the training."""
-        spent = await self._clock.run(lambda: self._replica.land(fragment))
+        spent: list[Any] = [*await self._clock.run(lambda: self._replica.land(sync.key.fragment)), sync.taken]
+        sync.taken = None
         self._background.begin(self._clock.run_aside(spent.clear))
 
     def _sit_out(self, key: SyncKey, excuse: Excuse) -> None:
@@ -523,13 +529,18 @@ class Worker:
 
     # -- state --------------------------------------------------------------------------------------------------------
 
-    async def _repair(self, verdict: Aborted) -> None:
+    async def _repair(self, verdict: Aborted, stop: asyncio.Event) -> None:
         """Download the swarm's state; if that fails, train on and try again after the next round's verdict."""
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
         first = [verdict.source] if verdict.source is not None else []
-        download = await self._downloader.fetch(self._donors(first), report=self._report.downloading)
-        if isinstance(download, NoDownload):
+        fetching = self._downloader.fetch(self._donors(first), report=self._report.downloading)
+        task = self._background.begin(fetching)
+        await self._rest(task, stop)
+        if not task.done():
+            task.cancel()
+            return
+        if isinstance(download := task.result(), NoDownload):
             self._meter.explain(f"{verdict.reason}, and no repair: {download}")
             self._tell(State.REPAIRING)
             return

@@ -145,14 +145,15 @@ def test_what_carries_over_is_said_in_words() -> None:
         "outer momentum",
         "residuals of error feedback",
     )
-    assert same.anew == ("inner optimizer, data position and random state",)
+    assert same.anew == ("inner optimizer and data position", "random state")
     changed = options(SyncPlan(20), NoLoCo(), mixing=GossipOptions(INT8, INT8))
     other = carried_over(state, changed, PARAMETERS)
     assert other.anew == (
         "outer velocity",
         "outer momentum is left out",
         "residuals of error feedback are left out",
-        "inner optimizer, data position and random state",
+        "inner optimizer and data position",
+        "random state",
         f"rounds of 20 inner steps in place of 25: now {state.step // 20}",
         "mixing: gossip in rounds in place of all-reduce",
     )
