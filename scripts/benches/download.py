@@ -180,7 +180,7 @@ def real(megabytes: float, deaths: Sequence[float]) -> Record:
 
 def failed(case: Record) -> bool:
     """Whether a case is not what it must be."""
-    return case["bytes_share"] > MOST_BYTES or case["time_share"] > MOST_TIME
+    return bool(case["bytes_share"] > MOST_BYTES or case["time_share"] > MOST_TIME)
 
 
 def _cells(case: Record) -> list[str]:
