@@ -53,7 +53,8 @@ YEAR_S = 365 * 86400.0
 STEP_S = 1.0
 #: Nothing fails before this, or during the last part; work is counted in between.
 QUIET_S, TAIL_S = 60.0, 40.0
-NUM_VALUES = 32_768
+#: Of the model, for each learner: so many that a quarter of them reduce a shard each.
+NUM_VALUES = 4096
 #: Of an inner step.
 TOKENS = 32
 #: Seconds that all chips stop for, as the paper's figures for 1.2 million of them imply.
@@ -144,9 +145,11 @@ class Case:
 
 CASES: dict[str, Case] = {
     **{f"8 x 150k, {arm}": Case(arm) for arm in ARMS},
-    "16 x 75k, all-reduce": Case("all-reduce", 16),
-    "8 x 300k, all-reduce": Case("all-reduce", 8, 2_400_000),
-    "16 x 150k, all-reduce": Case("all-reduce", 16, 2_400_000),
+    **{
+        f"{learners} x {chips // learners // 1000}k, {arm}": Case(arm, learners, chips)
+        for learners, chips in ((16, 1_200_000), (8, 2_400_000), (16, 2_400_000))
+        for arm in ("all-reduce", "quorum, H = 24, kept")
+    },
     **{
         f"stop {stop_s:g} s, {arm}": Case(arm, stop_s=stop_s)
         for stop_s in (10.0, 28.7)
@@ -257,7 +260,6 @@ class Learners(Scenario):
 
     together: bool = True
     step_s: float = STEP_S
-    num_values: int = NUM_VALUES
     num_tensors: int = 4
     stops_s: Sequence[Sequence[float]] = ()
     """When the steps of each learner stand still, if it keeps its state."""
@@ -279,13 +281,15 @@ def swarm(case: Case, seed: int, lives: Lives) -> tuple[Learners, FaultTape]:
     for learner, failures in enumerate(() if arm.kept else stopped):
         for at_s in failures:
             faults += [Fault(Kind.KILL, at_s, (learner,)), Fault(Kind.START, at_s + case.stop_s, (learner,))]
-    line = Line(*[4 * NUM_VALUES / case.model_s] * 2)
+    num_values = NUM_VALUES * case.learners
+    line = Line(*[4 * num_values / case.model_s] * 2)
     learners = Learners(
         seed,
         case.learners,
         rounds=1 << 20,
         plan=arm.plan,
         min_workers=case.learners,
+        num_values=num_values,
         feedback=functools.partial(Launches, lives, end_s),
         machines={peer: Machine(line) for peer in peers},
         conditions=Conditions(latency_s=0.02),

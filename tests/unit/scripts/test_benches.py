@@ -24,6 +24,7 @@ OF_RECORD = (
     "churn",
     "codecs",
     "download",
+    "goodput",
     "gossip",
     "overhead",
     "quality",

@@ -66,8 +66,8 @@ def test_steps_that_a_gossip_took_alone_are_lost_unless_it_met_somebody_afterwar
 
 
 def test_learners_that_fail_lose_little_more_than_their_stops() -> None:
-    case = Case("all-reduce", learners=3, chips=1_500_000, stop_s=5.0, length_s=40.0)
+    case = Case("all-reduce", learners=3, chips=3_000_000, stop_s=5.0, length_s=40.0)
     found = measure(case, 1)
     assert found["failures"] >= 2
-    assert found["up"] - 0.2 < found["goodput"] < found["up"] + 0.02 < 1.0
+    assert found["up"] - 0.4 < found["goodput"] < found["up"] + 0.02 < 1.0
     assert found["rigid"] < found["elastic"] < found["up"]
