@@ -7,6 +7,7 @@ from decentral.engine.background import Background
 from decentral.engine.capture import Picture
 from decentral.engine.options import Parts
 from decentral.monitor.events import Saved
+from decentral.schedule import together
 from decentral.state.worker_state import WorkerState
 
 #: Of the time, so much at most goes into what is asked for by the clock or by steps.
@@ -43,6 +44,8 @@ class Saving:
         self._offer = offer
         self._began_at = self._not_before = parts.clock.monotonic()
         self._saved_step = 0
+        self._cost_s = 0.0
+        """What the last save took, beside the training."""
         self._writing: asyncio.Task[None] | None = None
         self._asked: list[asyncio.Future[WorkerState | None]] = []
 
@@ -52,17 +55,18 @@ class Saving:
 
     def next_step(self, step: int, until: int) -> int:
         """How far to train at once on the way to step ``until``: saves by steps are of just those steps."""
-        every = self._every.steps
+        every = self._every.round_steps or self._every.steps
         return min(until, (step // every + 1) * every) if every and self._is_kept else until
 
-    async def at_rest(self, step: int, *, best: bool = False) -> None:
+    async def at_rest(self, step: int, *, best: bool = False, waits: bool = False) -> None:
         """The worker stands between two inner steps: save if it is time, or take the state for those who asked.
 
         Args:
             step: inner steps behind it.
             best: save in any case: its anchors are the best so far.
+            waits: it does not go on before an exchange has ended, after which those who save together do so.
         """
-        due = self._is_kept and (best or self._is_due(step))
+        due = self._is_kept and (best or self._is_due(step, waits=waits))
         if not due and not self._asked:
             return
         if due and best and self._writing is not None:
@@ -75,9 +79,17 @@ class Saving:
         if due:
             self._writing = work
 
-    def _is_due(self, step: int) -> bool:
+    def _is_due(self, step: int, *, waits: bool) -> bool:
         now, every = self._clock.monotonic(), self._every
-        if now < self._not_before or (self._writing is not None and not self._writing.done()):
+        if self._writing is not None and not self._writing.done():
+            return False
+        if every.round_steps:
+            if waits or step <= self._saved_step:
+                return False
+            round_s = (now - self._began_at) * every.round_steps / (step - self._saved_step)
+            seconds = max(every.seconds, self._cost_s / _SHARE)
+            return together.is_due(step, every.round_steps, round_s, seconds=seconds, steps=every.steps)
+        if now < self._not_before:
             return False
         by_steps = every.steps > 0 and step // every.steps > self._saved_step // every.steps
         return by_steps or now - self._began_at >= every.seconds
@@ -94,7 +106,8 @@ class Saving:
             self._offer(state)
             await self._write(state, picture.held_s)
             now = self._clock.monotonic()
-            self._not_before = now + (now - began) * (1 / _SHARE - 1)
+            self._cost_s = now - began
+            self._not_before = now + self._cost_s * (1 / _SHARE - 1)
 
     async def _write(self, state: WorkerState, held_s: float) -> None:
         save = self._save

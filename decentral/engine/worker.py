@@ -473,7 +473,7 @@ class Worker:
             # Looks for the signal now and then; a task that waits for it would have to be made for every round.
             await asyncio.wait({task}, timeout=CHUNK_S)
             if not task.done():
-                await self._saving.at_rest(self._course.step)
+                await self._saving.at_rest(self._course.step, waits=True)
 
     async def _bring_home(self, sync: InFlightSync) -> None:
         """The anchor that has come is taken in by the local parameters; the old one goes beside the training."""
