@@ -10,7 +10,7 @@ from torch import Tensor
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError, UsageError
-from decentral.run.folder import CHECKPOINTS, CONFIG, MODEL, WORKERS, stage_file
+from decentral.run.folder import CHECKPOINTS, CONFIG, MODEL, WORKERS, stage_folder
 from decentral.state.average import Replica
 from decentral.state.checkpoint import read_weights
 from decentral.state.files import load_weights
@@ -144,7 +144,9 @@ def _in_run(folder: Path) -> tuple[list[tuple[Path, Replica]], list[str]]:
 
 def _parts_in(folder: Path) -> tuple[dict[Path, Part | None], list[str]]:
     """The stages in a worker's folder, or of all workers of a run; and why files cannot be used."""
-    files = [*folder.glob(stage_file("*")), *(folder / WORKERS).glob(f"*/{stage_file('*')}")]
+    within = f"{stage_folder('*')}/{MODEL}"
+    own = [folder / MODEL] if folder.name.startswith(stage_folder("")) else []
+    files = [*own, *folder.glob(within), *(folder / WORKERS).glob(f"*/{within}")]
     parts, broken = {}, []
     for file in sorted(files, key=lambda file: (len(file.parent.name), file)):
         try:

@@ -41,8 +41,6 @@ class PipelineSection(Section):
     """Factor of a healed stage's learning rate."""
     lr_boost_steps: int = Field(default=100, ge=0, le=10_000_000)
     """Inner steps for which it holds."""
-    checkpoint_s: float = Field(default=60.0, ge=0, le=86_400)
-    """Seconds between two checkpoints of a stage on its holder's disk; 0 for none."""
 
 
 def check_founder(stage: str, num_stages: int) -> None:

@@ -4,24 +4,27 @@ Who holds what, and where weights come from, is not known here.
 """
 
 import functools
-import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
+from typing import Any
 
-from decentral.engine.options import Every, Outcome, Parts
+from torch import Tensor
+
+from decentral.engine.options import Parts
 from decentral.engine.pipeline_process_options import PipelineProcessOptions, PipelineProcessParts
 from decentral.engine.stage_worker import FirstStep, StageWorker
-from decentral.engine.takeover import Brought, Standing, Store
+from decentral.engine.takeover import Brought, Standing
 from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
-from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature
+from decentral.pipeline.handover import KeptHeads, LiveWeights, SavedWeights, shapes_signature
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.holders import Holders
-from decentral.pipeline.recovery import Source, lr_scale
+from decentral.pipeline.position import POSITION, Position
+from decentral.pipeline.recovery import Source
 from decentral.pipeline.scoped import Scoped
 from decentral.pipeline.stage import StageLoop
-from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout
 
 #: Sources after which the learning rate of a stage is raised.
@@ -89,25 +92,37 @@ class Builder:
         """
         parts, source = self._parts, brought.recovery.source
         journal, scope = parts.stage_journal(stage), Scoped(parts.transport, str(stage))
-        healed_at = standing.step if source in _HEALED else None
-        loop = await self._loop(compute, stage, slot, standing.batch + 1, healed_at, journal)
+        if (position := brought.position) is None:
+            healed_at = standing.step if source in _HEALED else None
+            position = Position(slot=slot, batch=standing.batch + 1, healed_at=healed_at)
+        loop = await self._loop(compute, stage, position, journal)
         recovered = None
-        if source not in (Source.INITIAL, Source.REPLICA):
+        if source not in (Source.INITIAL, Source.REPLICA) and not brought.together:
             recovered = functools.partial(_recovered, stage, brought, standing.loss)
         worker_parts = Parts(
             transport=scope,
             directory=parts.directory,
             clock=parts.clock,
             identity=parts.identity,
-            model=compute,
+            model=StageModel(compute, loop),
             inner=FirstStep(loop, parts.clock, journal, recovered, began_at, tell),
             journal=journal,
-            save=functools.partial(_save, parts.store, stage),
-            save_every=Every(seconds=self._pipeline.checkpoint_s or math.inf),
+            restored=brought.state,
+            save=functools.partial(parts.store.save, stage),
+            save_every=replace(parts.save_every, round_steps=self._pipeline.inner_steps),
             device=parts.device,
         )
-        options, live = self._options.of_stage(stage, compute.parameters()), LiveWeights(scope, compute, parts.clock)
-        return StageWorker(stage, loop, options, worker_parts, live, await self._kept(stage, loop, scope))
+        options = self._options.of_stage(stage, compute.parameters())
+        weights = (
+            LiveWeights(scope, compute, parts.clock),
+            SavedWeights(scope, compute, parts.clock, functools.partial(parts.store.newest, stage)),
+        )
+        kept = await self._kept(stage, loop, scope)
+
+        def is_saved() -> bool:
+            return any(one.stage == stage for one in parts.store.stored())
+
+        return StageWorker(stage, loop, options, worker_parts, weights, kept, is_saved)
 
     async def _kept(self, stage: int, loop: HeadLoop | StageLoop, scope: Scoped) -> KeptHeads | None:
         """What keeps copies of heads, at their neighbours."""
@@ -121,9 +136,7 @@ class Builder:
         self,
         compute: HeadCompute | StageCompute,
         stage: int,
-        slot: int,
-        batch: int,
-        healed_at: int | None,
+        position: Position,
         journal: Journal,
     ) -> HeadLoop | StageLoop:
         parts, pipeline = self._parts, self._pipeline
@@ -132,8 +145,8 @@ class Builder:
                 compute,
                 parts.blocks,
                 await parts.clock.run(parts.blocks.data),
-                slot=slot,
-                batch=batch,
+                slot=position.slot,
+                batch=position.batch,
                 options=pipeline,
                 courier=self._courier,
                 holders=self._holders,
@@ -149,18 +162,42 @@ class Builder:
             clock=parts.clock,
             journal=journal,
             patience_s=self._options.timing.min_patience_s,
-            lr_scale=functools.partial(_scale, healed_at, pipeline.lr_boost, pipeline.lr_boost_steps),
+            boost=(pipeline.lr_boost, pipeline.lr_boost_steps),
+            position=position,
         )
 
 
-def _scale(healed_at: int | None, boost: float, span: int, step: int) -> float:
-    """Factor on the learning rate at a global step."""
-    return lr_scale(None if healed_at is None else step - healed_at, boost, span)
+class StageModel:
+    """Implements ``ports.trainer.Model`` and ``Stateful``: a stage, and where its loop is in the run's data.
 
+    Args:
+        compute: its weights and their optimizer.
+        loop: begins where it is told when it is made, not by ``load_state_dict``.
+    """
 
-def _save(store: Store, stage: int, state: WorkerState) -> None:
-    """Keep a stage's weights."""
-    store.save(stage, Outcome(False, state.round, state.tokens, state.digest, dict(state.anchors)))
+    def __init__(self, compute: HeadCompute | StageCompute, loop: HeadLoop | StageLoop) -> None:
+        self._compute = compute
+        self._loop = loop
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """See ``Model``."""
+        return self._compute.parameters()
+
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """See ``Model``."""
+        self._compute.load(parameters)
+
+    def validate(self) -> float:
+        """See ``Model``."""
+        return self._compute.validate()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """See ``Stateful``."""
+        return {**self._compute.state_dict(), POSITION: self._loop.position().to_plain()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See ``Stateful``."""
+        self._compute.load_state_dict(state)
 
 
 def _recovered(

@@ -1,6 +1,7 @@
 """A worker of a pipeline: which stages it holds, how it comes to hold others, and when it gives them up.
 
     found or join:  the stage that was asked for, or that needs somebody most; or wait as a spare
+    resume:         join if the run lives; else agree with others that come back where it goes on (``agreement``)
     now and then:   is a stage lost?            who takes it follows from what everybody knows (``assignment``)
                     is it this worker?          from a replica, healed from neighbours, or from a checkpoint
                     is a spare's time to save?  the stages' weights as they are now, onto its own disk
@@ -16,18 +17,20 @@ from typing import Final
 
 import msgspec
 
-from decentral import __version__
+from decentral.engine.agreement import Agreement
 from decentral.engine.background import Background, unless
 from decentral.engine.builder import Builder
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.options import Outcome
+from decentral.engine.pipeline_figures import figures_of
 from decentral.engine.pipeline_process_options import PipelineProcessOptions as PipelineProcessOptions
 from decentral.engine.pipeline_process_options import PipelineProcessParts as PipelineProcessParts
+from decentral.engine.reunion import Known, Reunion
 from decentral.engine.slots import Slots
 from decentral.engine.spare import SpareDisk
 from decentral.engine.stage_worker import StageWorker
-from decentral.engine.takeover import Takeover
+from decentral.engine.takeover import Brought, Standing, Takeover
 from decentral.errors import (
     ConfigError,
     DataError,
@@ -44,8 +47,9 @@ from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.holders import Holders
-from decentral.pipeline.recovery import Source
-from decentral.pipeline.stage import StageLoop
+from decentral.pipeline.position import Position
+from decentral.pipeline.recovery import Recovery, Source
+from decentral.pipeline.stored import Lacking, Start
 from decentral.swarm.message import UNREADABLE, to_wire
 from decentral.swarm.presence import Metrics, Presence, State, named, stages_of
 from decentral.types import PeerId
@@ -63,6 +67,8 @@ _JOINERS_S: Final = 30.0
 _GOODBYE_S: Final = 2.0
 #: Between two attempts to take a stage that could not be taken.
 _RETRY_S: Final = 2.0
+#: In the record of a worker that comes back with what it has on its disk, before it holds anything.
+_RETURNS: Final = "returns"
 #: What a machine lacks that cannot hold a stage.
 _UNFIT: Final = (ConfigError, DataError, IncapableError)
 
@@ -82,7 +88,7 @@ class PipelineProcess:
         self._clock = parts.clock
         me = parts.transport.peer_id
         self.membership = Membership(
-            Presence(me, options.run_id, 0, State.JOINING, 0, 0, "", stored=named(parts.store.stages())),
+            Presence(me, options.run_id, 0, State.JOINING, 0, 0, "", stored=self._stored()),
             metrics=self._metrics,
             transport=parts.transport,
             directory=parts.directory,
@@ -104,6 +110,14 @@ class PipelineProcess:
         self._takeover = Takeover(
             parts.transport, self._courier, self._holders, self._pipeline, options.timing, parts.clock, parts.store
         )
+        self._agreement = Agreement(
+            parts.transport,
+            self._holders,
+            parts.store,
+            self._pipeline.num_stages,
+            options.timing,
+            lambda: bool(self._stage_workers or self._taking),
+        )
         self._builder = Builder(options, parts, self._holders, self._courier)
         self._background = Background()
         self._stage_workers: dict[int, StageWorker] = {}
@@ -118,10 +132,15 @@ class PipelineProcess:
         """Why a lost stage that is this worker's to take could not be taken yet."""
         self._unfit: dict[int, str] = {}
         """Why this worker cannot hold a stage."""
+        self._is_unplaced = False
+        """Whether it came back with nothing to take, and has still to ask where it is needed."""
+        self.waits_for = ""
+        """Why nothing goes on, of one that comes back; empty if something does."""
         self._recoveries = 0
         self._recovery = ""
         self._spare_disk = SpareDisk(
             self._pipeline,
+            parts.save_every,
             parts.clock,
             self._holders,
             self._takeover,
@@ -147,17 +166,45 @@ class PipelineProcess:
         # Building a stage may last longer than a record lives, and who is thought dead is given nothing to do.
         async with Background() as beside:
             beside.begin(self.membership.run())
-            for peer in peers:
-                await self.membership.tell(peer)
-            if wanted := self._parts.wanted:
-                await self._take_all(wanted)
-            elif (stage := await self._place(peers)) is not None:
-                # If it cannot be had now, this worker waits as a spare, whose turn it is should the stage be lost.
-                await self._take(stage)
-            self._tell(State.TRAINING if self._stage_workers else State.JOINING)
-            if not self._stage_workers:
-                # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
-                await self._clock.run(functools.partial(self._builder.compute, self._pipeline.num_stages, set()))
+            await self._come_to(peers)
+
+    async def _come_to(self, peers: Sequence[PeerId]) -> None:
+        """Take a place among members of a run that goes on."""
+        for peer in peers:
+            await self.membership.tell(peer)
+        if wanted := self._parts.wanted:
+            await self._take_all(wanted)
+        elif (stage := await self._place(peers)) is not None:
+            # If it cannot be had now, this worker waits as a spare, whose turn it is should the stage be lost.
+            await self._take(stage)
+        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+        if not self._stage_workers:
+            # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
+            await self._clock.run(functools.partial(self._builder.compute, self._pipeline.num_stages, set()))
+
+    async def resume(self, known: Known) -> None:
+        """Go on with the run that this worker's disk has checkpoints of.
+
+        If it lives, this worker joins it. Else it waits for those whom it knew, and all go on from the newest step of
+        which they have every stage; as long as there is none, it waits for whoever has what is missing.
+
+        Args:
+            known: whom this worker knew.
+
+        Raises:
+            UnreachableError: the run lives, and a stage that was asked for cannot be had.
+        """
+        await self._clock.run_on_disk(self._parts.store.verify)
+        await self._serve()
+        self.membership.update(digest=_RETURNS, stored=self._stored())
+        async with Background() as beside:
+            beside.begin(self.membership.run())
+            if not await self._meet(known):
+                while not await self._go_on_together():  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_S)
+            self._is_unplaced = not (self._stage_workers or self._parts.wanted)
+            self.membership.update(digest="")
+            await self.membership.announce()
 
     async def run(self, stop: asyncio.Event) -> Mapping[int, Outcome]:
         """Train until the run is done or ``stop`` is set; returns what became of the stages that it held to the end.
@@ -197,6 +244,7 @@ class PipelineProcess:
     async def _serve(self) -> None:
         await self.membership.start()
         await self._parts.transport.serve(PLACE, self._on_place, max_request_bytes=0)
+        await self._agreement.start()
         options = self._options
         await serve_hello(self._parts.transport, options.run_id, options.config, self.membership.records)
 
@@ -258,6 +306,10 @@ class PipelineProcess:
         waited = self._clock.monotonic() - self._since > _JOINERS_S
         lost = [k for k in self._holders.lost(self._pipeline.num_stages) if waited or k in self._known]
         lost = [stage for stage in lost if stage not in self._outcomes]
+        if self._is_all_lost(lost) and not await self._go_on_together():
+            return
+        if self._is_unplaced and not lost:
+            await self._take_if_needed()
         chosen = appointed(self._holders.members(), lost)
         mine = [stage for stage, peer in chosen.items() if peer == self._parts.transport.peer_id]
         if mine:
@@ -278,6 +330,97 @@ class PipelineProcess:
         self._why = {stage: why for stage, why in self._why.items() if stage in mine}
         self._spare_disk.look(idle=not (self._stage_workers or self._taking))
         self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+
+    def _is_all_lost(self, lost: Sequence[int]) -> bool:
+        """Whether nobody holds or takes any stage of a run that was under way."""
+        nobody = len(lost) == self._pipeline.num_stages + 1 and not any(m.takes for m in self._holders.members())
+        return nobody and not self._agreement.origin and bool(self._known)
+
+    # -- coming back all together -------------------------------------------------------------------------------------
+
+    async def _meet(self, known: Known) -> bool:
+        """Wait for others that come back; whether there was a run that goes on, and this worker is in it now."""
+        reunion = Reunion(known, self.membership, self._clock, self._options.timing.beat_s, self._explain)
+        while members := (await reunion.found()).members:
+            there = await self._agreement.follow(members)
+            if there:
+                mine = self._lost_and_stored()
+                await self._go_on(Start(self._agreement.origin, {self._parts.transport.peer_id: mine}))
+                if not self._stage_workers:
+                    await self._come_to(there)
+                return True
+            for peer in members:  # what was heard of them is older than the end of the run
+                self._holders.bury(peer)
+        return False
+
+    async def _go_on_together(self) -> bool:
+        """Take what this worker has in full where the run goes on; whether it goes on."""
+        start = await self._agreement.reached()
+        if isinstance(start, Lacking):
+            self._explain(str(start))
+            # Before its first checkpoint a run has lost nothing that matters: its stages are drawn again.
+            return not start.step and self._parts.store.stored() == ()
+        self._explain("")
+        # Whoever has a stage in full takes it; for the others nobody is waited for.
+        claimed = {stage for stages in start.full.values() for stage in stages}
+        self._known = set(range(self._pipeline.num_stages + 1)) - claimed
+        self._since = self._clock.monotonic()
+        await self._go_on(start)
+        return True
+
+    async def _go_on(self, start: Start) -> None:
+        """Take those stages that this worker has in full at the step where the run goes on."""
+        me, wanted = self._parts.transport.peer_id, self._parts.wanted
+        for stage in sorted(start.full.get(me, ())):
+            if isinstance(wanted, str) or not wanted or stage in wanted:
+                others = [peer for peer, stages in start.full.items() if stage in stages and peer != me]
+                await self._take_saved(stage, start.step, others)
+        self._agreement.over()
+        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+
+    async def _take_if_needed(self) -> None:
+        """Ask for a place, now that every stage has a holder again."""
+        self._is_unplaced = False
+        others = [presence.peer for presence in self._holders.present() if presence.holds]
+        try:
+            stage = await self._place(others)
+        except UnreachableError:
+            self._is_unplaced = True
+        else:
+            if stage is not None:
+                await self._take_if_fit(stage)
+
+    async def _take_saved(self, stage: int, step: int, others: Sequence[PeerId]) -> None:
+        """Go on with a stage where it was saved; if it cannot be, it is a lost stage as any other."""
+        began, me = self._clock.monotonic(), self._parts.transport.peer_id
+        self._taking.add(stage)
+        self._tell(self.membership.own.state)
+        await self.membership.announce()
+        state = await self._takeover.stored(stage, step)
+        try:
+            if isinstance(state, str):
+                raise ValueError(state)
+            position = Position.of(state.trainer.get("state", {}))
+            compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
+        except (*_UNFIT, ValueError) as err:
+            self._taking.discard(stage)
+            self._why[stage] = str(err)
+            return
+        if stage == 0:
+            self.membership.update(slot=position.slot)
+        standing = Standing(step, position.batch - 1, position.loss)
+        brought = Brought(Recovery(Source.CHECKPOINT), (me,), state=state, position=position, together=True)
+        await self._begin(stage, compute, brought, standing, began, together=others)
+
+    def _lost_and_stored(self) -> frozenset[int]:
+        """Stages that nobody holds and that this worker has in full at the step from which the run goes on."""
+        lost, step = self._holders.lost(self._pipeline.num_stages), self._agreement.origin
+        stored = {one.stage for one in self._parts.store.stored() if one.full and one.step == step and step}
+        taken = {stage for member in self._holders.members() for stage in member.takes}
+        return frozenset(stored & set(lost) - taken)
+
+    def _explain(self, what: str) -> None:
+        self.waits_for = what
 
     async def _take_all(self, wanted: Sequence[int] | str) -> None:
         """Take stages at the start.
@@ -328,7 +471,10 @@ class PipelineProcess:
             return None
 
     def _note_saved(self) -> None:
-        self.membership.update(stored=named(self._parts.store.stages()))
+        self.membership.update(stored=self._stored())
+
+    def _stored(self) -> str:
+        return named({one.stage for one in self._parts.store.stored()})
 
     def _note_unfit(self, stage: int, err: DecentralError) -> None:
         self._unfit[stage] = err.message
@@ -346,13 +492,28 @@ class PipelineProcess:
         slot = self.membership.own.slot
         await self.membership.announce()
         compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
-        standing = await self._takeover.settle(slot) if stage == 0 else await self._takeover.standing(slot)
-        recovery = self._takeover.decide(stage)
+        origin = self._agreement.origin
+        ask = self._takeover.settle if stage == 0 else self._takeover.standing
+        standing = await ask(slot, origin)
+        recovery = self._takeover.decide(stage, standing.step)
         brought = await self._takeover.bring(recovery, compute, stage, slot, standing)
         if isinstance(brought, str):
             self._why[stage] = brought
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
             return
+        await self._begin(stage, compute, brought, standing, began)
+
+    async def _begin(
+        self,
+        stage: int,
+        compute: HeadCompute | StageCompute,
+        brought: Brought,
+        standing: Standing,
+        began: float,
+        together: Sequence[PeerId] = (),
+    ) -> None:
+        """Run a stage whose weights are here, or at its replicas."""
+        slot, recovery = self.membership.own.slot, brought.recovery
         stage_worker = await self._builder.stage_worker(
             stage, compute, brought, slot, standing, began_at=began, tell=self._note_recovery
         )
@@ -360,7 +521,7 @@ class PipelineProcess:
         try:
             if recovery.source is Source.REPLICA and not replicas:
                 raise UnreachableError("its last holder was lost just now")
-            await stage_worker.start(standing.step, replicas)
+            await stage_worker.start(standing.step, replicas, together)
         except (UnreachableError, MismatchError) as err:
             await stage_worker.abandon()
             self._why[stage] = err.message
@@ -410,42 +571,22 @@ class PipelineProcess:
             self.membership.update(**changes)
 
     def _metrics(self) -> Metrics:
-        """The figures of its stages together; of a head its own come first."""
-        stage_workers = [self._stage_workers[stage] for stage in sorted(self._stage_workers)]
-        figures = (
-            stage_workers[0].worker.metrics()
-            if stage_workers
-            else Metrics(version=__version__, device=self._parts.device)
-        )
-        others = [stage_worker.worker.metrics() for stage_worker in stage_workers[1:]]
-        loops = [stage_worker.loop for stage_worker in stage_workers]
-        stages = [loop for loop in loops if isinstance(loop, StageLoop)]
-        heads = [loop for loop in loops if isinstance(loop, HeadLoop)]
-        traffic = self._parts.transport.traffic()
-        figures = replace(
+        figures, traffic = figures_of(self._stage_workers, self._parts.device), self._parts.transport.traffic()
+        return replace(
             figures,
-            compute_s=figures.compute_s + sum(other.compute_s for other in others),
             sent_bytes=traffic.sent_bytes,
             received_bytes=traffic.received_bytes,
-            queue=sum(loop.queue for loop in stages),
-            microbatch_s=sum(loop.microbatch_s for loop in stages),
             activation_bytes=self._courier.sent_bytes,
             recoveries=self._recoveries,
             recovery=self._recovery[:200],
-            reason=self._reason(figures.reason, heads),
+            reason=self._reason(figures.reason),
             note=self._parts.note(),
         )
-        for head in heads:
-            val_round, val_loss = head.validated
-            failures = ",".join(f"{stage}:{count}" for stage, count in sorted(head.failures.items()))
-            figures = replace(
-                figures, val_round=val_round, val_loss=val_loss, resent=head.resent, failures=failures[:200]
-            )
-        return figures
 
-    def _reason(self, own: str, heads: Sequence[HeadLoop]) -> str:
+    def _reason(self, own: str) -> str:
         """Why this worker does not contribute."""
         reasons = [f"stage {stage} cannot be brought back: {why}" for stage, why in sorted(self._why.items())]
         reasons += [f"cannot hold stage {stage}: {why}" for stage, why in sorted(self._unfit.items())]
-        reasons += [head.waits_for for head in heads if head.waits_for]
+        heads = [worker.loop for worker in self._stage_workers.values() if isinstance(worker.loop, HeadLoop)]
+        reasons += [why for why in (*(head.waits_for for head in heads), self.waits_for) if why]
         return (reasons[0] if reasons else own)[:200]

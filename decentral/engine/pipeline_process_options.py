@@ -1,11 +1,11 @@
 """What the composition root hands to a process of a pipeline."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from decentral.engine.options import RunOptions
+from decentral.engine.options import Every, RunOptions
 from decentral.engine.takeover import Store
 from decentral.monitor.journal import Journal
 from decentral.pipeline.options import PipelineOptions
@@ -43,6 +43,8 @@ class PipelineProcessParts:
     """Makes the journal of a stage's worker."""
     blocks: ModelBlocks
     store: Store
+    save_every: Every = field(default_factory=Every)
+    """How often stages are saved, at ends of rounds; as often a spare fetches what others have saved."""
     wanted: tuple[int, ...] | str = ()
     """Stages that its user insists on, or ``SPARE``; empty for what is needed most."""
     note: Callable[[], str] = lambda: ""

@@ -7,7 +7,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 
-from decentral.engine.options import Outcome
+from decentral.engine.options import Every
 from decentral.engine.takeover import Store, Takeover
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.handover import values_of
@@ -15,14 +15,16 @@ from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.ports.clock import Clock
 from decentral.state.download import Download
+from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout
 
 
 class SpareDisk:
-    """Saves all stages as they are now, again and again.
+    """Keeps what the holders of all stages have saved: their weights, at steps that are common to all stages.
 
     Args:
         options: of the pipeline.
+        every: how often.
         clock: for the time and the thread.
         holders: who holds what.
         takeover: fetches weights.
@@ -34,6 +36,7 @@ class SpareDisk:
     def __init__(
         self,
         options: PipelineOptions,
+        every: Every,
         clock: Clock,
         holders: Holders,
         takeover: Takeover,
@@ -42,6 +45,7 @@ class SpareDisk:
         saved: Callable[[], None],
     ) -> None:
         self._options = options
+        self._every = every
         self._clock = clock
         self._holders = holders
         self._takeover = takeover
@@ -49,6 +53,7 @@ class SpareDisk:
         self._build = build
         self._saved = saved
         self._saved_at = clock.monotonic()
+        self._saved_step = 0
         self._saving: asyncio.Task[None] | None = None
 
     def look(self, *, idle: bool) -> None:
@@ -56,9 +61,10 @@ class SpareDisk:
         if self._saving is not None and self._saving.done():
             self._saving.result()
             self._saving = None
-        now, every_s = self._clock.monotonic(), self._options.checkpoint_s
-        if every_s and idle and self._saving is None and now - self._saved_at >= every_s:
-            self._saved_at = now
+        now, step = self._clock.monotonic(), max((p.metrics.step for p in self._holders.present()), default=0)
+        by_steps = self._every.steps > 0 and step // self._every.steps > self._saved_step // self._every.steps
+        if idle and self._saving is None and (by_steps or now - self._saved_at >= self._every.seconds):
+            self._saved_at, self._saved_step = now, step
             self._saving = asyncio.create_task(self._save())
 
     async def stop(self) -> None:
@@ -75,10 +81,29 @@ class SpareDisk:
             compute = await self._build(stage)
             if compute is None:
                 continue
-            download = await self._takeover.live(stage, compute)
-            if isinstance(download, Download):
-                weights = Layout.of(compute.parameters()).scatter(values_of(download), 0)
-                step = max((p.metrics.step for p in self._holders.present()), default=0)
-                outcome = Outcome(False, step // self._options.inner_steps, 0, download.snapshot.name, weights)
-                await self._clock.run(functools.partial(self._store.save, stage, outcome))
+            download = await self._takeover.saved(stage, compute)
+            step = download.head.step if isinstance(download, Download) else 0
+            if isinstance(download, Download) and not self._has(stage, step, download.snapshot.name):
+                state = self._weights(download, Layout.of(compute.parameters()))
+                await self._clock.run_on_disk(functools.partial(self._store.save, stage, state))
         self._saved()
+
+    def _has(self, stage: int, step: int, digest: str) -> bool:
+        stored = [one for one in self._store.stored() if (one.stage, one.step) == (stage, step)]
+        return any(one.full or one.digest == digest for one in stored)
+
+    def _weights(self, download: Download, layout: Layout) -> WorkerState:
+        """What was fetched: a state that has weights and nothing else."""
+        step = download.head.step
+        return WorkerState(
+            step=step,
+            round=step // self._options.inner_steps,
+            tokens=0,
+            digest=download.snapshot.name,
+            closed=False,
+            anchors=layout.scatter(values_of(download), 0),
+            outer={},
+            own={},
+            facts={},
+            trainer={},
+        )

@@ -8,7 +8,7 @@ from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
-from decentral.pipeline.handover import KeptHeads, LiveWeights
+from decentral.pipeline.handover import KeptHeads, LiveWeights, SavedWeights
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.stage import StageLoop
 from decentral.ports.clock import Clock
@@ -24,8 +24,9 @@ class StageWorker:
         loop: its part of the pipeline.
         options: of the swarm of its replicas.
         parts: of the worker in it; ``transport`` is the stage's own scope and ``inner`` is this one's.
-        live: hands out its weights.
+        weights: hand them out, as they are and as they were saved.
         kept: copies of heads, of a stage that keeps some.
+        is_saved: whether there is a checkpoint of the stage. Else there is one when it leaves, wherever it is then.
     """
 
     def __init__(
@@ -34,26 +35,43 @@ class StageWorker:
         loop: HeadLoop | StageLoop,
         options: RunOptions,
         parts: Parts,
-        live: LiveWeights,
+        weights: tuple[LiveWeights, SavedWeights],
         kept: KeptHeads | None,
+        is_saved: Callable[[], bool],
     ) -> None:
         self.stage = stage
         self.loop = loop
         self.worker = Worker(replace(options, own_steps=False), parts)
         self._transport = parts.transport
-        self._live = live
+        self._weights = weights
+        self._restored = parts.restored is not None
+        self._is_saved = is_saved
         self._kept = kept
         self._stop = asyncio.Event()
         self._task: asyncio.Task[Outcome] | None = None
 
-    async def start(self, step: int, replicas: Sequence[PeerId]) -> None:
+    async def start(self, step: int, replicas: Sequence[PeerId], together: Sequence[PeerId] = ()) -> None:
         """Found the swarm of the stage at a global step, or join its replicas; then begin to answer and to train.
+
+        Args:
+            step: of the run. With a saved state it is that of the state, from which the worker goes on.
+            replicas: that hold the stage.
+            together: others that come back with the same state.
 
         Raises:
             UnreachableError: there are replicas, and none could hand over its state.
+            MismatchError: the saved state is another model's, or another release's.
         """
-        await (self.worker.join(replicas) if replicas else self.worker.found(step))
-        await self._live.start()
+        if replicas:
+            await self.worker.join(replicas)
+        elif self._restored:
+            await self.worker.resume()
+            for peer in together:  # those who are not there yet will say so themselves
+                await self.worker.membership.tell(peer)
+        else:
+            await self.worker.found(step)
+        for weights in self._weights:
+            await weights.start()
         if self._kept is not None:
             await self._kept.start()
         await self.loop.start()
@@ -90,6 +108,8 @@ class StageWorker:
     async def _run(self) -> Outcome:
         try:
             outcome = await self.worker.run(self._stop)
+            if outcome.done or not self._is_saved():
+                await self.worker.keep()
             if outcome.done:
                 await self.loop.finish(self._stop)
             return outcome

@@ -6,25 +6,27 @@ that says why, and is tried again by the caller. Legend: N = values of a stage.
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from decentral.engine.options import Outcome
-from decentral.errors import FrameError
+from decentral.errors import ConfigError, FrameError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import COMMIT, SETTLE, Courier, Undelivered
-from decentral.pipeline.handover import fetch_kept, fetch_live, shapes_signature, values_of
+from decentral.pipeline.handover import fetch_kept, fetch_live, fetch_saved, shapes_signature, values_of
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import Commit, Settle, Settled
+from decentral.pipeline.position import Position
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
 from decentral.pipeline.scoped import Scoped
+from decentral.pipeline.stored import Stored
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.download import Download, NoDownload
+from decentral.state.worker_state import WorkerState, Written
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Layout
@@ -35,18 +37,31 @@ _TRIES = 3
 
 
 class Store(Protocol):
-    """What this worker has on disk of the run's stages."""
+    """What this worker has on disk of the run's stages. Read and written on any thread."""
 
-    def stages(self) -> frozenset[int]:
-        """Stages with a checkpoint."""
+    def stored(self) -> Sequence[Stored]:
+        """Checkpoints, of each stage the newest first; those that turned out to be damaged are not among them."""
         ...
 
-    def load(self, stage: int) -> Mapping[str, Tensor]:
-        """Named weights of a stage's checkpoint. Raises OSError if it cannot be read."""
+    def verify(self) -> None:
+        """Read all of them and leave out those that are damaged. Must not raise."""
         ...
 
-    def save(self, stage: int, outcome: Outcome) -> None:
-        """Replace the checkpoint of a stage; must not raise."""
+    def load(self, stage: int, step: int) -> WorkerState:
+        """One of them.
+
+        Raises:
+            OSError: it is damaged, or there is none.
+            ConfigError: another release wrote it.
+        """
+        ...
+
+    def newest(self, stage: int) -> tuple[int, Mapping[str, Tensor]] | None:
+        """Step and weights of the newest one that is whole; ``None`` if there is none. Must not raise."""
+        ...
+
+    def save(self, stage: int, state: WorkerState) -> Written | None:
+        """Write a checkpoint of a stage; ``None`` if it could not be written. Must not raise."""
         ...
 
 
@@ -71,6 +86,12 @@ class Brought:
     recovery: Recovery
     donors: tuple[PeerId, ...]
     received_bytes: int = 0
+    state: WorkerState | None = None
+    """Of an earlier life, at the step at which the run is now."""
+    position: Position | None = None
+    """Where the loop goes on; ``None`` to begin where the run is."""
+    together: bool = False
+    """Whether all stages come back at once: there is nothing to heal."""
 
 
 class Takeover:
@@ -82,7 +103,7 @@ class Takeover:
         holders: who lives.
         options: of the pipeline.
         timing: deadlines of downloads.
-        clock: of downloads.
+        clock: of downloads, and for its threads.
         store: checkpoints.
     """
 
@@ -104,8 +125,10 @@ class Takeover:
         self._clock = clock
         self._store = store
 
-    def decide(self, stage: int) -> Recovery:
-        """What ``stage`` is to be made of, as things are now."""
+    def decide(self, stage: int, step: int) -> Recovery:
+        """What ``stage`` is to be made of, as things are now, with the run at ``step``."""
+        stored = [one for one in self._store.stored() if one.stage == stage]
+        told = any(presence.metrics.step > 0 or presence.round > 0 for presence in self._holders.records())
         num_stages, me = self._options.num_stages, self._courier.peer_id
         # A neighbour that this worker holds itself serves as well as another's.
         alive = {k for k in range(num_stages + 1) if set(self._holders.of(k)) - ({me} if k == stage else set())}
@@ -114,23 +137,27 @@ class Takeover:
             num_stages=num_stages,
             alive=alive,
             healing=self._options.healing,
-            started=any(presence.metrics.step > 0 for presence in self._holders.records()),
+            started=told or step > 0 or bool(stored),
             kept={1, num_stages} if self._options.swap else set(),
-            stored=stage in self._store.stages(),
+            stored=bool(stored),
+            exact=any(one.step == step for one in stored),
         )
 
-    async def standing(self, slot: int) -> Standing:
-        """Ask all holders of all stages how far they are."""
+    async def standing(self, slot: int, origin: int) -> Standing:
+        """Ask all holders of all stages how far they are.
+
+        If none is left, a run goes on from the step ``origin``; a head has drawn a batch for every step before it.
+        """
         answers = await self._ask(slot)
         losses = [answer.loss for answer in answers.values() if math.isfinite(answer.loss)]
         return Standing(
-            step=max((answer.step for answer in answers.values()), default=0),
-            batch=max((answer.batch for answer in answers.values()), default=-1),
+            step=max((answer.step for answer in answers.values()), default=origin),
+            batch=max((answer.batch for answer in answers.values()), default=origin - 1),
             loss=losses[-1] if losses else math.nan,
             norms={hop: answer.grad_norm for hop, answer in answers.items()},
         )
 
-    async def settle(self, slot: int) -> Standing:
+    async def settle(self, slot: int, origin: int) -> Standing:
         """Make all holders agree on the last batch of a slot whose head is gone.
 
         Its head committed a batch only when all had counted all of it. So if one holder has it, the others may count
@@ -145,7 +172,7 @@ class Takeover:
             if not behind:
                 break
             await asyncio.gather(*[self._courier.ask(peer, stage, COMMIT, commit) for stage, peer in behind])
-        return await self.standing(slot)
+        return await self.standing(slot, origin)
 
     async def bring(
         self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, slot: int, standing: Standing
@@ -161,15 +188,38 @@ class Takeover:
             case Source.INITIAL | Source.REPLICA:
                 return Brought(recovery, ())
             case Source.CHECKPOINT:
-                try:
-                    compute.load(self._store.load(stage))
-                except (OSError, ValueError) as err:
-                    return f"its checkpoint cannot be used: {err}"
-                return Brought(recovery, (self._courier.peer_id,))
+                return await self._from_disk(recovery, compute, stage, standing.step)
             case Source.BLEND:
                 return await self._blend(recovery, compute, layout, standing)
             case Source.COPY | Source.KEPT:
-                return await self._copy(recovery, compute, layout, slot)
+                copied = await self._copy(recovery, compute, layout, slot)
+                if isinstance(copied, str) and any(one.stage == stage for one in self._store.stored()):
+                    # Neighbours of a head that has not counted a batch since they came back have no copy of it.
+                    return await self._from_disk(Recovery(Source.CHECKPOINT), compute, stage, standing.step)
+                return copied
+
+    async def stored(self, stage: int, step: int) -> WorkerState | str:
+        """A checkpoint of a stage at a step, or in words why it cannot be used."""
+        try:
+            return await self._clock.run_on_disk(lambda: self._store.load(stage, step))
+        except (OSError, ConfigError) as err:
+            return f"its checkpoint at step {step} cannot be used: {err}"
+
+    async def _from_disk(
+        self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, step: int
+    ) -> Brought | str:
+        """From the newest checkpoint that is not ahead of the run; else from the newest."""
+        steps = [one.step for one in self._store.stored() if one.stage == stage]
+        chosen = next((known for known in steps if known <= step), next(iter(steps), 0))
+        state = await self.stored(stage, chosen)
+        if isinstance(state, str):
+            return state
+        weights = state.anchors
+        try:
+            await self._clock.run(lambda: compute.load(weights))
+        except ValueError as err:
+            return f"its checkpoint at step {chosen} cannot be used: {err}"
+        return Brought(recovery, (self._courier.peer_id,))
 
     async def _blend(
         self, recovery: Recovery, compute: StageCompute | HeadCompute, layout: Layout, standing: Standing
@@ -207,10 +257,12 @@ class Takeover:
         holders = self._holders.of(stage)
         return await fetch_live(self._scope(stage), holders, signature, numel, self._timing, self._clock)
 
-    async def live(self, stage: int, compute: StageCompute | HeadCompute) -> Download | NoDownload:
-        """The weights of a stage as its holders have them now, for a checkpoint; ``compute`` tells its shapes."""
-        numel = Layout.of(compute.parameters()).numel(0)
-        return await self._live(stage, shapes_signature(compute.parameters()), numel)
+    async def saved(self, stage: int, compute: StageCompute | HeadCompute) -> Download | NoDownload:
+        """The weights of a stage as its holders have saved them, for a checkpoint; ``compute`` tells its shapes."""
+        signature, numel = shapes_signature(compute.parameters()), Layout.of(compute.parameters()).numel(0)
+        return await fetch_saved(
+            self._scope(stage), self._holders.of(stage), signature, numel, self._timing, self._clock
+        )
 
     def _scope(self, stage: int) -> Scoped:
         return Scoped(self._transport, str(stage))

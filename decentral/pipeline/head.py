@@ -33,6 +33,7 @@ from decentral.pipeline.holders import Holders
 from decentral.pipeline.ledger import Ledger
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import MAX_MICROBATCHES, Failed, Hop, Packet, Settle
+from decentral.pipeline.position import Position
 from decentral.pipeline.routing import stage_order
 from decentral.ports.clock import Clock
 from decentral.ports.model_blocks import BatchSource, ModelBlocks
@@ -174,6 +175,10 @@ class HeadLoop:
 
     def over(self) -> None:
         """See ``InnerLoop``: what others still need of this worker goes on in ``finish``."""
+
+    def position(self) -> Position:
+        """Where it goes on after the steps that are behind it."""
+        return Position(slot=self._slot, batch=self._number, loss=self.loss)
 
     async def _committed(self, stop: asyncio.Event, within_s: float) -> bool:
         """Wait for the end of the commit under way; whether it has come before ``stop`` and in time."""

@@ -34,8 +34,6 @@ class PipelineOptions:
     """On the learning rate of a stage that was healed from others ..."""
     lr_boost_steps: int = 100
     """... for so many steps."""
-    checkpoint_s: float = 60.0
-    """Between two checkpoints of a stage; 0 for none."""
     inner_steps: int = 1
     """H, of every stage's swarm."""
     eval_every_rounds: int = 0

@@ -59,6 +59,7 @@ def decide(
     started: bool,
     kept: Set[int],
     stored: bool,
+    exact: bool = False,
 ) -> Recovery:
     """Choose what a stage is restored from, the most exact first.
 
@@ -71,6 +72,7 @@ def decide(
         started: whether any step was taken; before it, all that was lost can be drawn again.
         kept: stages that hold a copy of the head.
         stored: whether a checkpoint of the stage is at hand.
+        exact: whether one is of the very step at which the run is.
 
     Raises:
         ValueError: there is no such stage.
@@ -85,6 +87,8 @@ def decide(
         return Recovery(Source.REPLICA, (stage,))
     if not started:
         return Recovery(Source.INITIAL)
+    if exact:
+        return Recovery(Source.CHECKPOINT)
     if healing == "checkfree+":
         twins = {num_stages: num_stages - 1, 1: 2}
         if stage in twins and twins[stage] in alive:

@@ -6,10 +6,10 @@ somebody has died with a share of it. They are counted late, in a sum of gradien
 batch that goes on meanwhile; once committed they become part of the next step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from decentral.pipeline.packets import Commit
+from decentral.pipeline.packets import MAX_MICROBATCHES, Commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,16 @@ class _Slot:
 
 
 class Shares:
-    """Counts every micro-batch at most once, however often and however late its gradient comes."""
+    """Counts every micro-batch at most once, however often and however late its gradient comes.
 
-    def __init__(self) -> None:
-        self._slots: dict[int, _Slot] = {}
+    Args:
+        applied: last batch by slot that is part of the weights as a whole, others' shares included.
+    """
+
+    def __init__(self, applied: Mapping[int, int] | None = None) -> None:
+        self._slots = {
+            slot: _Slot(applied=_Share(batch, set(range(MAX_MICROBATCHES)))) for slot, batch in (applied or {}).items()
+        }
         self._ready: list[Ready] = []
         self._dropped: set[int] = set()
 
@@ -50,6 +56,10 @@ class Shares:
         """The last batch of a slot that is, or is about to be, part of the weights; -1 for none."""
         known = [self._slots[slot].applied.batch] if slot in self._slots else [-1]
         return max(known + [ready.commit.batch for ready in self._of(slot)])
+
+    def applied(self) -> dict[int, int]:
+        """The last batch of every slot that is part of the weights."""
+        return {slot: state.applied.batch for slot, state in list(self._slots.items()) if state.applied.batch >= 0}
 
     def pending(self, slot: int) -> int:
         """Micro-batches counted of the batch that goes on."""

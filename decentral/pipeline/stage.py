@@ -11,7 +11,6 @@ Backward passes go first (1F1B): they free memory here and further on.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -25,6 +24,8 @@ from decentral.pipeline.courier import BACKWARD, COMMIT, FORWARD, SETTLE, Courie
 from decentral.pipeline.errands import Errands
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.packets import Commit, Committed, Load, Packet, Settle, Settled, figure
+from decentral.pipeline.position import Position
+from decentral.pipeline.recovery import lr_scale
 from decentral.pipeline.shares import Shares
 from decentral.ports.clock import Clock
 from decentral.ports.model_blocks import ModelBlocks
@@ -76,7 +77,8 @@ class StageLoop:
         clock: for the thread and the time.
         journal: hears what was counted.
         patience_s: a head that has not committed so long after another one is not waited for.
-        lr_scale: factor on the learning rate at a global step.
+        boost: factor on the learning rate of a stage that was healed, and for how many steps.
+        position: where it goes on.
     """
 
     def __init__(
@@ -90,11 +92,12 @@ class StageLoop:
         clock: Clock,
         journal: Journal,
         patience_s: float,
-        lr_scale: Callable[[int], float],
+        boost: tuple[float, int],
+        position: Position,
     ) -> None:
-        self.grad_norm = math.nan
+        self.grad_norm = position.grad_norm
         """Of the last mean gradient, after clipping."""
-        self.loss = math.nan
+        self.loss = position.loss
         self.microbatch_s = 0.0
         self.step = 0
         """The next one to take, as the heads count; this worker skips what it was not there for."""
@@ -108,12 +111,13 @@ class StageLoop:
         self._clock = clock
         self._journal = journal
         self._patience_s = patience_s
-        self._lr_scale = lr_scale
+        self._boost = boost
+        self._healed_at = position.healed_at
         self._errands = Errands()
         self._waiting: dict[bool, deque[_Job]] = {True: deque(), False: deque()}
         """Backward and forward jobs."""
         self._wake = asyncio.Event()
-        self._shares = Shares()
+        self._shares = Shares(position.committed)
         self._ready_since = 0.0
         self._missed: set[int] = set()
         """Slots whose head was waited for in vain."""
@@ -183,6 +187,11 @@ class StageLoop:
 
     def over(self) -> None:
         """See ``InnerLoop``: what others still need of this worker goes on in ``finish``."""
+
+    def position(self) -> Position:
+        """Where it goes on after the steps that are behind it."""
+        committed = self._shares.applied()
+        return Position(committed=committed, healed_at=self._healed_at, grad_norm=self.grad_norm, loss=self.loss)
 
     async def _look(self) -> None:
         """Wait for news, or until it is time to look at who lives."""
@@ -345,7 +354,8 @@ class StageLoop:
         commits = [ready.commit for ready in taken if not ready.late]
         step = max(commit.step for commit in commits)
         num_microbatches = sum(len(ready.indices) for ready in taken)
-        places, scale = [place for ready in taken for place in ready.sums], self._lr_scale(step)
+        places = [place for ready in taken for place in ready.sums]
+        scale = lr_scale(None if self._healed_at is None else step - self._healed_at, *self._boost)
         norm = await self._clock.run(lambda: self._compute.apply(places, num_microbatches, step, scale))
         if num_microbatches:
             self.grad_norm = min(norm, self._clip_norm)

@@ -68,7 +68,9 @@ class Connection:
     book: Book
     """What is known of others; kept in the folder, if there is one."""
     restored: "WorkerState | None" = None
-    """What this worker goes on from."""
+    """What this worker goes on from; of a pipeline its stages are in its folder instead."""
+    is_back: bool = False
+    """Whether it comes back to a run of its folder."""
 
     @property
     def stream_seed(self) -> int:
@@ -98,6 +100,8 @@ def opened(
     book: Book,
     peers: Sequence[PeerId],
     restored: "WorkerState | None" = None,
+    *,
+    is_back: bool = False,
 ) -> Connection:
     """The connection of an open node to its run, written down in the worker's folder.
 
@@ -112,7 +116,7 @@ def opened(
             book.save(folder)
         except OSError as err:
             raise ConfigError(f"Cannot write {folder / RUN}: {err}.", hint="Choose another folder with --out.") from err
-    return Connection(node, swarm, own, book.run, tuple(peers), book, restored)
+    return Connection(node, swarm, own, book.run, tuple(peers), book, restored, is_back)
 
 
 def node_options(own: WorkerConfig, initial: Sequence[str]) -> NodeOptions:

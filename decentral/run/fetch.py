@@ -60,7 +60,7 @@ async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say:
         if swarm.pipeline.stages:
             raise UsageError(
                 f"{hello.run_id} is a pipeline, whose stages cannot be fetched from its workers.",
-                hint="Copy the files stage-*.safetensors of its workers to this machine and give them to export.",
+                hint="Copy stage-*/model.safetensors of its workers to this machine and give them to export.",
             )
         trainer = await asyncio.to_thread(build_trainer, swarm, device, data, 0)
         with contextlib.closing(RealClock()) as clock:

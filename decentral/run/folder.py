@@ -32,9 +32,9 @@ _MAX_TITLE = 300
 _log = logging.getLogger(__name__)
 
 
-def stage_file(stage: int | str) -> str:
-    """Where a worker keeps the weights of a pipeline's stage."""
-    return f"stage-{stage}.safetensors"
+def stage_folder(stage: int | str) -> str:
+    """Where a worker keeps a pipeline's stage: the same tree as a worker's of the whole model."""
+    return f"stage-{stage}"
 
 
 @contextlib.contextmanager

@@ -108,7 +108,6 @@ def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
         num_replicas=pipeline.replicas,
         lr_boost=pipeline.lr_boost,
         lr_boost_steps=pipeline.lr_boost_steps,
-        checkpoint_s=pipeline.checkpoint_s,
         inner_steps=swarm.method.inner_steps,
         eval_every_rounds=swarm.eval_every_rounds,
     )

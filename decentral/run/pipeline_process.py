@@ -1,13 +1,14 @@
 """A worker of a pipeline, put together from configuration, adapters and the engine. Imports torch."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from decentral.adapters.clock import RealClock
+from decentral.config import interval
 from decentral.config.pipeline import stages_asked
 from decentral.config.resolve import on_machine
-from decentral.engine.options import Outcome
+from decentral.engine.options import Every
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.journal import StagedJournal
 from decentral.run.connection import Connection
@@ -15,13 +16,14 @@ from decentral.run.disk import Disk
 from decentral.run.options import pipeline_options, stage_options
 from decentral.run.stages import blocks_of
 from decentral.run.store import StageFiles
+from decentral.state.checkpoint import About
 from decentral.swarm.timing import Timing
 
 
 def make_pipeline_process(
     connection: Connection, clock: RealClock, journal: StagedJournal
-) -> tuple[PipelineProcess, Callable[[Mapping[int, Outcome]], None]]:
-    """The process on an open node, and what saves the stages that it held to the end, else raises ``DiskError``.
+) -> tuple[PipelineProcess, Callable[[], None]]:
+    """The process on an open node, and what raises ``DiskError`` if something that it held is not on its disk.
 
     Args:
         connection: of a run with a pipeline.
@@ -34,7 +36,9 @@ def make_pipeline_process(
 
     blocks = blocks_of(on_machine(swarm, own), own.device, own.data)
     disk = Disk()
-    store = StageFiles(Path(own.out), run_id, swarm.pipeline.stages, journal, disk)
+    about = About(run_id, swarm.method.name, swarm.run.rounds)
+    store = StageFiles(Path(own.out), about, swarm.pipeline.stages, own.keep, disk, clock.wall)
+    every = interval.parse(own.checkpoint_every)
     options = PipelineProcessOptions(
         run_id=run_id,
         config=swarm.to_json().encode(),
@@ -51,15 +55,14 @@ def make_pipeline_process(
         stage_journal=journal.of_stage,
         blocks=blocks,
         store=store,
+        save_every=Every(every.seconds, every.steps),
         note=disk.note,
         wanted=stages_asked(own.stage, swarm.pipeline.stages),
         device=own.device,
     )
 
-    def save(outcomes: Mapping[int, Outcome]) -> None:
-        for stage, outcome in outcomes.items():
-            store.save(stage, outcome)
+    def check_disk() -> None:
         if disk.problem is not None:
             raise disk.problem
 
-    return PipelineProcess(options, parts), save
+    return PipelineProcess(options, parts), check_disk

@@ -44,18 +44,14 @@ async def reconnect(start: Start, found: Resumption) -> Connection:
         if hellos:
             swarm = _settings_of(hellos, start)
             check_joiner(own.stage, swarm.pipeline.stages)
-        elif found.state is None:
-            raise UnreachableError(
-                f"Nobody of {book.run} could be reached, and a model in stages cannot be brought back yet.",
-                hint="If a worker of it lives, say where: --join ADDR.",
-            )
         else:
-            _log.info("nobody of %s answers: brings it back from step %d", book.run, found.state.step)
+            where = "the newest step of all stages" if found.state is None else f"step {found.state.step}"
+            _log.info("nobody of %s answers: brings it back from %s", book.run, where)
             for line in found.changes:
                 _log.info("another setting from now on: %s", line)
         for hello in hellos:
             book.heard([places[hello.peer]])
-        return opened(node, swarm, own, book, [hello.peer for hello in hellos], found.state)
+        return opened(node, swarm, own, book, [hello.peer for hello in hellos], found.state, is_back=True)
     except BaseException:
         await node.close()
         raise

@@ -42,7 +42,7 @@ def take_up(
     """
     book = _book(folder)
     setting = go_on(folder, settle, file, assignments, flags)
-    # A pipeline's stages are found in the folder by those who take them (``store``).
+    # A pipeline's stages are found in the folder by those who take them (``store``), and those of others may have less.
     state = None if setting.swarm.pipeline.stages else newest(folder, book.run)[1]
     if state is not None:
         refuse_the_end(folder, book.run, setting, state.round, state.step)
@@ -81,6 +81,13 @@ def go_on(
     settings = load(file, assignments, {**(flags or {}), "worker.out": str(folder)}, base=folder / CONFIG)
     # Whoever insists on a stage joins those who have the others.
     swarm = settle(_as_long(before, settings), settings.worker.model_copy(update={"stage": ""}))
+    had, has = before.pipeline.stages, swarm.pipeline.stages
+    if had != has:
+        raise ConfigError(
+            f"The run in {folder} has {_in_stages(had)}, and now it should have {_in_stages(has)}: its checkpoints "
+            "cannot be cut anew.",
+            hint="Leave the number of stages as it was. Other replicas, spares and machines are fine.",
+        )
     same_rounds = swarm.method.inner_steps == before.method.inner_steps
     return Setting(swarm, settings.worker, settings.explicit, _changes(before, swarm), same_rounds)
 
@@ -97,6 +104,10 @@ def refuse_the_end(folder: Path, run_id: str, setting: Setting, round: int, step
             f"{run_id} is over: all of its {rounds} rounds are done.",
             hint=f"Its weights are in {folder}. To train on, make it longer: --set run.rounds={2 * rounds}.",
         )
+
+
+def _in_stages(stages: int) -> str:
+    return f"{stages} stages" if stages else "the model as a whole"
 
 
 def _book(folder: Path) -> Book:

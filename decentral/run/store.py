@@ -1,78 +1,142 @@
-"""The stages of a run that lie on this worker's disk: checkpoints to come back from, and what it leaves at the end."""
+"""The stages of a run that lie on this worker's disk: checkpoints to come back from, and what it leaves at the end.
 
-from collections.abc import Mapping
+Of each stage there is the tree that a worker of the whole model has, in a folder of its own.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from decentral import __version__
-from decentral.monitor.events import Saved
-from decentral.monitor.journal import Journal
+from decentral.errors import ConfigError
+from decentral.pipeline.stored import Stored
 from decentral.run.disk import Disk
-from decentral.run.folder import stage_file
-from decentral.state.files import bytes_of, load_weights, save_weights
+from decentral.run.folder import stage_folder
+from decentral.state import checkpoint, manifest
+from decentral.state.checkpoint import About, StateError
+from decentral.state.checkpoints import Checkpoints
+from decentral.state.files import bytes_of
+from decentral.state.manifest import FACTS, MODEL
+from decentral.state.worker_state import Written
 
 if TYPE_CHECKING:
-    from decentral.engine.options import Outcome
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from decentral.state.worker_state import WorkerState
+
+_log = logging.getLogger(__name__)
+#: So many of the newest are needed for one that all stages share, however they measure their pace.
+MIN_KEPT = 3
+#: The size of facts that say nothing: what a spare keeps has weights alone.
+_NO_FACTS = len("{}")
 
 
 class StageFiles:
-    """Implements ``engine.takeover.Store`` in a worker's folder, a file for each stage.
+    """Implements ``engine.takeover.Store`` in a worker's folder.
 
     Args:
         folder: of the worker.
-        run_id: files of other runs do not count, and are replaced.
-        num_stages: of the run, beside the head.
-        journal: told what is saved.
-        disk: told what is not.
+        about: the run; checkpoints of other runs do not count.
+        num_stages: of the run, beside the head. Those of another cut do not count either.
+        keep: checkpoints of each stage, at least ``MIN_KEPT``.
+        disk: told what is not written.
+        wall: the time, seconds since 1970.
     """
 
-    def __init__(self, folder: Path, run_id: str, num_stages: int, journal: Journal, disk: Disk) -> None:
+    def __init__(
+        self, folder: Path, about: About, num_stages: int, keep: int, disk: Disk, wall: "Callable[[], float]"
+    ) -> None:
         self._folder = folder
-        self._run_id = run_id
+        self._about = about
         self._num_stages = num_stages
-        self._journal = journal
+        self._keep = max(keep, MIN_KEPT)
         self._disk = disk
-        self._stages = {stage for stage in range(num_stages + 1) if self._is_ours(self._path(stage))}
+        self._wall = wall
+        self._damaged: set[Path] = set()
+        self._stored = {stage: self._found(stage) for stage in range(num_stages + 1)}
 
-    def stages(self) -> frozenset[int]:
-        """See ``Store.stages``; one that turned out to be broken does not come back."""
-        return frozenset(self._stages)
+    def stored(self) -> Sequence[Stored]:
+        """See ``Store.stored``."""
+        return [one for found in list(self._stored.values()) for one, _ in found]
 
-    def load(self, stage: int) -> Mapping[str, Tensor]:
+    def verify(self) -> None:
+        """See ``Store.verify``."""
+        for stage, found in list(self._stored.items()):
+            for _, path in found:
+                try:
+                    manifest.verify(path, manifest.read(path))
+                except (OSError, ConfigError) as err:
+                    _log.warning("checkpoint %s cannot be used: %s", path, err)
+                    self._forget(stage, path)
+
+    def load(self, stage: int, step: int) -> "WorkerState":
         """See ``Store.load``."""
+        for one, path in self._stored[stage]:
+            if one.step == step:
+                return self._read(stage, path)
+        raise FileNotFoundError(f"there is none of stage {stage} at step {step}")
+
+    def newest(self, stage: int) -> "tuple[int, Mapping[str, Tensor]] | None":
+        """See ``Store.newest``."""
+        for one, path in self._stored[stage]:
+            try:
+                return one.step, checkpoint.read_weights(path)[0]
+            except (OSError, ConfigError):
+                self._forget(stage, path)
+        return None
+
+    def save(self, stage: int, state: "WorkerState") -> Written | None:
+        """See ``Store.save``."""
+        labels = {"stage": str(stage), "stages": str(self._num_stages)}
+        about = About(self._about.run, self._about.method, self._about.rounds, labels)
+        base, num_bytes = self._base(stage), bytes_of({**state.anchors, **state.outer, **state.own})
+        written: list[Path] = []
+        checkpoints = Checkpoints(base, about, self._keep, self._wall)
         try:
-            return load_weights(self._path(stage))[0]
+            done = self._disk.write(base, num_bytes, lambda: written.append(checkpoints.save(state)))
+        except StateError:  # not finite: what is there is better
+            return None
+        self._stored[stage] = self._found(stage)
+        return Written(str(written[0]), num_bytes) if done else None
+
+    def _read(self, stage: int, path: Path) -> "WorkerState":
+        try:
+            return checkpoint.read(path)
         except OSError:
-            self._stages.discard(stage)
+            self._forget(stage, path)
             raise
 
-    def save(self, stage: int, outcome: "Outcome") -> None:
-        """See ``Store.save``."""
-        path = self._path(stage)
-        metadata = {
-            "run": self._run_id,
-            "round": str(outcome.round),
-            "stage": str(stage),
-            "stages": str(self._num_stages),
-            "digest": outcome.digest,
-            "decentral": __version__,
-        }
-        num_bytes = bytes_of(outcome.anchors)
-        if self._disk.write(path, num_bytes, lambda: save_weights(path, outcome.anchors, metadata)):
-            self._stages.add(stage)
-            self._journal.record(Saved(str(path), outcome.round))
+    def _forget(self, stage: int, path: Path) -> None:
+        """Do not come back to what turned out to be damaged."""
+        self._damaged.add(path)
+        self._stored[stage] = [(one, other) for one, other in self._stored[stage] if other != path]
 
-    def _path(self, stage: int) -> Path:
-        return self._folder / stage_file(stage)
+    def _base(self, stage: int) -> Path:
+        return self._folder / stage_folder(stage)
 
-    def _is_ours(self, path: Path) -> bool:
-        """Whether there is a checkpoint of this very run."""
+    def _found(self, stage: int) -> list[tuple[Stored, Path]]:
+        """The checkpoints of a stage, the newest first.
+
+        What is at a later step than a newer one is of a life that was given up: the run went on from an earlier step.
+        """
+        found: list[tuple[Stored, Path]] = []
+        for one in manifest.found_in(self._base(stage)):
+            about = one.manifest
+            if about is None or about.run != self._about.run or one.folder in self._damaged:
+                continue
+            if (not found or about.step < found[-1][0].step) and self._is_of_this_cut(one.folder / MODEL):
+                full = about.files[FACTS].size > _NO_FACTS
+                found.append((Stored(stage, about.step, about.state, full), one.folder))
+        return found
+
+    def _is_of_this_cut(self, path: Path) -> bool:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError):
             return False
-        return metadata.get("run") == self._run_id and metadata.get("stages") == str(self._num_stages)
+        return metadata.get("stages") == str(self._num_stages)

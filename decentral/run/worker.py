@@ -10,11 +10,13 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import torch
 
 from decentral.adapters.clock import RealClock
 from decentral.config.resolve import on_machine
+from decentral.engine.reunion import Known
 from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.run.acquaintances import Acquaintances
@@ -29,9 +31,14 @@ from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import build_trainer
 
+if TYPE_CHECKING:
+    from decentral.engine.pipeline_process import PipelineProcess
+
 _log = logging.getLogger(__name__)
 #: After a signal to stop, a trainer that does not come back from its step is given up after this time.
 _FORCE_S = 15.0
+#: Between two looks at what a worker waits for.
+_TELL_S = 1.0
 
 
 def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -> int:
@@ -127,14 +134,32 @@ async def _run_process(
         clock = RealClock()
         resources.callback(clock.close)
         journal = open_journal(connection, clock, told, resources)
-        process, save = await clock.run(lambda: make_pipeline_process(connection, clock, journal))
+        process, check_disk = await clock.run(lambda: make_pipeline_process(connection, clock, journal))
         leave = functools.partial(loop.call_soon_threadsafe, stopped.set)
         on_preempt = leave if connection.own.on_preempt == "leave" else None
         at_once = functools.partial(save_at_once, process.save_now, on_preempt)
         stop.then(leave, preempted=lambda: asyncio.run_coroutine_threadsafe(at_once(), loop))
-        await (process.join(connection.peers) if connection.peers else process.found())
-        Acquaintances(connection, process.membership, clock).begin(resources)
+        acquaintances = Acquaintances(connection, process.membership, clock)
+        if connection.is_back:
+            telling = asyncio.create_task(_tell(process))
+            try:
+                await process.resume(Known(connection.book.peers(), acquaintances.dial))
+            finally:
+                telling.cancel()
+        else:
+            await (process.join(connection.peers) if connection.peers else process.found())
+        acquaintances.begin(resources)
         announce_join(connection.address)
-        outcomes = await connection.node.while_alive(process.run(stopped))
-        await clock.run(lambda: save(outcomes))
+        await connection.node.while_alive(process.run(stopped))
+        check_disk()
     return ExitCode.OK
+
+
+async def _tell(process: "PipelineProcess") -> None:
+    """Say what a worker waits for that comes back."""
+    told = ""
+    while True:
+        if process.waits_for and process.waits_for != told:
+            told = process.waits_for
+            _log.info("waits: %s", told)
+        await asyncio.sleep(_TELL_S)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,8 @@ class About:
     method: str
     rounds: int
     """Of the whole run."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the weights are to say of themselves besides."""
 
 
 def write(folder: Path, state: WorkerState, about: About, sequence: int, now_s: float) -> Manifest:
@@ -68,6 +70,7 @@ def write(folder: Path, state: WorkerState, about: About, sequence: int, now_s: 
         "round": str(state.round),
         "digest": state.digest,
         "decentral": __version__,
+        **about.labels,
     }
     save_weights(folder / MODEL, state.anchors, metadata)
     save_weights(folder / OUTER, state.outer, metadata)

@@ -42,7 +42,6 @@ SETTINGS = {
     "task.settings.batch_sequences": 8,
     "task.settings.val_batches": 1,
     "pipeline.microbatches": 4,
-    "pipeline.checkpoint_s": 5,
     # A stage with one holder steps outwards alone: this leaves its weights where they are.
     "method.inner_steps": STEPS,
     "method.outer_lr": 1,
@@ -50,6 +49,8 @@ SETTINGS = {
     "run.rounds": 100_000,
     "eval_every_rounds": 1_000_000,
 }
+#: Of every worker.
+SAVING = ("--checkpoint-every", "5s")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Pipeline(Swarm):
         scene = self.scene
         founder = self.add()
         shape = ("--stages", str(scene.stages), "--replicas", str(scene.replicas))
-        founder.start("--new", *shape, *set_words(SETTINGS))
+        founder.start("--new", *shape, *set_words(SETTINGS), *SAVING)
         self.join(founder, (scene.stages + 1) * scene.replicas - 1)
         if scene.spares:
             self.add_spares(1)
@@ -119,7 +120,7 @@ class Pipeline(Swarm):
         """So many more workers, at once."""
         address, joining = donor.address(), [self.add() for _ in range(count)]
         for worker in joining:
-            worker.start("--join", address, *arguments)
+            worker.start("--join", address, *SAVING, *arguments)
         for worker in joining:
             worker.address()
 
@@ -214,8 +215,9 @@ class Pipeline(Swarm):
     def _spares_have_saved(self) -> bool:
         """Whether whoever waits could bring every stage back from its own disk."""
         spares = [worker for worker in self.living if not self.held(worker)]
-        wanted = {f"stage-{stage}.safetensors" for stage in range(self.scene.stages + 1)}
-        return all(wanted <= {path.name for path in worker.folder.glob("stage-*")} for worker in spares)
+        wanted = {f"stage-{stage}" for stage in range(self.scene.stages + 1)}
+        found = [{path.parent.name for path in worker.folder.glob("stage-*/model.safetensors")} for worker in spares]
+        return all(wanted <= saved for saved in found)
 
     def _loss_back(self, level: Event) -> Event:
         """Wait until the mean over a stretch is again what it was."""

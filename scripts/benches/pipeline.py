@@ -90,7 +90,7 @@ def settings(run: Run) -> dict[str, Any]:
         "pipeline.in_flight": case.in_flight,
         "pipeline.codec": case.codec,
         "pipeline.recovery": case.healing,
-        "pipeline.checkpoint_s": 0,
+        "worker.checkpoint_every": "0",
         # Who is slow because this machine is busy has not gone.
         "timing.ttl_s": 60,
     }

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from decentral.state.manifest import found_in
 from scripts.benches.counted import Strike, account
 from tests.process.command import DEADLINE_S, WorkerProcess, processes_of, wait_for
+from tests.process.test_resume import Resumed, kill
 
 STAGES, ROUNDS, INNER_STEPS = 4, 30, 10
 #: Six workers start at a time.
@@ -30,22 +32,22 @@ SETTINGS = {
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts workers and ends them after the test."""
+    """Starts workers, without arguments those that go on in their folders, and ends them after the test."""
     with ExitStack() as stack:
 
         def start(folder: Path, *arguments: str) -> WorkerProcess:
-            worker = WorkerProcess(folder, *arguments)
+            worker = WorkerProcess(folder, *arguments) if arguments else Resumed(folder)
             stack.callback(worker.end)
             return worker
 
         yield start
 
 
-def founding(text: Path, rounds: int) -> tuple[str, ...]:
+def founding(text: Path, rounds: int, stages: int = STAGES) -> tuple[str, ...]:
     text.write_text("the quick brown fox jumps over the lazy dog. " * 2000)
     settings = SETTINGS | {"run.rounds": rounds}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return "--new", "--stages", str(STAGES), "--replicas", "1", "--data", str(text), *words
+    return "--new", "--stages", str(stages), "--replicas", "1", "--data", str(text), *words
 
 
 def placed(worker: WorkerProcess) -> set[int]:
@@ -86,4 +88,47 @@ def test_a_killed_stage_heals_and_the_run_ends_with_every_micro_batch_counted_on
     made = account({name: worker.events("batch_counted") for name, worker in names.items()}, [struck], STAGES)
     assert made.wrong == []
     assert made.batches == ROUNDS * INNER_STEPS
+    assert not processes_of(tmp_path)
+
+
+def saved_steps(folder: Path, stage: int) -> list[int]:
+    """Of the checkpoints of a stage, the newest first."""
+    return [one.manifest.step for one in found_in(folder / f"stage-{stage}") if one.manifest is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_are_killed_and_go_on_from_the_newest_step_that_all_have(
+    start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    stages, rounds = 3, 40
+    often = ("--checkpoint-every", "1s")
+    settings = ("--set", "task.settings.model.num_layers=3")
+    founder = start(tmp_path / "0", *founding(tmp_path / "text", rounds, stages), *settings, *often)
+    joiners = [start(tmp_path / str(number), "--join", founder.address, *often) for number in range(1, stages + 1)]
+    crew = [founder, *joiners]
+    wait_for(lambda: all(placed(worker) for worker in crew), "a holder of every stage", PATIENCE_S)
+    held = {worker.folder: min(placed(worker)) for worker in crew}
+    wait_for(
+        lambda: all(len(saved_steps(folder, stage)) > 1 for folder, stage in held.items()), "checkpoints", PATIENCE_S
+    )
+    kill(*crew)
+    saved = [set(saved_steps(folder, stage)) for folder, stage in held.items()]
+    common = max(set.intersection(*saved))
+    assert common >= INNER_STEPS
+
+    again = [start(folder) for folder in held]
+    wait_for(lambda: None not in [worker.popen.poll() for worker in again], "the end of the run", PATIENCE_S)
+    assert [worker.code() for worker in again] == [0] * len(again), [worker.stderr for worker in again]
+    for worker in again:
+        (first, second) = worker.events("stage_placed")
+        assert (second["stage"], second["step"], second["source"]) == (first["stage"], common, "checkpoint")
+        (resumed,) = worker.events("resumed")
+        assert resumed["step"] == common
+    steps = [event["step"] for event in again[0].events("batch_counted") if event["stage"] == 0]
+    assert steps[-1] == rounds * INNER_STEPS - 1
+    after = steps[steps.index(steps[-1]) - (rounds * INNER_STEPS - common) + 1 :]
+    assert after == list(range(common, rounds * INNER_STEPS))
+    ends = {tuple(saved_steps(folder, stage)[:1]) for folder, stage in held.items()}
+    assert ends == {(rounds * INNER_STEPS,)}
     assert not processes_of(tmp_path)

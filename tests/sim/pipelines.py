@@ -4,6 +4,7 @@ The model is a chain of linear blocks between a scale and a squared error, so sm
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,20 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.options import Outcome, RunOptions
+from decentral.engine.options import Every, Outcome, RunOptions
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
+from decentral.engine.reunion import Known
 from decentral.errors import DataError
 from decentral.monitor.events import BatchCounted, Event, StagePlaced, StageRecovered, Stopped
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
 from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.stored import Stored
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.tape import FaultTape
 from decentral.sim.world import Machine, SimPeer, World, peer_id
+from decentral.state.worker_state import WorkerState, Written
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
@@ -110,19 +114,33 @@ def tiny_blocks(
 
 
 class MemoryStore:
-    """Checkpoints in memory; survives its worker, as a disk does."""
+    """Checkpoints in memory, three of each stage; survives its worker, as a disk does."""
 
     def __init__(self) -> None:
-        self.saved: dict[int, Outcome] = {}
+        self.saved: dict[int, list[WorkerState]] = {}
+        """The newest first."""
 
-    def stages(self) -> frozenset[int]:
-        return frozenset(self.saved)
+    def stored(self) -> list[Stored]:
+        return [
+            Stored(stage, state.step, state.digest, bool(state.facts))
+            for stage, states in self.saved.items()
+            for number, state in enumerate(states)
+            if all(state.step < newer.step for newer in states[:number])
+        ]
 
-    def load(self, stage: int) -> Mapping[str, Tensor]:
-        return self.saved[stage].anchors
+    def verify(self) -> None:
+        pass
 
-    def save(self, stage: int, outcome: Outcome) -> None:
-        self.saved[stage] = outcome
+    def load(self, stage: int, step: int) -> WorkerState:
+        return next(state for state in self.saved[stage] if state.step == step)
+
+    def newest(self, stage: int) -> tuple[int, Mapping[str, Tensor]] | None:
+        return next(((state.step, state.anchors) for state in self.saved.get(stage, ())), None)
+
+    def save(self, stage: int, state: WorkerState) -> Written:
+        before = [other for other in self.saved.get(stage, ()) if other.step != state.step]
+        self.saved[stage] = [state, *before][:3]
+        return Written("memory", 0)
 
 
 class Watched(MemoryJournal):
@@ -179,6 +197,8 @@ class PipelineScenario:
     """Told every event when it is recorded."""
     starts: Mapping[int, float] = field(default_factory=dict)
     """Seconds between the start of a machine and that of the next one."""
+    resumes: bool = False
+    """Whether a machine that starts once more goes on with what is on its disk; else it joins those who are there."""
     until_s: float = 3000.0
 
     @property
@@ -313,11 +333,15 @@ async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineR
         process = _process(scenario, peer, record, life)
         record.processes.setdefault(peer.peer_id, []).append(process)
         others = [other for other in scenario.peers if other != peer.peer_id and world.is_running(other)]
-        if len(record.lives) == 1:
+        again = scenario.resumes and len(record.processes[peer.peer_id]) > 1
+        if again:
+            known = [other for other in scenario.peers if other != peer.peer_id]
+            await process.resume(Known(known, lambda other: _is_there(world, other)))
+        elif len(record.lives) == 1:
             await process.found()
         elif others:
             await process.join(others[:2])
-        if len(record.lives) == 1 or others:
+        if again or len(record.lives) == 1 or others:
             record.outcomes[peer.peer_id] = await process.run(stop)
         life.over = True
 
@@ -332,6 +356,10 @@ async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineR
     await world.ended()
     record.ended_at_s = asyncio.get_running_loop().time()
     return record
+
+
+async def _is_there(world: World, peer: PeerId) -> bool:
+    return world.is_running(peer)
 
 
 def _no_data() -> Source:
@@ -357,7 +385,6 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         num_microbatches=scenario.num_microbatches,
         num_replicas=scenario.num_replicas,
         routing=scenario.routing,
-        checkpoint_s=scenario.checkpoint_s,
         inner_steps=scenario.inner_steps,
         eval_every_rounds=2,
     )
@@ -392,7 +419,6 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         )
     if number in scenario.without_data:
         blocks = replace(blocks, data=_no_data)
-    store = record.stores.setdefault(peer.peer_id, MemoryStore())
     parts = PipelineProcessParts(
         transport=peer.transport,
         directory=peer.directory,
@@ -401,7 +427,8 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         journal=journal(),
         stage_journal=journal,
         blocks=blocks,
-        store=store,
+        store=record.stores.setdefault(peer.peer_id, MemoryStore()),
+        save_every=Every(scenario.checkpoint_s or math.inf),
         wanted=scenario.wanted.get(number, spare),
     )
     return PipelineProcess(options, parts)

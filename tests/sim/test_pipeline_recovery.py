@@ -63,8 +63,8 @@ class Spy:
             self.handed_out[next(iter(live._model.parameters()))] = snapshot.fragments[0].anchor_N.clone()
             return snapshot
 
-        async def see_standing(takeover: Takeover, slot: int) -> Standing:
-            found = await standing(takeover, slot)
+        async def see_standing(takeover: Takeover, slot: int, origin: int) -> Standing:
+            found = await standing(takeover, slot, origin)
             self.norms = {stage: norm for (stage, _), norm in found.norms.items()}
             return found
 

@@ -1,16 +1,20 @@
 """``decentral local --resume DIR``: a local run that was stopped goes on, with as many workers as before or others."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decentral.cli.local.command import check_cut, check_length_and_result, measure
-from decentral.cli.local.processes import Processes
+from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.worker import settled
+from decentral.config.pipeline import PipelineSection
 from decentral.errors import ConfigError
+from decentral.types import PeerId
 
 if TYPE_CHECKING:
+    from decentral.state.checkpoint import About
     from decentral.state.manifest import Manifest
 
 
@@ -40,7 +44,9 @@ def resume(
     from decentral.cli.local.run import GoingOn, LocalRun
     from decentral.run.folder import folders_of
     from decentral.run.resuming import go_on, refuse_the_end
+    from decentral.run.stages import parts_of
     from decentral.run.tasks import build_trainer
+    from decentral.state.checkpoint import About
 
     had = folders_of(folder)[1:]
     size = workers or len(had)
@@ -54,23 +60,53 @@ def resume(
     setting = go_on(folder, settled, config, assignments, flags)
     swarm, own = setting.swarm, setting.own
     if swarm.pipeline.stages:
-        raise ConfigError(
-            f"{furthest.run} trains a model in stages, and such a run cannot be brought back yet.",
-            hint="Its stages are in the folders of its workers; `decentral runs DIR` lists them.",
-        )
-    refuse_the_end(folder, furthest.run, setting, furthest.round, furthest.step)
-    processes = Processes(size)
+        processes = _with_stages(swarm.pipeline, workers, len(had))
+        step = _common_step(had, About(furthest.run, swarm.method.name, swarm.run.rounds), swarm.pipeline.stages)
+        refuse_the_end(folder, furthest.run, setting, step // swarm.method.inner_steps, step)
+    else:
+        processes = Processes(size)
+        refuse_the_end(folder, furthest.run, setting, furthest.round, furthest.step)
     check_length_and_result(None, None, take, processes)
     torch.set_num_threads(max(1, own.threads))
     trainer = build_trainer(swarm, own.device, (), stream_seed=0)
-    check_cut(swarm, [trainer.parameters()])
+    check_cut(swarm, parts_of(swarm, own.device, trainer.parameters()))
     pace = measure(trainer, steps=1)
     going_on = GoingOn(furthest.run, tuple(sorted(newest)))
     return asyncio.run(LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take, going_on).run())
 
 
+def _with_stages(pipeline: PipelineSection, workers: int | None, size: int) -> Processes:
+    """As many processes as there were; those beyond what stages and replicas take are spares."""
+    taken = (pipeline.stages + 1) * max(1, pipeline.replicas)
+    return processes_for(pipeline, workers, max(0, size - taken))
+
+
+def _common_step(folders: Sequence[Path], about: "About", num_stages: int) -> int:
+    """The step from which a pipeline goes on.
+
+    Raises:
+        ConfigError: there is none, and which stage is missing.
+    """
+    from decentral.pipeline.stored import Lacking, start_of
+    from decentral.run.disk import Disk
+    from decentral.run.store import StageFiles
+
+    stores = {PeerId(path.name): StageFiles(path, about, num_stages, 1, Disk(), time.time) for path in folders}
+    start = start_of({name: store.stored() for name, store in stores.items()}, num_stages)
+    if isinstance(start, Lacking):
+        raise ConfigError(
+            f"{about.run} cannot go on: {start}.",
+            hint="If another machine has it, start the workers one by one, there and here: decentral worker --resume "
+            "DIR. Else the stages that there are can be exported, and a run founded anew.",
+        )
+    return start.step
+
+
 def _newest(folder: Path) -> "Manifest | None":
-    """Of the newest whole checkpoint of a worker."""
+    """Of the newest whole checkpoint of a worker, be it of a stage."""
+    from decentral.run.folder import stage_folder
     from decentral.state.manifest import found_in
 
-    return next((one.manifest for one in found_in(folder) if one.manifest is not None), None)
+    trees = (folder, *folder.glob(stage_folder("*")))
+    newest = [next((one.manifest for one in found_in(tree) if one.manifest is not None), None) for tree in trees]
+    return max((one for one in newest if one is not None), key=lambda manifest: manifest.step, default=None)

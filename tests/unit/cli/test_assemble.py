@@ -16,7 +16,7 @@ from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError, ExitCode, MismatchError, UsageError
-from decentral.run.folder import CONFIG, MODEL, WORKERS, stage_file
+from decentral.run.folder import CONFIG, MODEL, WORKERS, stage_folder
 from decentral.state.files import save_weights
 
 
@@ -25,8 +25,10 @@ def save(worker: Path, stage: int, value: float, round: int = 40, stages: int = 
     worker.mkdir(parents=True, exist_ok=True)
     hidden = torch.randn(6, generator=torch.Generator().manual_seed(0)).chunk(3)[stage]
     about = {"run": run, "round": str(round), "stage": str(stage), "stages": str(stages), "digest": "d"}
-    save_weights(worker / stage_file(stage), {f"layers.{stage}.weight": hidden + value}, about)
-    return worker / stage_file(stage)
+    folder = worker / stage_folder(stage)
+    folder.mkdir()
+    save_weights(folder / MODEL, {f"layers.{stage}.weight": hidden + value}, about)
+    return folder / MODEL
 
 
 def made(folder: Path, *parts: tuple[int, int, float, int]) -> Path:
@@ -76,7 +78,7 @@ def test_or_the_average_of_those_that_are_not_far_behind(tmp_path):
 def test_a_worker_may_have_held_several_stages_and_files_count_once(tmp_path):
     run = made(tmp_path, (0, 0, 1.0, 40), (0, 1, 2.0, 40), (1, 2, 3.0, 40))
     one = run / WORKERS / "0"
-    parts, _, _ = parts_from_paths([str(run), str(one), str(one / stage_file(1))])
+    parts, _, _ = parts_from_paths([str(run), str(one), str(one / stage_folder(1) / MODEL)])
     assert sorted(part.stage for part in parts) == [0, 1, 2]
 
 
@@ -105,7 +107,8 @@ def test_nobody_has_a_whole_model_to_be_taken(tmp_path, take):
 
 def test_a_file_that_is_cut_off_is_left_out_and_one_that_was_named_is_refused(tmp_path):
     run = made(tmp_path, *WHOLE)
-    torn = run / WORKERS / "1" / stage_file(2)
+    torn = run / WORKERS / "1" / stage_folder(2) / MODEL
+    torn.parent.mkdir()
     torn.write_bytes(b"half")
     parts, others, broken = parts_from_paths([str(run)])
     assert (len(parts), others) == (3, [])
@@ -132,7 +135,7 @@ def test_export_writes_one_model_with_its_loss(tmp_path):
 def test_export_of_folders_and_files_of_several_machines(tmp_path):
     out = tmp_path / "out.safetensors"
     sources = [save(tmp_path / str(stage), stage, 2.0) for stage in range(3)]
-    found = export(sources[0], sources[1].parent, sources[2], "--out", out, "--no-loss")
+    found = export(sources[0], sources[1].parent.parent, sources[2], "--out", out, "--no-loss")
     assert found.exit_code == 0, found.output
     assert values(load_file(out)) == [2.0, 2.0, 2.0]
 

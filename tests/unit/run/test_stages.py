@@ -36,7 +36,6 @@ def test_every_setting_of_a_pipeline_arrives() -> None:
             "pipeline.norm=squared",
             "pipeline.lr_boost=1.5",
             "pipeline.lr_boost_steps=7",
-            "pipeline.checkpoint_s=9",
             "run.seed=11",
             "method.inner_steps=5",
             "eval_every_rounds=6",
@@ -46,7 +45,7 @@ def test_every_setting_of_a_pipeline_arrives() -> None:
     assert (made.num_stages, made.spans, made.healing) == (4, ((0, 2), (2, 4), (4, 6), (6, 8)), "checkfree")
     assert (made.num_replicas, made.num_microbatches, made.window) == (3, 4, 2)
     assert (made.codec.name, made.routing, made.norm, made.seed) == ("int8-b64", "speed", "squared", 11)
-    assert (made.lr_boost, made.lr_boost_steps, made.checkpoint_s) == (1.5, 7, 9.0)
+    assert (made.lr_boost, made.lr_boost_steps) == (1.5, 7)
     assert (made.inner_steps, made.eval_every_rounds) == (5, 6)
 
 

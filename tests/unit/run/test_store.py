@@ -1,94 +1,130 @@
-"""A worker's files of stages: what counts as a checkpoint, and what becomes of a disk that does not do its part."""
+"""A worker's checkpoints of stages: what counts as one, and what becomes of a disk that does not do its part."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from decentral.cli.sources import parts_from_paths
-from decentral.engine.options import Outcome
-from decentral.monitor.events import Event, Saved
+from decentral.pipeline.stored import Stored
 from decentral.run.disk import Disk
-from decentral.run.folder import stage_file
+from decentral.run.folder import MODEL, stage_folder
 from decentral.run.store import StageFiles
-from decentral.state.files import save_weights
+from decentral.state.checkpoint import About
+from decentral.state.worker_state import WorkerState
+
+ABOUT = About("demo-1", "diloco", 40)
 
 
-class Told:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def record(self, event: Event) -> None:
-        self.events.append(event)
+def store(
+    folder: Path, run: str = "demo-1", num_stages: int = 4, disk: Disk | None = None, keep: int = 1
+) -> StageFiles:
+    return StageFiles(folder, replace(ABOUT, run=run), num_stages, keep, disk or Disk(), lambda: 1.0)
 
 
-def store(folder: Path, run: str = "demo-1", num_stages: int = 4, disk: Disk | None = None) -> StageFiles:
-    return StageFiles(folder, run, num_stages, Told(), disk or Disk())
-
-
-def outcome(value: float, round: int = 7) -> Outcome:
-    return Outcome(False, round, 10, "d", {"blocks.0.w": torch.full((2,), value)})
+def state(value: float, step: int = 70, **changes: object) -> WorkerState:
+    anchors = {"blocks.0.w": torch.full((2,), value)}
+    made = WorkerState(
+        step=step,
+        round=step // 10,
+        tokens=10,
+        digest=f"d{step}",
+        closed=False,
+        anchors=anchors,
+        outer={},
+        own={},
+        facts={"made": {}},
+        trainer={"state": {"position": {"slot": 1, "batch": step, "committed": {0: step - 1}}}},
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
 
 
 def test_a_stage_that_was_saved_can_be_loaded_also_by_the_next_process(tmp_path):
     first = store(tmp_path)
-    assert first.stages() == frozenset()
-    first.save(2, outcome(1.0))
-    first.save(2, outcome(3.0, round=8))
-    first.save(0, outcome(2.0))
+    assert first.stored() == []
+    assert first.newest(2) is None
+    assert first.save(2, state(1.0)).path == str(tmp_path / "stage-2" / "checkpoints" / "step_000070")
+    first.save(2, state(3.0, 80))
+    first.save(0, state(2.0, facts={}, trainer={}))
     for found in (first, store(tmp_path)):
-        assert found.stages() == {0, 2}
-        assert found.load(2)["blocks.0.w"].tolist() == [3.0, 3.0]
-    with pytest.raises(FileNotFoundError):
-        first.load(1)
+        expected = {Stored(0, 70, "d70", False), Stored(2, 80, "d80", True), Stored(2, 70, "d70", True)}
+        assert set(found.stored()) == expected
+        loaded = found.load(2, 70)
+        assert loaded.anchors["blocks.0.w"].tolist() == [1.0, 1.0]
+        assert loaded.trainer == state(1.0).trainer
+        step, weights = found.newest(2)
+        assert (step, weights["blocks.0.w"].tolist()) == (80, [3.0, 3.0])
+    with pytest.raises(FileNotFoundError, match="stage 1 at step 70"):
+        first.load(1, 70)
 
 
-def test_the_journal_is_told(tmp_path):
-    told = Told()
-    StageFiles(tmp_path, "demo-1", 4, told, Disk()).save(2, outcome(1.0))
-    assert told.events == [Saved(str(tmp_path / stage_file(2)), 7)]
+def test_three_are_kept_so_that_one_of_them_is_common_to_all_stages(tmp_path):
+    found = store(tmp_path, keep=1)
+    for step in (10, 20, 30, 40):
+        found.save(1, state(1.0, step))
+    assert [one.step for one in found.stored()] == [40, 30, 20]
+
+
+def test_what_lies_ahead_of_the_step_that_a_run_went_on_from_does_not_count(tmp_path):
+    found = store(tmp_path)
+    for step in (10, 40, 20):
+        found.save(1, state(1.0, step))
+    assert [one.step for one in found.stored()] == [20, 10]
+    assert [one.step for one in store(tmp_path).stored()] == [20, 10]
 
 
 def test_export_finds_what_it_needs_to_know(tmp_path):
-    store(tmp_path).save(2, outcome(1.0))
+    store(tmp_path).save(2, state(1.0))
     ((part,), _, _) = parts_from_paths([str(tmp_path)])
     assert (part.stage, part.num_stages, part.replica.run, part.replica.round) == (2, 4, "demo-1", 7)
 
 
-def test_files_of_another_run_or_another_cut_do_not_count(tmp_path):
-    store(tmp_path).save(2, outcome(1.0))
-    assert store(tmp_path, run="demo-2").stages() == frozenset()
-    assert store(tmp_path, num_stages=3).stages() == frozenset()
+def test_checkpoints_of_another_run_or_another_cut_do_not_count(tmp_path):
+    store(tmp_path).save(2, state(1.0))
+    assert store(tmp_path, run="demo-2").stored() == []
+    assert store(tmp_path, num_stages=3).stored() == []
 
 
-@pytest.mark.parametrize("broken", [b"", b"half", None])
-def test_a_broken_file_is_no_checkpoint(tmp_path, broken):
-    if broken is None:  # whole, but its values cannot be used
-        about = {"run": "demo-1", "stages": "4", "round": "1"}
-        save_weights(tmp_path / stage_file(1), {"w": torch.tensor([torch.nan])}, about)
-        assert store(tmp_path).stages() == {1}
-    else:
-        (tmp_path / stage_file(1)).write_bytes(broken)
+@pytest.mark.parametrize("read", ["load", "newest", "verify"])
+def test_a_damaged_one_is_not_offered_again_and_the_one_before_it_is_taken(tmp_path, read):
+    store(tmp_path).save(1, state(1.0, 70))
+    store(tmp_path).save(1, state(2.0, 80))
+    torn = tmp_path / stage_folder(1) / "checkpoints" / "step_000080" / MODEL
+    torn.write_bytes(torn.read_bytes()[:-4] + b"\0\0\0\1")
     found = store(tmp_path)
-    with pytest.raises(OSError, match=r"not a file of tensors|not finite"):
-        found.load(1)
-    assert found.stages() == frozenset()
+    assert [one.step for one in found.stored()] == [80, 70]
+    if read == "load":
+        with pytest.raises(OSError, match=f"{MODEL} is damaged"):
+            found.load(1, 80)
+    elif read == "newest":
+        assert found.newest(1)[0] == 70
+    else:
+        found.verify()
+    assert [one.step for one in found.stored()] == [70]
 
 
-def test_a_disk_that_cannot_be_written_is_reported_and_the_last_file_kept(tmp_path, monkeypatch, caplog):
+def test_a_disk_that_cannot_be_written_is_reported_and_the_last_checkpoint_kept(tmp_path, monkeypatch, caplog):
     disk = Disk()
     found = store(tmp_path, disk=disk)
-    found.save(2, outcome(1.0))
+    found.save(2, state(1.0))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("decentral.run.store.save_weights", full)
+    monkeypatch.setattr("decentral.state.checkpoint.save_weights", full)
     with caplog.at_level(logging.ERROR):
-        found.save(2, outcome(9.0))
-        found.save(3, outcome(9.0))
+        assert found.save(2, state(9.0, 80)) is None
+        assert found.save(3, state(9.0, 80)) is None
     assert caplog.text.count("No space left on device") == 2
     assert disk.problem is not None
-    assert found.stages() == {2}
-    assert found.load(2)["blocks.0.w"].tolist() == [1.0, 1.0]
+    assert found.stored() == [Stored(2, 70, "d70", True)]
+    assert found.load(2, 70).anchors["blocks.0.w"].tolist() == [1.0, 1.0]
+
+
+def test_values_that_are_not_finite_are_not_kept(tmp_path):
+    found = store(tmp_path)
+    found.save(2, state(1.0))
+    assert found.save(2, state(float("nan"), 80)) is None
+    assert [one.step for one in found.stored()] == [70]

@@ -418,7 +418,9 @@ class TestResult:
         for worker, stage, value, round_ in saved:
             about = {"run": "demo-1", "round": str(round_), "stage": str(stage), "stages": "2"}
             weights = {f"layers.{stage}.weight": hidden[stage] + value}
-            save_file(weights, tmp_path / "workers" / str(worker) / f"stage-{stage}.safetensors", about)
+            file = tmp_path / "workers" / str(worker) / f"stage-{stage}" / "model.safetensors"
+            file.parent.mkdir(parents=True)
+            save_file(weights, file, about)
         run._finish(61.0)
         return run
 

@@ -1,0 +1,106 @@
+"""How members of a pipeline of which no stage has a holder any more come to go on from the same step, each by itself.
+
+Each tells the others what it has on its disk, and all draw the same conclusion (``pipeline.stored``). Who has drawn it
+says so from then on: it counts for those who are heard of later. Whoever takes which stage is not decided here.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from decentral.engine.takeover import Store
+from decentral.errors import FrameError, TransportError
+from decentral.pipeline.holders import Holders
+from decentral.pipeline.stored import Inventory, Lacking, Start, start_of
+from decentral.ports.transport import Transport
+from decentral.swarm.message import from_wire, to_wire
+from decentral.swarm.timing import Timing
+from decentral.types import PeerId
+
+INVENTORY = "inventory"
+
+
+class Agreement:
+    """One member's part.
+
+    Args:
+        transport: to the others.
+        holders: who is there.
+        store: what this member has.
+        num_stages: without the head.
+        timing: bounds for every call.
+        is_in: whether this member holds stages, or is about to: what was agreed on before the last end does not count.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        holders: Holders,
+        store: Store,
+        num_stages: int,
+        timing: Timing,
+        is_in: Callable[[], bool],
+    ) -> None:
+        self.origin = 0
+        """The step from which the run went on when it was brought back; 0 if it was not, or that is not known."""
+        self._transport = transport
+        self._holders = holders
+        self._store = store
+        self._num_stages = num_stages
+        self._timing = timing
+        self._is_in = is_in
+        self._agreeing = False
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        await self._transport.serve(INVENTORY, self._on_inventory, max_request_bytes=0)
+
+    async def reached(self) -> Start | Lacking:
+        """From which step the run goes on, as those see it who are there now."""
+        self.origin = 0
+        self._agreeing = True
+        start = await self._seen()
+        if isinstance(start, Start):
+            # Somebody may have come to another conclusion at the same moment, as it knew more: that one counts.
+            self.origin = start.step
+            start = await self._seen()
+        self._agreeing = isinstance(start, Start)
+        self.origin = start.step if isinstance(start, Start) else 0
+        return start
+
+    async def follow(self, peers: Sequence[PeerId]) -> list[PeerId]:
+        """Learn from members of a run that goes on where it was brought back; returns those who do hold something."""
+        found = await self._ask(peers)
+        self.origin = max((inventory.origin for inventory in found.values()), default=0)
+        return [peer for peer, inventory in found.items() if inventory.holds]
+
+    def over(self) -> None:
+        """This member has taken what it has: from now on its stages speak for it."""
+        self._agreeing = False
+
+    async def _seen(self) -> Start | Lacking:
+        me = self._transport.peer_id
+        found = await self._ask([presence.peer for presence in self._holders.present() if presence.peer != me])
+        found[me] = self._own()
+        stored = {peer: inventory.stored for peer, inventory in found.items()}
+        return start_of(stored, self._num_stages, max(inventory.origin for inventory in found.values()))
+
+    async def _ask(self, peers: Sequence[PeerId]) -> dict[PeerId, Inventory]:
+        """What those say who answer."""
+        replies = await asyncio.gather(*[self._ask_one(peer) for peer in peers])
+        return {peer: reply for peer, reply in zip(peers, replies, strict=True) if reply is not None}
+
+    async def _ask_one(self, peer: PeerId) -> Inventory | None:
+        limit = Inventory.max_bytes
+        try:
+            timeout_s = self._timing.call_timeout_s(limit)
+            reply = await self._transport.call(peer, INVENTORY, b"", timeout_s=timeout_s, max_reply_bytes=limit)
+            return from_wire(Inventory, reply)
+        except (TransportError, FrameError):
+            return None
+
+    def _own(self) -> Inventory:
+        holds = self._is_in()
+        return Inventory(holds, self.origin if self._agreeing or holds else 0, tuple(self._store.stored()))
+
+    async def _on_inventory(self, sender: PeerId, request: bytes) -> bytes:
+        return to_wire(self._own())

@@ -1,0 +1,43 @@
+"""Where the loop of a stage is in the run's data, as it is kept beside the inner optimizer. Pure."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+#: Under which it lies in the state of a stage's trainer.
+POSITION = "position"
+
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Of a head, slot and batch; of a stage, the rest."""
+
+    slot: _Count = 0
+    """Which part of the data the head draws."""
+    batch: _Count = 0
+    """The next one it draws."""
+    committed: dict[int, int] = {}
+    """The last batch of each slot that is part of the stage's weights."""
+    healed_at: int | None = None
+    """The step at which the stage was made of its neighbours; ``None`` if it never was."""
+    grad_norm: float = math.nan
+    """Of the last mean gradient."""
+    loss: float = math.nan
+    """Of the last batch, nats per token."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain values."""
+        return msgspec.structs.asdict(self)
+
+    @staticmethod
+    def of(trainer: Mapping[str, Any]) -> "Position":
+        """That in the state of a stage's trainer; the beginning if there is none.
+
+        Raises:
+            ValueError: it is not what this release writes.
+        """
+        return msgspec.convert(trainer.get(POSITION, {}), Position)
