@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,22 +71,24 @@ class Swarm:
 
 
 @pytest.fixture(scope="module")
-def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Swarm]:
     folder = tmp_path_factory.mktemp("refusals")
+    # Each attempt costs seconds of a processor: none is made that no selected test looks at.
+    asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     (folder / "nothing").touch()
     refused: dict[str, Process] = {}
     with ExitStack() as stack:
         silent, ssh = listener(stack, b""), listener(stack, b"SSH-2.0-x\r\n")
 
-        def attempt(name: str, *arguments: str, **options: tuple[str, ...]) -> None:
-            refused[name] = WorkerProcess(folder / name, *arguments, **options)
-            stack.callback(refused[name].end)
+        def attempt(name: str, *arguments: str, kind: type[Process] = WorkerProcess, **options: Any) -> None:
+            if name in asked:
+                refused[name] = kind(folder / name, *arguments, **options)
+                stack.callback(refused[name].end)
 
         founder = WorkerProcess(folder / "founder", *founding(folder / "hurry", step_s=3600.0, rounds=1))
         stack.callback(founder.end)
         attempt("no worker there", "--join", f"127.0.0.1:{closed_port()}")
-        refused["silent"] = Process(folder / "silent", "status", f"127.0.0.1:{silent}")
-        stack.callback(refused["silent"].end)
+        attempt("silent", "status", f"127.0.0.1:{silent}", kind=Process)
         attempt("other program", "--join", f"127.0.0.1:{ssh}")
         attempt("malformed", "--join", "/ip4/127.0.0.1/udp/31337")
         attempt("empty", "--join", "")
@@ -121,16 +124,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     [
         ("no worker there", ExitCode.UNREACHABLE, ("Nothing listens on 127.0.0.1:", "connection refused")),
         ("silent", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", "it said nothing in")),
-        ("other program", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", '"SSH-2.0-x"')),
-        ("malformed", ExitCode.USAGE, ('"/ip4/127.0.0.1/udp/31337" is not an address', "/tcp/PORT belongs")),
-        ("empty", ExitCode.USAGE, ("--join is empty.", "--new")),
-        ("unknown key", ExitCode.CONFIG, ("unknown key 'method.iner_steps'", "Did you mean 'method.inner_steps'?")),
-        ("unknown codec", ExitCode.CONFIG, ("unknown codec 'int4-128'", "did you mean int4-b128?")),
-        ("unknown method", ExitCode.CONFIG, ('"nolco": must be one of local-sgd, diloco', "Did you mean 'noloco'?")),
         ("own port", ExitCode.PORT_TAKEN, ("is taken by pid", "--port 0")),
-        ("no data", ExitCode.DATA, ("missing' does not exist", "local to each machine")),
-        ("empty data", ExitCode.DATA, ("holds 0 bytes of text", "give at least")),
-        ("no device", ExitCode.INCAPABLE, ("not on 'cuda:7'", "--device cpu")),
         ("wrong peer", ExitCode.WRONG_PEER, ("is a peer, but its id is ..", "you gave ..")),
         (
             "mismatch",
@@ -142,6 +136,28 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         ("run there", ExitCode.USAGE, ("There is a run in", "run there: demo-0.", "--resume", "--overwrite")),
         ("other run", ExitCode.USAGE, ("There is a run in", "other run: demo-1.", "another folder", "--overwrite")),
         ("copied identity", ExitCode.IDENTITY, ("is in use by a live worker of this swarm", "of its own")),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # tests of the parts have these without a process
+            for case in (
+                ("other program", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", '"SSH-2.0-x"')),
+                ("malformed", ExitCode.USAGE, ('"/ip4/127.0.0.1/udp/31337" is not an address', "/tcp/PORT belongs")),
+                ("empty", ExitCode.USAGE, ("--join is empty.", "--new")),
+                (
+                    "unknown key",
+                    ExitCode.CONFIG,
+                    ("unknown key 'method.iner_steps'", "Did you mean 'method.inner_steps'?"),
+                ),
+                ("unknown codec", ExitCode.CONFIG, ("unknown codec 'int4-128'", "did you mean int4-b128?")),
+                (
+                    "unknown method",
+                    ExitCode.CONFIG,
+                    ('"nolco": must be one of local-sgd, diloco', "Did you mean 'noloco'?"),
+                ),
+                ("no data", ExitCode.DATA, ("missing' does not exist", "local to each machine")),
+                ("empty data", ExitCode.DATA, ("holds 0 bytes of text", "give at least")),
+                ("no device", ExitCode.INCAPABLE, ("not on 'cuda:7'", "--device cpu")),
+            )
+        ),
     ],
 )
 def test_a_refusal_says_what_was_wrong_and_what_to_do(
