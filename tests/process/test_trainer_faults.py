@@ -14,25 +14,33 @@ from tests.process.command import WorkerProcess, founding, processes_of, wait_fo
 Swarm = tuple[WorkerProcess, WorkerProcess, WorkerProcess]
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WorkerProcess, WorkerProcess]]:
+    """Two workers that have to go on, whoever fails beside them: the same two for all tests."""
+    folder = tmp_path_factory.mktemp("faults")
+    with ExitStack() as stack:
+        founder = WorkerProcess(folder / "founder", *founding(folder / "hurry", step_s=0.05, rounds=100_000))
+        stack.callback(founder.end)
+        other = WorkerProcess(folder / "other", "--join", founder.address)
+        stack.callback(other.end)
+        yield founder, other
+    wait_for(lambda: not processes_of(folder), "no process left")
+
+
 @pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Callable[[str], Swarm]]:
-    """Two workers and a third whose trainer fails once all three have mixed a round."""
+def swarm(others: tuple[WorkerProcess, WorkerProcess], tmp_path: Path) -> Iterator[Callable[[str], Swarm]]:
+    """The two and a third whose trainer fails once all three have mixed a round."""
     with ExitStack() as stack:
 
-        def start(folder: str, *arguments: str) -> WorkerProcess:
-            worker = WorkerProcess(tmp_path / folder, *arguments)
-            stack.callback(worker.end)
-            return worker
-
         def make(fault: str) -> Swarm:
-            founder = start("founder", *founding(tmp_path / "hurry", step_s=0.05, rounds=400))
-            other = start("other", "--join", founder.address)
             (tmp_path / "faulty").mkdir()
             task = ("--task", "tests.process.faulty:build", "--data", str(tmp_path / "faulty"))
-            faulty = start("faulty", "--join", founder.address, *task)
-            wait_for(lambda: len(members(founder)) == 3, "a round of all three")
+            faulty = WorkerProcess(tmp_path / "faulty", "--join", others[0].address, *task)
+            stack.callback(faulty.end)
+            everybody = {worker.peer for worker in (*others, faulty)}
+            wait_for(lambda: set(members(others[0])) == everybody, "a round of all three")
             (tmp_path / "faulty" / "fault").write_text(fault)
-            return founder, other, faulty
+            return *others, faulty
 
         yield make
     assert not processes_of(tmp_path)
@@ -62,10 +70,10 @@ def go_on(founder: WorkerProcess, other: WorkerProcess) -> None:
     ("fault", "code", "told"),
     [
         ("raises", ExitCode.TRAINER, r"error: ValueError while taking inner step \d+ \(\S+faulty.py:\d+, in _raises\)"),
-        ("ends", ExitCode.OK, r"the data is over at step \d+"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
+                ("ends", ExitCode.OK, r"the data is over at step \d+"),
                 ("exits", 7, ""),
                 ("out_of_memory", ExitCode.TRAINER, r"error: out of memory while taking inner step \d+ .*2.00 GiB"),
                 ("returns_nothing", ExitCode.TRAINER, r"report of train_steps is None \(NoneType\)"),
