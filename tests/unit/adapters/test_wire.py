@@ -23,7 +23,7 @@ class Link:
         self.meter = Meter(self.budget)
         self.log: list[tuple[float, str, int]] = []
         """Time, stream, bytes."""
-        self.data: dict[str, bytes] = {}
+        self.data: dict[str, bytearray] = {}
 
     async def send(self, stream: str, size: int, after_s: float = 0.0) -> float:
         """Send a message; the time at which all of it was written."""
@@ -47,7 +47,7 @@ class Writer:
 
     def write(self, piece: memoryview) -> None:
         self._link.log.append((asyncio.get_running_loop().time(), self._stream, len(piece)))
-        self._link.data[self._stream] = self._link.data.get(self._stream, b"") + bytes(piece)
+        self._link.data.setdefault(self._stream, bytearray()).extend(piece)
 
     async def drain(self) -> None:
         pass
