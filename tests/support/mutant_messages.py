@@ -1,4 +1,4 @@
-"""Broken messages of a gossip, of servers, of a pipeline and of downloads, drawn from a seed.
+"""Broken messages of an all-reduce, a gossip, servers, a pipeline and downloads, drawn from a seed.
 
 The frames in them are for ``mutants``.
 
@@ -16,6 +16,8 @@ from typing import Any
 import msgpack
 
 from decentral.errors import FrameError
+from decentral.exchange.allreduce.messages import Answer, Convene, ConveneReply, Mean, Shard, unpack_mean
+from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.gossip import messages
 from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Reply
 from decentral.exchange.server import messages as server
@@ -23,7 +25,7 @@ from decentral.pipeline import packets
 from decentral.pipeline.packets import Commit, Committed, Failed, Hop, Load, Packet, Settle, Settled
 from decentral.state.pieces import Ask, FragmentHead, Head
 from decentral.swarm.message import from_wire, to_wire
-from decentral.types import PeerId
+from decentral.types import PeerId, SyncKey
 from tests.support.address_space import at_most_more
 from tests.support.mutants import BREAKS_OF_BYTES, LIES
 
@@ -36,6 +38,11 @@ _LOADS = (Load(2, _PEERS[0], 3, 0.25), Load(1, _PEERS[1], 0, 0.5))
 
 Reader = Callable[[bytes], object]
 READERS: dict[str, Reader] = {
+    "participants": partial(from_wire, Participants),
+    "call": partial(from_wire, Convene),
+    "answer to a call": partial(from_wire, ConveneReply),
+    "shard": partial(from_wire, Shard, limit=_LIMIT),
+    "mean": lambda data: unpack_mean(data, _LIMIT, _MAX_MEMBERS),
     "question": partial(from_wire, messages.Question),
     "plan": partial(from_wire, Plan),
     "anchor": partial(from_wire, Anchor, limit=_LIMIT),
@@ -56,6 +63,11 @@ READERS: dict[str, Reader] = {
     "piece": partial(from_wire, Ask),
 }
 _GOOD: tuple[tuple[str, bytes], ...] = (
+    ("participants", to_wire(Participants(SyncKey(1, 0), _PEERS[0], 2, "base", _PEERS[:2], ((_PEERS[2], "why"),)))),
+    ("call", to_wire(Convene(SyncKey(1, 0), "base", 3, _PEERS[1:], 0.5))),
+    ("answer to a call", to_wire(ConveneReply(Answer.PARTICIPANTS, bytes(60), _PEERS[0]))),
+    ("shard", to_wire(Shard(bytes(60), 0, 1.0, bytes(range(200))))),
+    ("mean", to_wire(Mean.of((0, 2), bytes(range(200))))),
     ("question", to_wire(messages.Question(1))),
     ("plan", to_wire(Plan(_PEERS[0], 1500))),
     ("plan", to_wire(Plan(_PEERS[2], None))),

@@ -1,6 +1,5 @@
 """Messages of a pipeline: what is packed is read again, everything else is refused by a ``FrameError``."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -32,7 +31,6 @@ from decentral.pipeline.packets import (
 from decentral.swarm import message
 from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
-from tests.unit.swarm.test_presence import junk
 
 FRAME_BYTES = 60
 unpack_commit = functools.partial(from_wire, Commit)
@@ -120,7 +118,6 @@ GOOD: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "question for a slot": (unpack_settle, to_wire(Settle(1))),
     "answer for a slot": (unpack_settled, to_wire(Settled(0, 0, 0, math.nan, 2.5))),
 }
-READERS = tuple(read for read, _ in GOOD.values())
 NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
 NOT_COUNTS = (-1, 1 << 53, 1.0, True, None, "1", [], NESTED)
 NOT_INDICES = (*NOT_COUNTS, MAX_MICROBATCHES)
@@ -251,29 +248,3 @@ def test_the_longest_messages_fit() -> None:
     assert unpack_commit(to_wire(commit)) == commit
     assert unpack_committed(to_wire(committed)) == committed
     assert unpack_failed(to_wire(failed)) == failed
-
-
-@settings(max_examples=50)
-@given(data=st.binary(max_size=100))
-def test_noise_is_only_ever_a_frame_error(data: bytes) -> None:
-    for read in READERS:
-        with contextlib.suppress(FrameError):
-            read(data)
-
-
-@settings(max_examples=30)
-@given(content=junk | st.lists(junk, min_size=1, max_size=9))
-def test_well_formed_nonsense_is_only_ever_a_frame_error(content: Any) -> None:
-    for read in READERS:
-        with contextlib.suppress(FrameError):
-            read(bytes(msgpack.packb(content)))
-
-
-@pytest.mark.parametrize("name", GOOD)
-@pytest.mark.parametrize("depth", [900, 1100, 12_000])
-def test_fields_nested_without_end_are_refused(name: str, depth: int) -> None:
-    read, data = GOOD[name]
-    nested = b"\x91" * depth + b"\x00"
-    for num_fields in {1, len(msgpack.unpackb(data))}:
-        with pytest.raises(FrameError):
-            read(bytes([0x90 + num_fields]) + nested + bytes(num_fields - 1))

@@ -1,6 +1,5 @@
 """Messages of a gossip: what is packed is read again, everything else is refused by a ``FrameError``."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -26,9 +25,6 @@ from decentral.exchange.gossip.messages import (
 from decentral.exchange.merge import MAX_WEIGHT
 from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
 from decentral.types import PeerId
-from tests.support.mutant_messages import READERS as KINDS
-from tests.support.mutant_messages import fuzz_messages
-from tests.unit.swarm.test_presence import junk
 
 MAX_MEMBERS, LIMIT = 3, 1000
 read_anchor = functools.partial(from_wire, Anchor, limit=LIMIT)
@@ -106,7 +102,6 @@ GOOD: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "poll": (unpack_poll, to_wire(Poll(1, 2))),
     "reply": (read_reply, to_wire(DONE)),
 }
-READERS = tuple(read for read, _ in GOOD.values())
 NESTED = functools.reduce(lambda inner, _: [inner], range(900), 0)
 NOT_COUNTS = (-1, 1 << 53, 1.0, True, None, "1", [])
 NOT_TEXTS = (None, 1, b"a", ["a"], "a" * 201)
@@ -197,47 +192,3 @@ def test_the_longest_small_messages_fit() -> None:
     most = (1 << 53) - 1
     longest = [to_wire(Question(most)), to_wire(Plan(PeerId("漢" * 200), 10**11)), to_wire(Poll(most, most))]
     assert max(len(data) for data in longest) <= MAX_SMALL_BYTES
-
-
-@settings(max_examples=50)
-@given(data=st.binary(max_size=100))
-def test_noise_is_only_ever_a_frame_error(data: bytes) -> None:
-    for read in READERS:
-        with contextlib.suppress(FrameError):
-            read(data)
-
-
-@settings(max_examples=30)
-@given(content=junk | st.lists(junk, min_size=1, max_size=7))
-def test_well_formed_nonsense_is_only_ever_a_frame_error(content: Any) -> None:
-    for read in READERS:
-        with contextlib.suppress(FrameError):
-            read(bytes(msgpack.packb(content)))
-
-
-@pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("num_fields", range(1, 8))
-def test_fields_nested_without_end_are_refused(read: Callable[[bytes], object], num_fields: int) -> None:
-    with pytest.raises(FrameError):
-        read(bytes(msgpack.packb([NESTED] * num_fields)))
-
-
-def test_some_thousand_mutants() -> None:
-    tally = fuzz_messages(4_000, seed=1)
-    assert tally.tried.total() == 4_000
-    assert tally.tried.total() == tally.read.total() + tally.refusals.total()
-    for kind in KINDS:
-        assert tally.read[kind] > 0.05 * tally.tried[kind], kind
-        assert tally.read[kind] < 0.95 * tally.tried[kind], kind
-
-
-def test_a_reader_that_raises_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "poll", lambda data: data[100])
-    with pytest.raises(AssertionError, match=r"mutant \d+ of seed 1 \(poll\): IndexError"):
-        fuzz_messages(100, seed=1)
-
-
-def test_a_reader_that_takes_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "poll", lambda data: bytes(1 << 28))
-    with pytest.raises(AssertionError, match="MemoryError"):
-        fuzz_messages(100, seed=1)
