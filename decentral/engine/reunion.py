@@ -6,6 +6,7 @@ nobody, and goes on with its own. Whoever is missed here is met later, and the n
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from decentral.types import PeerId
 
 #: Machines that were switched on together are up within this time, as a rule.
 _WAIT_S = 30.0
+#: Between two attempts to reach one of whom nothing is heard, as long as the run goes on.
+_SEEK_S = 30.0
 #: States of those who are in a swarm that runs, or has just finished.
 _RUNNING = ACTIVE | {State.STALLED, State.CATCHING_UP, State.REPAIRING, State.DONE}
 
@@ -25,7 +28,8 @@ _RUNNING = ACTIVE | {State.STALLED, State.CATCHING_UP, State.REPAIRING, State.DO
 class Known:
     """Those whom a worker knew before it was stopped."""
 
-    peers: Sequence[PeerId]
+    peers: Callable[[], Sequence[PeerId]]
+    """As far as they are known by now; those heard of last first."""
     dial: Callable[[PeerId], Awaitable[bool]]
     """Makes a peer one that can be called; whether it is there and of this run."""
 
@@ -64,7 +68,7 @@ class Reunion:
         """Wait until all whom this worker knew are there, or a swarm runs, or a while has passed."""
         until = self._clock.monotonic() + _WAIT_S
         async with Background() as beside:
-            for peer in self._known.peers:
+            for peer in self._known.peers():
                 beside.begin(self._seek(peer))
             while True:
                 others = self._others()
@@ -72,7 +76,7 @@ class Reunion:
                 returning = [each for each in others if each.state is State.JOINING and each.digest]
                 # One that is behind this worker's own state came back alone with less: it is the one to repair.
                 ahead = [each for each in running if each.round >= self._membership.own.round]
-                missing = set(self._known.peers) - {each.peer for each in (*running, *returning)}
+                missing = set(self._known.peers()) - {each.peer for each in (*running, *returning)}
                 if ahead or not missing or self._clock.monotonic() >= until:
                     self._explain("")
                     ahead.sort(key=lambda presence: -presence.round)
@@ -90,3 +94,18 @@ class Reunion:
             if await self._known.dial(peer):
                 await self._membership.tell(peer)
             await asyncio.sleep(self._beat_s)
+
+
+async def seek_absent(known: Known, membership: Membership, clock: Clock, found: Callable[[PeerId], None]) -> None:
+    """For ever: try to reach one after the other of those of whom nothing is heard, so that parts of a swarm meet.
+
+    What comes of a meeting is not decided here: they tell each other who they are, and the next round does the rest.
+    """
+    turn = itertools.count()
+    while True:
+        await asyncio.sleep(_SEEK_S)
+        live = {presence.peer for presence in membership.roster.live(clock.monotonic())}
+        absent = [peer for peer in known.peers() if peer not in live]
+        if absent and await known.dial(peer := absent[next(turn) % len(absent)]):
+            found(peer)
+            await membership.tell(peer)

@@ -1,18 +1,17 @@
-"""Keeps a worker's address book, and looks for those in it whom nobody has heard of, as long as the run goes on.
+"""Keeps a worker's address book, and looks for those in it of whom nothing is heard, as long as the run goes on.
 
-So a worker that was stopped knows whom to ask, and two halves of a swarm that were brought back apart meet. What comes
-of a meeting is not decided here: they tell each other who they are, and the next round does the rest.
+So a worker that was stopped knows whom to ask, and two halves of a swarm that were brought back apart meet.
 """
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from decentral.engine.hello import ask_hello
 from decentral.engine.membership import Membership
+from decentral.engine.reunion import Known, seek_absent
 from decentral.errors import DecentralError
 from decentral.ports.clock import Clock
 from decentral.run.connection import Connection
@@ -22,9 +21,8 @@ _log = logging.getLogger(__name__)
 #: Between two looks at who is there; each asks for the addresses of a few newcomers at most.
 _LOOK_S = 2.0
 _AT_ONCE = 8
-#: Between two writes, and between two attempts to reach somebody.
+#: Between two writes.
 _WRITE_S = 30.0
-_DIAL_S = 30.0
 _HELLO_S = 5.0
 
 
@@ -34,7 +32,7 @@ class Acquaintances:
     Args:
         connection: of the run; its book is kept, in its folder if there is one.
         membership: knows who lives, and is told of those who are found.
-        clock: for the bounds on writing and dialling.
+        clock: for the bound on writing.
     """
 
     def __init__(self, connection: Connection, membership: Membership, clock: Clock) -> None:
@@ -45,8 +43,7 @@ class Acquaintances:
         self._clock = clock
         self._in_book = frozenset(self._book.peers())
         """As it was written last."""
-        self._wrote_at = self._dialled_at = clock.monotonic()
-        self._turn = itertools.count()
+        self._wrote_at = clock.monotonic()
         self._config = connection.swarm.to_json().encode()
         self._others: set[PeerId] = set()
         """Of the run, with other settings; each is told of once."""
@@ -62,7 +59,12 @@ class Acquaintances:
 
         resources.push_async_callback(end)
 
-    async def dial(self, peer: PeerId) -> bool:
+    @property
+    def known(self) -> Known:
+        """Those in the book."""
+        return Known(self._book.peers, self._dial)
+
+    async def _dial(self, peer: PeerId) -> bool:
         """Connect to a worker of the book; whether it is there, in this run, and with its settings."""
         for address in self._book.addresses:
             if address.peer == peer and await self._node.dial(address.multiaddr()) is not None:
@@ -86,12 +88,11 @@ class Acquaintances:
         return hello.config == self._config
 
     async def _keep(self) -> None:
-        while True:
-            await self._note()
-            if self._clock.monotonic() - self._dialled_at >= _DIAL_S:
-                self._dialled_at = self._clock.monotonic()
-                await self._look_for_one()
-            await asyncio.sleep(_LOOK_S)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(seek_absent(self.known, self._membership, self._clock, _tell))
+            while True:
+                await self._note()
+                await asyncio.sleep(_LOOK_S)
 
     async def _note(self) -> None:
         """Learn where newcomers are, and write it down if it is time."""
@@ -114,13 +115,6 @@ class Acquaintances:
         except OSError as err:
             _log.error("cannot write who else is in the run to %s: %s", self._folder, err.strerror or err)
 
-    async def _look_for_one(self) -> None:
-        """Try to reach one of those in the book of whom nothing is heard, each in its turn."""
-        now = self._clock.monotonic()
-        absent = [peer for peer in self._book.peers() if not self._membership.roster.is_live(peer, now)]
-        if not absent:
-            return
-        peer = absent[next(self._turn) % len(absent)]
-        if await self.dial(peer):
-            _log.info("found worker %s, which was not heard of", short_id(peer))
-            await self._membership.tell(peer)
+
+def _tell(peer: PeerId) -> None:
+    _log.info("found worker %s, of which nothing was heard", short_id(peer))

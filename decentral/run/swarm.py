@@ -17,7 +17,6 @@ from torch import Tensor
 
 from decentral.adapters.clock import RealClock
 from decentral.config.names import Family
-from decentral.engine.reunion import Known
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError, DecentralError, DiskError, ReportError, TrainerError, UsageError
 from decentral.monitor.report import StatusReport
@@ -247,7 +246,7 @@ class Swarm:
         connection, worker = self._connection, self._worker
         acquaintances = Acquaintances(connection, worker.membership, self._hand)
         if connection.restored is not None:
-            await worker.resume(Known(connection.book.peers(), acquaintances.dial))
+            await worker.resume(acquaintances.known)
         elif connection.peers:
             await worker.join(connection.peers)
         else:

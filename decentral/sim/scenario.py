@@ -9,7 +9,9 @@ from functools import cached_property
 from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
+from decentral.engine.background import Background
 from decentral.engine.options import Every, Mixing, Outcome, Parts, RunOptions
+from decentral.engine.reunion import Known, seek_absent
 from decentral.engine.worker import Worker
 from decentral.errors import UnreachableError
 from decentral.exchange.allreduce.options import AllReduceOptions
@@ -89,6 +91,8 @@ class Scenario:
     """So many others keep in memory what a worker alone has."""
     restored: Mapping[PeerId, WorkerState] = field(default_factory=dict)
     """What machines have on their disks of an earlier life."""
+    reunited: bool = False
+    """Whether workers with a state on their disks look for all others before they go on."""
     patient: bool = False
     """Whether a worker that finds nobody to join is started again until it does, as a service would."""
 
@@ -164,7 +168,9 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
             alive = [other for other in others if not scenario.patient or world.peers[other] in members]
             forlorn = scenario.patient and peer.clock.monotonic() - began > _FORLORN_S
             try:
-                if saved is not None and not alive:
+                if saved is not None and scenario.reunited:
+                    await worker.resume(_known(scenario, peer))
+                elif saved is not None and not alive:
                     record.comebacks.append(Comeback(peer.clock.monotonic(), peer.peer_id, saved))
                     await worker.resume()
                 elif peer.peer_id in founders or (not alive and forlorn):
@@ -182,7 +188,10 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
     async def main(peer: SimPeer) -> None:
         worker = await begin(peer)
         members.append(peer)
-        record.outcomes[peer.peer_id] = await worker.run(asyncio.Event())
+        async with Background() as beside:
+            if scenario.reunited:
+                beside.begin(seek_absent(_known(scenario, peer), worker.membership, peer.clock, lambda _: None))
+            record.outcomes[peer.peer_id] = await worker.run(asyncio.Event())
 
     for peer, state in scenario.restored.items():
         world.disk(peer).save(_STATE, state)
@@ -196,6 +205,15 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
     await world.ended()
     record.ended_at_s = asyncio.get_running_loop().time()
     return record
+
+
+def _known(scenario: Scenario, peer: SimPeer) -> Known:
+    """All others: every machine has a way to every other one, and whether there is anybody the next call tells."""
+
+    async def dial(other: PeerId) -> bool:
+        return True
+
+    return Known(lambda: [other for other in scenario.peers if other != peer.peer_id], dial)
 
 
 def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, record: Record) -> Worker:

@@ -65,7 +65,7 @@ def found(others: Sequence[There], known: int | None = None, round_: int = 5) ->
             beside.begin(own.run())
             for number, there in enumerate(others, 1):
                 beside.begin(live(number, there))
-            result = await Reunion(Known(peers, dial), own, clock, TIMING.beat_s, said.append).found()
+            result = await Reunion(Known(lambda: peers, dial), own, clock, TIMING.beat_s, said.append).found()
         assert said[-1] == ""
         return result, clock.monotonic()
 
