@@ -44,7 +44,7 @@ from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Stepped
 from decentral.engine.timetable import Timetable
 from decentral.engine.validation import Validation
 from decentral.engine.watchdog import Watchdog
-from decentral.errors import DivergedError, IdentityError, MismatchError, UnreachableError, UsageError
+from decentral.errors import DivergedError, IdentityError, UsageError
 from decentral.exchange.api import Aborted, Excuse
 from decentral.monitor.events import Joined, Repaired, SatOut, Stopped
 from decentral.state.donor import Donor
@@ -130,10 +130,7 @@ class Worker:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def found(self, step: int = 0) -> None:
-        """Found a swarm: the model's parameters are the first anchor.
-
-        Above 0, ``step`` says how many inner steps are behind it: those of a swarm that was lost.
-        """
+        """Found a swarm on the model's parameters; ``step`` inner steps are behind it if an earlier one was lost."""
         rounds = self._course.found(step)
         await self._clock.run(lambda: self._replica.found(rounds))
         await self._serve()
@@ -218,20 +215,13 @@ class Worker:
                 return
             problem = download
             if problem.other_model:
-                raise MismatchError(
-                    f"this worker's model is not the one that the swarm trains: {problem}",
-                    hint="Share parameters of the same names and shapes as the others, and treat buffers as they do.",
-                )
+                break
             await asyncio.sleep(self._options.timing.beat_s)
-        raise UnreachableError(
-            f"nobody in the swarm could hand over the current state: {problem}",
-            hint="`decentral status ADDR` shows who is in it.",
-        )
+        raise problem.error()
 
     async def _take_over(self, download: Download, back: Comeback | None, began: float) -> None:
         """Go on from a downloaded state, which was asked for at ``began``, as a member."""
-        if self._clock.monotonic() - began > self._options.timing.beat_s:
-            # What it knows of others is as old, and they may be rounds further by now.
+        if self._clock.monotonic() - began > self._options.timing.beat_s:  # others may be rounds further by now
             await self.membership.tell(download.donor)
         if back is None:
             await self._protection.take_up([presence.peer for presence in self._others()])

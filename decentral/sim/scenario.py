@@ -170,7 +170,8 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
             try:
                 if saved is not None and scenario.reunited:
                     await worker.resume(_known(scenario, peer))
-                elif saved is not None and not alive:
+                elif saved is not None and (not alive or peer.peer_id in founders):
+                    founders.discard(peer.peer_id)
                     record.comebacks.append(Comeback(peer.clock.monotonic(), peer.peer_id, saved))
                     await worker.resume()
                 elif peer.peer_id in founders or (not alive and forlorn):

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from decentral.errors import FrameError, TransportError
+from decentral.errors import DecentralError, FrameError, MismatchError, TransportError, UnreachableError
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.filling import Filling
@@ -43,6 +43,18 @@ class NoDownload:
 
     def __str__(self) -> str:
         return self.why
+
+    def error(self) -> DecentralError:
+        """What to say to the user of a worker that cannot do without."""
+        if self.other_model:
+            return MismatchError(
+                f"this worker's model is not the one that the swarm trains: {self}",
+                hint="Share parameters of the same names and shapes as the others, and treat buffers as they do.",
+            )
+        return UnreachableError(
+            f"nobody in the swarm could hand over the current state: {self}",
+            hint="`decentral status ADDR` shows who is in it.",
+        )
 
 
 class Downloader:

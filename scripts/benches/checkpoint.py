@@ -50,7 +50,7 @@ def checkpoints(values: int, minutes: float, folder: Path) -> Record:
     optimizer.zero_grad()
     settings = {"worker.host": "127.0.0.1", "method.inner_steps": 1000, "worker.keep": 1}
     named = {f"layers.{index}": layer for index, layer in enumerate(layers)}
-    began, copies = time.monotonic(), []
+    began, copies = time.monotonic(), list[float]()
     with decentral.found(named, rounds=1_000_000, settings=settings, optimizer=optimizer, out=folder) as swarm:
         while time.monotonic() < began + 60 * minutes:
             time.sleep(_STEP_S)
@@ -75,7 +75,7 @@ def checkpoints(values: int, minutes: float, folder: Path) -> Record:
 
 def began_at(events: list[Record]) -> float:
     """When the worker came up, seconds since 1970."""
-    return next(event["time"] for event in events if event["event"] == "started")
+    return float(next(event["time"] for event in events if event["event"] == "started"))
 
 
 def _copy_s(layers: list[torch.nn.Parameter]) -> float:
