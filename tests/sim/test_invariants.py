@@ -62,7 +62,7 @@ def assert_holds(seed: int) -> None:
     assert len(tape.unfired()) <= 1, f"seed {seed}: {tape.unfired()} had no effect"
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_survives_drawn_faults(seed: int) -> None:
     assert_holds(seed)
 
@@ -123,7 +123,7 @@ def test_faults_make_work_for_the_repair() -> None:
 
 
 def test_same_seed_same_run() -> None:
-    first, second = faulty(5)[2], faulty(5)[2]
+    first, second = faulty(4)[2], faulty(4)[2]
     assert first.world.network.trace.digest() == second.world.network.trace.digest()
     assert first.ended_at_s == second.ended_at_s
-    assert faulty(6)[2].world.network.trace.digest() != first.world.network.trace.digest()
+    assert faulty(8)[2].world.network.trace.digest() != first.world.network.trace.digest()

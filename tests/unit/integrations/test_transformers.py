@@ -86,7 +86,13 @@ class Watch(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("make", "micro_batches", "masked"), [(gpt2, 1, 0), (gpt2, 3, 5), (llama, 1, 5), (llama, 3, 0)]
+    ("make", "micro_batches", "masked"),
+    [
+        (gpt2, 3, 5),
+        (llama, 1, 5),
+        pytest.param(gpt2, 1, 0, marks=pytest.mark.slow),
+        pytest.param(llama, 3, 0, marks=pytest.mark.slow),
+    ],
 )
 def test_steps_of_the_optimizer_are_counted_with_their_loss_and_tokens(
     tmp_path: Path, make: Any, micro_batches: int, masked: int
@@ -176,7 +182,7 @@ def test_what_is_evaluated_and_kept_at_the_last_step_are_the_swarms_weights(tmp_
     assert made.state.log_history[-2]["eval_loss"] == pytest.approx(made.evaluate()["eval_loss"])
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("kind", ["cosine", pytest.param("linear", marks=pytest.mark.slow)])
 def test_a_late_joiner_begins_in_the_middle_of_the_schedule(tmp_path: Path, kind: str) -> None:
     def rates(first_step: int) -> list[float]:
         model, watch = gpt2(), Watch()

@@ -213,16 +213,17 @@ def damaged(path: Path, kind: int, chance: random.Random) -> None:
         path.write_bytes(b"[" * 100_000 if kind == 7 else b'{"format": 1e999}' if kind == 8 else bytes(data))
 
 
+@pytest.mark.parametrize("seeds", [range(9), pytest.param(range(9, 90), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, name: str, seeds: range, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = state(1, val_loss=3.0)
     keeper(tmp_path).save(good)
     spoilt = keeper(tmp_path).save(state(2, 2.0, val_loss=2.0))
     whole = spoilt.with_name("whole")
     shutil.copytree(spoilt, whole)
-    for seed in range(45):
+    for seed in seeds:
         shutil.rmtree(spoilt)
         shutil.copytree(whole, spoilt)
         damaged(spoilt / name, seed % 9, random.Random(seed))
