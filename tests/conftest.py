@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Before torch is imported. Two files run at a time on two cores: with a second thread for each, test models of this
@@ -13,3 +14,11 @@ settings.register_profile(
     "decentral", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("decentral")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files in their order. Else pytest-xdist begins with those of most tests, and the longest are left for the end:
+
+    those of processes, each of one long test, and then only one of them runs while everything else is over.
+    """
+    config.option.loadscopereorder = False
