@@ -123,8 +123,6 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     ("name", "code", "says"),
     [
         ("no worker there", ExitCode.UNREACHABLE, ("Nothing listens on 127.0.0.1:", "connection refused")),
-        ("silent", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", "it said nothing in")),
-        ("own port", ExitCode.PORT_TAKEN, ("is taken by pid", "--port 0")),
         ("wrong peer", ExitCode.WRONG_PEER, ("is a peer, but its id is ..", "you gave ..")),
         (
             "mismatch",
@@ -133,12 +131,14 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         ),
         ("protocol", ExitCode.PROTOCOL, ("the swarm speaks protocol 7", "this is protocol 99", "decentral==")),
         ("identity in use", ExitCode.IDENTITY, ("is in use by another worker on this machine", "of its own")),
-        ("run there", ExitCode.USAGE, ("There is a run in", "run there: demo-0.", "--resume", "--overwrite")),
         ("other run", ExitCode.USAGE, ("There is a run in", "other run: demo-1.", "another folder", "--overwrite")),
         ("copied identity", ExitCode.IDENTITY, ("is in use by a live worker of this swarm", "of its own")),
         *(
             pytest.param(*case, marks=pytest.mark.slow)  # tests of the parts have these without a process
             for case in (
+                ("run there", ExitCode.USAGE, ("There is a run in", "run there: demo-0.", "--resume", "--overwrite")),
+                ("own port", ExitCode.PORT_TAKEN, ("is taken by pid", "--port 0")),
+                ("silent", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", "it said nothing in")),
                 ("other program", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", '"SSH-2.0-x"')),
                 ("malformed", ExitCode.USAGE, ('"/ip4/127.0.0.1/udp/31337" is not an address', "/tcp/PORT belongs")),
                 ("empty", ExitCode.USAGE, ("--join is empty.", "--new")),
