@@ -16,7 +16,6 @@ import torch
 
 from decentral.adapters.clock import RealClock
 from decentral.config.resolve import on_machine
-from decentral.engine.reunion import Known
 from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.run.acquaintances import Acquaintances
@@ -143,7 +142,7 @@ async def _run_process(
         if connection.is_back:
             telling = asyncio.create_task(_tell(process))
             try:
-                await process.resume(Known(connection.book.peers(), acquaintances.dial))
+                await process.resume(acquaintances.known)
             finally:
                 telling.cancel()
         else:

@@ -336,7 +336,7 @@ async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineR
         again = scenario.resumes and len(record.processes[peer.peer_id]) > 1
         if again:
             known = [other for other in scenario.peers if other != peer.peer_id]
-            await process.resume(Known(known, lambda other: _is_there(world, other)))
+            await process.resume(Known(lambda: known, lambda other: _is_there(world, other)))
         elif len(record.lives) == 1:
             await process.found()
         elif others:
