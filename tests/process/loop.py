@@ -24,7 +24,7 @@ _LIVELY = {
     "timing.min_patience_s": 3.0,
     "run.rounds": 80,
 }
-_STEP_S = 0.1
+_STEP_S = 0.3
 
 
 def make_model() -> torch.nn.Sequential:
