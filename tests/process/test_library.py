@@ -81,6 +81,7 @@ def mixed_by(workers: list[WorkerProcess], *, after: int = -1) -> bool:
     return all(any(set(event["members"]) == everybody for event in events) for events in mixed)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_loops_and_a_worker_of_the_command_line(start: Callable[[P], P], tmp_path: Path) -> None:
     """Two loops and a worker by the command; a loop leaves, and the others agree."""

@@ -124,18 +124,18 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     [
         ("no worker there", ExitCode.UNREACHABLE, ("Nothing listens on 127.0.0.1:", "connection refused")),
         ("wrong peer", ExitCode.WRONG_PEER, ("is a peer, but its id is ..", "you gave ..")),
-        (
-            "mismatch",
-            ExitCode.MISMATCH,
-            ("method.inner_steps: 7 here, 4 in the swarm", "run.seed: 5 here, 0 in the swarm"),
-        ),
-        ("protocol", ExitCode.PROTOCOL, ("the swarm speaks protocol 7", "this is protocol 99", "decentral==")),
-        ("identity in use", ExitCode.IDENTITY, ("is in use by another worker on this machine", "of its own")),
         ("other run", ExitCode.USAGE, ("There is a run in", "other run: demo-1.", "another folder", "--overwrite")),
-        ("copied identity", ExitCode.IDENTITY, ("is in use by a live worker of this swarm", "of its own")),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)  # tests of the parts have these without a process
+            pytest.param(*case, marks=pytest.mark.slow)  # tests of the parts have these without a worker
             for case in (
+                (
+                    "mismatch",
+                    ExitCode.MISMATCH,
+                    ("method.inner_steps: 7 here, 4 in the swarm", "run.seed: 5 here, 0 in the swarm"),
+                ),
+                ("protocol", ExitCode.PROTOCOL, ("the swarm speaks protocol 7", "this is protocol 99", "decentral==")),
+                ("identity in use", ExitCode.IDENTITY, ("is in use by another worker on this machine", "of its own")),
+                ("copied identity", ExitCode.IDENTITY, ("is in use by a live worker of this swarm", "of its own")),
                 ("run there", ExitCode.USAGE, ("There is a run in", "run there: demo-0.", "--resume", "--overwrite")),
                 ("own port", ExitCode.PORT_TAKEN, ("is taken by pid", "--port 0")),
                 ("silent", ExitCode.UNREACHABLE, ("answered, but not as a decentral peer", "it said nothing in")),

@@ -202,7 +202,7 @@ class WithLiar(Scenario):
         return ProblemWithLiar(self.seed, self.num_workers, num_values=self.num_values)
 
 
-@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[2], VARIANTS[3]])
+@pytest.mark.parametrize("variant", [pytest.param(VARIANTS[0], marks=pytest.mark.slow), VARIANTS[2], VARIANTS[3]])
 def test_a_liar_is_avoided_and_the_others_reach_the_goal(variant: dict[str, Any]) -> None:
     honest = gossiping(2, 8, rounds=40, together=True, **variant)
     scenario = WithLiar(**{name: getattr(honest, name) for name in honest.__dataclass_fields__})
