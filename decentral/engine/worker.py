@@ -18,6 +18,7 @@ longer than others so that the algorithm stands in one place.
 import asyncio
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -171,7 +172,8 @@ class Worker:
             beside.begin(self.membership.run())
             found = await Reunion(known, self.membership, self._clock, beat_s, self._meter.explain).found()
             if found.members:
-                await self._download_from(found.members)
+                with suppress(UnreachableError):  # They have died since: it goes on with what it has itself.
+                    await self._download_from(found.members)
             elif found.returning and self._exchange.has_common_anchor:
                 download = await self._downloader.fetch_newest(found.returning, saved, self._report.downloading)
                 if isinstance(download, Download) and download.snapshot.name != saved.name:

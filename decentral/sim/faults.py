@@ -160,6 +160,8 @@ class Plan:
     """Probability of loss from ``begin_s`` to ``end_s``."""
     slow_bytes_per_s: float = 1e4
     """Of slow lines, the slowest."""
+    longest_s: float = math.inf
+    """Of spells, and of the time between a kill and the start that follows."""
 
 
 def draw(seed: int, machines: Sequence[int], plan: Plan) -> Script:
@@ -169,8 +171,8 @@ def draw(seed: int, machines: Sequence[int], plan: Plan) -> Script:
     network come one after the other.
 
     Raises:
-        ValueError: more is to be damaged or to come back empty than is killed, or something is to happen to a machine
-            twice.
+        ValueError: more is to be damaged or to come back empty than is killed, or there are more spells of a kind than
+            machines.
     """
     dice = random.Random(f"faults {seed}")
     length_s, ordered = plan.end_s - plan.begin_s, sorted(machines)
@@ -178,15 +180,18 @@ def draw(seed: int, machines: Sequence[int], plan: Plan) -> Script:
     hits = [kind for kind in kinds if kind not in WEATHER | ISLANDS | LINES | DAMAGE | {Kind.START_EMPTY}]
     victims: list[int] = []
     while len(victims) < len(hits):
-        struck = {victim for victim, kind in zip(victims, hits, strict=False) if kind is hits[len(victims)]}
-        free = [machine for machine in ordered if machine not in struck]
+        kind = hits[len(victims)]
+        struck = {victim for victim, other in zip(victims, hits, strict=False) if other is kind}
+        free = [machine for machine in ordered if machine not in struck or kind in MOMENTS]
         if not free:
-            raise ValueError(f"more spells of {hits[len(victims)].value!r} than machines")
+            raise ValueError(f"more spells of {kind.value!r} than machines")
         victims += dice.sample(free, min(len(free), len(hits) - len(victims)))
     faults: list[Fault] = []
     for kind, victim in zip(hits, victims, strict=True):
-        at_s = plan.begin_s + length_s * dice.uniform(0.0, 0.5)
-        for_s = length_s * dice.uniform(0.1, 0.5)
+        begins, for_s = dice.uniform(0.0, 0.5), length_s * dice.uniform(0.1, 0.5)
+        if for_s > plan.longest_s:
+            begins, for_s = 2 * begins * (1 - plan.longest_s / length_s), plan.longest_s
+        at_s = plan.begin_s + length_s * begins
         if kind is Kind.KILL:
             faults += [Fault(kind, at_s, (victim,)), Fault(Kind.START, at_s + for_s, (victim,))]
         elif kind is Kind.CLOCK:
@@ -214,15 +219,16 @@ def _spells(dice: random.Random, machines: Sequence[int], plan: Plan, kind: Kind
         amount = dice.uniform(0.02, 0.1) if kind in WEATHER else 0.0
         if kind in (Kind.SLOW, Kind.SLOW_DONOR):
             amount = plan.slow_bytes_per_s * 10 ** dice.uniform(0, 1)
-        found.append(Fault(kind, at_s, hit, slot_s * dice.uniform(0.25, 0.75), amount))
+        found.append(Fault(kind, at_s, hit, min(slot_s * dice.uniform(0.25, 0.75), plan.longest_s), amount))
     return found
 
 
 def _death(dice: random.Random, machines: Sequence[int], plan: Plan, number: int) -> list[Fault]:
-    """All are killed; then all come back, or so many as are left, some of them later than others."""
+    """All are killed; then all come back, or half of them at least, some later than others."""
     slot_s = (plan.end_s - plan.begin_s) / plan.num_deaths
     at_s = plan.begin_s + slot_s * (number + dice.uniform(0.3, 0.6))
-    back = list(machines) if dice.random() < 0.5 else dice.sample(machines, dice.randint(1, len(machines)))
+    least = (len(machines) + 1) // 2
+    back = list(machines) if dice.random() < 0.5 else dice.sample(machines, dice.randint(least, len(machines)))
     return [
         Fault(Kind.KILL, at_s, tuple(machines)),
         *(Fault(Kind.START, at_s + slot_s * dice.uniform(0.05, 0.15), (each,)) for each in sorted(back)),

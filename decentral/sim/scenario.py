@@ -168,7 +168,9 @@ async def _play(scenario: Scenario, tape: FaultTape | None) -> Record:
             alive = [other for other in others if not scenario.patient or world.peers[other] in members]
             forlorn = scenario.patient and peer.clock.monotonic() - began > _FORLORN_S
             try:
-                if saved is not None and scenario.reunited:
+                if saved is not None and (scenario.reunited or scenario.patient):
+                    if not alive:
+                        record.comebacks.append(Comeback(peer.clock.monotonic(), peer.peer_id, saved))
                     await worker.resume(_known(scenario, peer))
                 elif saved is not None and (not alive or peer.peer_id in founders):
                     founders.discard(peer.peer_id)

@@ -1,76 +1,96 @@
-"""Four real workers train while at random moments one is killed and restarted and another is stopped for a while.
+"""Real workers train under a script of faults, drawn or from a file: the same scripts as the simulator plays.
 
-After every fault the survivors must complete a round, whoever mixed a round with the same members must hold the same
-anchor, and all four must find together again; at the end nothing may be left running. Any violation ends the run with
-exit code 1. Moments and victims follow from the seed, which is printed.
+Drawn are kills with `--resume` from disk or a start with an empty folder, whole swarms that are killed and resumed,
+pauses, workers that take calls and do not answer, damaged checkpoints; as root full disks, and with --links cuts both
+ways and one way, slow lines and loss. Whoever mixed a round with the same members must hold the same anchor; somebody
+must complete a round all the time; at the end all must find together, nothing may be left running, and the validation
+loss must be within a tolerance of that of an undisturbed swarm at equal tokens. Any violation ends the run with exit
+code 1. All follows from the seed, which is printed.
 
-    scripts/chaos --iterations 10 --stop-s 20
+    scripts/chaos --minutes 20 --workers 8 --deaths 3
+    scripts/chaos --script faults.json --set method.name=noloco
 
 writes docs/benchmarks/chaos.json and, from it, docs/benchmarks/chaos.md.
 """
 
+import argparse
+import bisect
+import os
 import random
 import time
-from collections import defaultdict
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from scripts.benches.lib.chaos import chaos_options, run_chaos, verdict, violations_in
+from decentral.sim.faults import ISLANDS, MOMENTS, Kind, Plan, Script, draw, from_json, to_json
+from scripts.benches.lib.chaos import folder_option, run_chaos, verdict, violations_in
 from scripts.benches.lib.command import BenchError, Parser, enter
-from scripts.benches.lib.links import LOOPBACK
-from scripts.benches.lib.processes import Event, Swarm, Worker
+from scripts.benches.lib.faults import Player, small_disks, unable
+from scripts.benches.lib.links import LOOPBACK, Host, Link, Links
+from scripts.benches.lib.processes import DEADLINE_S, Swarm, Worker
 from scripts.benches.lib.report import Record, signature
-from scripts.benches.lib.tables import head, row, table
+from scripts.benches.lib.tables import table
 
 SCRIPT = "chaos"
-WORKERS = 4
-#: A fault comes this long after the previous one was overcome, at most.
-QUIET_S = 6.0
+#: Among so many seconds without a fault somebody must complete a round.
+HANG_S = 240.0
+#: Between two looks at what must hold meanwhile.
+_LOOK_S = 2.0
+#: A validation loss is noisy; so many of the last ones are averaged.
+_LAST = 5
+HOME = Link(up_bits_per_s=50e6, down_bits_per_s=50e6, delay_s=0.01)
 
-TASK = {
+TASK: dict[str, Any] = {
     "task.settings.model.d_model": 32,
     "task.settings.model.num_layers": 2,
     "task.settings.model.num_heads": 2,
     "task.settings.model.context": 64,
-    "task.settings.val_batches": 1,
+    "task.settings.val_batches": 2,
     "method.inner_steps": 20,
+    "eval_every_rounds": 2,
     "run.rounds": 100_000,
 }
 
 
 class Together(Swarm):
-    """The four, and what must hold of them."""
+    """The workers, and what must hold of them."""
 
-    def survive(self, survivors: Collection[Worker]) -> float:
-        """Wait until each survivor has completed a round that was not begun by now."""
-        front = self.front() + 1
-        return self.until(
-            lambda: all(any(event["round"] > front for event in worker.mixed()[-20:]) for worker in survivors),
-            f"a round after {front} of workers {[worker.index for worker in survivors]}",
-        )
-
-    def reunite(self) -> float:
-        """Wait until all four have completed one new round together."""
-        front, everybody = self.front(), {worker.peer for worker in self.workers}
-
-        def together(worker: Worker) -> set[int]:
-            return {e["round"] for e in worker.mixed() if e["round"] > front and set(e["members"]) == everybody}
-
-        return self.until(
-            lambda: bool(set.intersection(*(together(worker) for worker in self.workers))),
-            f"a round of all four after {front}",
-        )
+    looked_at = progressed_at = 0.0
+    newest = -1
 
     def participants(self) -> dict[tuple[int, int], dict[tuple[str, ...], set[str]]]:
         """Digests after every round and fragment, by the members that mixed it."""
         found: dict[tuple[int, int], dict[tuple[str, ...], set[str]]] = defaultdict(lambda: defaultdict(set))
         for worker in self.workers:
+            seen: dict[tuple[int, int, tuple[str, ...]], str] = {}
             for event in worker.mixed():
-                found[event["round"], event["fragment"]][tuple(event["members"])].add(event["digest"])
+                # Who was killed may go through a round again, from its disk; the last time counts.
+                seen[event["round"], event["fragment"], tuple(event["members"])] = event["digest"]
+            for (round_, fragment, members), digest in seen.items():
+                found[round_, fragment][members].add(digest)
         return found
 
-    def check(self) -> None:
-        """Members of a round hold bit-equal anchors after it, and what must hold of every swarm does.
+    def look(self) -> None:
+        """What must hold while faults happen, looked at now and then.
+
+        Raises:
+            BenchError: it does not.
+        """
+        now = time.monotonic()
+        if now - self.looked_at < _LOOK_S:
+            return
+        self.looked_at = now
+        self.check()
+        count = sum(len(worker.mixed()) for worker in self.workers)
+        if count > self.newest or not self.living:
+            self.newest, self.progressed_at = count, now
+        if now - (self.progressed_at or now) > HANG_S:
+            raise BenchError(f"nobody has completed a round in {HANG_S:.0f} s\n{self.describe()}")
+
+    def agree(self) -> None:
+        """Members of a round hold bit-equal anchors after it.
 
         Raises:
             BenchError: they do not.
@@ -79,80 +99,139 @@ class Together(Swarm):
             for members, digests in by_members.items():
                 if len(digests) > 1:
                     raise BenchError(f"anchors differ after round {key} of {members}: {digests}\n{self.describe()}")
-        super().check()
 
-    def strike(self, chance: random.Random, stop_s: float) -> Event:
-        """Kill and restart one worker, stop and wake another one, one after the other or both at a time."""
-        victim, sleeper, *others = chance.sample(self.workers, WORKERS)
-        overlap, with_daemon = chance.random() < 0.5, chance.random() < 0.5
-        time.sleep(chance.uniform(0, QUIET_S))
-        record: Event = {"killed": victim.index, "stopped": sleeper.index, "together": overlap}
-        record |= {"daemon_stopped": with_daemon, "round": self.front()}
-        self.kill(victim)
-        if overlap:
-            time.sleep(chance.uniform(0, 1))
-            waking = sleeper.stop(stop_s, with_daemon=with_daemon)
-        record["after_kill_s"] = self.survive(others if overlap else [sleeper, *others])
-        victim.start("--join", chance.choice(others).address())
-        time.sleep(chance.uniform(0, QUIET_S))
-        if not overlap:
-            waking = sleeper.stop(stop_s, with_daemon=with_daemon)
-        record["after_stop_s"] = self.survive(others)
-        waking.join()
-        victim.address()
-        record["together_again_s"] = self.reunite()
-        return record
+    def reunite(self) -> float:
+        """Wait until all that live have mixed a new round, with each other where all mix with all; the seconds."""
+        since = time.time()
+
+        def back(worker: Worker) -> bool:
+            return any(e["time"] > since and len(e["members"]) > 1 for e in worker.mixed()[-10:])
+
+        many = len(self.living) > 1
+        return self.until(lambda: not many or all(map(back, self.living)), "a round of all", 2 * DEADLINE_S)
+
+    def tokens(self) -> list[tuple[float, int]]:
+        """After each stretch of anybody's inner steps, in order of time, all tokens so far."""
+        stretches = sorted((e["time"], e["tokens"]) for worker in self.workers for e in worker.named("stretch_done"))
+        total, found = 0, []
+        for at, count in stretches:
+            total += count
+            found.append((at, total))
+        return found
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Validation losses, each with all tokens that had been trained on by then."""
+        tokens = self.tokens()
+        validated = sorted((e["time"], e["val_loss"]) for worker in self.workers for e in worker.named("validated"))
+        found = []
+        for at, loss in validated:
+            behind = bisect.bisect(tokens, (at, 1 << 62))
+            found.append((tokens[behind - 1][1] if behind else 0, loss))
+        return found
 
 
-def summed_up(swarm: Together, report: Record) -> None:
+def drawn(options: argparse.Namespace) -> Script:
+    """From the seed: about one fault a minute, with what this machine can do."""
+    dice, root = random.Random(f"chaos {options.seed}"), os.geteuid() == 0
+    among = [Kind.KILL] * 4 + [Kind.PAUSE] * 2 + [Kind.HALF_OPEN, Kind.TORN, Kind.FLIPPED, Kind.START_EMPTY]
+    among += [Kind.DISK_FULL] if root else []
+    among += [*ISLANDS, Kind.SLOW, Kind.SLOW_DONOR, Kind.LOSS] if options.links else []
+    count = max(2, round(options.minutes) - 2 * options.deaths)
+    num = Counter(dice.choices(among, k=count))
+    spoilt = num[Kind.TORN] + num[Kind.FLIPPED] + num[Kind.START_EMPTY]
+    num[Kind.KILL] = max(num[Kind.KILL], spoilt)
+    for kind in set(num) - MOMENTS:
+        num[kind] = min(num[kind], options.workers)
+    length_s = 60.0 * options.minutes
+    plan = Plan(20.0, length_s - 20.0, num, num_deaths=options.deaths, slow_bytes_per_s=5e4, longest_s=45.0)
+    return draw(options.seed, range(options.workers), plan)
+
+
+def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
+    """The run under faults, and the one without."""
+    settings = {**TASK, **dict(text.split("=", 1) for text in options.set)}
+    flags = ("--checkpoint-every", options.checkpoint_every)
+    with ExitStack() as stack, violations_in(report):
+        links = stack.enter_context(Links([HOME] * options.workers)) if options.links else None
+        hosts: Sequence[Host] = links.hosts if links is not None else [LOOPBACK] * options.workers
+        disturbed = Together(folder / "disturbed", hosts)
+        if os.geteuid() == 0:
+            stack.enter_context(small_disks([worker.folder for worker in disturbed.workers]))
+        player = Player(disturbed, options.faults, links, HOME)
+        try:
+            with disturbed:
+                disturbed.begin(settings, flags)
+                disturbed.reunite()
+                player.play(disturbed.look)
+                report["all_again_s"] = disturbed.reunite()
+                disturbed.agree()
+                disturbed.end()
+        finally:
+            summed_up(disturbed, player, report)
+    if options.reference and not report["violations"]:
+        calm = Together(folder / "undisturbed", [LOOPBACK] * options.workers)
+        with violations_in(report, "undisturbed: "), calm:
+            calm.begin(settings, flags)
+            limit_s = 3 * 60 * options.minutes + DEADLINE_S
+            calm.until(lambda: (calm.tokens() or [(0.0, 0)])[-1][1] >= report["tokens"], "as many tokens", limit_s)
+            calm.end()
+            compared(calm, options.tolerance, report)
+
+
+def summed_up(swarm: Together, player: Player, report: Record) -> None:
     """The sums of the run."""
-    stretches = [e for worker in swarm.workers for e in worker.named("stretch_done")]
-    stretches.sort(key=lambda event: float(event["time"]))
-    counts = [e["event"] for worker in swarm.workers for e in worker.events]
+    names = Counter(event["event"] for worker in swarm.workers for event in worker.read())
+    fired = Counter(fault.kind.value for fault in player.fired)
+    tokens, losses = swarm.tokens(), swarm.losses()
     report |= {
+        "fired": dict(fired),
         "rounds": swarm.front() + 1,
-        "mixed": counts.count("round_mixed"),
-        "aborted": counts.count("round_aborted"),
-        "repaired": counts.count("repaired"),
-        "split_rounds": sum(len(by_members) > 1 for by_members in swarm.participants().values()),
-        "first_loss": stretches[0]["loss"],
-        "last_loss": stretches[-1]["loss"],
+        "mixed": names["round_mixed"],
+        "aborted": names["round_aborted"],
+        "repaired": names["repaired"],
+        "resumed": names["resumed"],
+        "tokens": tokens[-1][1] if tokens else 0,
+        "losses": losses,
+        "val_loss": _mean([loss for _, loss in losses[-_LAST:]]),
     }
-    if not report["last_loss"] < report["first_loss"]:
-        raise BenchError(f"the loss went from {report['first_loss']} to {report['last_loss']}")
 
 
-_COLUMNS = (
-    "iteration: | round: | killed: | stopped: | at once | survivors' next round (s): | after the stop (s): "
-    "| all four again (s):"
-)
+def compared(calm: Together, tolerance: float, report: Record) -> None:
+    """The undisturbed loss where it had seen as many tokens."""
+    least = report["losses"][-min(_LAST, len(report["losses"]))][0]
+    near = [loss for tokens, loss in calm.losses() if least <= tokens <= report["tokens"]]
+    before = [loss for tokens, loss in calm.losses() if tokens < least]
+    report["calm_val_loss"] = _mean(near or before[-1:])
+    report["excess"] = report["val_loss"] / report["calm_val_loss"] - 1
+    if not report["excess"] <= tolerance:
+        raise BenchError(
+            f"validation loss {report['val_loss']:.4f} is {report['excess']:.2%} above {report['calm_val_loss']:.4f}"
+        )
 
 
-def cells(record: Event) -> list[object]:
-    """A row of the table."""
-    stopped = f"{record['stopped']}{' and its daemon' if record['daemon_stopped'] else ''}"
-    times = (record["after_kill_s"], record["after_stop_s"], record["together_again_s"])
-    together = "yes" if record["together"] else "no"
-    return [record["iteration"], record["round"], record["killed"], stopped, together, *times]
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
 
 
 def page(report: Record) -> str:
     """The raw record for people."""
-    return f"""# Killed and stopped workers
+    rows = [[f"`{kind}`", count] for kind, count in sorted(report.get("fired", {}).items())]
+    calm = report.get("calm_val_loss")
+    loss = f"{report.get('val_loss', float('nan')):.4f} nats a byte after {report.get('tokens', 0)} tokens"
+    against = "not compared" if calm is None else f"{calm:.4f} undisturbed, {report['excess']:+.2%}"
+    return f"""# Real workers under a script of faults
 
-Written by `scripts/chaos`; the raw record is `chaos.json`. Four worker processes train a small language model on
-loopback. In every iteration, at random moments, one of them gets `kill -9` and is restarted as a joiner, and another
-gets SIGSTOP for {report["stop_s"]:g} s (the worker alone, or its libp2p daemon with it), one after the other or both at
-once. After each fault the time is taken until every survivor has completed a round that began after it; then until all
-four have completed a round together, counted from the moment when the stopped one woke and the killed one had rejoined.
+Written by `scripts/chaos`; the raw record is `chaos.json`, with the script. {report["workers"]} worker processes train
+a small language model for {report["minutes"]:.3g} minutes
+{"behind emulated links" if report["links"] else "on loopback"}. Whoever was killed comes back with `--resume`, so does
+a whole swarm. The tokens are those of all workers in all lives, also of work that was lost.
 
-{table(_COLUMNS, map(cells, report["iterations"]))}
+{table("kind | had an effect:", rows)}
 
 * {report.get("rounds", "?")} rounds: {report.get("mixed", "?")} contributions mixed, {report.get("aborted", "?")}
-  aborted, {report.get("repaired", "?")} repairs; in {report.get("split_rounds", "?")} rounds two groups mixed apart,
-  found out by the next round and repaired.
-* Training loss from {report.get("first_loss", float("nan")):.2f} to {report.get("last_loss", float("nan")):.2f} nats a
-  byte.
+  aborted, {report.get("repaired", "?")} repairs, {report.get("resumed", "?")} comebacks from disk.
+* From the last fault until all had mixed again: {report.get("all_again_s", "?")} s.
+* Validation loss, mean of the last {_LAST}: {loss}; {against}.
 {verdict(report, "members of a round always held bit-equal anchors, nothing hung, no process was left.")}
 
 {signature(report)}"""
@@ -160,22 +239,37 @@ four have completed a round together, counted from the moment when the stopped o
 
 def main() -> int:
     """Run, write, and say by the exit code whether all held."""
-    options = chaos_options(Parser(SCRIPT, __doc__, "chaos"), 10, 20.0)
-    print(head(_COLUMNS), flush=True)
-    report: Record = {"seed": options.seed, "stop_s": options.stop_s, "task": TASK, "iterations": []}
-
-    def play(folder: Path) -> None:
-        with violations_in(report), Together(folder, [LOOPBACK] * WORKERS) as swarm:
-            swarm.begin(TASK)
-            swarm.reunite()
-            chance = random.Random(options.seed)
-            for number in range(options.iterations):
-                report["iterations"].append({"iteration": number, **swarm.strike(chance, options.stop_s)})
-                print(row(*cells(report["iterations"][-1])), flush=True)
-            swarm.end()
-            summed_up(swarm, report)
-
-    return run_chaos(SCRIPT, options, report, play, page)
+    parser = Parser(SCRIPT, __doc__, "chaos")
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long a drawn script takes")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--script", default="drawn", help="a file of faults as JSON; default: drawn from the seed")
+    parser.add_argument("--deaths", type=int, default=1, help="of all workers at once, in a drawn script")
+    parser.add_argument("--seed", type=int, help="of a drawn script; default: by the clock")
+    parser.add_argument("--links", action="store_true", help="behind emulated links, which can be cut (root)")
+    parser.add_argument("--checkpoint-every", default="10s")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="of the loss, against an undisturbed run")
+    parser.add_argument("--no-reference", dest="reference", action="store_false", help="no undisturbed run")
+    parser.settings()
+    folder_option(parser)
+    options = parser.parse_args()
+    options.seed = int(time.time()) if options.seed is None else options.seed
+    if options.script == "drawn":
+        print(f"seed {options.seed}")
+        options.faults = drawn(options)
+    else:
+        try:
+            options.faults = from_json(Path(options.script).read_text())
+        except (OSError, ValueError) as err:
+            raise BenchError(f"{options.script}: {err}") from err
+        options.minutes = max((fault.end_s for fault in options.faults), default=0.0) / 60
+    if reasons := unable(options.faults, links=options.links, disks=os.geteuid() == 0):
+        raise BenchError("this script cannot be carried out on processes: " + "; ".join(reasons))
+    if missing := {number for fault in options.faults for number in fault.machines if number >= options.workers}:
+        raise BenchError(f"the script has machines {sorted(missing)}, and there are {options.workers} workers")
+    print(to_json(options.faults), flush=True)
+    report: Record = {"seed": options.seed, "minutes": options.minutes, "workers": options.workers}
+    report |= {"links": options.links, "task": TASK, "faults": to_json(options.faults).splitlines()}
+    return run_chaos(SCRIPT, options, report, lambda folder: play(options, folder, report), page)
 
 
 if __name__ == "__main__":

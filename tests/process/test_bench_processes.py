@@ -47,7 +47,7 @@ def test_a_swarm_is_killed_and_stopped_and_leaves_nothing(tmp_path: Path) -> Non
         swarm.begin(settings)
         first, second = swarm.workers
         swarm.until(lambda: swarm.front() >= 1, "a round")
-        daemon = second.daemon()
+        (daemon,) = second.daemons()
         swarm.kill(second)
         assert swarm.living == [first]
         assert not runs(daemon)

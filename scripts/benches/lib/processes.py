@@ -116,7 +116,9 @@ class Worker:
 
     def start(self, *arguments: str) -> None:
         """Begin a life; see ``address``."""
-        here = ("--host", self.host.address, "--threads", "1", "--out", str(self.folder))
+        here = ["--host", self.host.address, "--threads", "1"]
+        if "--resume" not in arguments:
+            here += ["--out", str(self.folder)]
         self.process = Process(self.folder, python("-m", "decentral.cli", "worker", *arguments, *here), self.host)
 
     @property
@@ -139,10 +141,10 @@ class Worker:
         """Its identity, the same in every life."""
         return self.address().rpartition("/")[2]
 
-    def daemon(self) -> int:
-        """Its libp2p daemon, whichever of its threads has started it."""
+    def daemons(self) -> list[int]:
+        """Its libp2p daemon, whichever of its threads has started it; none yet right after the start."""
         children = (path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/children"))
-        return int(" ".join(children).split()[0])
+        return [int(pid) for pid in " ".join(children).split()]
 
     def read(self) -> list[Event]:
         """Its events so far, of all lives."""
@@ -159,12 +161,22 @@ class Worker:
 
     def stop(self, stop_s: float, *, with_daemon: bool) -> threading.Thread:
         """SIGSTOP now; the thread sends SIGCONT when the time has come, and ends."""
-        pids = [self.pid, *([self.daemon()] if with_daemon else [])]
-        _signal(pids, signal.SIGSTOP)
+        pids = self.stop_now(with_daemon=with_daemon)
         waking = threading.Timer(stop_s, _signal, (pids, signal.SIGCONT))
         waking.daemon = True
         waking.start()
         return waking
+
+    def stop_now(self, *, with_daemon: bool) -> list[int]:
+        """SIGSTOP, for ``wake``."""
+        pids = [self.pid, *(self.daemons() if with_daemon else [])]
+        _signal(pids, signal.SIGSTOP)
+        return pids
+
+    @staticmethod
+    def wake(pids: Sequence[int]) -> None:
+        """SIGCONT to those that were stopped."""
+        _signal(pids, signal.SIGCONT)
 
 
 class Swarm:
@@ -270,7 +282,7 @@ class Swarm:
 
     def kill(self, *victims: Worker) -> None:
         """``kill -9``; their daemons must go with them."""
-        daemons = [victim.daemon() for victim in victims]
+        daemons = [pid for victim in victims for pid in victim.daemons()]
         for victim in victims:
             victim.life.popen.kill()
         for victim in victims:
