@@ -69,3 +69,9 @@ def test_a_swarm_comes_back_with_all_that_its_newest_checkpoint_held(back: tuple
     held_TW, end_TW = scenario.counted(newest.anchors), most_counted(scenario, record)
     assert bool((end_TW >= held_TW).all()), "something that a checkpoint held is lost"
     assert set(record.outcomes) == {scenario.peers[number] for number in back}
+
+
+def test_one_whose_swarm_has_just_died_comes_back_alone() -> None:
+    """The records of the dead say for some seconds that they live, and none of them answers."""
+    _, record = dying(2, patient=False)
+    assert [comeback.peer for comeback in record.comebacks] == ["sim-0002"]

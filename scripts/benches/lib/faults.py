@@ -50,7 +50,7 @@ def small_disks(folders: list[Path]) -> Iterator[None]:
             mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "none", str(folder)]
             if subprocess.run(mount, capture_output=True, check=False).returncode:
                 raise BenchError(f"cannot mount a small file system on {folder}: needs root")
-            stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)
+            stack.callback(_unmount, folder)
         yield
 
 
@@ -121,7 +121,7 @@ class Player:
             self._stopped[fault] = [(w.life, w.stop_now(with_daemon=with_daemon)) for w in living]
         elif fault.kind is Kind.DISK_FULL:
             for worker in self._workers(fault):
-                _fill(worker.folder)
+                fill(worker.folder)
         return bool(living) or fault.kind is Kind.LOSS
 
     def _start(self, fault: Fault) -> bool:
@@ -162,6 +162,15 @@ class Player:
             )
 
 
+def _unmount(folder: Path) -> None:
+    """Give the small file system back; what is on it stays in the folder."""
+    aside = folder.with_name(f"{folder.name}.kept")
+    shutil.copytree(folder, aside, ignore=shutil.ignore_patterns(_FILLER))
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+    shutil.rmtree(folder)
+    aside.rename(folder)
+
+
 def damage(folder: Path, kind: Kind) -> bool:
     """Spoil the largest file of the newest checkpoint; whether that was done. The last one that is left is spared."""
     checkpoints = sorted(path for path in (folder / "checkpoints").glob("step_*") if path.is_dir())
@@ -190,7 +199,7 @@ def wipe(folder: Path) -> None:
             path.unlink()
 
 
-def _fill(folder: Path) -> None:
+def fill(folder: Path) -> None:
     """Until there is no room for a byte."""
     with suppress(OSError), (folder / _FILLER).open("wb", buffering=0) as file:
         while file.write(bytes(1 << 16)):

@@ -7,7 +7,8 @@ import pytest
 
 from decentral.sim.faults import Fault, Kind
 from scripts.benches.chaos import drawn
-from scripts.benches.lib.faults import Player, damage, unable, wipe
+from scripts.benches.lib.command import BenchError
+from scripts.benches.lib.faults import Player, damage, fill, small_disks, unable, wipe
 from scripts.benches.lib.processes import Swarm
 
 EVERY = (
@@ -46,6 +47,21 @@ def test_the_newest_checkpoint_is_damaged_and_no_other(tmp_path: Path) -> None:
     assert damage(tmp_path, Kind.TORN)
     assert (second / "model.safetensors").stat().st_size == 500
     assert (first / "model.safetensors").read_bytes() == bytes(1000)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_disk_can_be_full_and_what_is_on_it_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "worker0"
+    try:
+        with small_disks([folder]):
+            (folder / "journal.jsonl").write_text("before")
+            fill(folder)
+            with pytest.raises(OSError, match="No space left"):
+                (folder / "checkpoint").write_bytes(bytes(1 << 20))
+    except BenchError as err:
+        pytest.skip(str(err))
+    assert (folder / "journal.jsonl").read_text() == "before"
+    assert not (folder / "filler").exists()
 
 
 def test_a_disk_is_wiped_but_for_what_the_bench_reads(tmp_path: Path) -> None:
