@@ -45,7 +45,7 @@ from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Stepped
 from decentral.engine.timetable import Timetable
 from decentral.engine.validation import Validation
 from decentral.engine.watchdog import Watchdog
-from decentral.errors import DivergedError, IdentityError, UsageError
+from decentral.errors import DivergedError, IdentityError, UnreachableError, UsageError
 from decentral.exchange.api import Aborted, Excuse
 from decentral.monitor.events import Joined, Repaired, SatOut, Stopped
 from decentral.state.donor import Donor
@@ -190,8 +190,7 @@ class Worker:
     async def join(self, peers: Sequence[PeerId]) -> None:
         """Join the swarm that ``peers`` are in: download the current state and take part from its next round.
 
-        With a state of an earlier life (``Parts.restored``) the trainer goes on from that, and so does local work of
-        which it is certain that no round has counted it.
+        With a state of an earlier life (``Parts.restored``) it goes on from that: trainer, and work surely not counted.
 
         Raises:
             UnreachableError: nobody could give the state.
@@ -210,11 +209,10 @@ class Worker:
         for _ in range(_JOIN_ATTEMPTS):
             for peer in peers:
                 await self.membership.tell(peer)
-            have = None if back is None else back.snapshot
+            have = back.snapshot if back else None
             download = await self._downloader.fetch(self._donors(peers), have, self._report.downloading)
             if isinstance(download, Download):
-                await self._take_over(download, back, began)
-                return
+                return await self._take_over(download, back, began)
             problem = download
             if problem.other_model:
                 break

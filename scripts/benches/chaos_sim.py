@@ -70,7 +70,7 @@ def drawn(seed: int) -> Case:
     num_workers = dice.randint(4, 6)
     variants = {**SWARMS, **COUNTED}[method]
     settings = {"rounds": ROUNDS, "conditions": Conditions(jitter=0.3), **dice.choice(variants)}
-    settings |= {"save_every": Every(seconds=dice.choice((0.7, 2.0, 5.0))), "patient": True}
+    settings |= {"save_every": Every(seconds=dice.choice((0.7, 2.0, 5.0))), "patient": True, "reunited": True}
     scenario = (Counting if method in COUNTED else Scenario)(seed, num_workers, **settings)
     num = _kinds(dice, dice.randint(3, 7), _KINDS)
     plan = Plan(

@@ -73,5 +73,5 @@ def test_a_swarm_comes_back_with_all_that_its_newest_checkpoint_held(back: tuple
 
 def test_one_whose_swarm_has_just_died_comes_back_alone() -> None:
     """The records of the dead say for some seconds that they live, and none of them answers."""
-    _, record = dying(2, patient=False)
+    _, record = dying(2, patient=False, reunited=True)
     assert [comeback.peer for comeback in record.comebacks] == ["sim-0002"]
