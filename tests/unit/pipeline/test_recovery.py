@@ -6,6 +6,7 @@ Legend: N = values of a stage.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +101,16 @@ def test_the_cases_that_the_issue_names() -> None:
     # Without swaps there is nothing like the first stage, and the head is no neighbour to average with.
     assert of(1, {0, 2, 3, 4}, "checkfree") == of(4, {0, 1, 2, 3}, "checkfree") == Recovery(Source.NOTHING)
     assert of(2, {0, 1, 3, 4}, "checkpoint", stored=True) == Recovery(Source.CHECKPOINT)
+
+
+@pytest.mark.parametrize("healing", HEALINGS)
+def test_a_checkpoint_of_the_very_step_comes_before_healing_and_after_all_that_is_exact(healing: Healing) -> None:
+    for stage in range(5):
+        given: dict[str, Any] = {"num_stages": 4, "healing": healing, "kept": {1, 4}, "stored": True, "exact": True}
+        others = frozenset(range(5)) - {stage}
+        assert decide(stage, alive=others, started=True, **given) == Recovery(Source.CHECKPOINT)
+        assert decide(stage, alive=others | {stage}, started=True, **given) == Recovery(Source.REPLICA, (stage,))
+        assert decide(stage, alive=others, started=False, **given) == Recovery(Source.INITIAL)
 
 
 @pytest.mark.parametrize("healing", HEALINGS)

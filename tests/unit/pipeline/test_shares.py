@@ -17,6 +17,19 @@ def commit(batch: int, indices: tuple[int, ...] | None, slot: int = 0) -> Commit
     return Commit(slot, batch, batch, indices, math.nan, 0)
 
 
+def test_what_is_part_of_the_weights_that_go_on_is_not_counted_again() -> None:
+    shares = Shares({0: 4, 7: 2})
+    assert (shares.applied(), shares.committed(0), shares.committed(7)) == ({0: 4, 7: 2}, 4, 2)
+    # A head that is behind: what it sends passes through, and it is told that nothing is missing.
+    assert [shares.count(0, batch, 1) for batch in (3, 4)] == [None, None]
+    assert [shares.commit(commit(batch, (0, 1))) for batch in (3, 4)] == [(), ()]
+    assert shares.take() == []
+    assert shares.count(0, 5, 1) == 0
+    assert shares.commit(commit(5, (1,))) == ()
+    assert [ready.commit.batch for ready in shares.take()] == [5]
+    assert shares.applied() == {0: 5, 7: 2}
+
+
 def test_a_batch_by_hand() -> None:
     shares = Shares()
     assert (shares.committed(0), shares.pending(0), shares.slots_ready()) == (-1, 0, set())

@@ -146,3 +146,17 @@ class TestRefusals:
         start = taken(tmp_path)
         assert start.resumption is not None
         assert start.resumption.state.step == 400
+
+
+def test_another_number_of_stages_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="has the model as a whole, and now it should have 2 stages"):
+        taken(tmp_path / "whole", "pipeline.stages=2")
+    filled(tmp_path / "cut", "pipeline.stages=4")
+    with pytest.raises(
+        ConfigError, match="has 4 stages, and now it should have 2 stages: its checkpoints cannot be cut"
+    ):
+        taken(tmp_path / "cut", "pipeline.stages=2")
+    start = taken(tmp_path / "cut", "pipeline.replicas=3")
+    assert start.resumption is not None
+    assert start.resumption.state is None
