@@ -46,7 +46,9 @@ def take_up(
     state = None if setting.swarm.pipeline.stages else newest(folder, book.run)[1]
     if state is not None:
         refuse_the_end(folder, book.run, setting, state.round, state.step)
-    any_port = not load(file, assignments, flags).worker.port
+    # Of this machine alone: what is stated of the swarm may make sense only with the folder's settings.
+    mine = [text for text in assignments if text.startswith("worker.")]
+    any_port = not load(file, mine, {"worker.port": (flags or {}).get("worker.port")}).worker.port
     resumption = Resumption(book, state, setting.changes, any_port)
     return Start(setting.swarm, setting.own, join, setting.explicit, resumption=resumption)
 

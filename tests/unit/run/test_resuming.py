@@ -149,6 +149,8 @@ class TestRefusals:
 
 
 def test_another_number_of_stages_is_refused(tmp_path: Path) -> None:
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
     filled(tmp_path / "whole")
     with pytest.raises(ConfigError, match="has the model as a whole, and now it should have 2 stages"):
         taken(tmp_path / "whole", "pipeline.stages=2")
