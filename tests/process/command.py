@@ -15,6 +15,7 @@ from safetensors import safe_open
 from decentral.monitor.journal import JournalReader
 
 T = TypeVar("T")
+P = TypeVar("P", bound="Process")
 
 ROOT = Path(__file__).parents[2]
 #: Generous: a busy machine is no failure.
@@ -114,6 +115,13 @@ class WorkerProcess(Process):
         with safe_open(self.folder / "model.safetensors", framework="pt") as file:
             metadata: dict[str, str] = file.metadata()
         return metadata
+
+
+def mixed_together(workers: list[WorkerProcess], *, after: int = -1) -> bool:
+    """Whether each of the workers has mixed a round later than ``after`` with exactly these members."""
+    everybody = {worker.peer for worker in workers}
+    mixed = [[event for event in worker.events("round_mixed") if event["round"] > after] for worker in workers]
+    return all(any(set(event["members"]) == everybody for event in events) for events in mixed)
 
 
 def founding(hurry: Path, *, step_s: float, rounds: int) -> tuple[str, ...]:

@@ -4,10 +4,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import torch
@@ -15,24 +13,9 @@ import torch
 import decentral
 from decentral.errors import DiskError, MismatchError, UnreachableError, UsageError
 from decentral.monitor.journal import JournalReader
-from tests.process.command import ROOT, Process, WorkerProcess, processes_of, wait_for
+from tests.process.command import ROOT, P, Process, WorkerProcess, mixed_together, processes_of, wait_for
 
 LOOP = "tests.process.loop"
-
-
-P = TypeVar("P", bound=Process)
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[[P], P]]:
-    """Ends processes after the test."""
-    with ExitStack() as stack:
-
-        def start(process: P) -> P:
-            stack.callback(process.end)
-            return process
-
-        yield start
 
 
 def program() -> str:
@@ -74,13 +57,6 @@ class LoopProcess(WorkerProcess):
         Process.__init__(self, folder, *arguments, entry=(sys.executable, "-m", LOOP, str(folder)))
 
 
-def mixed_by(workers: list[WorkerProcess], *, after: int = -1) -> bool:
-    """Whether each of the workers has mixed a round later than ``after`` with exactly these members."""
-    everybody = {worker.peer for worker in workers}
-    mixed = [[event for event in worker.events("round_mixed") if event["round"] > after] for worker in workers]
-    return all(any(set(event["members"]) == everybody for event in events) for events in mixed)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_loops_and_a_worker_of_the_command_line(start: Callable[[P], P], tmp_path: Path) -> None:
@@ -90,14 +66,14 @@ def test_loops_and_a_worker_of_the_command_line(start: Callable[[P], P], tmp_pat
     stays = start(WorkerProcess(tmp_path / "stays", "--join", founder.address, *task))
     leaver = start(LoopProcess(tmp_path / "leaver", founder.address))
     swarm = [founder, stays, leaver]
-    wait_for(lambda: mixed_by(swarm), "a round with all three")
+    wait_for(lambda: mixed_together(swarm), "a round with all three")
 
     (tmp_path / "leaver" / "leave").touch()
     assert leaver.code() == 0, leaver.stderr
     assert leaver.stdout.splitlines()[-1] == "left"
     assert leaver.events("stopped")[-1]["reason"] == "asked to stop"
     last = max(event["round"] for worker in swarm for event in worker.events("round_mixed"))
-    wait_for(lambda: mixed_by([founder, stays], after=last), "a round of the survivors")
+    wait_for(lambda: mixed_together([founder, stays], after=last), "a round of the survivors")
 
     (tmp_path / "hurry").touch()
     for survivor in (founder, stays):

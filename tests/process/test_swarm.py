@@ -5,37 +5,16 @@ Every outcome is awaited by condition within a generous deadline.
 
 import shlex
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from tests.process.command import Process, WorkerProcess, founding, processes_of, status_of, wait_for
+from tests.process.command import P, Process, WorkerProcess, founding, mixed_together, processes_of, status_of, wait_for
 
 #: At the visible pace these take far longer than the test; then the run is told to hurry.
 ROUNDS = 80
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts workers and ends them after the test."""
-    with ExitStack() as stack:
-
-        def start(folder: Path, *arguments: str) -> WorkerProcess:
-            worker = WorkerProcess(folder, *arguments)
-            stack.callback(worker.end)
-            return worker
-
-        yield start
-
-
-def all_mixed_together(workers: list[WorkerProcess], *, after: int = -1) -> bool:
-    """Whether each of the workers has mixed a round later than ``after`` with exactly these members."""
-    everybody = {worker.peer for worker in workers}
-    mixed = [[event for event in worker.events("round_mixed") if event["round"] > after] for worker in workers]
-    return all(any(set(event["members"]) == everybody for event in events) for events in mixed)
 
 
 def assert_members_agree(workers: list[WorkerProcess]) -> None:
@@ -47,15 +26,15 @@ def assert_members_agree(workers: list[WorkerProcess]) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess], tmp_path: Path) -> None:
-    founder = start(tmp_path / "0", *founding(tmp_path / "hurry", step_s=0.3, rounds=ROUNDS))
+def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path: Path) -> None:
+    founder = start(WorkerProcess(tmp_path / "0", *founding(tmp_path / "hurry", step_s=0.3, rounds=ROUNDS)))
     line = founder.join_line()
     assert line == f"decentral worker --join {founder.address}"
     # Pasted as it is, and as the bare address that a person would type.
-    pasted = start(tmp_path / "1", *shlex.split(line)[2:])
-    leaver = start(tmp_path / "2", "--join", founder.host_port)
+    pasted = start(WorkerProcess(tmp_path / "1", *shlex.split(line)[2:]))
+    leaver = start(WorkerProcess(tmp_path / "2", "--join", founder.host_port))
     swarm = [founder, pasted, leaver]
-    wait_for(lambda: all_mixed_together(swarm), "a round with all three")
+    wait_for(lambda: mixed_together(swarm), "a round with all three")
     assert {worker.events("joined")[0]["donor"] for worker in swarm[1:]} == {founder.peer}
 
     # Asking is not taking part: nobody is in any answer but the three.
@@ -84,7 +63,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess
 
     # Back with the same folder it goes on with what it still had to send.
     owed = leaver.events("round_mixed")[-1]["residual_norm"]
-    back = start(tmp_path / "2", "--join", founder.address)
+    back = start(WorkerProcess(tmp_path / "2", "--join", founder.address))
     wait_for(lambda: len(back.events("joined")) == 2, "the worker that left being back")
     assert back.peer == leaver.peer
     assert [event["residual_norm"] for event in back.events("joined")] == [0, pytest.approx(owed)]
@@ -97,7 +76,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[..., WorkerProcess
     wait_for(lambda: not processes_of(tmp_path / "2"), "no process of the killed worker")
     survivors = [founder, pasted]
     last = back.events("round_mixed")[-1]["round"]
-    wait_for(lambda: all_mixed_together(survivors, after=last), "a round of the survivors")
+    wait_for(lambda: mixed_together(survivors, after=last), "a round of the survivors")
 
     def is_degraded() -> bool:
         code, report = status_of(tmp_path / "status", founder.address)
