@@ -117,7 +117,7 @@ def _no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_directory")
-@pytest.mark.parametrize("plan", [DILOCO, STREAMING])
+@pytest.mark.parametrize("plan", [DILOCO, pytest.param(STREAMING, marks=pytest.mark.slow)])
 def test_halves_that_came_back_apart_meet_and_the_smaller_one_repairs(plan: SyncPlan) -> None:
     scenario = swarm(5, plan=plan)
     states = saved(scenario, dict.fromkeys(range(5), 44))
