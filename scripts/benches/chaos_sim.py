@@ -249,8 +249,8 @@ Seeds with a violation:
 
 {failed}
 
-{kept(out)}
-{signature(report)}"""
+{signature(report)}
+{kept(out)}"""
 
 
 def main() -> int:

@@ -33,7 +33,15 @@ OF_RECORD = (
     "wire",
 )
 OF_CHAOS = ("chaos", "chaos-gossip", "chaos-pipeline")
-WITH_PLACE = ("codec-quality", "gossip-quality", "pipeline", "recovery", "streaming-quality", "utilisation")
+WITH_PLACE = (
+    "chaos-sim",
+    "codec-quality",
+    "gossip-quality",
+    "pipeline",
+    "recovery",
+    "streaming-quality",
+    "utilisation",
+)
 
 #: Of hivemind, when all of it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
