@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_a_local_run_whose_terminal_is_gone_ends_in_order(tmp_path: Path, shape:
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # the first terminal opened is the session's
+        preexec_fn=_with_a_terminal,
     ) as run:
         os.close(theirs)
         try:
@@ -53,6 +54,12 @@ def test_a_local_run_whose_terminal_is_gone_ends_in_order(tmp_path: Path, shape:
         assert events(folder, worker, "stopped")[-1]["reason"] == "asked to stop"
     assert (folder / "model.safetensors").exists()
     assert not processes_of(tmp_path)
+
+
+def _with_a_terminal() -> None:
+    """In the child: a session with the terminal it was given, which hears of its end whatever its parent ignores."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.close(os.open(os.ttyname(0), os.O_RDWR))  # the first one opened is the session's
 
 
 def _read(terminal: int) -> bool:

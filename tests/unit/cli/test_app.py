@@ -404,8 +404,8 @@ HANGS_UP = """
 import os, signal, sys, threading
 from decentral.cli.signals import stopping
 stop, asked = threading.Event(), []
-if "nohup" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Whoever runs the tests may ignore it.
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "nohup" in sys.argv else signal.SIG_DFL)
 with stopping(lambda: (asked.append(1), stop.set()), print):
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGHUP)
