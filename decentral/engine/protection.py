@@ -66,7 +66,7 @@ class Protection:
         model, parts = self._parts.model, self._parts
         if not parts.protect or not isinstance(model, Stateful):
             return False
-        found = await claim(parts.transport, peers, self._timing, max_bytes=self._max_bytes)
+        found = await claim(parts.transport, peers, self._timing, parts.clock, max_bytes=self._max_bytes)
         if found is None:
             return False
         problem = await parts.clock.run(lambda: _load(model, parts.device, found.data))
@@ -87,7 +87,7 @@ def _packed(trainer: Any) -> bytes:
     return file.getvalue()
 
 
-def _load(model: Model, device: str, data: bytes) -> str:
+def _load(model: Model, device: str, data: bytearray) -> str:
     """Set the trainer to a state that a peer has given; in words why it cannot be used, which is no fault of its."""
     try:
         load_trainer_state(model, device, read_trainer(io.BytesIO(data)))

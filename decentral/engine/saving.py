@@ -47,7 +47,7 @@ class Saving:
         self._cost_s = 0.0
         """What the last save took, beside the training."""
         self._writing: asyncio.Task[None] | None = None
-        self._asked: list[asyncio.Future[WorkerState | None]] = []
+        self._asked: list[asyncio.Future[tuple[WorkerState, float] | None]] = []
 
     def begin_at(self, step: int) -> None:
         """Training begins; what was saved of this step and before is on disk."""
@@ -95,13 +95,13 @@ class Saving:
         return by_steps or now - self._began_at >= every.seconds
 
     async def _deliver(
-        self, picture: Picture, asked: list[asyncio.Future[WorkerState | None]], began: float | None
+        self, picture: Picture, asked: list[asyncio.Future[tuple[WorkerState, float] | None]], began: float | None
     ) -> None:
         """Make the state; write it if it is to be kept, as of when it was begun."""
         state = await self._clock.run_aside(lambda: self._state(picture))
         for future in asked:
             if not future.done():
-                future.set_result(state)
+                future.set_result((state, picture.held_s))
         if began is not None:
             self._offer(state)
             await self._write(state, picture.held_s)
@@ -116,15 +116,20 @@ class Saving:
 
     async def state(self) -> WorkerState | None:
         """The worker's state at its next rest between two steps; ``None`` if it ends before that."""
-        asked: asyncio.Future[WorkerState | None] = asyncio.get_running_loop().create_future()
-        self._asked.append(asked)
-        return await asked
+        found = await self._next()
+        return found and found[0]
 
     async def now(self) -> None:
         """Save at the next rest between two steps; returns when that is done, or the worker has ended before that."""
-        state = await self.state()
-        if state is not None:
-            await self._write(state, 0.0)
+        found = await self._next()
+        if found is not None:
+            await self._write(*found)
+
+    async def _next(self) -> tuple[WorkerState, float] | None:
+        """The state at the next rest, and for how many seconds training stood still for it."""
+        asked: asyncio.Future[tuple[WorkerState, float] | None] = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        return await asked
 
     def over(self) -> None:
         """The worker does not run any more: nobody waits for its next rest in vain."""

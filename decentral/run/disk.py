@@ -7,10 +7,12 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from decentral.errors import DiskError
 from decentral.monitor.figures import size
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 #: Of a note, which has to fit into a record.
 _MAX_NOTE = 160
@@ -32,7 +34,7 @@ class Disk:
         """The same for others, who need not know the folders of this machine; empty if all is well."""
         return next((f"cannot save: {reason}"[:_MAX_NOTE] for reason, _ in list(self._problems.values())), "")
 
-    def write(self, path: Path, num_bytes: int, work: Callable[[], object]) -> bool:
+    def write(self, path: Path, num_bytes: int, work: Callable[[], T]) -> T | None:
         """Do the ``work`` of writing ``path``; that it cannot be done is logged the first time.
 
         Args:
@@ -41,19 +43,19 @@ class Disk:
             work: raises OSError if the disk is full or read-only; then what was there before is intact.
 
         Returns:
-            Whether it is written.
+            What ``work`` returns; ``None`` if it cannot be done.
         """
         try:
-            work()
+            done = work()
         except OSError as err:
             error = cannot_write(path, num_bytes, err)
             if path not in self._problems:
                 _log.error("%s Training goes on; what was saved before is kept.", error.message)
             self._problems[path] = err.strerror or str(err), error
-            return False
+            return None
         if self._problems.pop(path, None) is not None:
             _log.warning("%s is written again", path)
-        return True
+        return done
 
 
 def cannot_write(path: Path, num_bytes: int, err: OSError) -> DiskError:

@@ -17,8 +17,7 @@ from decentral.run.disk import Disk
 from decentral.run.folder import CHECKPOINTS, JOURNAL
 from decentral.state.checkpoint import About, StateError
 from decentral.state.checkpoints import Checkpoints, newest
-from decentral.state.files import bytes_of
-from decentral.state.manifest import found_in, read
+from decentral.state.manifest import found_in
 from decentral.state.worker_state import WorkerState, Written
 
 _log = logging.getLogger(__name__)
@@ -66,13 +65,11 @@ def saver(
     checkpoints = Checkpoints(out, about, keep, wall)
 
     def save(state: WorkerState) -> Written | None:
-        written: list[Path] = []
-        num_bytes = sum(bytes_of(tensors) for tensors in (state.anchors, state.outer, state.own))
         try:
-            disk.write(out / CHECKPOINTS, num_bytes, lambda: written.append(checkpoints.save(state)))
+            return disk.write(out / CHECKPOINTS, state.tensor_bytes, lambda: checkpoints.save(state))
         except StateError as err:
             _log.error("no checkpoint at step %d: %s; the last one is kept", state.step, err)
-        return Written(str(written[0]), read(written[0]).size_bytes) if written else None
+            return None
 
     return save
 

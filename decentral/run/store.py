@@ -17,16 +17,14 @@ from decentral.run.folder import stage_folder
 from decentral.state import checkpoint, manifest
 from decentral.state.checkpoint import About, StateError
 from decentral.state.checkpoints import Checkpoints
-from decentral.state.files import bytes_of
 from decentral.state.manifest import FACTS, MODEL
-from decentral.state.worker_state import Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from decentral.state.worker_state import WorkerState
+    from decentral.state.worker_state import WorkerState, Written
 
 _log = logging.getLogger(__name__)
 #: So many of the newest are needed for one that all stages share, however they measure their pace.
@@ -89,19 +87,18 @@ class StageFiles:
                 self._forget(stage, path)
         return None
 
-    def save(self, stage: int, state: "WorkerState") -> Written | None:
+    def save(self, stage: int, state: "WorkerState") -> "Written | None":
         """See ``Store.save``."""
         labels = {"stage": str(stage), "stages": str(self._num_stages)}
         about = About(self._about.run, self._about.method, self._about.rounds, labels)
-        base, num_bytes = self._base(stage), bytes_of({**state.anchors, **state.outer, **state.own})
-        written: list[Path] = []
+        base = self._base(stage)
         checkpoints = Checkpoints(base, about, self._keep, self._wall)
         try:
-            done = self._disk.write(base, num_bytes, lambda: written.append(checkpoints.save(state)))
+            written = self._disk.write(base, state.tensor_bytes, lambda: checkpoints.save(state))
         except StateError:  # not finite: what is there is better
             return None
         self._stored[stage] = self._found(stage)
-        return Written(str(written[0]), num_bytes) if done else None
+        return written
 
     def _read(self, stage: int, path: Path) -> "WorkerState":
         try:

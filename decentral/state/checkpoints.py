@@ -18,7 +18,7 @@ from decentral.errors import ConfigError
 from decentral.state import manifest as manifests
 from decentral.state.checkpoint import About, TrainerStateError, read, sync, write
 from decentral.state.manifest import BEST, CHECKPOINTS, LATEST, MODEL, Manifest, found_in, name_of, pointed_at
-from decentral.state.worker_state import WorkerState
+from decentral.state.worker_state import WorkerState, Written
 
 _log = logging.getLogger(__name__)
 #: Half written or half removed; and what a new one of its step takes the place of.
@@ -44,13 +44,13 @@ class Checkpoints:
         self._wall = wall
         self._warned = False
 
-    def save(self, state: WorkerState) -> Path:
+    def save(self, state: WorkerState) -> Written:
         """Write a checkpoint, in place of one of the same step, and remove those that are too many.
 
         A trainer's state that cannot be kept is left out, which is logged once.
 
         Returns:
-            Its folder.
+            Where it is, and its size.
 
         Raises:
             OSError: the disk is full or read-only. The checkpoints from before are as they were.
@@ -67,7 +67,7 @@ class Checkpoints:
                 name = f"{name}-2"
         part = _hidden(self._folder / name, _PART)
         try:
-            self._write(part, state)
+            manifest = self._write(part, state)
             _put_in_place(part, self._folder / name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -76,21 +76,20 @@ class Checkpoints:
             self._point(BEST, name)
         self._link(self._folder / name / MODEL)
         self._remove_old()
-        return self._folder / name
+        return Written(str(self._folder / name), manifest.size_bytes)
 
-    def _write(self, part: Path, state: WorkerState) -> None:
+    def _write(self, part: Path, state: WorkerState) -> Manifest:
         sequence = 1 + max((one.manifest.sequence for one in found_in(self._base) if one.manifest), default=0)
         part.mkdir()
         try:
-            write(part, state, self._about, sequence, self._wall())
-            return
+            return write(part, state, self._about, sequence, self._wall())
         except TrainerStateError as err:
             if not self._warned:
                 _log.warning("%s; after a resume the inner optimizer starts anew", err)
             self._warned = True
         shutil.rmtree(part)
         part.mkdir()
-        write(part, dataclasses.replace(state, trainer={}), self._about, sequence, self._wall())
+        return write(part, dataclasses.replace(state, trainer={}), self._about, sequence, self._wall())
 
     def _best(self) -> tuple[str, Manifest | None]:
         """The best checkpoint of this run so far, as far as it can be read."""

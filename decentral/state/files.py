@@ -26,11 +26,6 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         part.unlink(missing_ok=True)
 
 
-def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """What they take on disk, nearly."""
-    return sum(value.numel() * value.element_size() for value in tensors.values())
-
-
 def load_weights(path: Path, *, finite: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what ``save_weights`` wrote: named tensors and the metadata.
 

@@ -17,6 +17,7 @@ in place of erasure code (docs/benchmarks/protect.md has the bytes), and a guard
 """
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -320,11 +321,11 @@ class Found:
     owner: PeerId
     step: int
     guard: PeerId
-    data: bytes
+    data: bytearray
 
 
 async def claim(
-    transport: Transport, peers: Sequence[PeerId], timing: Timing, *, max_bytes: int, own: bool = False
+    transport: Transport, peers: Sequence[PeerId], timing: Timing, clock: Clock, *, max_bytes: int
 ) -> Found | None:
     """Take up what a lost worker left, the newest there is; ``None`` if nobody has any, or no whole one.
 
@@ -332,8 +333,8 @@ async def claim(
         transport: to the guards.
         peers: members of the swarm, who may be guards.
         timing: bounds of calls.
+        clock: its second thread is for the digest.
         max_bytes: a larger snapshot is none of this worker's model.
-        own: only what this very worker gave away in an earlier life.
     """
     lists = await asyncio.gather(*[_orphans(transport, peer, timing) for peer in peers])
     offers = [(orphan, guard) for guard, orphans in zip(peers, lists, strict=True) for orphan in orphans]
@@ -341,10 +342,10 @@ async def claim(
     # The own first, then the newest: whoever is asked first by all newcomers says no to the second.
     offers.sort(key=lambda offer: (offer[0].owner != me, -offer[0].step, offer[0].owner, offer[1]))
     for orphan, guard in offers:
-        if orphan.size > max_bytes or (own and orphan.owner != me):
+        if orphan.size > max_bytes:
             continue
         data = await _fetch(transport, guard, orphan, timing)
-        if data is not None:
+        if data is not None and await clock.run_aside(functools.partial(digest_of, data)) == orphan.digest:
             return Found(orphan.owner, orphan.step, guard, data)
     return None
 
@@ -359,8 +360,8 @@ async def _orphans(transport: Transport, peer: PeerId, timing: Timing) -> tuple[
         return ()
 
 
-async def _fetch(transport: Transport, guard: PeerId, orphan: Orphan, timing: Timing) -> bytes | None:
-    """All of a snapshot, if its guard promises and gives it and it is what it should be."""
+async def _fetch(transport: Transport, guard: PeerId, orphan: Orphan, timing: Timing) -> bytearray | None:
+    """All of a snapshot, not checked yet, if its guard promises and gives it."""
     data = bytearray()
     try:
         request = to_wire(_Wanted(orphan.owner, orphan.digest, 0))
@@ -376,4 +377,4 @@ async def _fetch(transport: Transport, guard: PeerId, orphan: Orphan, timing: Ti
             data += piece
     except TransportError:
         return None
-    return bytes(data) if digest_of(data) == orphan.digest else None
+    return data

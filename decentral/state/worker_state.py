@@ -43,6 +43,11 @@ class WorkerState:
     val_loss: float = math.nan
     """Of these anchors, nats per token; NaN if they were not validated."""
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Of all tensors but the trainer's."""
+        return sum(value.nbytes for named in (self.anchors, self.outer, self.own) for value in named.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Written:

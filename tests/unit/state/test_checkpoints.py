@@ -73,7 +73,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     views = {"a": anchor_N[:4].view(2, 2).t(), "b": anchor_N[4:], "none": torch.empty(0)}
     twice = {"local/b": anchor_N[4:], "lead/b": anchor_N[4:], "local/nan": torch.tensor(math.nan)}
     saved = state(anchors=views, own=twice, outer={}, val_loss=2.5, closed=True)
-    folder = keeper(tmp_path).save(saved)
+    folder = Path(keeper(tmp_path).save(saved).path)
     assert folder == tmp_path / "checkpoints" / "step_000500"
     assert equal(read(folder), saved)
     assert newest(tmp_path, RUN)[0] == folder
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 ) -> None:
     good = state(1, val_loss=3.0)
     keeper(tmp_path).save(good)
-    spoilt = keeper(tmp_path).save(state(2, 2.0, val_loss=2.0))
+    spoilt = Path(keeper(tmp_path).save(state(2, 2.0, val_loss=2.0)).path)
     whole = spoilt.with_name("whole")
     shutil.copytree(spoilt, whole)
     for seed in seeds:
@@ -340,7 +340,7 @@ def test_a_kill_at_any_moment_costs_at_most_the_newest(
 
 def test_an_end_in_the_middle_is_put_in_order(tmp_path: Path) -> None:
     """Killed while writing, and between the two renames of a replacement."""
-    folder = keeper(tmp_path).save(state(1))
+    folder = Path(keeper(tmp_path).save(state(1)).path)
     half = folder.with_name(".step_000002.part")
     half.mkdir()
     (half / MODEL).write_bytes(b"half")

@@ -78,7 +78,8 @@ class House:
 
     async def claim(self, newcomer: PeerId = NEWCOMER, **more: Any) -> Found | None:
         arguments = {"max_bytes": 10_000} | more
-        return await claim(self.peers[newcomer].transport, [FIRST, SECOND], TIMING, **arguments)
+        each = self.peers[newcomer]
+        return await claim(each.transport, [FIRST, SECOND], TIMING, each.clock, **arguments)
 
 
 def play(scene: Callable[[House], Coroutine[Any, Any, None]], max_bytes: int = 10_000) -> House:
@@ -135,10 +136,10 @@ def test_the_owner_itself_gets_it_back_although_it_lives_again() -> None:
         await house.start()
         await house.give()
         house.hear(OWNER, State.JOINING)
-        found = await house.claim(OWNER, own=True)
+        found = await house.claim(OWNER)
         assert found is not None
         assert found.data == DATA
-        assert await house.claim(NEWCOMER, own=True) is None
+        assert await house.claim(NEWCOMER) is None
 
     play(scene)
 
