@@ -199,9 +199,10 @@ class PipelineProcess:
         self.membership.update(digest=_RETURNS, stored=self._stored())
         async with Background() as beside:
             beside.begin(self.membership.run())
-            if not await self._meet(known):
-                while not await self._go_on_together():  # noqa: ASYNC110
-                    await asyncio.sleep(_LOOK_S)
+            goes_on = await self._meet(known) or await self._go_on_together()
+            while not goes_on:
+                await asyncio.sleep(_LOOK_S)
+                goes_on = await self._go_on_together()
             self._is_unplaced = not (self._stage_workers or self._parts.wanted)
             self.membership.update(digest="")
             await self.membership.announce()

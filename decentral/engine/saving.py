@@ -22,7 +22,7 @@ class Saving:
         background: where it goes on.
         picture: takes the worker as it is; told whether it has left in order.
         state: makes the state of a picture, on any thread.
-        offer: told of every state that is kept now and then, for what others keep of it.
+        offer: told of every state but the last, for what others keep of it.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Saving:
         self._cost_s = 0.0
         """What the last save took, beside the training."""
         self._writing: asyncio.Task[None] | None = None
-        self._asked: list[asyncio.Future[tuple[WorkerState, float] | None]] = []
+        self._asked: list[asyncio.Future[None]] = []
 
     def begin_at(self, step: int) -> None:
         """Training begins; what was saved of this step and before is on disk."""
@@ -59,7 +59,7 @@ class Saving:
         return min(until, (step // every + 1) * every) if every and self._is_kept else until
 
     async def at_rest(self, step: int, *, best: bool = False, waits: bool = False) -> None:
-        """The worker stands between two inner steps: save if it is time, or take the state for those who asked.
+        """The worker stands between two inner steps: save if it is time, or somebody has asked for it.
 
         Args:
             step: inner steps behind it.
@@ -69,15 +69,12 @@ class Saving:
         due = self._is_kept and (best or self._is_due(step, waits=waits))
         if not due and not self._asked:
             return
-        if due and best and self._writing is not None:
+        if best and self._writing is not None:
             await self._writing
-        began, (asked, self._asked) = self._clock.monotonic(), (self._asked, [])
+        self._began_at, self._saved_step = self._clock.monotonic(), step
+        asked, self._asked = self._asked, []
         picture = await self._picture(False)
-        if due:
-            self._began_at, self._saved_step = began, step
-        work = self._background.begin(self._deliver(picture, asked, began if due else None))
-        if due:
-            self._writing = work
+        self._writing = self._background.begin(self._deliver(picture, asked, self._began_at))
 
     def _is_due(self, step: int, *, waits: bool) -> bool:
         now, every = self._clock.monotonic(), self._every
@@ -94,49 +91,33 @@ class Saving:
         by_steps = every.steps > 0 and step // every.steps > self._saved_step // every.steps
         return by_steps or now - self._began_at >= every.seconds
 
-    async def _deliver(
-        self, picture: Picture, asked: list[asyncio.Future[tuple[WorkerState, float] | None]], began: float | None
-    ) -> None:
-        """Make the state; write it if it is to be kept, as of when it was begun."""
-        state = await self._clock.run_aside(lambda: self._state(picture))
-        for future in asked:
-            if not future.done():
-                future.set_result((state, picture.held_s))
-        if began is not None:
+    async def _deliver(self, picture: Picture, asked: list[asyncio.Future[None]], began: float) -> None:
+        """Make the state of a picture and keep it; those who asked hear that it is done, whatever came of it."""
+        try:
+            state = await self._clock.run_aside(lambda: self._state(picture))
             self._offer(state)
             await self._write(state, picture.held_s)
-            now = self._clock.monotonic()
-            self._cost_s = now - began
-            self._not_before = now + self._cost_s * (1 / _SHARE - 1)
+        finally:
+            _done(asked)
+        now = self._clock.monotonic()
+        self._cost_s = now - began
+        self._not_before = now + self._cost_s * (1 / _SHARE - 1)
 
     async def _write(self, state: WorkerState, held_s: float) -> None:
         save = self._save
         if save is not None and (written := await self._clock.run_on_disk(lambda: save(state))) is not None:
             self._journal.record(Saved(written.path, state.round, state.step, held_s, written.nbytes))
 
-    async def state(self) -> WorkerState | None:
-        """The worker's state at its next rest between two steps; ``None`` if it ends before that."""
-        found = await self._next()
-        return found and found[0]
-
     async def now(self) -> None:
         """Save at the next rest between two steps; returns when that is done, or the worker has ended before that."""
-        found = await self._next()
-        if found is not None:
-            await self._write(*found)
-
-    async def _next(self) -> tuple[WorkerState, float] | None:
-        """The state at the next rest, and for how many seconds training stood still for it."""
-        asked: asyncio.Future[tuple[WorkerState, float] | None] = asyncio.get_running_loop().create_future()
+        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._asked.append(asked)
-        return await asked
+        await asked
 
     def over(self) -> None:
         """The worker does not run any more: nobody waits for its next rest in vain."""
         asked, self._asked = self._asked, []
-        for future in asked:
-            if not future.done():
-                future.set_result(None)
+        _done(asked)
 
     async def at_end(self, *, closed: bool) -> None:
         """Save, whatever was saved before, of a worker that does not run; returns when it is done."""
@@ -148,3 +129,9 @@ class Saving:
         """Wait for the save under way, if there is one."""
         if self._writing is not None:
             await asyncio.wait({self._writing}, timeout=within_s)
+
+
+def _done(asked: list[asyncio.Future[None]]) -> None:
+    for future in asked:
+        if not future.done():
+            future.set_result(None)

@@ -75,6 +75,7 @@ class Worker:
 
     def __init__(self, options: RunOptions, parts: Parts) -> None:
         self._options = options
+        self._restored, parts = parts.restored, replace(parts, restored=None)  # nobody else is to hold on to it
         self._parts = parts
         self._clock = parts.clock
         self._journal = parts.journal
@@ -122,6 +123,8 @@ class Worker:
         self._capture = Capture(made, layout, parts, self._replica, self._syncs, self._course, self._exchange)
         self._protection = Protection(parts, self.membership.roster, options.timing, layout.total_numel)
         self._saving = Saving(parts, self._background, self._picture, self._capture.state, self._protection.offer)
+        self._saved: Snapshot | None = None
+        """What others may have of an earlier life as long as this one has nothing."""
         self._resumed: Sequence[Sending] = ()
         """What was on its way in an earlier life and is to be sent off again."""
         common = self._exchange.has_common_anchor
@@ -146,12 +149,12 @@ class Worker:
             MismatchError: the state is another model's, or another release's.
             UsageError: there is none.
         """
-        state = self._parts.restored
+        state = self._restored
         if state is None:
             raise UsageError("There is no saved state to resume from.", hint="Found the run, or join it.")
         back = await self._comeback(state, go_on=True)
-        self._saved = back.snapshot
-        self.membership.update(round=min(back.rounds), digest=self._saved.name)
+        saved = self._saved = back.snapshot
+        self.membership.update(round=min(back.rounds), digest=saved.name)
         await self._serve()
         if known is not None and await self._reunite(known, back):
             return
@@ -203,7 +206,7 @@ class Worker:
             await self._download_from(peers)
 
     async def _download_from(self, peers: Sequence[PeerId]) -> None:
-        began, state = self._clock.monotonic(), self._parts.restored
+        began, state = self._clock.monotonic(), self._restored
         back = None if state is None else await self._comeback(state, go_on=False)
         problem = NoDownload("there is no donor")
         for _ in range(_JOIN_ATTEMPTS):
@@ -283,6 +286,7 @@ class Worker:
             self._syncs.resume(sending.key, sending.step, sending.group, sending.taken, sending.landing)
         if self._resumed:  # without overlap it is waited for before the next step
             await self._sync(stop)
+        self._restored, self._saved, self._resumed = None, None, ()  # as large as all that this worker has
         while not (done := self.round >= self._options.rounds and not self._syncs) and not stop.is_set():
             self.membership.check_single()
             await self._train_to(self._timetable.next_event(self._course.step), stop)
@@ -321,19 +325,6 @@ class Worker:
     async def save_now(self) -> None:
         """Keep what this worker has as soon as it stands between two inner steps; returns when that is done."""
         await (self._saving.now() if self._background.is_open else self.keep())
-
-    async def state(self) -> WorkerState:
-        """All that this worker would go on from, as soon as it stands between two inner steps.
-
-        Raises:
-            UsageError: it ended before that.
-        """
-        if not self._background.is_open:
-            return self._capture.state(await self._picture(self._closed))
-        state = await self._saving.state()
-        if state is None:
-            raise UsageError("This worker has ended.", hint="Ask for its state before that, or read what it saved.")
-        return state
 
     async def _picture(self, closed: bool) -> Picture:
         standing = Standing(self.round, self._meter.tokens, self.membership.own.since, tuple(self._num_members), closed)

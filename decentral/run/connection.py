@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from decentral import __version__
 from decentral.adapters.address import parse_address
@@ -19,17 +19,14 @@ from decentral.run.folder import IDENTITY, RUN, save_config
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId
 
-if TYPE_CHECKING:
-    from decentral.state.worker_state import WorkerState
-
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
     """What a folder has to go on from."""
 
     book: Book
-    state: "WorkerState | None"
-    """``None`` of a model in stages, of which there is none of the whole worker."""
+    step: int | None
+    """Of the newest checkpoint; ``None`` of a model in stages, of which there is none of the whole worker."""
     changes: tuple[str, ...] = ()
     """In words, what is set otherwise from now on, should this worker bring the run back."""
     any_port: bool = True
@@ -67,10 +64,8 @@ class Connection:
     """To join; empty when founding."""
     book: Book
     """What is known of others; kept in the folder, if there is one."""
-    restored: "WorkerState | None" = None
-    """What this worker goes on from; of a pipeline its stages are in its folder instead."""
     is_back: bool = False
-    """Whether it comes back to a run of its folder."""
+    """Whether it comes back to a run of its folder, and goes on from what is there."""
 
     @property
     def stream_seed(self) -> int:
@@ -99,7 +94,6 @@ def opened(
     own: WorkerConfig,
     book: Book,
     peers: Sequence[PeerId],
-    restored: "WorkerState | None" = None,
     *,
     is_back: bool = False,
 ) -> Connection:
@@ -116,7 +110,7 @@ def opened(
             book.save(folder)
         except OSError as err:
             raise ConfigError(f"Cannot write {folder / RUN}: {err}.", hint="Choose another folder with --out.") from err
-    return Connection(node, swarm, own, book.run, tuple(peers), book, restored, is_back)
+    return Connection(node, swarm, own, book.run, tuple(peers), book, is_back)
 
 
 def node_options(own: WorkerConfig, initial: Sequence[str]) -> NodeOptions:

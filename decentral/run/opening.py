@@ -33,6 +33,7 @@ from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
 from decentral.state.checkpoint import About
+from decentral.state.checkpoints import newest
 
 
 def found(
@@ -224,7 +225,10 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
         out = Path(own.out)
         about = About(run_id, connection.swarm.method.name, options.rounds)
         save = saver(out, about, own.keep, hand.wall, disk)
-        restored = connection.restored or (last_state(out, run_id) if connection.peers else None)
+        if connection.is_back:
+            restored = newest(out, run_id)[1]
+        elif connection.peers:
+            restored = last_state(out, run_id)
         num_values = sum(value.numel() for value in model.parameters().values())
         warn_if_short(out, estimated_bytes(num_values, options.rule.num_buffers, own.keep) + own.journal_bytes)
     parts = Parts(

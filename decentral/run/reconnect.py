@@ -45,13 +45,13 @@ async def reconnect(start: Start, found: Resumption) -> Connection:
             swarm = _settings_of(hellos, start)
             check_joiner(own.stage, swarm.pipeline.stages)
         else:
-            where = "the newest step of all stages" if found.state is None else f"step {found.state.step}"
+            where = "the newest step of all stages" if found.step is None else f"step {found.step}"
             _log.info("nobody of %s answers: brings it back from %s", book.run, where)
             for line in found.changes:
                 _log.info("another setting from now on: %s", line)
         for hello in hellos:
             book.heard([places[hello.peer]])
-        return opened(node, swarm, own, book, [hello.peer for hello in hellos], found.state, is_back=True)
+        return opened(node, swarm, own, book, [hello.peer for hello in hellos], is_back=True)
     except BaseException:
         await node.close()
         raise

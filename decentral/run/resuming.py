@@ -15,7 +15,7 @@ from decentral.errors import ConfigError, UsageError
 from decentral.run.book import Book, read_book
 from decentral.run.connection import Resumption, Start
 from decentral.run.folder import CONFIG, RUN
-from decentral.state.checkpoints import newest
+from decentral.state.checkpoints import newest_manifest
 
 
 def take_up(
@@ -43,13 +43,15 @@ def take_up(
     book = _book(folder)
     setting = go_on(folder, settle, file, assignments, flags)
     # A pipeline's stages are found in the folder by those who take them (``store``), and those of others may have less.
-    state = None if setting.swarm.pipeline.stages else newest(folder, book.run)[1]
-    if state is not None:
-        refuse_the_end(folder, book.run, setting, state.round, state.step)
+    step = None
+    if not setting.swarm.pipeline.stages:
+        last = newest_manifest(folder, book.run)
+        refuse_the_end(folder, book.run, setting, last.round, last.step)
+        step = last.step
     # Of this machine alone: what is stated of the swarm may make sense only with the folder's settings.
     mine = [text for text in assignments if text.startswith("worker.")]
     any_port = not load(file, mine, {"worker.port": (flags or {}).get("worker.port")}).worker.port
-    resumption = Resumption(book, state, setting.changes, any_port)
+    resumption = Resumption(book, step, setting.changes, any_port)
     return Start(setting.swarm, setting.own, join, setting.explicit, resumption=resumption)
 
 

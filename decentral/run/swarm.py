@@ -245,7 +245,7 @@ class Swarm:
         """
         connection, worker = self._connection, self._worker
         acquaintances = Acquaintances(connection, worker.membership, self._hand)
-        if connection.restored is not None:
+        if connection.is_back:
             await worker.resume(acquaintances.known)
         elif connection.peers:
             await worker.join(connection.peers)

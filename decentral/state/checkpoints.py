@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from decentral.errors import ConfigError
 from decentral.state import manifest as manifests
@@ -20,6 +21,7 @@ from decentral.state.checkpoint import About, TrainerStateError, read, sync, wri
 from decentral.state.manifest import BEST, CHECKPOINTS, LATEST, MODEL, Manifest, found_in, name_of, pointed_at
 from decentral.state.worker_state import WorkerState, Written
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 #: Half written or half removed; and what a new one of its step takes the place of.
 _PART, _OLD = "part", "old"
@@ -148,6 +150,20 @@ def newest(base: Path, run: str) -> tuple[Path, WorkerState]:
         ConfigError: there is none; or there is one of another format, and to go back behind it would lose what it
             holds.
     """
+    return _newest(base, run, lambda folder, _: (folder, read(folder)))
+
+
+def newest_manifest(base: Path, run: str) -> Manifest:
+    """What the newest checkpoint of a run says of itself that is whole as far as sizes tell; see ``newest``.
+
+    Raises:
+        ConfigError: as there.
+    """
+    return _newest(base, run, lambda _, manifest: manifest)
+
+
+def _newest(base: Path, run: str, take: Callable[[Path, Manifest], T]) -> T:
+    """What is taken from the newest checkpoint of which it can be; ``take`` raises OSError for a damaged one."""
     with contextlib.suppress(OSError):  # what cannot be put in order can still be read
         _tidy(base / CHECKPOINTS)
     problems = []
@@ -157,9 +173,9 @@ def newest(base: Path, run: str) -> tuple[Path, WorkerState]:
             raise one.refused
         if one.manifest is not None and one.manifest.run != run:
             problem = f"it is of run {one.manifest.run}"
-        if not problem:
+        if one.manifest is not None and not problem:
             try:
-                return one.folder, read(one.folder)
+                return take(one.folder, one.manifest)
             except OSError as err:
                 problem = err.strerror or str(err)
         _log.warning("checkpoint %s cannot be used: %s", one.folder, problem)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.options import Outcome, Parts, RunOptions
+from decentral.engine.options import Every, Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.messages import Shard, unpack_participants
 from decentral.exchange.allreduce.reducer import SHARD
@@ -153,7 +153,7 @@ async def _play(plan: Plan) -> Seen:
                 await (worker.resume() if FOUNDER in plan.restored else worker.found())
             seen.outcomes[peer.peer_id] = await worker.run(stop)
             seen.ended_s[peer.peer_id] = peer.clock.monotonic()
-            seen.states[peer.peer_id] = await worker.state()
+            await worker.keep()
         except Exception as err:
             seen.errors[peer.peer_id] = err
 
@@ -193,7 +193,11 @@ def _worker(plan: Plan, peer: SimPeer, seen: Seen) -> Worker:
     trainer = make(peer)
     inner = plan.inner(peer, trainer)
     parts = Parts(transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal)
-    parts = replace(parts, restored=plan.restored.get(peer.peer_id))
+
+    def save(state: WorkerState) -> None:
+        seen.states[peer.peer_id] = state
+
+    parts = replace(parts, restored=plan.restored.get(peer.peer_id), save=save, save_every=Every())
     return Worker(options, parts)
 
 

@@ -1,7 +1,9 @@
 """When a worker's state is saved: by steps, by the clock, when asked, when the anchor is the best; and how often."""
 
 import asyncio
+import gc
 import math
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +29,8 @@ class Life:
 
     def __init__(self, every: Every, *, rounds: int = 4, aside_s: float = 0.0, **options: Any) -> None:
         self.states: list[WorkerState] = []
+        self.restored: list[WorkerState] = []
+        """What it goes on from, if anything; taken out when it begins."""
         self.times: list[float] = []
         self.journal = MemoryJournal()
         self._every, self._aside_s = every, aside_s
@@ -40,10 +44,11 @@ class Life:
 
     async def _play(self, asked_at_s: tuple[float, ...]) -> None:
         world = World(0, machines={PEER: Machine(aside_s=self._aside_s)})
+        self._is_back = bool(self.restored)
 
         async def main(peer: SimPeer) -> None:
             self.worker = worker = self._worker(peer)
-            await worker.found()
+            await (worker.resume() if self._is_back else worker.found())
             running = asyncio.create_task(worker.run(asyncio.Event()))
             for at_s in asked_at_s:
                 await asyncio.sleep(at_s - peer.clock.monotonic())
@@ -66,6 +71,7 @@ class Life:
                 trainer,
                 LocalSteps(trainer, peer.clock),
                 self.journal,
+                restored=self.restored.pop() if self.restored else None,
                 save=self._save,
                 save_every=self._every,
             ),
@@ -112,6 +118,19 @@ def test_whoever_asks_has_a_state_at_once_and_nobody_waits_for_ever() -> None:
     assert [math.ceil(state.step * STEP_S) for state in asked[:2]] == [2, 3], "after the steps under way"
     assert [state.closed for state in life.states] == [False, False, True, True]
     assert (end.step, end.digest) == (40, asked[-1].digest)
+
+
+def test_what_was_read_from_disk_is_let_go_when_training_begins() -> None:
+    before, after = Life(Every(steps=7)), Life(Every())
+    before.live()
+    after.restored.append(before.states[1])
+    before.states.clear()
+    read = [weakref.ref(value) for value in after.restored[0].own.values()]
+    after.live()
+    gc.collect()
+    assert read
+    assert [each() for each in read] == [None] * len(read)
+    assert after.states[-1].step == 40
 
 
 def test_the_best_anchor_is_saved_with_its_loss() -> None:

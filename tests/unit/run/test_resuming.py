@@ -43,7 +43,7 @@ def test_it_is_the_folders_run_with_the_folders_settings_and_its_newest_state(tm
     assert start.explicit == {}
     found = start.resumption
     assert found is not None
-    assert (found.book, found.state.step, found.changes, found.any_port) == (read_book(tmp_path), 400, (), True)
+    assert (found.book, found.step, found.changes, found.any_port) == (read_book(tmp_path), 400, (), True)
 
 
 def test_a_port_that_is_asked_for_now_is_that_one_or_none(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ class TestRefusals:
         (tmp_path / "checkpoints/step_000500/manifest.json").unlink()
         start = taken(tmp_path)
         assert start.resumption is not None
-        assert start.resumption.state.step == 400
+        assert start.resumption.step == 400
 
 
 def test_another_number_of_stages_is_refused(tmp_path: Path) -> None:
@@ -161,4 +161,4 @@ def test_another_number_of_stages_is_refused(tmp_path: Path) -> None:
         taken(tmp_path / "cut", "pipeline.stages=2")
     start = taken(tmp_path / "cut", "pipeline.replicas=3")
     assert start.resumption is not None
-    assert start.resumption.state is None
+    assert start.resumption.step is None

@@ -84,9 +84,9 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_the_newest_weights_are_in_the_workers_folder_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = keeper(tmp_path).save
-    first = save(state(1, 1.0))
+    first = Path(save(state(1, 1.0)).path)
     assert (tmp_path / MODEL).samefile(first / MODEL)
-    second = save(state(2, 2.0))
+    second = Path(save(state(2, 2.0)).path)
     assert (tmp_path / MODEL).samefile(second / MODEL)
 
     def no_links(*_: object) -> None:
@@ -184,7 +184,7 @@ class Opaque:
 def test_what_only_code_could_read_back_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save = keeper(tmp_path).save
     for step, bad in ((1, Opaque()), (2, lambda: None)):
-        folder = save(state(step, trainer={"loader": bad}))
+        folder = Path(save(state(step, trainer={"loader": bad})).path)
         assert read(folder).trainer == {}
     assert caplog.text.count("the inner optimizer starts anew") == 1
     assert "test_checkpoints.Opaque" in caplog.text
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 
 def test_a_damaged_one_goes_when_there_are_enough_newer_ones(tmp_path: Path) -> None:
     save = keeper(tmp_path, keep=2).save
-    (save(state(1)) / MANIFEST).write_bytes(b"{")
+    (Path(save(state(1)).path) / MANIFEST).write_bytes(b"{")
     save(state(2))
     assert "step_000001" in names(tmp_path)
     save(state(3))
