@@ -12,9 +12,9 @@ from decentral.config.settings import load
 from decentral.errors import ConfigError, UsageError
 from decentral.run.folder import CHECKPOINTS, CONFIG, MODEL, WORKERS, stage_folder
 from decentral.state.average import Replica
-from decentral.state.checkpoint import read_weights
+from decentral.state.checkpoints.checkpoint import read_weights
+from decentral.state.checkpoints.manifest import BEST, LATEST, MANIFEST, found_in, pointed_at
 from decentral.state.files import load_weights
-from decentral.state.manifest import BEST, LATEST, MANIFEST, found_in, pointed_at
 
 _KINDS = (
     "a run's folder, a worker's folder, a checkpoint (DIR/checkpoints/best, latest or a step), a .safetensors file, or "

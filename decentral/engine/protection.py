@@ -12,7 +12,7 @@ from decentral.engine.capture import load_trainer_state
 from decentral.engine.options import Parts
 from decentral.monitor.events import Protected, TookUp
 from decentral.ports.trainer import Model, Stateful
-from decentral.state.checkpoint import TrainerStateError, read_trainer, write_trainer
+from decentral.state.checkpoints.checkpoint import TrainerStateError, read_trainer, write_trainer
 from decentral.state.guard import Guard, Protector, claim
 from decentral.state.worker_state import WorkerState
 from decentral.swarm.roster import Roster

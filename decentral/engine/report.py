@@ -12,7 +12,7 @@ from decentral.monitor.figures import download
 from decentral.monitor.journal import Journal
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.state.sources import Progress
+from decentral.state.download.sources import Progress
 from decentral.types import PeerId, SyncKey
 
 #: A download is told of so often at most.

@@ -14,7 +14,7 @@ from decentral.pipeline.handover import values_of
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.ports.clock import Clock
-from decentral.state.download import Download
+from decentral.state.download.downloader import Download
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout
 

@@ -25,7 +25,7 @@ from decentral.pipeline.scoped import Scoped
 from decentral.pipeline.stored import Stored
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.state.download import Download, NoDownload
+from decentral.state.download.downloader import Download, NoDownload
 from decentral.state.worker_state import WorkerState, Written
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing

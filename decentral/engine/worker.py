@@ -48,8 +48,8 @@ from decentral.engine.watchdog import Watchdog
 from decentral.errors import DivergedError, IdentityError, UnreachableError, UsageError
 from decentral.exchange.api import Aborted, Excuse
 from decentral.monitor.events import Joined, Repaired, SatOut, Stopped
-from decentral.state.donor import Donor
-from decentral.state.download import Download, Downloader, NoDownload
+from decentral.state.download.donor import Donor
+from decentral.state.download.downloader import Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.swarm.matching import middle_round

@@ -19,8 +19,8 @@ from decentral.pipeline.scoped import Scoped
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import Model
 from decentral.ports.transport import Transport
-from decentral.state.donor import Donor
-from decentral.state.download import Download, Downloader, NoDownload
+from decentral.state.download.donor import Donor
+from decentral.state.download.downloader import Download, Downloader, NoDownload
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.message import Message, from_wire, to_wire
 from decentral.swarm.timing import Timing

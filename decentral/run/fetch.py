@@ -20,7 +20,7 @@ from decentral.run.asking import asking
 from decentral.run.options import run_options
 from decentral.run.tasks import build_trainer
 from decentral.state.average import Replica
-from decentral.state.download import Download, Downloader
+from decentral.state.download.downloader import Download, Downloader
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.timing import lifetime_s
 from decentral.tensors.layout import Layout

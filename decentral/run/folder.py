@@ -13,8 +13,8 @@ from decentral import __version__
 from decentral.config.file import to_toml
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import ConfigError
-from decentral.state.manifest import CHECKPOINTS as CHECKPOINTS
-from decentral.state.manifest import MODEL as MODEL
+from decentral.state.checkpoints.manifest import CHECKPOINTS as CHECKPOINTS
+from decentral.state.checkpoints.manifest import MODEL as MODEL
 
 IDENTITY = "identity.key"
 #: What `--config` reads back; of a worker and of a local run.

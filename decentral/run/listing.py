@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decentral.run.folder import CHECKPOINTS, MODEL, WORKERS, folders_of, has_run, run_of
-from decentral.state import manifest
-from decentral.state.manifest import BEST, LATEST, Found, found_in, pointed_at
+from decentral.state.checkpoints import manifest
+from decentral.state.checkpoints.manifest import BEST, LATEST, Found, found_in, pointed_at
 
 #: More folders than anybody keeps side by side are not looked at.
 _MAX_FOLDERS = 10_000

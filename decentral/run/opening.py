@@ -32,8 +32,8 @@ from decentral.run.saving import estimated_bytes, last_state, open_journal, save
 from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
-from decentral.state.checkpoint import About
-from decentral.state.checkpoints import newest
+from decentral.state.checkpoints.checkpoint import About
+from decentral.state.checkpoints.folder import newest
 
 
 def found(

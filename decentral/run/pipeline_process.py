@@ -16,7 +16,7 @@ from decentral.run.disk import Disk
 from decentral.run.options import pipeline_options, stage_options
 from decentral.run.stages import blocks_of
 from decentral.run.store import StageFiles
-from decentral.state.checkpoint import About
+from decentral.state.checkpoints.checkpoint import About
 from decentral.swarm.timing import Timing
 
 

@@ -15,7 +15,7 @@ from decentral.errors import ConfigError, UsageError
 from decentral.run.book import Book, read_book
 from decentral.run.connection import Resumption, Start
 from decentral.run.folder import CONFIG, RUN
-from decentral.state.checkpoints import newest_manifest
+from decentral.state.checkpoints.folder import newest_manifest
 
 
 def take_up(

@@ -15,9 +15,9 @@ from decentral.ports.clock import Clock
 from decentral.run.connection import Connection
 from decentral.run.disk import Disk
 from decentral.run.folder import CHECKPOINTS, JOURNAL
-from decentral.state.checkpoint import About, StateError
-from decentral.state.checkpoints import Checkpoints, newest
-from decentral.state.manifest import found_in
+from decentral.state.checkpoints.checkpoint import About, StateError
+from decentral.state.checkpoints.folder import Checkpoints, newest
+from decentral.state.checkpoints.manifest import found_in
 from decentral.state.worker_state import WorkerState, Written
 
 _log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from decentral.errors import ConfigError
 from decentral.pipeline.stored import Stored
 from decentral.run.disk import Disk
 from decentral.run.folder import stage_folder
-from decentral.state import checkpoint, manifest
-from decentral.state.checkpoint import About, StateError
-from decentral.state.checkpoints import Checkpoints
-from decentral.state.manifest import FACTS, MODEL
+from decentral.state.checkpoints import checkpoint, manifest
+from decentral.state.checkpoints.checkpoint import About, StateError
+from decentral.state.checkpoints.folder import Checkpoints
+from decentral.state.checkpoints.manifest import FACTS, MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""The state a worker shares with newcomers: snapshots, their download, files. Must not know any exchange."""
+"""What a worker has, and how it outlives it: snapshots, its whole state, downloads, checkpoints. Knows no exchange."""

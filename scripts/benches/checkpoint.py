@@ -20,8 +20,8 @@ import torch
 import decentral
 from decentral.monitor.journal import JournalReader
 from decentral.run.folder import JOURNAL
-from decentral.state.checkpoint import read
-from decentral.state.manifest import CHECKPOINTS, LATEST, pointed_at
+from decentral.state.checkpoints.checkpoint import read
+from decentral.state.checkpoints.manifest import CHECKPOINTS, LATEST, pointed_at
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, load_average, signature, stamp, write
 from scripts.benches.lib.stats import spread

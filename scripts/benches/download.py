@@ -26,8 +26,8 @@ from decentral.outer.rule import OuterState
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions, Line
 from decentral.sim.world import Machine, World, peer_id
-from decentral.state.donor import Donor
-from decentral.state.download import Download, Downloader, NoDownload
+from decentral.state.download.donor import Donor
+from decentral.state.download.downloader import Download, Downloader, NoDownload
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId

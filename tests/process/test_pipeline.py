@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from decentral.state.manifest import found_in
+from decentral.state.checkpoints.manifest import found_in
 from scripts.benches.counted import Strike, account
 from tests.process.command import DEADLINE_S, WorkerProcess, processes_of, wait_for
 from tests.process.test_resume import Resumed, kill

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from decentral.run.book import Book, read_book
-from decentral.state.manifest import Manifest, found_in
+from decentral.state.checkpoints.manifest import Manifest, found_in
 from tests.process.command import P, Process, WorkerProcess, founding, processes_of, wait_for
 
 #: With momentum, and checkpoints that fall anywhere in its rounds of four steps.

@@ -23,7 +23,7 @@ from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, 
 from decentral.exchange.server import messages as server
 from decentral.pipeline import packets
 from decentral.pipeline.packets import Commit, Committed, Failed, Hop, Load, Packet, Settle, Settled
-from decentral.state.pieces import Ask, FragmentHead, Head
+from decentral.state.download.pieces import Ask, FragmentHead, Head
 from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId, SyncKey
 from tests.support.address_space import at_most_more

@@ -14,8 +14,8 @@ from decentral.errors import ConfigError
 from decentral.types import PeerId
 
 if TYPE_CHECKING:
-    from decentral.state.checkpoint import About
-    from decentral.state.manifest import Manifest
+    from decentral.state.checkpoints.checkpoint import About
+    from decentral.state.checkpoints.manifest import Manifest
 
 
 def resume(
@@ -46,7 +46,7 @@ def resume(
     from decentral.run.resuming import go_on, refuse_the_end
     from decentral.run.stages import parts_of
     from decentral.run.tasks import build_trainer
-    from decentral.state.checkpoint import About
+    from decentral.state.checkpoints.checkpoint import About
 
     had = folders_of(folder)[1:]
     size = workers or len(had)
@@ -105,7 +105,7 @@ def _common_step(folders: Sequence[Path], about: "About", num_stages: int) -> in
 def _newest(folder: Path) -> "Manifest | None":
     """Of the newest whole checkpoint of a worker, be it of a stage."""
     from decentral.run.folder import stage_folder
-    from decentral.state.manifest import found_in
+    from decentral.state.checkpoints.manifest import found_in
 
     trees = (folder, *folder.glob(stage_folder("*")))
     newest = [next((one.manifest for one in found_in(tree) if one.manifest is not None), None) for tree in trees]

@@ -22,7 +22,7 @@ from decentral.run.tasks import build_trainer
 from decentral.sim.loop import run as simulate
 from decentral.sim.world import World, peer_id
 from decentral.state.average import Replica
-from decentral.state.donor import Donor
+from decentral.state.download.donor import Donor
 from decentral.state.files import save_weights
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.presence import Presence, State

@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 from decentral.cli.app import app
 from decentral.errors import ExitCode
+from decentral.state.checkpoints.manifest import BEST, CHECKPOINTS, MANIFEST, MODEL, TRAINER
 from decentral.state.files import save_weights
-from decentral.state.manifest import BEST, CHECKPOINTS, MANIFEST, MODEL, TRAINER
 from tests.unit.state.test_checkpoints import keeper, state
 
 

@@ -10,9 +10,9 @@ import torch
 
 from decentral.run.disk import Disk
 from decentral.run.saving import estimated_bytes, last_state, saver, warn_if_short
-from decentral.state.checkpoint import About
-from decentral.state.checkpoints import newest
-from decentral.state.manifest import CHECKPOINTS, MODEL
+from decentral.state.checkpoints.checkpoint import About
+from decentral.state.checkpoints.folder import newest
+from decentral.state.checkpoints.manifest import CHECKPOINTS, MODEL
 from tests.unit.state.test_checkpoints import state
 
 ABOUT = About("demo-1", "diloco", 2000)
@@ -47,7 +47,7 @@ def test_a_full_disk_is_told_once_and_the_last_checkpoint_stays(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        patch.setattr("decentral.state.checkpoints.write", full)
+        patch.setattr("decentral.state.checkpoints.folder.write", full)
         assert [save(state(step)) for step in (2, 3)] == [None, None]
     assert caplog.text.count("No space left on device") == 1
     assert disk.problem is not None

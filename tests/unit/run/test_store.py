@@ -12,7 +12,7 @@ from decentral.pipeline.stored import Stored
 from decentral.run.disk import Disk
 from decentral.run.folder import MODEL, stage_folder
 from decentral.run.store import StageFiles
-from decentral.state.checkpoint import About
+from decentral.state.checkpoints.checkpoint import About
 from decentral.state.worker_state import WorkerState
 
 ABOUT = About("demo-1", "diloco", 40)
@@ -113,7 +113,7 @@ def test_a_disk_that_cannot_be_written_is_reported_and_the_last_checkpoint_kept(
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("decentral.state.checkpoint.save_weights", full)
+    monkeypatch.setattr("decentral.state.checkpoints.checkpoint.save_weights", full)
     with caplog.at_level(logging.ERROR):
         assert found.save(2, state(9.0, 80)) is None
         assert found.save(3, state(9.0, 80)) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from decentral.state import pieces
+from decentral.state.download import pieces
 from tests.unit.state.nursery import PIECE_BYTES
 
 

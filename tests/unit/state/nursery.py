@@ -9,10 +9,10 @@ from decentral.outer.rule import OuterState
 from decentral.sim.loop import run
 from decentral.sim.network import Line
 from decentral.sim.world import Machine, SimPeer, World, peer_id
-from decentral.state.donor import Donor
-from decentral.state.download import Download, Downloader, NoDownload
+from decentral.state.download.donor import Donor
+from decentral.state.download.downloader import Download, Downloader, NoDownload
+from decentral.state.download.sources import Progress
 from decentral.state.snapshot import FragmentState, Snapshot
-from decentral.state.sources import Progress
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 from tests.support.later import later

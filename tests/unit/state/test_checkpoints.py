@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from decentral.errors import ConfigError
-from decentral.state import checkpoints, manifest
-from decentral.state.checkpoint import About, StateError, read, read_weights
-from decentral.state.checkpoints import Checkpoints, newest
-from decentral.state.manifest import BEST, CHECKPOINTS, FILES, LATEST, MANIFEST, MODEL, found_in, pointed_at
+from decentral.state.checkpoints import folder as checkpoints
+from decentral.state.checkpoints import manifest
+from decentral.state.checkpoints.checkpoint import About, StateError, read, read_weights
+from decentral.state.checkpoints.folder import Checkpoints, newest
+from decentral.state.checkpoints.manifest import BEST, CHECKPOINTS, FILES, LATEST, MANIFEST, MODEL, found_in, pointed_at
 from decentral.state.worker_state import WorkerState
 
 RUN = "demo-1"

@@ -10,8 +10,8 @@ import pytest
 
 from decentral.sim.network import Line
 from decentral.sim.world import peer_id
-from decentral.state.download import NoDownload
-from decentral.state.pieces import HEAD, PIECE
+from decentral.state.download.downloader import NoDownload
+from decentral.state.download.pieces import HEAD, PIECE
 from decentral.state.snapshot import FragmentState, Snapshot
 from tests.unit.state.nursery import (
     DONORS,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from decentral.errors import DecentralError, FrameError, MismatchError, TransportError, UnreachableError
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.state.filling import Filling
-from decentral.state.pieces import Cut, Head
-from decentral.state.questions import Questions
+from decentral.state.download.filling import Filling
+from decentral.state.download.pieces import Cut, Head
+from decentral.state.download.questions import Questions
+from decentral.state.download.transfer import Report, Transfer
 from decentral.state.snapshot import Snapshot
-from decentral.state.transfer import Report, Transfer
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 

@@ -16,9 +16,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from decentral.errors import ConfigError
-from decentral.state import manifest as manifests
-from decentral.state.checkpoint import About, TrainerStateError, read, sync, write
-from decentral.state.manifest import BEST, CHECKPOINTS, LATEST, MODEL, Manifest, found_in, name_of, pointed_at
+from decentral.state.checkpoints import manifest as manifests
+from decentral.state.checkpoints.checkpoint import About, TrainerStateError, read, sync, write
+from decentral.state.checkpoints.manifest import (
+    BEST,
+    CHECKPOINTS,
+    LATEST,
+    MODEL,
+    Manifest,
+    found_in,
+    name_of,
+    pointed_at,
+)
 from decentral.state.worker_state import WorkerState, Written
 
 T = TypeVar("T")

@@ -16,9 +16,19 @@ import torch
 from torch import Tensor
 
 from decentral import __version__
-from decentral.state import manifest as manifests
+from decentral.state.checkpoints import manifest as manifests
+from decentral.state.checkpoints.manifest import (
+    FACTS,
+    FILES,
+    MODEL,
+    OUTER,
+    OWN,
+    TRAINER,
+    TRAINER_STATE,
+    FileEntry,
+    Manifest,
+)
 from decentral.state.files import load_weights, save_weights
-from decentral.state.manifest import FACTS, FILES, MODEL, OUTER, OWN, TRAINER, TRAINER_STATE, FileEntry, Manifest
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.finite import all_finite
 

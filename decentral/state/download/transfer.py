@@ -18,11 +18,11 @@ from typing import Any
 
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
 from decentral.ports.clock import Clock
-from decentral.state.filling import Filling
-from decentral.state.pieces import FragmentHead, Head, head_of
-from decentral.state.questions import OtherModelError, Questions
+from decentral.state.download.filling import Filling
+from decentral.state.download.pieces import FragmentHead, Head, head_of
+from decentral.state.download.questions import OtherModelError, Questions
+from decentral.state.download.sources import Pace, Progress, Source
 from decentral.state.snapshot import FragmentState, Snapshot
-from decentral.state.sources import Pace, Progress, Source
 from decentral.types import PeerId, short_id
 
 #: Donors at a time; further ones take the places of those that fail.

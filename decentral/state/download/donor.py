@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.state.pieces import HEAD, PIECE, Ask, Cut, Head, head_of
+from decentral.state.download.pieces import HEAD, PIECE, Ask, Cut, Head, head_of
 from decentral.state.snapshot import Snapshot, to_bytes
 from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId

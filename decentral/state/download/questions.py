@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from decentral.errors import FrameError
 from decentral.ports.transport import Transport
-from decentral.state.pieces import HEAD, PIECE, Ask, Cut, Head
+from decentral.state.download.pieces import HEAD, PIECE, Ask, Cut, Head
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId

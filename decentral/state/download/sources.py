@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import inf
 
-from decentral.state.pieces import Content, Head
+from decentral.state.download.pieces import Content, Head
 from decentral.types import PeerId
 
 _MAX_WINDOW = 8

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decentral.errors import FrameError
 from decentral.outer.rule import OuterState
-from decentral.state.pieces import FragmentHead, Piece
+from decentral.state.download.pieces import FragmentHead, Piece
 from decentral.state.snapshot import FragmentState, to_bytes
 from decentral.tensors.digest import DIGEST_BYTES, digest_bytes
 from decentral.tensors.finite import all_finite
