@@ -122,6 +122,8 @@ class Facts(msgspec.Struct, frozen=True):
     """See ``Presence``."""
     exchange: dict[str, Any]
     """See ``Memory``."""
+    cut_of: int = 0
+    """Of how many stages' states it was made (``recut``), so that nothing of it is on its way any more; 0 for none."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

@@ -117,7 +117,7 @@ def come_back(state: WorkerState, options: RunOptions, parameters: Mapping[str, 
     restored, taken = _read(state, facts, old)
     for of in restored.fragments:
         of.doubtful = not state.closed
-    same = made.shape == facts.made.shape
+    same = _is_same(facts, made)
     _land_passed(restored, facts.syncs)
     if go_on and same:
         syncs = [_sending(sync, restored.fragments[sync.fragment], taken.get(sync.fragment)) for sync in facts.syncs]
@@ -132,6 +132,11 @@ def come_back(state: WorkerState, options: RunOptions, parameters: Mapping[str, 
     over = carried_over(state, options, parameters)
     work_steps = max(of.pending.steps for of in restored.fragments)
     return Comeback(restored, syncs, memory, facts, num_members, over, state, work_steps)
+
+
+def _is_same(facts: Facts, made: Made) -> bool:
+    """Whether what is on its way is good for a worker that is made like this."""
+    return made.shape == facts.made.shape and not facts.cut_of
 
 
 def bring_back(state: WorkerState, options: RunOptions, parts: Parts, *, go_on: bool) -> Comeback:
@@ -329,7 +334,7 @@ def carried_over(state: WorkerState, options: RunOptions, parameters: Mapping[st
     for name in new.buffers:
         (kept if name in old.buffers else anew).append(f"outer {name}")
     anew += [f"outer {name} is left out" for name in old.buffers if name not in new.buffers]
-    same = old.shape == new.shape
+    same = _is_same(facts, new)
     if new.keeps:
         goes_on = new.keeps == old.keeps and (same or new.keeps == "residual")
         (kept if goes_on else anew).append(f"{new.keeps}s of error feedback")
@@ -344,6 +349,8 @@ def carried_over(state: WorkerState, options: RunOptions, parameters: Mapping[st
 
 def _other_shape(facts: Facts, new: Made, plan: SyncPlan, step: int) -> list[str]:
     old, found = facts.made.shape, []
+    if facts.cut_of:
+        found.append(f"the stage: its blocks come from {facts.cut_of} of another cut")
     if old.names != new.shape.names:
         found.append(f"the cut: {len(new.shape.names)} fragments in place of {len(old.names)}")
     if old.inner_steps != plan.inner_steps:

@@ -1,7 +1,7 @@
 """Where the loop of a stage is in the run's data, as it is kept beside the inner optimizer. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -32,6 +32,21 @@ class Position(msgspec.Struct, frozen=True):
     def to_plain(self) -> dict[str, Any]:
         """As plain values."""
         return msgspec.structs.asdict(self)
+
+    @staticmethod
+    def joined(positions: Sequence["Position"]) -> "Position":
+        """That of a stage whose blocks come from several, which have all taken the same steps.
+
+        A learning rate that one of them was to have raised is raised for all. The norm of their common gradient is not
+        known before the next step.
+        """
+        committed: dict[int, int] = {}
+        for slot, batch in (item for position in positions for item in position.committed.items()):
+            committed[slot] = max(batch, committed.get(slot, batch))
+        healed = [position.healed_at for position in positions if position.healed_at is not None]
+        return msgspec.structs.replace(
+            positions[0], committed=committed, healed_at=max(healed, default=None), grad_norm=math.nan
+        )
 
     @staticmethod
     def of(trainer: Mapping[str, Any]) -> "Position":
