@@ -3,7 +3,7 @@
 import difflib
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
 from decentral.errors import ConfigError
@@ -11,19 +11,22 @@ from decentral.errors import ConfigError
 T = TypeVar("T")
 
 
-def read(kind: type[T], given: Mapping[str, Any], where: str = "") -> T:
+def read(kind: type[T], given: Mapping[str, Any], where: str = "", default: T | None = None) -> T:
     """Build the frozen dataclass ``kind`` from a mapping; what is not given keeps its default.
 
-    Fields may be bool, int, float, str, a tuple of floats of fixed length, or another such dataclass.
+    Fields may be bool, int, float, str, a tuple of floats of fixed length, or another such dataclass, of which
+    what is not given is as in the default of the field.
 
     Args:
         kind: the dataclass; every field has a default.
         given: its settings, nested where ``kind`` is.
         where: dotted name of the mapping in the config, for messages.
+        default: has what is not given; ``None`` for the defaults of ``kind``.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one) or a value of the wrong type.
     """
+    base: Any = kind() if default is None else default
     hints = typing.get_type_hints(kind)
     known = [field.name for field in fields(cast(Any, kind))]
     values = {}
@@ -35,8 +38,8 @@ def read(kind: type[T], given: Mapping[str, Any], where: str = "") -> T:
                 f"unknown setting {name!r}",
                 hint=f"Did you mean {nearest[0]!r}?" if nearest else f"Known here: {', '.join(known)}.",
             )
-        values[key] = _convert(hints[key], value, name)
-    return kind(**values)
+        values[key] = _convert(hints[key], value, name, getattr(base, key))
+    return cast(T, replace(base, **values))
 
 
 def write(settings: object) -> dict[str, Any]:
@@ -51,11 +54,11 @@ def _nested(settings: object) -> dict[str, Any]:
     }
 
 
-def _convert(kind: Any, value: Any, name: str) -> Any:
+def _convert(kind: Any, value: Any, name: str, default: Any = None) -> Any:
     """``value`` as ``kind``: an int passes for a float, a list for a tuple, a mapping for a dataclass."""
     if is_dataclass(kind):
         if isinstance(value, Mapping):
-            return read(cast(type[object], kind), value, name)
+            return read(cast(type[object], kind), value, name, default)
     elif typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
         if isinstance(value, list | tuple) and len(value) == len(items):

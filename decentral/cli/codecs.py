@@ -45,7 +45,7 @@ def codecs(
     method = swarm.method
     shown = names or [*codec_names(), *_chosen(method).values()]
     made = [make_codec(name) for name in dict.fromkeys(shown)]
-    trainer = build_trainer(swarm, own.device, own.data, stream_seed=0)
+    trainer = build_trainer(swarm, own, stream_seed=0)
     steps = max(_LEAST_STEPS, method.inner_steps)
     delta_N = codec_report.pseudo_gradient(trainer, steps)
     rows = codec_report.measure(made, delta_N, with_speed=not no_speed)

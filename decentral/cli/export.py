@@ -60,7 +60,7 @@ def export(
     replicas, broken = _replicas(paths, take, swarm)
     trainer = None
     if addresses:
-        fetched = asyncio.run(fetch.fetch(addresses, own.device, own.data, _say))
+        fetched = asyncio.run(fetch.fetch(addresses, own, _say))
         replicas, swarm, trainer = [*replicas, *fetched.replicas], fetched.swarm, fetched.trainer
     ensure_any(replicas, sources, broken)
     if swarm is None and not no_loss:
@@ -69,7 +69,7 @@ def export(
             hint="Copy config.toml of the run beside it, or give --no-loss.",
         )
     if trainer is None and swarm is not None and not no_loss:
-        trainer = build_trainer(swarm, own.device, own.data, stream_seed=0)
+        trainer = build_trainer(swarm, own, stream_seed=0)
     found = survey(replicas, None if no_loss or trainer is None else result.measure_with(trainer))
     chosen = choose(found, take or result.default_take(swarm))
     result.write(out, chosen)

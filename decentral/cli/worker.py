@@ -222,7 +222,7 @@ def settled(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
 
     here = on_machine(swarm, own)
     import_task(here.task.factory)
-    return with_values(swarm, {"pipeline.recovery": settle(here, own.device, own.data).pipeline.recovery})
+    return with_values(swarm, {"pipeline.recovery": settle(here, own).pipeline.recovery})
 
 
 def make_folder(given: str, name: str) -> Path:

@@ -185,6 +185,12 @@ class WorkerConfig(Section):
     """In place of the swarm's ``data.paths``."""
     task: str = Field(default="", pattern=_FACTORY, description=_FACTORY_IN_WORDS)
     """In place of the swarm's ``task.factory``."""
+    model: str = ""
+    """Folder or name of weights here, in place of those that the swarm's task names."""
+    tokenizer: str = ""
+    """Folder or name of a tokenizer here, likewise."""
+    allow_download: bool = False
+    """Whether weights, tokenizer and data sets that the swarm names may be downloaded to this machine."""
     max_upload: Annotated[float, BeforeValidator(_max_upload)] = Field(default=0.0, description=rate.RATE)
     """Most bytes a second that this worker sends; 0 for no limit."""
     stage: Annotated[str, BeforeValidator(_stage)] = Field(default="", pattern=STAGE, description=STAGE_IN_WORDS)

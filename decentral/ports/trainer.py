@@ -109,3 +109,11 @@ class Seat:
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     data: tuple[str, ...] = ()
     """Files, folders or globs on this machine; empty for the task's default corpus."""
+    model: str = ""
+    """Folder or name of weights that this machine has of its own; empty for those that the task names."""
+    tokenizer: str = ""
+    """Folder or name of a tokenizer, likewise."""
+    allow_download: bool = False
+    """Whether what is named and not here may be downloaded."""
+    founding: bool = False
+    """Whether the run has its first weights of this trainer; else they come from the swarm or a checkpoint."""

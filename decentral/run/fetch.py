@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from decentral.adapters.clock import RealClock
-from decentral.config.schema import SwarmConfig
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import UnreachableError, UsageError
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.monitor.figures import size
@@ -42,13 +42,12 @@ class Fetched:
     replicas: list[Replica]
 
 
-async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say: Callable[[str], None]) -> Fetched:
+async def fetch(addresses: Sequence[str], own: WorkerConfig, say: Callable[[str], None]) -> Fetched:
     """Ask the first worker of ``addresses`` that answers who is in its swarm, and download from all of them.
 
     Args:
         addresses: of workers of one swarm; tried in order.
-        device: where the task computes.
-        data: paths of this machine in place of the swarm's.
+        own: what this machine has of its own: its device, its data.
         say: told what is downloaded, and who could not be reached.
 
     Raises:
@@ -62,7 +61,7 @@ async def fetch(addresses: Sequence[str], device: str, data: Sequence[str], say:
                 f"{hello.run_id} is a pipeline, whose stages cannot be fetched from its workers.",
                 hint="Copy stage-*/model.safetensors of its workers to this machine and give them to export.",
             )
-        trainer = await asyncio.to_thread(build_trainer, swarm, device, data, 0)
+        trainer = await asyncio.to_thread(build_trainer, swarm, own, 0)
         with contextlib.closing(RealClock()) as clock:
             replicas = await fetch_replicas(
                 node.transport, clock, hello.workers, hello.run_id, swarm, trainer.parameters(), say

@@ -1,13 +1,13 @@
 """From the configuration to the engine's options. What is heavy (torch) is imported inside."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from decentral.config.method import MethodSection
 from decentral.config.names import Family
-from decentral.config.schema import SwarmConfig
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,14 +113,14 @@ def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
     )
 
 
-def seat_of(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int) -> "Seat":
+def seat_of(swarm: SwarmConfig, own: WorkerConfig, stream_seed: int, *, founding: bool = False) -> "Seat":
     """A worker's place in the run.
 
     Args:
         swarm: with the length of the run.
-        device: to compute on.
-        data: paths of this machine in place of the swarm's; empty for the swarm's.
+        own: what this machine has of its own: its device, its data.
         stream_seed: of this worker's own stream of data.
+        founding: see ``Seat``.
     """
     from decentral.ports.trainer import Seat
 
@@ -128,8 +128,12 @@ def seat_of(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: i
         run_seed=swarm.run.seed,
         stream_seed=stream_seed,
         total_steps=swarm.run.rounds * swarm.method.inner_steps,
-        device=device,
-        data=tuple(data or swarm.data.paths),
+        device=own.device,
+        data=own.data or swarm.data.paths,
+        model=own.model,
+        tokenizer=own.tokenizer,
+        allow_download=own.allow_download,
+        founding=founding,
     )
 
 

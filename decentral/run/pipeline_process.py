@@ -34,7 +34,7 @@ def make_pipeline_process(
     if node.directory is None:
         raise AssertionError("a worker's node keeps records")
 
-    blocks = blocks_of(on_machine(swarm, own), own.device, own.data)
+    blocks = blocks_of(on_machine(swarm, own), own)
     disk = Disk()
     about = About(run_id, swarm.method.name, swarm.run.rounds)
     store = StageFiles(Path(own.out), about, swarm.pipeline.stages, own.keep, disk, clock.wall)

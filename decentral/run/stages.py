@@ -1,12 +1,12 @@
 """What a task says of its blocks, and whether they can be cut as the configuration wants. Imports torch."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from decentral.config.resolve import import_task
-from decentral.config.schema import SwarmConfig
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import with_values
 from decentral.errors import ConfigError
 from decentral.pipeline.cut import Cut, cut
@@ -16,13 +16,12 @@ from decentral.run.options import seat_of
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def blocks_of(swarm: SwarmConfig, device: str, data: Sequence[str]) -> ModelBlocks:
+def blocks_of(swarm: SwarmConfig, own: WorkerConfig) -> ModelBlocks:
     """The task's model as blocks; nothing of it is built yet, and no data is read.
 
     Args:
         swarm: resolved, with a pipeline.
-        device: to compute on.
-        data: paths of this machine in place of the swarm's; empty for the swarm's.
+        own: what this machine has of its own: its device, its data.
 
     Raises:
         ConfigError: the task has no blocks, or its batch cannot be split into so many micro-batches.
@@ -36,9 +35,7 @@ def blocks_of(swarm: SwarmConfig, device: str, data: Sequence[str]) -> ModelBloc
             hint="Leave --stages out, or give the task its blocks: docs/tasks.md says how.",
         )
     # The windows of a batch go by its slot, so that a successor draws the same: there is no stream of a worker's own.
-    blocks: ModelBlocks = make(
-        swarm.task.settings, seat_of(swarm, device, data, stream_seed=0), swarm.pipeline.microbatches
-    )
+    blocks: ModelBlocks = make(swarm.task.settings, seat_of(swarm, own, stream_seed=0), swarm.pipeline.microbatches)
     return blocks
 
 
@@ -51,29 +48,28 @@ def cut_of(swarm: SwarmConfig, num_blocks: int) -> Cut:
     return cut(num_blocks, swarm.pipeline.stages, swarm.pipeline.recovery)
 
 
-def settle(swarm: SwarmConfig, device: str, data: Sequence[str]) -> SwarmConfig:
+def settle(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
     """The configuration with a pipeline's recovery chosen, after all was checked of it that one machine can check.
 
     Args:
         swarm: resolved; without a pipeline nothing is to be done.
-        device: as in ``blocks_of``, as is ``data``.
-        data: see above.
+        own: as in ``blocks_of``.
 
     Raises:
         ConfigError: see ``blocks_of`` and ``cut_of``.
     """
     if not swarm.pipeline.stages:
         return swarm
-    blocks = blocks_of(swarm, device, data)
+    blocks = blocks_of(swarm, own)
     return with_values(swarm, {"pipeline.recovery": cut_of(swarm, blocks.num_blocks).healing})
 
 
-def parts_of(swarm: SwarmConfig, device: str, parameters: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+def parts_of(swarm: SwarmConfig, own: WorkerConfig, parameters: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
     """What is synchronised by itself: the parameters of the head and of each stage, or those of the whole model.
 
     Args:
         swarm: resolved.
-        device: as in ``blocks_of``.
+        own: as in ``blocks_of``.
         parameters: of the whole model, named as ``ModelBlocks`` says.
 
     Raises:
@@ -82,7 +78,7 @@ def parts_of(swarm: SwarmConfig, device: str, parameters: Mapping[str, Tensor]) 
     if not swarm.pipeline.stages:
         return [parameters]
     parts: list[dict[str, Tensor]] = [{} for _ in range(swarm.pipeline.stages + 1)]
-    spans = cut_of(swarm, blocks_of(swarm, device, ()).num_blocks).spans
+    spans = cut_of(swarm, blocks_of(swarm, own).num_blocks).spans
     stage_of = {block: stage for stage, span in enumerate(spans, 1) for block in range(*span)}
     for name, value in parameters.items():
         block = _BLOCK.match(name)

@@ -1,12 +1,12 @@
 """Tasks: the user's modules that make trainers, and a model whose faults are marked as its user's own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from decentral.config.resolve import import_task
-from decentral.config.schema import SwarmConfig
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import DecentralError, TrainerError
 from decentral.ports.trainer import Model, Stateful, Trainer
 from decentral.run.options import seat_of
@@ -14,14 +14,14 @@ from decentral.run.options import seat_of
 T = TypeVar("T")
 
 
-def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_seed: int) -> Trainer:
+def build_trainer(swarm: SwarmConfig, own: WorkerConfig, stream_seed: int, *, founding: bool = False) -> Trainer:
     """The task's trainer, after the task has checked that this machine can run it.
 
     Args:
         swarm: see ``on_machine``; with the task's settings resolved.
-        device: to compute on.
-        data: paths of this machine in place of the swarm's; empty for the swarm's.
+        own: what this machine has of its own: its device, its data.
         stream_seed: of this worker's own stream of data.
+        founding: whether the run has its first weights of this trainer.
 
     Raises:
         DecentralError: there is no task, the machine cannot run it, or there is no data.
@@ -31,9 +31,9 @@ def build_trainer(swarm: SwarmConfig, device: str, data: Sequence[str], stream_s
     settings = swarm.task.settings
     check = getattr(module, "check", None)
     if check is not None:
-        marked("checking this machine", lambda: check(settings, device))
+        marked("checking this machine", lambda: check(settings, own.device))
     trainer: Trainer = marked(
-        "building the trainer", lambda: build(settings, seat_of(swarm, device, data, stream_seed))
+        "building the trainer", lambda: build(settings, seat_of(swarm, own, stream_seed, founding=founding))
     )
     return trainer
 

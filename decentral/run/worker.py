@@ -66,7 +66,8 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
         if connection.swarm.pipeline.stages:
             return network.submit(_run_process(connection, told, announce_join, stop)).result()
         try:
-            trainer = build_trainer(on_machine(connection.swarm, own), own.device, own.data, connection.stream_seed)
+            founding = not connection.peers and not connection.is_back
+            trainer = build_trainer(on_machine(connection.swarm, own), own, connection.stream_seed, founding=founding)
         except BaseException:
             network.call(connection.node.close(), timeout_s=CONNECT_S)
             raise

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from decentral.config.resolve import resolve_task
+from decentral.config.schema import WorkerConfig
 from decentral.config.settings import load
 from decentral.monitor.journal import JournalReader
 from decentral.run.tasks import build_trainer
@@ -80,7 +81,7 @@ def bare_loop(rounds: int, settings: list[str], journal: Path) -> float:
     """Tokens per second of the trainer in a loop, begun when the worker of a journal has ended its first stretch."""
     torch.set_num_threads(1)
     swarm = resolve_task(load(assignments=settings).swarm)
-    trainer = build_trainer(swarm, "cpu", (), 1)
+    trainer = build_trainer(swarm, WorkerConfig(), 1)
     inner_steps, tokens = swarm.method.inner_steps, 0
     reader, until = JournalReader(journal), time.monotonic() + DEADLINE_S
     while not any(event["event"] == "stretch_done" for event in reader.read()):

@@ -1,21 +1,16 @@
 """Settings of the language model task, their limits, and whether a machine can carry them."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from decentral.errors import ConfigError, IncapableError
+from decentral.errors import ConfigError
 from decentral.schedule.inner_lr import warmup_cosine
 from decentral.workers import settings as reader
 from decentral.workers.lm.model import NUM_BYTES, ModelConfig
+from decentral.workers.machine import VALUES_PER_PARAMETER, check_device, check_memory
 
 PRECISIONS = ("fp32", "bf16")
-#: fp32 values kept for each parameter: weight, gradient, two moments of AdamW; anchor, momentum, delta, residual and
-#: what a reducer left out of means, of the swarm.
-VALUES_PER_PARAMETER = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,51 +100,16 @@ def check_part(settings: LmSettings, num_layers: int, *, ends: bool, device: str
         ConfigError: ``device`` is not a device's name.
         IncapableError: the device is absent, lacks bf16, or has not enough memory.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise ConfigError(f"device is {device!r}", hint="It must be cpu, cuda, cuda:N or mps.")
-    if kind == "cuda" and (seen := torch.cuda.device_count()) <= int(index or 0):
-        raise IncapableError(
-            f"device {device!r} was asked for, but torch {torch.__version__} sees {seen} CUDA devices",
-            hint="Use --device cpu, or install a torch build that matches the driver (nvidia-smi shows it).",
-        )
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise IncapableError(
-            "device 'mps' was asked for, but this machine has none", hint="Use --device cpu. MPS needs an Apple GPU."
-        )
-    if settings.precision == "bf16" and not _has_bf16(kind):
-        raise IncapableError(
-            f"precision 'bf16' was asked for, but {device!r} cannot compute in it",
-            hint="Every worker of a swarm may use its own precision: set precision to fp32 on this one.",
-        )
-    required, available = settings.required_bytes_of(num_layers, ends=ends), available_bytes(device)
-    if required > available:
-        whole = ends and num_layers == settings.model.num_layers
-        raise IncapableError(
-            f"training {settings.model.num_parameters_of(num_layers, ends=ends):,} parameters takes about "
-            f"{required / 2**20:,.0f} MiB, and {device!r} has {available / 2**20:,.0f} MiB free",
-            hint="Lower batch_sequences or the size of the model, or use a machine with more memory."
-            if whole
-            else "Give this machine fewer layers: more stages have fewer each.",
-        )
-
-
-def available_bytes(device: str) -> int:
-    """Memory that a new process could take on ``device``; what the system does not tell counts as all there is."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _has_bf16(kind: str) -> bool:
-    if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return kind == "cpu" or bool(torch.backends.mps.is_macos_or_newer(14, 0))
+    check_device(device, bf16=settings.precision == "bf16")
+    whole = ends and num_layers == settings.model.num_layers
+    check_memory(
+        settings.required_bytes_of(num_layers, ends=ends),
+        f"training {settings.model.num_parameters_of(num_layers, ends=ends):,} parameters",
+        device,
+        hint="Lower batch_sequences or the size of the model, or use a machine with more memory."
+        if whole
+        else "Give this machine fewer layers: more stages have fewer each.",
+    )
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:

@@ -152,11 +152,11 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     from decentral.run.stages import parts_of, settle
     from decentral.run.tasks import build_trainer
 
-    swarm = settle(swarm, own.device, ())
+    swarm = settle(swarm, own)
     torch.set_num_threads(own.threads)
     # Finds what is wrong with task and data before any process starts, and measures the result at the end.
-    trainer = build_trainer(swarm, own.device, (), stream_seed=0)
-    check_cut(swarm, parts_of(swarm, own.device, trainer.parameters()))
+    trainer = build_trainer(swarm, own, stream_seed=0)
+    check_cut(swarm, parts_of(swarm, own, trainer.parameters()))
     pace = measure(trainer, steps=12 if length.minutes is not None else 1)
     if length.minutes is not None:
         step_s = processes.step_s(pace.step_s, own.threads, cores, on_cpu=own.device == "cpu")

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from decentral.config.resolve import resolve_task
+from decentral.config.schema import WorkerConfig
 from decentral.config.settings import load
 from decentral.run.tasks import build_trainer
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of decentral worker")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    trainer = build_trainer(resolve_task(load(assignments=options.set).swarm), "cpu", (), options.rank)
+    trainer = build_trainer(resolve_task(load(assignments=options.set).swarm), WorkerConfig(), options.rank)
     os.environ["GLOO_SOCKET_IFNAME"] = options.interface
     dist.init_process_group("gloo", f"tcp://{options.master}", rank=options.rank, world_size=options.members)
     moving_s = 0.0

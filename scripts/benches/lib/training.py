@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decentral.config.resolve import resolve
-from decentral.config.schema import SwarmConfig
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker
@@ -105,7 +105,7 @@ class Member:
 
 def made_by_task(swarm: SwarmConfig, stream: int) -> Trainer:
     """The configuration's own."""
-    return build_trainer(swarm, "cpu", (), stream)
+    return build_trainer(swarm, WorkerConfig(), stream)
 
 
 def unwatched(worker: int, parameters: Mapping[str, Tensor]) -> None:

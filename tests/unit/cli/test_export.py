@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from decentral.cli.app import app
 from decentral.config.file import to_toml
 from decentral.config.resolve import resolve
-from decentral.config.schema import SwarmConfig
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load
 from decentral.errors import ExitCode, UnreachableError
 from decentral.outer.rule import OuterState
@@ -218,12 +218,12 @@ def test_addresses_go_to_the_swarm_with_its_own_configuration(
     swarm = swarm_of("noloco")
     asked = []
 
-    async def fetch_from(addresses: list[str], device: str, data: tuple[str, ...], say: object) -> fetch.Fetched:
-        asked.append((addresses, device, data))
+    async def fetch_from(addresses: list[str], own: WorkerConfig, say: object) -> fetch.Fetched:
+        asked.append((addresses, own.device, own.data))
         replicas = [
             Replica(name, "demo-1", 40, lambda v=v: weights(v)) for name, v in (("aaaaaa", 3.0), ("bbbbbb", 5.0))
         ]
-        return fetch.Fetched(swarm, build_trainer(swarm, "cpu", (), 0), replicas)
+        return fetch.Fetched(swarm, build_trainer(swarm, WorkerConfig(), 0), replicas)
 
     monkeypatch.setattr(fetch, "fetch", fetch_from)
     run = made(tmp_path / "run", [1.0])
@@ -242,7 +242,7 @@ class TestFetching:
     def play(self, method: str, states: dict[int, State], *, gone: int | None = None, silent: int | None = None):
         """What an asker gets from workers whose weights are off by their number, and what is said meanwhile."""
         swarm = swarm_of(method)
-        trainer = build_trainer(swarm, "cpu", (), 0)
+        trainer = build_trainer(swarm, WorkerConfig(), 0)
         layout = Layout.of(trainer.parameters())
         said: list[str] = []
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from decentral.config.resolve import resolve
-from decentral.config.schema import SwarmConfig
+from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError
 from decentral.pipeline.compute import HeadCompute, StageCompute
@@ -16,6 +16,7 @@ from decentral.run.stages import blocks_of, cut_of, parts_of, settle
 from decentral.run.tasks import build_trainer
 
 SMALL = ["task.settings.model.d_model=16", "task.settings.model.num_heads=2", "task.settings.model.context=8"]
+HERE = WorkerConfig()
 MODEL: Mapping[str, Tensor] = {f"blocks.{layer}.w": torch.zeros(1) for layer in range(4)}
 
 
@@ -67,38 +68,38 @@ def test_a_stage_is_a_swarm_of_its_own_by_the_method_of_the_run() -> None:
     ("stages", "healing"), [(1, "checkpoint"), (2, "checkpoint"), (3, "checkpoint"), (4, "checkfree+")]
 )
 def test_the_recovery_is_chosen_when_a_run_is_founded(stages: int, healing: str) -> None:
-    assert settle(swarm(f"pipeline.stages={stages}"), "cpu", ()).pipeline.recovery == healing
+    assert settle(swarm(f"pipeline.stages={stages}"), HERE).pipeline.recovery == healing
 
 
 def test_what_was_asked_for_stays_and_without_a_pipeline_there_is_nothing_to_choose() -> None:
     asked = swarm("pipeline.stages=4", "pipeline.recovery=checkpoint")
-    assert settle(asked, "cpu", ()).digest() == asked.digest()
-    assert settle(load(None, ["task.factory=decentral.workers.toy:build"]).swarm, "cpu", ()).pipeline.recovery == "auto"
+    assert settle(asked, HERE).digest() == asked.digest()
+    assert settle(load(None, ["task.factory=decentral.workers.toy:build"]).swarm, HERE).pipeline.recovery == "auto"
 
 
 def test_to_choose_it_nothing_is_built_and_no_text_is_read() -> None:
-    settle(swarm("pipeline.stages=4"), "cuda:7", ("no-such-text",))
+    settle(swarm("pipeline.stages=4"), WorkerConfig(device="cuda:7", data=("no-such-text",)))
 
 
 def test_the_parts_of_the_whole_model_are_what_its_stages_hold() -> None:
     configured = swarm("pipeline.stages=3")
-    blocks = blocks_of(configured, "cpu", ())
+    blocks = blocks_of(configured, HERE)
     held = [HeadCompute(blocks, "cpu"), *(StageCompute(blocks, *span) for span in cut_of(configured, 4).spans)]
-    parts = parts_of(configured, "cpu", build_trainer(configured, "cpu", (), 0).parameters())
+    parts = parts_of(configured, HERE, build_trainer(configured, HERE, 0).parameters())
     assert [{name: value.shape for name, value in part.items()} for part in parts] == [
         {name: value.shape for name, value in one.parameters().items()} for one in held
     ]
 
 
 def test_without_a_pipeline_the_whole_model_is_one_part() -> None:
-    assert parts_of(swarm(), "cpu", MODEL) == [MODEL]
+    assert parts_of(swarm(), HERE, MODEL) == [MODEL]
 
 
 def test_more_fragments_than_a_stage_has_layers_are_refused() -> None:
     from decentral.cli.local.command import check_cut
 
     configured = swarm("pipeline.stages=4", "method.fragments=3")
-    parameters = build_trainer(configured, "cpu", (), 0).parameters()
+    parameters = build_trainer(configured, HERE, 0).parameters()
     check_cut(configured, [parameters])
     with pytest.raises(ConfigError, match="3 fragments asked for"):
-        check_cut(configured, parts_of(configured, "cpu", parameters))
+        check_cut(configured, parts_of(configured, HERE, parameters))

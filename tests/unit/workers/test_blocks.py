@@ -5,8 +5,7 @@ from decentral.errors import ConfigError, DataError, IncapableError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
-from decentral.workers import lm
-from decentral.workers.lm import settings as lm_settings
+from decentral.workers import lm, machine
 from decentral.workers.lm.corpus import load_corpus
 from decentral.workers.lm.settings import read_settings
 
@@ -154,7 +153,7 @@ def test_memory_is_that_of_what_is_held(monkeypatch) -> None:
     assert sum(parts) == settings.required_bytes
 
     blocks = _blocks()
-    monkeypatch.setattr(lm_settings, "available_bytes", lambda device: sum(parts[:3]))
+    monkeypatch.setattr(machine, "available_bytes", lambda device: sum(parts[:3]))
     blocks.check(2, True, "cpu")
     blocks.check(2, False, "cpu")
     with pytest.raises(IncapableError, match="MiB") as caught:
@@ -163,7 +162,7 @@ def test_memory_is_that_of_what_is_held(monkeypatch) -> None:
     with pytest.raises(IncapableError) as caught:
         blocks.check(4, True, "cpu")
     assert "fewer layers" not in caught.value.hint
-    monkeypatch.setattr(lm_settings, "available_bytes", lambda device: sum(parts[1:3]))
+    monkeypatch.setattr(machine, "available_bytes", lambda device: sum(parts[1:3]))
     blocks.check(2, False, "cpu")
     with pytest.raises(IncapableError):
         blocks.check(2, True, "cpu")

@@ -7,8 +7,7 @@ import torch
 from decentral.errors import ConfigError, IncapableError
 from decentral.ports.trainer import Seat
 from decentral.tensors.layout import Layout
-from decentral.workers import lm
-from decentral.workers.lm import settings as lm_settings
+from decentral.workers import lm, machine
 from decentral.workers.lm.corpus import load_corpus
 from decentral.workers.lm.settings import read_settings
 from decentral.workers.lm.trainer import LmTrainer
@@ -153,18 +152,18 @@ def test_a_machine_that_cannot_run_it_says_so(monkeypatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(IncapableError, match="mps"):
         lm.check({}, "mps")
-    monkeypatch.setattr(lm_settings, "available_bytes", lambda device: 2**20)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 2**20)
     with pytest.raises(IncapableError, match="MiB"):
         lm.check({}, "cpu")
-    monkeypatch.setattr(lm_settings, "available_bytes", lambda device: 2**40)
-    monkeypatch.setattr(lm_settings, "_has_bf16", lambda kind: False)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 2**40)
+    monkeypatch.setattr(machine, "_has_bf16", lambda kind: False)
     with pytest.raises(IncapableError, match="bf16"):
         lm.check({"precision": "bf16"}, "cpu")
 
 
 def test_memory_is_estimated_by_parameters_and_batch() -> None:
     small, wide = read_settings({}), read_settings({"batch_sequences": 128})
-    assert lm_settings.available_bytes("cpu") > 2**20
+    assert machine.available_bytes("cpu") > 2**20
     assert small.required_bytes > 36 * small.model.num_parameters
     assert wide.required_bytes > 4 * small.required_bytes
 

@@ -1,3 +1,5 @@
+from dataclasses import dataclass, field
+
 import pytest
 
 from decentral.errors import ConfigError
@@ -44,3 +46,16 @@ def test_a_wrong_setting_is_named_with_a_way_out(given, message: str, hint: str)
         lm.resolve(given)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_a_table_keeps_what_its_field_has_by_default() -> None:
+    @dataclass(frozen=True)
+    class Inner:
+        a: int = 1
+        b: int = 2
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Inner = field(default_factory=lambda: Inner(a=7))
+
+    assert read(Outer, {"inner": {"b": 3}}).inner == Inner(7, 3)
