@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-import msgspec
-
 from decentral.engine.agreement import Agreement
 from decentral.engine.background import Background, unless
 from decentral.engine.builder import Builder
@@ -26,6 +24,7 @@ from decentral.engine.options import Outcome
 from decentral.engine.pipeline_figures import figures_of
 from decentral.engine.pipeline_process_options import PipelineProcessOptions as PipelineProcessOptions
 from decentral.engine.pipeline_process_options import PipelineProcessParts as PipelineProcessParts
+from decentral.engine.places import Places
 from decentral.engine.reunion import Known, Reunion
 from decentral.engine.slots import Slots
 from decentral.engine.spare import SpareDisk
@@ -38,11 +37,10 @@ from decentral.errors import (
     IdentityError,
     IncapableError,
     MismatchError,
-    TransportError,
     UnreachableError,
 )
 from decentral.monitor.events import StagePlaced, StageRecovered
-from decentral.pipeline.assignment import Member, appointed, neediest
+from decentral.pipeline.assignment import appointed
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
 from decentral.pipeline.head import HeadLoop
@@ -50,17 +48,12 @@ from decentral.pipeline.holders import Holders
 from decentral.pipeline.position import Position
 from decentral.pipeline.recovery import Recovery, Source
 from decentral.pipeline.stored import Lacking, Start
-from decentral.swarm.message import UNREADABLE, to_wire
 from decentral.swarm.presence import Metrics, Presence, State, named, stages_of
 from decentral.types import PeerId
 
-PLACE: Final = "place"
 SPARE: Final = "spare"
-_SPARE_ANSWER: Final = -1
 #: Between two looks at who holds what.
 _LOOK_S: Final = 0.5
-#: A joiner that was given a stage counts as its holder for so long, whatever it says of itself.
-_GRANT_S: Final = 60.0
 #: A stage that nobody has held yet waits so long for a joiner before a spare takes it.
 _JOINERS_S: Final = 30.0
 #: A process that fails says so for so long at most.
@@ -118,12 +111,12 @@ class PipelineProcess:
             options.timing,
             lambda: bool(self._stage_workers or self._taking),
         )
+        self._places = Places(parts.transport, self._holders, parts.clock, self._pipeline, options.timing)
         self._builder = Builder(options, parts, self._holders, self._courier)
         self._background = Background()
         self._stage_workers: dict[int, StageWorker] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._taking: set[int] = set()
-        self._granted: dict[PeerId, tuple[int, float]] = {}
         self._known: set[int] = set()
         """Stages that somebody has held."""
         self._since = parts.clock.monotonic()
@@ -174,7 +167,7 @@ class PipelineProcess:
             await self.membership.tell(peer)
         if wanted := self._parts.wanted:
             await self._take_all(wanted)
-        elif (stage := await self._place(peers)) is not None:
+        elif (stage := await self._places.ask(peers)) is not None:
             # If it cannot be had now, this worker waits as a spare, whose turn it is should the stage be lost.
             await self._take(stage)
         self._tell(State.TRAINING if self._stage_workers else State.JOINING)
@@ -244,7 +237,7 @@ class PipelineProcess:
 
     async def _serve(self) -> None:
         await self.membership.start()
-        await self._parts.transport.serve(PLACE, self._on_place, max_request_bytes=0)
+        await self._places.start()
         await self._agreement.start()
         options = self._options
         await serve_hello(self._parts.transport, options.run_id, options.config, self.membership.records)
@@ -256,41 +249,6 @@ class PipelineProcess:
         return any(presence.state is State.DONE and presence.holds for presence in self._holders.records())
 
     # -- places -------------------------------------------------------------------------------------------------------
-
-    async def _place(self, peers: Sequence[PeerId]) -> int | None:
-        """Ask where this worker is needed; ``None`` for nowhere."""
-        problem = "nobody was asked"
-        for peer in peers:
-            try:
-                timeout_s = self._options.timing.call_timeout_s(0)
-                reply = await self._parts.transport.call(peer, PLACE, b"", timeout_s=timeout_s, max_reply_bytes=16)
-                stage = msgspec.msgpack.decode(reply, type=int)
-            except (TransportError, *UNREADABLE) as err:
-                problem = str(err)
-                continue
-            return stage if 0 <= stage <= self._pipeline.num_stages else None
-        raise UnreachableError(
-            f"nobody in the swarm could say which stage needs this worker: {problem}",
-            hint="`decentral status ADDR` shows who is in it; --stage K takes one without asking.",
-        )
-
-    async def _on_place(self, sender: PeerId, request: bytes) -> bytes:
-        """A joiner asks for a stage; several at once get different ones."""
-        now = self._clock.monotonic()
-        self._granted = {peer: grant for peer, grant in self._granted.items() if grant[1] > now}
-        members = [member for member in self._holders.members() if member.peer != sender]
-        placed = {member.peer for member in members if member.holds or member.takes}
-        expected = [
-            Member(peer, frozenset(), frozenset({stage}), frozenset(), 0)
-            for peer, (stage, _) in self._granted.items()
-            if peer not in placed and peer != sender
-        ]
-        others = [member for member in members if member.peer not in self._granted or member.peer in placed]
-        stage = neediest([*others, *expected], self._pipeline.num_stages, self._pipeline.num_replicas)
-        if stage is None or self._holders.is_over():
-            return to_wire(_SPARE_ANSWER)
-        self._granted[sender] = stage, now + _GRANT_S
-        return to_wire(stage)
 
     async def _look(self) -> None:
         """Take what is lost and this worker's to take; bring records, and now and then checkpoints, up to date."""
@@ -384,7 +342,7 @@ class PipelineProcess:
         self._is_unplaced = False
         others = [presence.peer for presence in self._holders.present() if presence.holds]
         try:
-            stage = await self._place(others)
+            stage = await self._places.ask(others)
         except UnreachableError:
             self._is_unplaced = True
         else:
