@@ -14,8 +14,8 @@ T = TypeVar("T")
 def read(kind: type[T], given: Mapping[str, Any], where: str = "", default: T | None = None) -> T:
     """Build the frozen dataclass ``kind`` from a mapping; what is not given keeps its default.
 
-    Fields may be bool, int, float, str, a tuple of floats of fixed length, or another such dataclass, of which
-    what is not given is as in the default of the field.
+    Fields may be bool, int, float, str, a tuple of floats of fixed length, a table of plain values, or another such
+    dataclass, of which what is not given is as in the default of the field.
 
     Args:
         kind: the dataclass; every field has a default.
@@ -59,6 +59,9 @@ def _convert(kind: Any, value: Any, name: str, default: Any = None) -> Any:
     if is_dataclass(kind):
         if isinstance(value, Mapping):
             return read(cast(type[object], kind), value, name, default)
+    elif typing.get_origin(kind) is Mapping:
+        if isinstance(value, Mapping):
+            return dict(value)
     elif typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
         if isinstance(value, list | tuple) and len(value) == len(items):
@@ -71,7 +74,7 @@ def _convert(kind: Any, value: Any, name: str, default: Any = None) -> Any:
 
 
 def _describe(kind: Any) -> str:
-    if is_dataclass(kind):
+    if is_dataclass(kind) or typing.get_origin(kind) is Mapping:
         return "a table of settings"
     if typing.get_origin(kind) is tuple:
         return f"a list of {len(typing.get_args(kind))} numbers"

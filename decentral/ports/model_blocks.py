@@ -6,7 +6,7 @@ holds some of the blocks. Nothing here knows how many stages there are.
 Legend: B = sequences of a micro-batch, T = positions, D = width of the model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,10 +60,10 @@ class ModelBlocks:
     """A fresh block i: ``forward(x) -> x`` of the same shape and dtype."""
     output: Callable[[nn.Module], nn.Module]
     """A fresh one on top of that embedding, whose weights it may share: ``forward(x, targets) -> mean loss``."""
-    optimizer: Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer]
-    """A fresh inner optimizer of these parameters."""
+    optimizer: Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer | Sequence[torch.optim.Optimizer]]
+    """A fresh inner optimizer of these parameters, or several, each of some of them."""
     learning_rate: Callable[[int], float]
-    """By the global step; written to all groups of the optimizer before a step."""
+    """By the global step; written to all groups of an optimizer before a step."""
     clip_norm: float
     """Largest norm of a stage's gradient; larger ones are scaled down to it."""
     data: Callable[[], BatchSource]

@@ -15,9 +15,9 @@ from decentral.errors import ConfigError
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from decentral.workers.lm.corpus import Corpus, load_corpus
-from decentral.workers.lm.model import NUM_BYTES, Block, Cache, ModelConfig, cross_entropy, initialise, logits
-from decentral.workers.lm.optimizer import adamw
+from decentral.workers.lm.model import ENDS, NUM_BYTES, Block, Cache, ModelConfig, cross_entropy, initialise, logits
 from decentral.workers.lm.settings import LmSettings, check_part
+from decentral.workers.optimizer import make_optimizers
 
 
 def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> ModelBlocks:
@@ -62,7 +62,7 @@ def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> Mode
         embedding=embedding,
         block=block,
         output=output,
-        optimizer=lambda named: adamw(named, optimizer),
+        optimizer=lambda named: make_optimizers(named, optimizer, ENDS),
         learning_rate=lambda step: optimizer.learning_rate_at(step, seat.total_steps),
         clip_norm=optimizer.clip_norm,
         data=lambda: Windows(load_corpus(seat.data, settings.window), settings, seat.run_seed, num_microbatches),

@@ -14,6 +14,8 @@ from torch.nn import functional
 from decentral.errors import ConfigError
 
 NUM_BYTES = 256
+#: Names of the parameters that bytes are looked up in, on their way in and out.
+ENDS = frozenset({"embedding", "head"})
 
 
 @dataclass(frozen=True, slots=True)

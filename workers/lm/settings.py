@@ -4,45 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from decentral.errors import ConfigError
-from decentral.schedule.inner_lr import warmup_cosine
 from decentral.workers import settings as reader
 from decentral.workers.lm.model import NUM_BYTES, ModelConfig
 from decentral.workers.machine import VALUES_PER_PARAMETER, check_device, check_memory
+from decentral.workers.optimizer import OptimizerConfig, require
 
 PRECISIONS = ("fp32", "bf16")
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerConfig:
-    """AdamW with decay on matrices alone, clipping, warm-up and a cosine over the whole run."""
-
-    learning_rate: float = 6e-3
-    betas: tuple[float, float] = (0.8, 0.95)
-    weight_decay: float = 0.1
-    clip_norm: float = 2.0
-    warmup_steps: int = 20
-    floor_fraction: float = 0.1
-    """Learning rate at the end of the run as a fraction of ``learning_rate``."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range with a ``ConfigError``."""
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
-        _require(all(0 <= beta < 1 for beta in self.betas), "optimizer.betas", self.betas, "in [0, 1)")
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
-        _require(self.clip_norm > 0, "optimizer.clip_norm", self.clip_norm, "above 0")
-        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "at least 0")
-        _require(0 <= self.floor_fraction <= 1, "optimizer.floor_fraction", self.floor_fraction, "in [0, 1]")
-
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Learning rate of the global ``step`` in a run of ``total_steps``."""
-        return warmup_cosine(
-            step,
-            peak=self.learning_rate,
-            warmup_steps=self.warmup_steps,
-            total_steps=total_steps,
-            floor_fraction=self.floor_fraction,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +27,9 @@ class LmSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range with a ``ConfigError``."""
-        _require(self.batch_sequences >= 1, "batch_sequences", self.batch_sequences, "at least 1")
-        _require(self.val_batches >= 1, "val_batches", self.val_batches, "at least 1")
-        _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+        require(self.batch_sequences >= 1, "batch_sequences", self.batch_sequences, "at least 1")
+        require(self.val_batches >= 1, "val_batches", self.val_batches, "at least 1")
+        require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
 
     @property
     def window(self) -> int:
@@ -110,8 +77,3 @@ def check_part(settings: LmSettings, num_layers: int, *, ends: bool, device: str
         if whole
         else "Give this machine fewer layers: more stages have fewer each.",
     )
-
-
-def _require(holds: bool, key: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key} is {value}", hint=f"It must be {allowed}.")

@@ -1,4 +1,4 @@
-"""The language model as a ``Trainer``: one model, its AdamW, its stream of windows. It knows nothing of the swarm.
+"""The language model as a ``Trainer``: one model, its optimizer, its stream of windows. It knows nothing of the swarm.
 
 Legend: B = sequences, T = positions in a window (context + 1).
 """
@@ -9,9 +9,9 @@ from torch import Tensor
 from decentral.ports.trainer import Seat, StepReport
 from decentral.tensors.inner import InnerModel
 from decentral.workers.lm.corpus import Corpus
-from decentral.workers.lm.model import GPT
-from decentral.workers.lm.optimizer import adamw
+from decentral.workers.lm.model import ENDS, GPT
 from decentral.workers.lm.settings import LmSettings
+from decentral.workers.optimizer import make_optimizers
 
 
 class LmTrainer(InnerModel):
@@ -31,13 +31,13 @@ class LmTrainer(InnerModel):
         config = settings.optimizer
         super().__init__(
             dict(self._model.named_parameters()),
-            lambda named: adamw(named, config),
+            lambda named: make_optimizers(named, config, ENDS),
             lambda step: config.learning_rate_at(step, seat.total_steps),
             config.clip_norm,
         )
 
     def train_steps(self, first_step: int, count: int) -> StepReport:
-        """Take ``count`` AdamW steps, each on a fresh batch of the worker's stream.
+        """Take ``count`` optimizer steps, each on a fresh batch of the worker's stream.
 
         A step whose loss or gradient is not finite leaves parameters and moments as they were; it shows in the
         report, whose means are then not finite either.

@@ -127,7 +127,7 @@ def test_steps_are_those_of_adamw_in_one_process_with_clipping_by_stage(lr_scale
     pipeline.shake()
     model = whole_model(pipeline.parameters())
     named = dict(model.named_parameters())
-    adamw = blocks.optimizer(named)
+    [adamw] = blocks.optimizer(named)
     orders = [stage_order(2, index, swap=False) for index in range(NUM_MICROBATCHES)]
     for step in range(4):
         batch = lm_batch(step)

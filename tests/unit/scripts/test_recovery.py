@@ -8,8 +8,8 @@ from decentral.pipeline.cut import Healing
 from decentral.pipeline.recovery import Source
 from decentral.workers.lm.corpus import load_corpus
 from decentral.workers.lm.model import GPT
-from decentral.workers.lm.optimizer import adamw
 from decentral.workers.lm.settings import read_settings
+from decentral.workers.optimizer import make_optimizers
 from scripts.benches.recovery_pipeline import NUM_STAGES, TASK, Pipeline, Plan, draw_failures, play
 
 SEED = 3
@@ -43,7 +43,7 @@ def test_without_failures_it_trains_the_unsplit_model(data: Data, healing: Heali
     model = GPT(settings.model, torch.Generator())
     model.load_state_dict(whole(pipeline))
     named = dict(model.named_parameters())
-    optimizer = adamw(named, settings.optimizer)
+    [optimizer] = make_optimizers(named, settings.optimizer)
     stages = [[named[name] for name in named if name.startswith(f"blocks.{number}.")] for number in range(NUM_STAGES)]
     head = [value for name, value in named.items() if not name.startswith("blocks.")]
     natural = list(model.blocks)
