@@ -1,6 +1,6 @@
 """Names without behaviour, shared by every room. This module must not import torch: the status path stays light."""
 
-from typing import Annotated, NewType
+from typing import Annotated, NamedTuple, NewType
 
 from msgspec import Meta, Struct
 
@@ -16,6 +16,20 @@ class SyncKey(Struct, frozen=True, order=True, array_like=True, forbid_unknown_f
 
     round: Count
     fragment: Count
+
+
+class Grant(NamedTuple):
+    """A chunk of a data set that one worker alone may read in an epoch."""
+
+    epoch: int
+    chunk: int
+
+
+class Page(NamedTuple):
+    """What is known to be taken of an epoch; chunk c is bit c."""
+
+    epoch: int
+    taken: int
 
 
 def short_id(peer: PeerId) -> str:

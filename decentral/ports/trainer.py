@@ -1,11 +1,14 @@
 """The user's side: a model with its inner optimizer and its stream of data, and what takes its inner steps."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from decentral.types import Grant, Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,8 @@ class StepReport:
     """Mean training loss per token, in nats."""
     grad_norm: float
     """Mean norm of the gradient before clipping."""
+    data_s: float = 0.0
+    """Seconds of the stretch in which it waited for data, if known."""
 
 
 class Model(Protocol):
@@ -95,6 +100,30 @@ class InnerLoop(Protocol):
         ...
 
 
+class Claims(Protocol):
+    """Settles which worker reads which chunk of a data set (``swarm.rows``). For the thread that trains."""
+
+    def take(self, data: str, num_chunks: int) -> "Future[Grant]":
+        """Claim one chunk more.
+
+        Args:
+            data: names the data set: the same on all workers that have the same rows, and on no others.
+            num_chunks: that an epoch of it has.
+        """
+        ...
+
+    def page(self, data: str, num_chunks: int) -> Page:
+        """What is known to be taken, to be kept with the worker's state."""
+        ...
+
+    def remember(self, data: str, num_chunks: int, page: Page, held: Sequence[Grant]) -> Sequence[Grant]:
+        """Take in the page of an earlier life, and what it had; returns what of that may be read on.
+
+        Nothing may if rounds can have counted steps that the state does not know of, for these would be taken again.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Seat:
     """What a trainer is told of its place in the run; the second argument of every task's ``build``."""
@@ -117,3 +146,5 @@ class Seat:
     """Whether what is named and not here may be downloaded."""
     founding: bool = False
     """Whether the run has its first weights of this trainer; else they come from the swarm or a checkpoint."""
+    claims: Claims | None = None
+    """Shares rows out among the workers; ``None`` where nobody else reads."""

@@ -6,11 +6,8 @@ text depends on names alone, so workers with the same files hold out the same te
 Legend: B = sequences, T = positions in a sequence.
 """
 
-import glob
 import hashlib
-import os
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decentral.errors import DataError
+from decentral.workers.files import DataFile, expand, walk
 
 HELD_OUT_FRACTION = 0.1
 MAX_TOTAL_BYTES = 2 * 2**30
@@ -73,15 +71,6 @@ class Corpus:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    key: str
-    """Path relative to the folder it was found in: the same on every machine."""
-    named: bool
-    """Whether the user named this very file."""
-
-
 def load_corpus(data: tuple[str, ...], num_positions: int) -> Corpus:
     """Read the text under ``data`` and split it.
 
@@ -98,7 +87,7 @@ def load_corpus(data: tuple[str, ...], num_positions: int) -> Corpus:
         DataError: a path is missing, unreadable or not text; there is too little text, or more than 2 GiB.
     """
     files, num_skipped = _find(data)
-    contents: list[tuple[_File, Bytes]] = []
+    contents: list[tuple[DataFile, Bytes]] = []
     total_bytes = 0
     for file in files:
         content = _read(file, limit=MAX_TOTAL_BYTES - total_bytes)
@@ -128,21 +117,21 @@ def is_held_out(key: str) -> bool:
     return int.from_bytes(digest, "big") < HELD_OUT_FRACTION * 2**64
 
 
-def _find(data: tuple[str, ...]) -> tuple[list[_File], int]:
+def _find(data: tuple[str, ...]) -> tuple[list[DataFile], int]:
     """The files under ``data`` without repetitions, and how many entries of folders were no plain files."""
     if not data:
         root = Path(sysconfig.get_path("stdlib"))
-        sources = [file for file in _walk(root) if file.path.suffix == ".py"]
+        sources = [file for file in walk(root) if file.path.suffix == ".py"]
         if not sources:
             raise DataError(
                 f"the standard library at {str(root)!r} has no .py sources",
                 hint="This Python was installed without them. Give your own text with --data PATH.",
             )
         return sources, 0
-    found: dict[Path, _File] = {}
+    found: dict[Path, DataFile] = {}
     num_skipped = 0
     for text in data:
-        for file in _expand(text):
+        for file in expand(text):
             if not file.path.is_file():
                 num_skipped += 1
                 continue
@@ -150,47 +139,7 @@ def _find(data: tuple[str, ...]) -> tuple[list[_File], int]:
     return list(found.values()), num_skipped
 
 
-def _expand(text: str) -> Iterator[_File]:
-    """The files that one entry of ``data`` stands for, in the order of their names."""
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise DataError(f"the folder {text!r} is not readable", hint="Check its permissions.")
-        yield from _walk(path)
-    elif path.exists():
-        yield _File(path, path.name, named=True)
-    elif glob.has_magic(text):
-        parts = path.parts
-        depth = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-        root = Path(*parts[:depth])
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        if not matches:
-            raise DataError(
-                f"no file matches {text!r}", hint="Data paths are local to each machine; ** searches subfolders."
-            )
-        yield from (
-            _File(match, match.relative_to(root).as_posix(), named=False) for match in matches if match.is_file()
-        )
-    else:
-        raise DataError(
-            f"the data path {text!r} does not exist",
-            hint="Data paths are local to each machine: give a file, a folder or a quoted pattern that exists here.",
-        )
-
-
-def _walk(root: Path) -> Iterator[_File]:
-    """Files below ``root`` in the order of their names, without hidden ones, linked folders and installed packages."""
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and name not in ("site-packages", "dist-packages")
-        )
-        for name in sorted(names):
-            if not name.startswith("."):
-                path = Path(folder, name)
-                yield _File(path, path.relative_to(root).as_posix(), named=False)
-
-
-def _read(file: _File, limit: int) -> Bytes | None:
+def _read(file: DataFile, limit: int) -> Bytes | None:
     """The content of a text file; ``None`` for one that was found (not named) and is not text or not readable."""
     try:
         size = file.path.stat().st_size

@@ -1,0 +1,138 @@
+"""The rows of a data set that are this worker's, without end: no two workers of a swarm read the same in an epoch.
+
+What is claimed is remembered with the worker's state, so that it goes on where it was.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Self
+
+from decentral.ports.trainer import Claims
+from decentral.swarm.rows import Book, num_chunks_of, rows_of
+from decentral.types import Grant, Page, PeerId
+
+#: Claimed before they are needed; so many are lost for an epoch at most when a worker dies, beside the one it reads.
+_AHEAD = 2
+#: A claim ends sooner: the network's side has deadlines for all that it waits for.
+_CLAIM_S = 300.0
+_ME = PeerId("me")
+
+
+class Alone:
+    """``Claims`` where nobody else reads."""
+
+    def __init__(self) -> None:
+        self._books: dict[str, Book] = {}
+
+    def take(self, data: str, num_chunks: int) -> "Future[Grant]":
+        """See ``Claims``; the result is there at once."""
+        taken: Future[Grant] = Future()
+        taken.set_result(self._book(data, num_chunks).next(_ME))
+        return taken
+
+    def page(self, data: str, num_chunks: int) -> Page:
+        """See ``Claims``."""
+        return self._book(data, num_chunks).page
+
+    def remember(self, data: str, num_chunks: int, page: Page, held: Sequence[Grant]) -> Sequence[Grant]:
+        """See ``Claims``."""
+        self._books[data] = book = Book(num_chunks)
+        book.learn(page)
+        return held
+
+    def _book(self, data: str, num_chunks: int) -> Book:
+        return self._books.setdefault(data, Book(num_chunks))
+
+
+class Chunks:
+    """Chunks of a data set that this worker reads, one after the other without end.
+
+    Args:
+        claims: settles whose they are; ``None`` where nobody else reads.
+        data: see ``Claims.take``.
+        num_chunks: that an epoch has.
+    """
+
+    def __init__(self, claims: Claims | None, data: str, num_chunks: int) -> None:
+        self._claims = claims or Alone()
+        self._data = (data, num_chunks)
+        self._to_read: deque[Grant] = deque()
+        self._reads: deque[Grant] = deque()
+        self._coming: deque[Future[Grant]] = deque()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Grant:
+        """The next one; waits until it is granted, which it mostly was before."""
+        while len(self._coming) < (1 if self._to_read else 1 + _AHEAD):
+            self._coming.append(self._claims.take(*self._data))
+        grant = self._to_read.popleft() if self._to_read else self._coming.popleft().result(_CLAIM_S)
+        self._reads.append(grant)
+        return grant
+
+    def done(self) -> None:
+        """The first of those that were given out has been read to its end."""
+        self._reads.popleft()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is taken, and what of it this worker has not read to its end."""
+        come = [claim.result() for claim in self._coming if claim.done() and not claim.exception()]
+        epoch, taken = self._claims.page(*self._data)
+        held = [list(grant) for grant in (*self._reads, *self._to_read, *come)]
+        return {"epoch": epoch, "taken": f"{taken:x}", "held": held}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Go on from there; whether with the chunk that was being read. If it is not, it begins with another one."""
+        held = [Grant(*grant) for grant in state["held"]]
+        page = Page(state["epoch"], int(state["taken"], 16))
+        self._coming.clear()
+        self._reads.clear()
+        self._to_read = deque(self._claims.remember(*self._data, page, held))
+        return bool(self._to_read)
+
+
+class Rows:
+    """Indices of rows, for a ``sampler=`` of torch's ``DataLoader`` or a loop; it never ends.
+
+    Args:
+        claims: see ``Chunks``.
+        data: see ``Claims.take``.
+        num_rows: of the data set.
+        seed: equal on all workers.
+    """
+
+    def __init__(self, claims: Claims | None, data: str, num_rows: int, seed: int) -> None:
+        self._chunks = Chunks(claims, f"{data}/{num_rows}", num_chunks_of(num_rows))
+        self._num_rows, self._seed = num_rows, seed
+        self._rows: list[int] = []
+        self._row = 0
+        self.epoch = 0
+        """Of the row that was given last."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> int:
+        """The next row of this worker's."""
+        if self._row == len(self._rows):
+            if self._rows:
+                self._chunks.done()
+            self._begin(0)
+        self._row += 1
+        return self._rows[self._row - 1]
+
+    def _begin(self, row: int) -> None:
+        grant = next(self._chunks)
+        self._rows, self._row, self.epoch = rows_of(grant, self._num_rows, self._seed).tolist(), row, grant.epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Behind the row that was given last."""
+        return {"chunks": self._chunks.state_dict(), "row": self._row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the row behind it, if its chunk is still this worker's."""
+        self._rows, self._row = [], 0
+        if self._chunks.load_state_dict(state["chunks"]):
+            self._begin(state["row"])
