@@ -3,6 +3,7 @@
 import typer
 
 import decentral
+from decentral.cli.audit import audit
 from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
 from decentral.cli.export import export
@@ -26,6 +27,7 @@ app.command(cls=Command)(worker)
 app.command(cls=Command)(status)
 app.command(cls=Command)(export)
 app.command(cls=Command)(runs)
+app.command(cls=Command)(audit)
 app.command(cls=Command)(codecs)
 app.add_typer(simulate, name="simulate")
 
