@@ -2,13 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from decentral.engine.membership import Membership
 from decentral.engine.options import Parts, RunOptions
 from decentral.engine.replica import Replica
 from decentral.engine.syncs import Stepped
+from decentral.errors import DivergedError
 from decentral.monitor.events import Validated
 from decentral.swarm.matching import evaluator
+
+#: One alone may be a bad draw of held-out data, or a merge that the next round makes good.
+_BAD_IN_A_ROW: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,35 @@ class Loss:
     """Nats per token; NaN if the trainer cannot tell."""
     best: bool
     """Whether none was better so far."""
+
+
+class LossHistory:
+    """What one worker's validations have come to, and whether they say that the run is ruined.
+
+    It is if two in a row are worse than the very first one, after at least a tenth of that had been gained; or worse
+    than twice that, whatever had been gained; or infinite. A loss that rises for a while is none of this.
+    """
+
+    def __init__(self) -> None:
+        self._first = self._best = math.inf
+        self._num_bad = 0
+
+    def resume(self, loss: float) -> None:
+        """An earlier life has come to a loss; NaN if it is not known."""
+        if loss < self._best:
+            self._best = loss
+
+    def take(self, loss: float) -> tuple[bool, bool]:
+        """Whether a loss is the best so far, and whether the run is ruined. NaN says nothing: nobody could tell."""
+        if math.isnan(loss):
+            return False, False
+        best = loss < self._best
+        gained = self._best <= 0.9 * self._first
+        bad = math.isinf(loss) or (loss > self._first > 0 and (gained or loss > 2 * self._first))
+        self._num_bad = self._num_bad + 1 if bad else 0
+        self._first = loss if math.isinf(self._first) else self._first
+        self._best = min(self._best, loss)
+        return best, self._num_bad >= _BAD_IN_A_ROW
 
 
 class Validation:
@@ -42,15 +76,20 @@ class Validation:
         self._replica = replica
         self._membership = membership
         self._common = common
-        self._best = math.inf
+        self._history = LossHistory()
+        self.ruined = False
+        """Whether all that was learnt is lost."""
 
     def resume(self, loss: float) -> None:
-        """An earlier life has come to a loss; NaN if it is not known."""
-        if loss < self._best:
-            self._best = loss
+        """See ``LossHistory``."""
+        self._history.resume(loss)
 
     async def after(self, end: Stepped) -> Loss | None:
-        """After an outer step: validate if it is this worker's turn."""
+        """After an outer step: validate if it is this worker's turn.
+
+        Raises:
+            DivergedError: the run is ruined.
+        """
         key, every, clock = end.key, self._options.eval_every_rounds, self._parts.clock
         last_fragment = key.fragment == self._options.plan.num_fragments - 1
         if not every or not last_fragment or (key.round + 1) % every:
@@ -63,7 +102,11 @@ class Validation:
             return None
         digest, loss = await clock.run(self._replica.validate)
         self._parts.journal.record(Validated(key.round + 1, loss))
-        best = loss < self._best  # never true of NaN
-        if best:
-            self._best = loss
+        best, self.ruined = self._history.take(loss)
+        if self.ruined:
+            raise DivergedError(
+                f"the validation loss is {loss:.4g} after round {key.round}: all that was learnt is lost",
+                hint="The weights as they are were not saved at the end, the best are in checkpoints/best. Lower the "
+                "learning rate, or see with `decentral audit` who brought what.",
+            )
         return Loss(digest, loss, best)

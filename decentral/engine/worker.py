@@ -242,7 +242,7 @@ class Worker:
         Whatever ends it, the others hear that it leaves, unless they are told by another worker of its identity.
 
         Raises:
-            DivergedError: the parameters were not finite again and again.
+            DivergedError: the parameters were not finite again and again, or all that was learnt is lost.
             IdentityError: another live worker has the same identity.
             Exception: what the trainer or anything beside it raised.
         """
@@ -318,8 +318,8 @@ class Worker:
         return self._replica.anchors()
 
     async def keep(self) -> None:
-        """Keep what this worker has, whatever ended it."""
-        if self._replica.has_state:
+        """Keep what this worker has, whatever ended it, unless nothing is left of what it has learnt."""
+        if self._replica.has_state and not self._validation.ruined:
             await self._saving.at_end(closed=self._closed)
 
     async def save_now(self) -> None:
