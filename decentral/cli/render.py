@@ -46,6 +46,9 @@ def view(report: StatusReport, width: int) -> Group:
         parts.append(_table(report, width))
     if width < _WIDE:
         parts += [_text(f"{row.id}: {_trouble(row)}", _colour(row)) for row in report.workers if not row.healthy]
+    restrained = sorted({peer for row in report.workers for peer in row.restrained})
+    if restrained:
+        parts.append(_text(f"cut down or left out in the last round: {', '.join(restrained)}", "yellow"))
     if report.run.gossip:
         parts += [_text(f"{row.id}: {trouble}", "default") for row in report.workers if (trouble := _lone(row))]
     return Group(*parts)

@@ -51,8 +51,12 @@ class MethodSection(Section):
         default="auto", description="a number, at least 0 and at most 1, or auto"
     )
     """Share of the local parameters kept when a fragment is applied."""
-    merge: Literal["mean", "rda"] = "mean"
-    """What is made of the contributions: their mean, or direction and length averaged apart."""
+    merge: Literal["mean", "rda", "median", "trimmed", "centred"] = "mean"
+    """What is made of the contributions: their mean; direction and length averaged apart; or what some cannot spoil."""
+    liars: int = Field(default=0, ge=0, le=2047)
+    """So many workers may bring anything, f; of merges that some cannot spoil."""
+    bound: float = Field(default=2.5, ge=0, le=1000)
+    """So many times what is usual one worker's part counts at most; 0 for no bounds. More of noloco."""
     weight_by: Literal["tokens", "token-rate", "equal"] = "tokens"
     """What a contribution counts for."""
     quorum: int = Field(default=0, ge=0, le=4096)

@@ -13,6 +13,8 @@ from decentral.pipeline.cut import FEWEST_STAGES
 _ONLY_FOR = {
     "nesterov": (Family.DILOCO,),
     "merge": (Family.DILOCO, Family.SPARSELOCO),
+    "liars": (Family.DILOCO, Family.SPARSELOCO),
+    "bound": (*ALL_REDUCE, Family.GOSSIP),
     "weight_by": ALL_REDUCE,
     "quorum": ALL_REDUCE,
     "quorum_grace": ALL_REDUCE,
@@ -26,6 +28,8 @@ _ONLY_FOR = {
     "momentum_share": (Family.SERVER,),
     "dylu": (Family.SERVER,),
 }
+#: Merges that some of the members cannot spoil.
+ROBUST = ("median", "trimmed", "centred")
 #: Whose steps no common reference of all workers can follow, and why.
 _NOT_EF21 = {
     Family.EAGER: "its step goes by the mean of this round's own and the last round's other contributions",
@@ -54,6 +58,20 @@ def check(method: MethodSection) -> MethodSection:
     _feedback_fits(method)
     _merge_fits(method)
     return method
+
+
+def check_liars(method: MethodSection, min_workers: int) -> None:
+    """Refuse more liars than a round's members can outvote.
+
+    Raises:
+        ValueError: says how many workers that takes.
+    """
+    fewest, key = (method.quorum, "method.quorum") if method.quorum else (min_workers, "run.min_workers")
+    if method.liars and fewest < 2 * method.liars + 1:
+        raise ValueError(
+            f"method.liars is {method.liars}, which takes rounds of at least {2 * method.liars + 1} workers to outvote "
+            f"them, but {key} is {fewest}: set it to that, or fewer liars"
+        )
 
 
 def check_pipeline(pipeline: PipelineSection) -> PipelineSection:
@@ -151,6 +169,21 @@ def _merge_fits(method: MethodSection) -> None:
         raise ValueError(
             f"method.quorum_grace is {method.quorum_grace:g}, but method.quorum is 0, with which a round waits for "
             "everybody: set method.quorum to how many it must wait for"
+        )
+    if 0 < method.bound < 1:
+        raise ValueError(
+            f"method.bound is {method.bound:g}, which must be at least 1, or 0 for no bounds: below, what is usual "
+            "would be cut down"
+        )
+    if method.merge == "trimmed" and not method.liars:
+        raise ValueError(
+            "method.merge is trimmed, but method.liars is 0, with which nothing is trimmed: set method.liars to how "
+            "many workers may lie"
+        )
+    if method.liars and method.merge not in ROBUST:
+        raise ValueError(
+            f"method.liars is {method.liars}, which only method.merge = {', '.join(ROBUST)} has a use for, not "
+            f"{method.merge}: leave it out, or take another merge"
         )
     for key, value, instead in (("mean_over", "senders", "members"), ("feedback", "ef21", "ef14")):
         if method.merge != "mean" and getattr(method, key) == value:

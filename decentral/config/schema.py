@@ -134,6 +134,11 @@ class SwarmConfig(Section):
     eval_every_rounds: int = Field(default=10, ge=1, le=1_000_000)
 
     @model_validator(mode="after")
+    def _outvotes_liars(self) -> Self:
+        rules.check_liars(self.method, self.run.min_workers)
+        return self
+
+    @model_validator(mode="after")
     def _starts_somehow(self) -> Self:
         if self.pipeline.stages and self.run.min_workers > 1:
             raise ValueError(

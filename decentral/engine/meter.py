@@ -37,6 +37,7 @@ class Meter:
         self._rounds_in = self._rounds_out = 0
         self._tokens_per_s = 0.0
         self._partners = self._avoids = ""
+        self._restrained: dict[int, frozenset[PeerId]] = {}
         self._spread = math.nan
         self._rounds_alone = self._one_sided = 0
         self._reason = ""
@@ -104,6 +105,10 @@ class Meter:
         """Gossip: the peers that are avoided from now on; those named before are no longer, unless named again."""
         self._avoids = _names(sorted(peers))
 
+    def restrained(self, fragment: int, peers: Iterable[PeerId]) -> None:
+        """Whose contributions to the last round of a fragment were cut down or left out."""
+        self._restrained[fragment] = frozenset(peers)
+
     def downloaded(self, seconds: float) -> None:
         """A download of the state ended."""
         self._transfer_s += seconds
@@ -144,6 +149,7 @@ class Meter:
             rounds_alone=self._rounds_alone,
             one_sided=self._one_sided,
             avoids=self._avoids,
+            restrained=_names(sorted(frozenset().union(*self._restrained.values()))),
             reason=self._reason,
             version=self._version,
             device=self._device,

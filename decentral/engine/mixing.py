@@ -56,6 +56,8 @@ def make_exchange(
                 keep_rest=ours.keep_rest,
                 sends_changes=sends_changes,
                 directed=tuple(layered) if ours.mean is Mean.RADIAL else (),
+                bound=ours.bound,
+                robust=ours.robust,
             )
             return AllReduce(transport, clock, roster, wire, timing, ours.quorum)
         case ServerOptions() as ours:

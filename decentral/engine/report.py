@@ -7,7 +7,16 @@ from typing import Self
 from decentral.engine.meter import Meter
 from decentral.engine.syncs import Kept, Stepped
 from decentral.exchange.api import Excuse, Met, Verdict
-from decentral.monitor.events import Avoided, Downloading, OneSided, Paced, Pulled, RoundAborted, RoundMixed
+from decentral.monitor.events import (
+    Avoided,
+    Downloading,
+    OneSided,
+    Paced,
+    Pulled,
+    Restrained,
+    RoundAborted,
+    RoundMixed,
+)
 from decentral.monitor.figures import download
 from decentral.monitor.journal import Journal
 from decentral.ports.clock import Clock
@@ -132,6 +141,10 @@ class Report:
         self._meter.synced(
             self._clock.monotonic(), counted=counted, waiting_s=held.waiting_s, transfer_s=held.transfer_s
         )
+        for each in verdict.restrained:
+            kind = each.kind.name.lower()
+            self._journal.record(Restrained(key.round, key.fragment, each.peer, kind, each.ratio, each.share))
+        self._meter.restrained(key.fragment, (each.peer for each in verdict.restrained))
         if verdict.met is not None:
             self._met(key, verdict.met)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from decentral.exchange.bounds import Kind
 from decentral.exchange.offences import Avoidance
 from decentral.exchange.progress import Progress
 from decentral.outer.rule import Mixed
@@ -104,6 +105,18 @@ class Met:
 
 
 @dataclass(frozen=True, slots=True)
+class Restrained:
+    """A member whose contribution did not count as it was brought."""
+
+    peer: PeerId
+    kind: Kind
+    ratio: float
+    """The most in any shard; see ``bounds.Finding``."""
+    share: float
+    """Of the fragment's values, that were in shards in which this was so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """How a round ended for one worker: who was in, who was not, why, and what it cost."""
 
@@ -120,6 +133,8 @@ class Verdict:
     """Whether the participants were named without us and we have got what came of it afterwards."""
     met: Met | None = None
     """In gossip."""
+    restrained: tuple[Restrained, ...] = ()
+    """Who was bounded, as the reducers say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,16 +89,17 @@ def radial_directional(mean_T: Tensor, shares: Sequence[float], values: Sequence
     """
     radius, direction_T = 0.0, torch.zeros_like(mean_T)
     for share, values_T in zip(shares, values, strict=True):
-        norm = _norm(values_T)
+        norm = norm_of(values_T)
         radius += share * norm
         if norm > _ZERO:
             direction_T.add_(values_T, alpha=share / norm)
-    length = _norm(direction_T)
+    length = norm_of(direction_T)
     if length >= _DEGENERATE:
         torch.mul(direction_T, radius / length, out=mean_T)
 
 
-def _norm(values_T: Tensor) -> float:
+def norm_of(values_T: Tensor) -> float:
+    """Euclidean norm, also of values whose squares are beyond float32."""
     norm = float(torch.linalg.vector_norm(values_T))
     # The squares of float32 values may be beyond float32; in float64 it takes several times as long.
     return norm if 0 < norm < math.inf else float(torch.linalg.vector_norm(values_T, dtype=torch.float64))

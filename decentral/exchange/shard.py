@@ -4,17 +4,19 @@ Legend: S = values in the shard.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from decentral.exchange.bounds import Finding, bounded
 from decentral.exchange.merge import Range, radial_directional, spread_over_senders, weighted_mean
+from decentral.exchange.robust import Merge
 from decentral.types import PeerId
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one member brought: ``None`` values when it only listens (weight 0)."""
+    """What one member brought: ``None`` values when it only listens (weight 0), or when they were left out."""
 
     weight: float
     values_S: Tensor | None
@@ -54,23 +56,44 @@ class ShardContributions:
         """Indices among the participants of those whose values are in the mean."""
         return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
 
-    def mean(self, *, over_senders: bool = False, directed: Sequence[Range] = ()) -> Tensor | None:
+    def bound(self, factor: float) -> tuple[Finding, ...]:
+        """Keep all contributions within the bounds that they set each other (see ``bounds.bounded``).
+
+        What goes beyond them is gone; who brought it still counts as a contributor, lest it be brought again.
+
+        Returns:
+            What was bounded, by index among the participants.
+        """
+        indices = self.contributors()
+        inside = [self._entries[self._members[i]] for i in indices]
+        values = [entry.values_S for entry in inside if entry.values_S is not None]
+        found = bounded([entry.weight for entry in inside], values, factor)
+        for i, weight, values_S in zip(indices, found.weights, found.values, strict=True):
+            self._entries[self._members[i]] = Entry(weight, values_S)
+        return tuple([replace(finding, index=indices[finding.index]) for finding in found.findings])
+
+    def mean(
+        self, *, over_senders: bool = False, directed: Sequence[Range] = (), robust: Merge | None = None
+    ) -> Tensor | None:
         r"""$\sum_i w_i x_i / \sum_i w_i$ over the entries, accumulated in float32 in the participants' order.
 
         Args:
             over_senders: divide each value by the weights of those entries only in which it is not 0: the mean of
                 sparse contributions by coordinate, in which one sent by a single member counts in full.
             directed: ranges of the shard, a tensor each, that take ``radial_directional`` instead.
+            robust: what is made of them instead of any mean.
 
         Returns:
             float32 [S], or ``None`` if nobody contributed values.
         """
-        inside = [self._entries[self._members[i]] for i in self.contributors()]
-        total = sum(entry.weight for entry in inside)
+        entries = (self._entries[self._members[i]] for i in self.contributors())
+        inside = [(entry.weight, entry.values_S) for entry in entries if entry.values_S is not None]
+        total = sum(weight for weight, _ in inside)
         if total <= 0:
             return None
-        shares = [entry.weight / total for entry in inside]
-        values = [entry.values_S for entry in inside if entry.values_S is not None]
+        shares, values = [weight / total for weight, _ in inside], [values_S for _, values_S in inside]
+        if robust is not None:
+            return robust(values)
         mean_S = weighted_mean(shares, values)
         if over_senders:
             spread_over_senders(mean_S, shares, values)

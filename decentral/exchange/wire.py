@@ -7,6 +7,7 @@ from hashlib import blake2b
 from decentral.codecs.codec import Codec
 from decentral.codecs.frame import framed_nbytes
 from decentral.exchange.merge import Range
+from decentral.exchange.robust import Merge
 from decentral.swarm.matching import reducers, shards
 from decentral.types import PeerId, SyncKey
 
@@ -21,6 +22,8 @@ MIN_LONG_SHARD_VALUES = 1 << 18
 SHARD_ALIGN = 4_096
 #: Room for the participants and the fields around a frame.
 _ENVELOPE_BYTES = 1_024
+#: What a mean says of a contribution that was bounded.
+_FINDING_BYTES = 14
 
 
 def seed_of(purpose: str) -> int:
@@ -61,14 +64,18 @@ class Wire:
     """Whether members send changes while they are the same (see ``outer.ef21``); rests of others are then void."""
     directed: tuple[tuple[Range, ...], ...] = ()
     """For each fragment the tensors, in order, whose mean is ``radial_directional``; empty if that of none is."""
+    bound: float = 0.0
+    """So many times the median of all a contribution's weight and norm may be (see ``bounds``); 0 for no bounds."""
+    robust: Merge | None = None
+    """What is made of the contributions in place of a mean."""
 
     def __post_init__(self) -> None:
         """Refuse means that contradict each other."""
         if self.directed and len(self.directed) != len(self.numels):
             raise ValueError(f"tensors of {len(self.directed)} fragments were given, there are {len(self.numels)}")
-        if self.directed and (self.over_senders or self.sends_changes):
+        if (self.directed or self.robust) and (self.over_senders or self.sends_changes):
             what = "values that some did not send" if self.over_senders else "changes of pseudo-gradients"
-            raise ValueError(f"merge is 'rda', which is made of whole pseudo-gradients and not of {what}")
+            raise ValueError(f"this merge is made of whole pseudo-gradients and not of {what}")
 
     def parts(self, key: SyncKey, members: Sequence[PeerId]) -> tuple[Part, ...]:
         """The shards of a fragment in a round with their reducers, who are some of the members."""
@@ -93,8 +100,9 @@ class Wire:
         return framed_nbytes(self.codec, numel) + participants_bytes + _ENVELOPE_BYTES
 
     def mean_limit(self, numel: int, num_members: int) -> int:
-        """The longest message that brings a mean of ``numel`` values; each member is a bit."""
-        return framed_nbytes(self.mean_codec, numel) + num_members // 8 + _ENVELOPE_BYTES
+        """The longest message that brings a mean of ``numel`` values; each member has a bit, and may be bounded."""
+        longest = num_members // 8 + 2 * _FINDING_BYTES * num_members
+        return framed_nbytes(self.mean_codec, numel) + longest + _ENVELOPE_BYTES
 
     def longest_contribution(self, max_participants_bytes: int) -> int:
         """The longest contribution to any shard of any round."""

@@ -148,6 +148,21 @@ class Avoided:
 
 
 @dataclass(frozen=True, slots=True)
+class Restrained:
+    """What ``peer`` brought did not count as it was brought: weight or values were cut down, or left out."""
+
+    round: int
+    fragment: int
+    peer: PeerId
+    kind: str
+    """``weight``, ``length``, ``wild``, ``against`` or ``nothing``, see ``exchange.bounds.Kind``."""
+    ratio: float
+    """Weight or norm over the median of the members'; of ``against`` the cosine with the mean of the others."""
+    share: float
+    """Of the fragment's values, that were in shards in which this was so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Repaired:
     """The anchor differed from the swarm's and was replaced by that of ``donor``."""
 
@@ -331,6 +346,7 @@ Event = (
     | Pulled
     | OneSided
     | Avoided
+    | Restrained
     | Repaired
     | Validated
     | SatOut

@@ -66,3 +66,17 @@ def download(received_bytes: int, total_bytes: int, num_donors: int, left_s: flo
     donors = f"{num_donors} donor{'s' if num_donors != 1 else ''}"
     left = f", about {duration(left_s)} left" if math.isfinite(left_s) else ""
     return f"downloading {share:.0%} of {size(total_bytes)} from {donors}{left}"
+
+
+def restraint(kind: str, ratio: float) -> str:
+    """What was done to a contribution, such as "weighed 9.1 times as much as usual and was cut down"."""
+    match kind:
+        case "weight":
+            return f"weighed {ratio:.3g} times as much as usual and was cut down"
+        case "length":
+            return f"was {ratio:.3g} times as long as usual and was cut down"
+        case "wild":
+            return f"was {ratio:.3g} times as long as usual and was left out"
+        case "against":
+            return f"pointed away from the others (cosine {ratio:.2f}) and was left out"
+    return "was nothing and was left out"

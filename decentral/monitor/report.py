@@ -127,6 +127,8 @@ class WorkerRow:
     """Gossip: swaps of which it does not know whether the other side has them too."""
     avoids: tuple[str, ...]
     """Gossip: short ids of the peers that it avoids for a while."""
+    restrained: tuple[str, ...]
+    """Short ids of the members of its last round whose contributions were cut down or left out."""
     holds: tuple[int, ...]
     """Pipeline: its stages; 0 is the head. Empty for a spare."""
     takes: tuple[int, ...]

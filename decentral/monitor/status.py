@@ -177,6 +177,7 @@ def _row(presence: Presence, age_s: float, num_stages: int, trouble: str) -> Wor
         rounds_alone=metrics.rounds_alone,
         one_sided=metrics.one_sided,
         avoids=_ids(metrics.avoids),
+        restrained=_ids(metrics.restrained),
         holds=stage_numbers(presence.holds, num_stages),
         takes=stage_numbers(presence.takes, num_stages),
         stored=stage_numbers(presence.stored, num_stages),

@@ -13,8 +13,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-#: The limit is so many times the usual distance.
-FACTOR = 3.0
 #: The usual distance is the median of so many.
 REMEMBERED = 16
 #: With fewer there is no usual one yet.
@@ -63,33 +61,37 @@ def clip(own_N: Tensor, other_N: Tensor, radius: float) -> tuple[Tensor, float]:
 
 
 class Radius:
-    """How far from one's own vector another's may be: ``FACTOR`` times the median of the last ``REMEMBERED`` distances.
+    """How far from one's own vector another's may be: so many times the usual distance, which sets itself.
 
+    The usual distance is the median of the last ``REMEMBERED``, and never less than a scale that is certainly harmless.
     For each vector: ask for the limit, clip, report the distance. It counts with the limit at most. Hence:
 
-    * Distances of which none is more than ``FACTOR`` times another are never clipped.
-    * As long as fewer than half of the remembered distances are liars', the limit is at least ``FACTOR`` times the
-      least honest one, and at most ``FACTOR`` times the greatest or the scale: liars can neither have themselves let
-      through nor honest ones clipped.
-    * If all distances grow, the limit follows: by ``FACTOR`` for every nine of them.
+    * Distances of which none is more than ``factor`` times another, or the scale, are never clipped. So replicas that
+      began as equals may part.
+    * As long as fewer than half of the remembered distances are liars', the limit is at most ``factor`` times the
+      greatest honest one or the scale: liars cannot have themselves let through. And it is at least ``factor`` times
+      the least honest one: they cannot have honest ones clipped.
+    * If all distances grow, the limit follows: by ``factor`` for every nine of them.
+
+    Args:
+        factor: so many times, at least 1; 0 for no limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
         self._distances: deque[float] = deque(maxlen=REMEMBERED)
-        self._limit = 0.0
+        self._limit = math.inf
 
     def limit(self, scale: float) -> float:
         """The radius for the next vector.
 
         Args:
-            scale: a distance that is certainly harmless, above 0, such as the norm of one's own pseudo-gradient. The
-                limit is never below it, and ``FACTOR`` times the scale while fewer than ``ENOUGH`` distances are known.
+            scale: a distance that is certainly harmless, above 0, such as the norm of one's own pseudo-gradient.
         """
-        if len(self._distances) < ENOUGH:
-            self._limit = FACTOR * scale
-        else:
-            # The lower one: of an even number of distances half may be liars' and too long.
-            self._limit = max(scale, FACTOR * statistics.median_low(self._distances))
+        # The lower one: of an even number of distances half may be liars' and too long.
+        usual = statistics.median_low(self._distances) if len(self._distances) >= ENOUGH else 0.0
+        if self._factor:
+            self._limit = self._factor * max(scale, usual)
         return self._limit
 
     @property

@@ -9,7 +9,7 @@ from functools import singledispatchmethod
 
 from decentral.monitor import events
 from decentral.monitor.events import Absent, Event
-from decentral.monitor.figures import amount, download, loss, percent, size
+from decentral.monitor.figures import amount, download, loss, percent, restraint, size
 from decentral.monitor.stages import name_of
 from decentral.types import PeerId, short_id
 
@@ -167,6 +167,11 @@ class LogJournal:
     @_tell.register
     def _(self, event: events.Avoided) -> None:
         logger.warning("avoids %s for %.0f s: %s", short_id(event.peer), event.seconds, event.reason)
+
+    @_tell.register
+    def _(self, event: events.Restrained) -> None:
+        what = restraint(event.kind, event.ratio)
+        logger.warning("what %s brought to round %d %s", short_id(event.peer), event.round, what)
 
     @_tell.register
     def _(self, event: events.RoundAborted) -> None:

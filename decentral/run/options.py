@@ -211,10 +211,13 @@ def _mixing(method: MethodSection) -> "Mixing":
             swaps=RandomSwaps(method.events_per_round, method.gamma) if poisson else None,
             over_senders=over_senders,
             keep_rest=keep_rest,
+            bound=method.bound,
         )
     mean = Mean.SENDERS if over_senders else Mean.MEMBERS
     return AllReduceOptions(
-        mean=Mean.RADIAL if method.merge == "rda" else mean,
+        mean=mean if method.merge == "mean" else Mean(method.merge),
+        bound=method.bound,
+        num_liars=method.liars,
         keep_rest=keep_rest,
         quorum=Quorum(method.quorum, method.quorum_grace) if method.quorum else None,
     )

@@ -48,6 +48,10 @@ _FORLORN_S = 60.0
 _STATE = "state"
 
 
+def all_honest(number: int, worker: Worker, peer: SimPeer) -> None:
+    """Every worker is as it is."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What is simulated. The same scenario gives the same run."""
@@ -95,6 +99,8 @@ class Scenario:
     """Whether workers with a state on their disks look for all others before they go on."""
     patient: bool = False
     """Whether a worker that finds nobody to join is started again until it does, as a service would."""
+    meddle: Callable[[int, Worker, SimPeer], None] = all_honest
+    """Told a worker's number, the worker and its machine before it starts; makes liars of some (``sim.attacks``)."""
 
     @cached_property
     def problem(self) -> ToyProblem:
@@ -258,7 +264,9 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, record: R
 
     restored = peer.disk.load(_STATE)
     parts = replace(parts, protect=scenario.protect, guard_bytes=_GUARD_BYTES)
-    return Worker(options, replace(parts, restored=restored, save=save, save_every=scenario.save_every))
+    worker = Worker(options, replace(parts, restored=restored, save=save, save_every=scenario.save_every))
+    scenario.meddle(number, worker, peer)
+    return worker
 
 
 def _charge(scenario: Scenario, peer: SimPeer) -> Callable[[float], None]:

@@ -104,6 +104,8 @@ class Metrics:
     """Gossip: swaps of which it does not know whether the other side has them too."""
     avoids: str = ""
     """Gossip: short ids of the peers that it avoids for a while, with commas."""
+    restrained: str = ""
+    """Short ids of the members of its last round whose contributions were cut down or left out, with commas."""
     queue: int = 0
     """Pipeline: micro-batches that wait for this worker."""
     microbatch_s: float = 0.0

@@ -32,6 +32,8 @@ class Replay:
         self._gossip = gossip
         self._avoided: dict[PeerId, float] = {}
         """Until when, in Unix seconds."""
+        self._restrained: set[PeerId] = set()
+        """In the last round that was mixed."""
         self._total_numel = total_numel
         self._tokens_per_step = max(1, tokens_per_step)
         self._num_members = max(1, num_workers)
@@ -83,7 +85,12 @@ class Replay:
             self._trained(event)
             state = State.TRAINING if self._overlaps else State.SYNCING
             return replace(presence, state=state, round=event["round"])
+        if name == "restrained":
+            self._restrained.add(PeerId(event["peer"]))
+            meter.restrained(event["fragment"], self._restrained)
         if name == "round_mixed":
+            self._restrained.clear()
+            meter.restrained(event["fragment"], ())
             counted = presence.peer in event["members"]
             meter.explain("" if counted else "the round was closed before its part arrived")
             if self._gossip:

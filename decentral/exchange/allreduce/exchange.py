@@ -28,6 +28,7 @@ from decentral.exchange.allreduce.messages import (
     Convene,
     ConveneReply,
     Held,
+    Mean,
     Result,
     Shard,
     unpack_mean,
@@ -35,7 +36,8 @@ from decentral.exchange.allreduce.messages import (
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
-from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
+from decentral.exchange.bounds import Kind
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed
@@ -79,6 +81,18 @@ class _Values:
     """Takes what the others decode of ours."""
     mean_N: Tensor
     """Takes the mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reduced:
+    """What became of all shards."""
+
+    outcome: Mixed | Aborted
+    sent_N: Tensor | None = None
+    """What of ours was sent."""
+    silent: tuple[tuple[PeerId, str], ...] = ()
+    """Who brought nothing."""
+    restrained: tuple[Restrained, ...] = ()
 
 
 class AllReduce(Exchange):
@@ -140,15 +154,16 @@ class AllReduce(Exchange):
             if isinstance(called, Aborted):
                 return Verdict(called, waiting_s=called_at - began)
             self.progress.participants[key] = called.packed
-            outcome, sent_N, silent = await self._reduce(called, mine)
-            await self._reducer.settle(called.packed, mixed=isinstance(outcome, Mixed))
+            reduced = await self._reduce(called, mine)
+            await self._reducer.settle(called.packed, mixed=isinstance(reduced.outcome, Mixed))
             return Verdict(
-                outcome,
-                sent_N,
-                absent=called.participants.absent + silent,
+                reduced.outcome,
+                reduced.sent_N,
+                absent=called.participants.absent + reduced.silent,
                 waiting_s=called_at - began,
                 transfer_s=self._clock.monotonic() - called_at,
                 missed=called.missed is not None,
+                restrained=reduced.restrained,
             )
         finally:
             del self.progress.participants[key]
@@ -273,17 +288,15 @@ class AllReduce(Exchange):
             return behind
         return _Called(participants, reply.participants, behind)
 
-    async def _reduce(
-        self, called: _Called, mine: Contribution
-    ) -> tuple[Mixed | Aborted, Tensor | None, tuple[tuple[PeerId, str], ...]]:
-        """All shards, or nothing; what of ours was sent; who brought nothing.
+    async def _reduce(self, called: _Called, mine: Contribution) -> _Reduced:
+        """All shards, or nothing.
 
         Alone, what we bring is the mean, and no codec spoils it; unless somebody is on its way to join, who will want
         to catch up with our rounds.
         """
         members, me = called.participants.members, self._transport.peer_id
         if members == (me,) and mine.weight and len(self._roster.live(self._clock.monotonic())) == 1:
-            return Mixed(mine.delta_N, members), mine.delta_N, ()
+            return _Reduced(Mixed(mine.delta_N, members), mine.delta_N)
         relative = bool(mine.base.counted) and members == mine.base.counted
         values_N = mine.relative_N if relative and mine.relative_N is not None else mine.delta_N
         if self._wire.sends_changes and not relative:
@@ -293,11 +306,12 @@ class AllReduce(Exchange):
         parts = self._wire.parts(called.participants.key, called.participants.members)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
-        contributors: list[tuple[int, ...]] = []
+        means: list[Mean] = []
         for outcome in (task.result() for task in tasks):
             if isinstance(outcome, Aborted):
-                return called.missed or replace(outcome, uncertain=weight > 0), None, ()
-            contributors.append(outcome)
+                return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
+            means.append(outcome)
+        contributors = [mean.contributors for mean in means]
         inside, index = set().union(*contributors), members.index(me) if me in members else -1
         mixed = Mixed(
             values.mean_N,
@@ -306,11 +320,13 @@ class AllReduce(Exchange):
             whole=all(len(shard) == len(members) for shard in contributors),
             relative=relative,
         )
-        silent = [(m, "among the participants, but brought nothing") for i, m in enumerate(members) if i not in inside]
-        return mixed, values.sent_N if weight else None, tuple(silent)
+        silence = "among the participants, but brought nothing"
+        silent = [(member, silence) for i, member in enumerate(members) if i not in inside]
+        restrained = _restrained(members, list(zip(parts, means, strict=True)))
+        return _Reduced(mixed, values.sent_N if weight else None, tuple(silent), restrained)
 
-    async def _mean(self, called: _Called, part: Part, values: _Values) -> tuple[int, ...] | Aborted:
-        """Contributors to one shard; its mean comes from its reducer or, if that is lost, from another member."""
+    async def _mean(self, called: _Called, part: Part, values: _Values) -> Mean | Aborted:
+        """What there is to say of a shard; its mean comes from its reducer or, if that is lost, another member."""
         limit = self._wire.mean_limit(part.numel, len(called.participants.members))
         request = None
         if values.weight:
@@ -328,7 +344,7 @@ class AllReduce(Exchange):
             await self._clock.run_aside(lambda: self._take(mean.frame, part, values))
         except FrameError as err:
             return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
-        return mean.contributors
+        return mean
 
     def _request(self, called: _Called, part: Part, values: _Values) -> bytes:
         """The message that brings our part of a shard; notes what the others will decode of it."""
@@ -411,3 +427,16 @@ class AllReduce(Exchange):
         except TransportError:
             return None
         return answer if answer != PENDING else None
+
+
+def _restrained(members: Sequence[PeerId], shards: Sequence[tuple[Part, Mean]]) -> tuple[Restrained, ...]:
+    """Who was bounded in any shard, in the order of the members."""
+    found: dict[tuple[int, Kind], tuple[float, int]] = {}
+    for part, mean in shards:
+        for finding in mean.findings:
+            ratio, numel = found.get((finding.index, finding.kind), (finding.ratio, 0))
+            most = max(ratio, finding.ratio, key=abs)
+            found[finding.index, finding.kind] = most, numel + part.numel
+    total = sum(part.numel for part, _ in shards)
+    ranked = sorted(found.items())
+    return tuple([Restrained(members[i], kind, most, numel / total) for (i, kind), (most, numel) in ranked])

@@ -6,12 +6,13 @@ themselves; this module says what is allowed around them.
 
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from enum import IntEnum
 from typing import ClassVar
 
 from decentral.errors import FrameError
 from decentral.exchange.allreduce.participants import MAX_MEMBERS, MAX_PARTICIPANTS_BYTES, Call, Participants
+from decentral.exchange.bounds import Finding, Kind
 from decentral.swarm.message import Duration, Message, Peer, Text, from_wire
 from decentral.types import Count, PeerId, SyncKey
 
@@ -93,12 +94,25 @@ class Mean(Message, frozen=True):
     bits: bytes
     """Bit i, little-endian: whether the values of member i are in the mean."""
     frame: bytes
+    bounded: tuple[tuple[Count, Kind, float], ...] = ()
+    """Whose contribution was bounded, by index into the participants; how; and the ratio (see ``bounds.Finding``)."""
+
+    def check(self) -> None:
+        """Refuse ratios that are no numbers."""
+        if any(ratio != ratio for _, _, ratio in self.bounded):
+            raise ValueError("a ratio is not a number")
 
     @classmethod
-    def of(cls, contributors: Collection[int], frame: bytes) -> "Mean":
+    def of(cls, contributors: Collection[int], frame: bytes, findings: Iterable[Finding] = ()) -> "Mean":
         """The answer with the contributors' indices into the participants."""
         number = sum(1 << index for index in contributors)
-        return cls(number.to_bytes(number.bit_length() // 8 + 1, "little"), frame)
+        bounded = tuple([(found.index, found.kind, found.ratio) for found in findings])
+        return cls(number.to_bytes(number.bit_length() // 8 + 1, "little"), frame, bounded)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Who was bounded."""
+        return tuple([Finding(*each) for each in self.bounded])
 
     @property
     def contributors(self) -> tuple[int, ...]:
@@ -118,6 +132,8 @@ def unpack_mean(data: bytes, limit: int, num_members: int) -> Mean:
     contributors = mean.contributors if len(mean.bits) <= num_members // 8 + 1 else ()
     if not contributors or contributors[-1] >= num_members:
         raise FrameError("malformed mean: contributors are not members")
+    if any(index not in contributors for index, _, _ in mean.bounded):
+        raise FrameError("malformed mean: who was bounded is no contributor")
     return mean
 
 

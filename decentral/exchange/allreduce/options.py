@@ -1,9 +1,11 @@
 """What all members agree on about the all-reduce: what is made of their contributions, and for whom to wait."""
 
+import functools
 from dataclasses import dataclass
 from enum import StrEnum
 
 from decentral.exchange.allreduce.participants import Quorum
+from decentral.exchange.robust import Merge, centred_clipping, median, trimmed_mean
 
 
 class Mean(StrEnum):
@@ -15,6 +17,10 @@ class Mean(StrEnum):
     """Value by value the mean of those who sent it (see ``Contributions.mean``)."""
     RADIAL = "rda"
     """Tensor by tensor the members' mean norm along their mean direction (see ``merge.radial_directional``)."""
+    MEDIAN = "median"
+    """Coordinate by coordinate the median, as of ``robust``, like the next two."""
+    TRIMMED = "trimmed"
+    CENTRED = "centred"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +32,19 @@ class AllReduceOptions:
     """Whether a reducer adds what the codec left out of a mean to its next one."""
     quorum: Quorum | None = None
     """How many members make a round; ``None`` for everybody worth waiting for."""
+    bound: float = 2.5
+    """See ``Wire``; 2.5 is the configuration's default as well."""
+    num_liars: int = 0
+    """So many members may bring anything; of ``Mean.TRIMMED``."""
+
+    @property
+    def robust(self) -> Merge | None:
+        """What is made of contributions in place of a mean, if anything is."""
+        match self.mean:
+            case Mean.MEDIAN:
+                return median
+            case Mean.TRIMMED:
+                return functools.partial(trimmed_mean, num_liars=self.num_liars)
+            case Mean.CENTRED:
+                return centred_clipping
+        return None

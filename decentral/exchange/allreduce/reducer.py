@@ -188,7 +188,9 @@ class Reducer:
         """The answer to all members; ``None`` if there is no finite mean."""
         key, part, codec = reduction.participants.key, reduction.part, self._wire.mean_codec
         directed = self._wire.directed_in(reduction.participants.key.fragment, part)
-        mean_S = reduction.contributions.mean(over_senders=self._wire.over_senders, directed=directed)
+        contributions = reduction.contributions
+        findings = contributions.bound(self._wire.bound) if self._wire.bound else ()
+        mean_S = contributions.mean(over_senders=self._wire.over_senders, directed=directed, robust=self._wire.robust)
         if mean_S is None:
             return None
         keep_rest = self._wire.keep_rest and not codec.lossless
@@ -200,7 +202,7 @@ class Reducer:
         if keep_rest:
             left_S = mean_S.sub_(unpack(frame, codec, part.numel))
             self.rest.hold(packed_participants, key, part.start, left_S)
-        return to_wire(Mean.of(reduction.contributions.contributors(), frame))
+        return to_wire(Mean.of(contributions.contributors(), frame, findings))
 
     async def settle(self, packed_participants: bytes, *, mixed: bool) -> None:
         """A round has ended for this worker: what was left out of its means is owed, or void."""

@@ -31,3 +31,5 @@ class GossipOptions:
     """Whether a value's mean is over those in the group who sent it."""
     keep_rest: bool = True
     """Whether a host adds what the codec left out of a mean to its next one."""
+    bound: float = 5.0
+    """So many times the usual distance from one's own another's values may be (see ``outer.clip``); 0 for any."""

@@ -15,6 +15,7 @@ Legend: N = values in the fragment.
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
 from decentral.exchange.wire import Wire, seed_of
-from decentral.outer.clip import Radius, clip
+from decentral.outer.clip import REMEMBERED, Radius, clip
 from decentral.outer.rule import Mixed
 from decentral.types import PeerId, SyncKey
 
@@ -83,22 +84,24 @@ class Swap:
     def __init__(self, wire: Wire, options: GossipOptions) -> None:
         self._wire = wire
         self._options = options
-        self._delta_radii = [Radius() for _ in wire.numels]
-        self._anchor_radii = [Radius() for _ in wire.numels]
+        self._delta_radii = [Radius(options.bound) for _ in wire.numels]
+        self._anchor_radii = [Radius(options.bound) for _ in wire.numels]
         self._rest = MeanRest(wire.numels)
-        self._scales = [0.0 for _ in wire.numels]
-        """Lengths of the own last pseudo-gradients, as of whole rounds."""
+        self._lengths = [deque[float](maxlen=REMEMBERED) for _ in wire.numels]
+        """Of the own last pseudo-gradients, as of whole rounds."""
 
     def memory(self) -> Memory:
         """Radii, scales, and what is owed to means."""
         radii = {"delta_radii": self._delta_radii, "anchor_radii": self._anchor_radii}
         distances = {name: [list(radius.distances) for radius in each] for name, each in radii.items()}
-        return Memory({"rest": self._rest.owed()}, {"scales": list(self._scales), **distances})
+        lengths = [list(each) for each in self._lengths]
+        return Memory({"rest": self._rest.owed()}, {"lengths": lengths, **distances})
 
     def remember(self, memory: Memory) -> None:
         """Go on from the memory of an earlier life."""
         self._rest.restore(memory.tensors.get("rest", {}))
-        self._scales = [float(scale) for scale in memory.facts["scales"]]
+        for own, lengths in zip(self._lengths, memory.facts["lengths"], strict=True):
+            own.extend(lengths)
         for name, radii in (("delta_radii", self._delta_radii), ("anchor_radii", self._anchor_radii)):
             for radius, distances in zip(radii, memory.facts[name], strict=True):
                 radius.restore(distances)
@@ -120,11 +123,11 @@ class Swap:
         Else a newcomer, with a step or two behind it, would cut all others down to that.
         """
         if delta_N is not None:
-            self._scales[fragment] = _norm(delta_N) / part
+            self._lengths[fragment].append(_norm(delta_N) / part)
 
     def has_measure(self, fragment: int) -> bool:
         """Whether it has one yet. Before that everything would be too far away, and honest peers offenders."""
-        return self._scales[fragment] > 0
+        return max(self._lengths[fragment], default=0.0) > 0
 
     def pulls(
         self, fragment: int, anchor_N: Tensor, guests: Mapping[PeerId, Tensor], purpose: str
@@ -231,7 +234,8 @@ class Swap:
 
         Anchors less far apart than their own ``size`` are not absurd: workers may have trained apart for long.
         """
-        limit = share * radii[fragment].limit(self._scales[fragment])
+        # The longest of the last rounds: replicas that did not meet for some of them went apart by as much in each.
+        limit = share * radii[fragment].limit(max(self._lengths[fragment], default=0.0))
         near_N, distance = clip(own_N, other_N, limit)
         radii[fragment].observe(distance / share)
         return near_N, distance > max(_WILD * limit, share * size)

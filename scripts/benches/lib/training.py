@@ -23,6 +23,7 @@ from decentral.run.options import run_options
 from decentral.run.tasks import build_trainer
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run, virtual_loop
+from decentral.sim.scenario import all_honest
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.types import PeerId
 
@@ -30,6 +31,8 @@ from decentral.types import PeerId
 Watch = Callable[[int, Mapping[str, Tensor]], None]
 #: Makes the trainer with this stream of data.
 Make = Callable[[SwarmConfig, int], Trainer]
+#: Told a worker's number, the worker and its machine before it starts.
+Meddle = Callable[[int, Worker, SimPeer], None]
 #: What happens to a swarm, each at its virtual time, ascending.
 Changes = Iterable[tuple[float, Callable[[], None]]]
 
@@ -120,10 +123,16 @@ class Play:
         step_s: virtual seconds of an inner step.
         watch: see ``Watch``.
         make: see ``Make``.
+        meddle: see ``Meddle``.
     """
 
     def __init__(
-        self, swarm: SwarmConfig, step_s: float = STEP_S, watch: Watch = unwatched, make: Make = made_by_task
+        self,
+        swarm: SwarmConfig,
+        step_s: float = STEP_S,
+        watch: Watch = unwatched,
+        make: Make = made_by_task,
+        meddle: Meddle = all_honest,
     ) -> None:
         torch.set_num_threads(1)
         self.swarm = swarm
@@ -137,6 +146,7 @@ class Play:
         self._step_s = step_s
         self._watch = watch
         self._make = make
+        self._meddle = meddle
         self._options = run_options(swarm, f"bench-{self.seed}", self.probe.parameters())
 
     def run(self, then: Callable[[], Changes] = tuple) -> None:
@@ -179,6 +189,7 @@ class Play:
         ports = (peer.transport, peer.directory, peer.clock, peer.identity)
         parts = Parts(*ports, trainer, LocalSteps(trainer, peer.clock), member)
         worker = Worker(self._options, parts)
+        self._meddle(number, worker, peer)
         await (worker.join(alive[-2:]) if alive else worker.found())
         member.outcome = await worker.run(member.stop)
 

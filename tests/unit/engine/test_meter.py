@@ -108,6 +108,15 @@ def test_unconfirmed_swaps_add_up_and_avoided_peers_are_those_of_now() -> None:
     assert figures(meter).avoids == ""
 
 
+def test_who_was_restrained_is_said_until_the_next_round_of_that_fragment() -> None:
+    meter = Meter(1, "", "")
+    meter.restrained(0, [PeerId("Qmbbbbbb"), PeerId("Qmaaaaaa")])
+    meter.restrained(1, [PeerId("Qmbbbbbb")])
+    assert figures(meter).restrained == "aaaaaa,bbbbbb"
+    meter.restrained(0, ())
+    assert figures(meter).restrained == "bbbbbb"
+
+
 def test_any_number_of_peers_fits_into_a_record() -> None:
     many = [PeerId(f"Qm-{index:06}") for index in range(1000)]
     meter = Meter(1, "", "")

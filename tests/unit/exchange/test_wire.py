@@ -8,6 +8,7 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack
 from decentral.exchange.allreduce.messages import Mean, Shard
 from decentral.exchange.allreduce.participants import Participants
+from decentral.exchange.bounds import Finding, Kind
 from decentral.exchange.wire import MIN_SHARD_VALUES, SHARD_ALIGN, Part, Wire
 from decentral.swarm.matching import reducers
 from decentral.swarm.message import to_wire
@@ -69,5 +70,6 @@ def test_real_messages_keep_within_their_limits_and_just_so(num_members: int, nu
         shard = to_wire(Shard(packed, part.index, 1e9, pack(INT8, values_S)))
         assert len(shard) <= wire.contribution_limit(part.numel, len(packed)) <= len(shard) + 1024
         assert wire.contribution_limit(part.numel, len(packed)) <= wire.longest_contribution(len(packed))
-        mean = to_wire(Mean.of(range(num_members), pack(FP32, values_S)))
-        assert len(mean) <= wire.mean_limit(part.numel, num_members) <= len(mean) + 1024
+        findings = [Finding(i, kind, 9e9) for i in range(num_members) for kind in (Kind.WEIGHT, Kind.LENGTH)]
+        mean = to_wire(Mean.of(range(num_members), pack(FP32, values_S), findings))
+        assert len(mean) <= wire.mean_limit(part.numel, num_members) <= len(mean) + 1024 + 4 * num_members

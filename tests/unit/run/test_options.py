@@ -145,6 +145,11 @@ def test_every_setting_of_a_sync_arrives() -> None:
     assert (made.plan, made.pattern, made.mix_alpha) == (SyncPlan(3, 2), "sequential", 0.25)
     made = options("method.merge=rda", "method.weight_by=equal", "method.quorum=2", "method.quorum_grace=1.5")
     assert (made.mixing, made.weight_by) == (AllReduceOptions(Mean.RADIAL, quorum=Quorum(2, 1.5)), "equal")
+    made = options("method.merge=trimmed", "method.liars=2", "method.bound=4", "run.min_workers=5")
+    assert made.mixing == AllReduceOptions(Mean.TRIMMED, bound=4.0, num_liars=2)
+    made = options("method.name=noloco", "method.bound=0")
+    assert isinstance(made.mixing, GossipOptions)
+    assert made.mixing.bound == 0
 
 
 @pytest.mark.parametrize(("fragments", "most"), [("paper", 9), ("4", 7)])

@@ -20,7 +20,7 @@ from decentral.errors import FrameError
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.gossip.swap import Answers, Share, Swap, Taken, spread_of
 from decentral.exchange.wire import Wire
-from decentral.outer.clip import FACTOR, REMEMBERED
+from decentral.outer.clip import REMEMBERED
 from decentral.types import PeerId, SyncKey
 
 N = 96
@@ -220,7 +220,7 @@ def acquainted(apart: float = 1e-3, num: int = 2) -> list[Swap]:
 def usual_limits() -> tuple[float, float]:
     """Bounds on the radii for pseudo-gradients and anchors among those who are acquainted; N(0, 1) of N values."""
     length = math.sqrt(N)
-    return FACTOR * 1.5 * length, 1.5 * length
+    return 5.0 * 1.5 * length, 5.0 * 1.5 * length
 
 
 @pytest.mark.parametrize("num", [2, 3])

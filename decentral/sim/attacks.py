@@ -1,0 +1,191 @@
+"""Workers that lie, for tests and benches: each attack as a wrapper of what an ordinary worker sends.
+
+A liar trains and mixes like everybody; what it brings to a round is replaced on the way out. Liars may know what honest
+workers bring, as the strongest attacks of the literature assume: those who tell write to a common ``Board``.
+
+Legend: N = values in the fragment.
+"""
+
+import asyncio
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from decentral.codecs.codec import Codec
+from decentral.codecs.frame import MAGIC, frame_overhead
+from decentral.exchange.allreduce.reducer import RESULT, SHARD
+from decentral.exchange.api import Contribution, Exchange, Verdict
+from decentral.ports.transport import Handler, Transport
+from decentral.types import PeerId, SyncKey
+
+#: What a liar brings in place of its own, given what honest workers brought.
+Attack = Callable[[Contribution, Sequence[Tensor], torch.Generator], Contribution]
+
+#: How far from the mean a little is, in standard deviations: enough to be felt, little enough to be among the honest.
+_LITTLE = 1.5
+#: How many times the honest mean is brought with the other sign.
+_INNER_PRODUCT = 1.1
+#: Near the largest float.
+_HUGE = 3e38
+#: Where a frame's header has the codec's name, the number of values and the checksum (docs/wire-format.md).
+_NAME, _NUMEL, _CHECKSUM = 6, 28, 36
+#: Liars wait so long for the honest, virtual seconds.
+_WATCH_S, _LOOK_S = 0.5, 0.02
+
+
+@dataclass
+class Board:
+    """What honest workers brought last, by fragment: the liars' common knowledge."""
+
+    brought: dict[int, dict[PeerId, tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(dict))
+    """With the round."""
+    num_honest: int = 0
+
+    def complete(self, key: SyncKey) -> bool:
+        """Whether all honest workers have brought theirs to this round."""
+        return sum(round_ >= key.round for round_, _ in self.brought[key.fragment].values()) >= self.num_honest
+
+    def honest(self, fragment: int) -> list[Tensor]:
+        """The latest contributions, in order of peer id."""
+        return [delta_N for _, (_, delta_N) in sorted(self.brought[fragment].items())]
+
+
+def _values(change: Callable[[Tensor], Tensor]) -> Attack:
+    return lambda mine, honest, dice: replace(mine, delta_N=change(mine.delta_N), relative_N=None)
+
+
+def _noise(mine: Contribution, honest: Sequence[Tensor], dice: torch.Generator) -> Contribution:
+    noise_N = torch.randn(mine.delta_N.shape, generator=dice)
+    return replace(mine, delta_N=noise_N.mul_(mine.delta_N.norm() / noise_N.norm()), relative_N=None)
+
+
+def _little(mine: Contribution, honest: Sequence[Tensor], dice: torch.Generator) -> Contribution:
+    """ALIE: the honest mean, off by some standard deviations in every coordinate."""
+    if len(honest) < 2:
+        return mine
+    honest_mN = torch.stack(list(honest))
+    return replace(mine, delta_N=honest_mN.mean(0) - _LITTLE * honest_mN.std(0), relative_N=None)
+
+
+def _opposite_mean(mine: Contribution, honest: Sequence[Tensor], dice: torch.Generator) -> Contribution:
+    """FoE: against the honest mean, so that the inner product of what comes out with it is small or negative."""
+    if not honest:
+        return mine
+    return replace(mine, delta_N=-_INNER_PRODUCT * torch.stack(list(honest)).mean(0), relative_N=None)
+
+
+#: By name. Little is enough (ALIE): arXiv 1902.06156, here with 1.5 standard deviations, as its own formula gives 0 for
+#: eight workers. Fall of empires (FoE), the inner product attack: arXiv 1903.03936, with epsilon 1.1.
+ATTACKS: Mapping[str, Attack] = {
+    "absent": lambda mine, honest, dice: replace(mine, weight=0.0),
+    "negate": _values(torch.neg),
+    "scale-1e6": _values(lambda delta_N: delta_N * 1e6),
+    "scale-3": _values(lambda delta_N: delta_N * 3),
+    "negate-1e6": _values(lambda delta_N: delta_N * -1e6),
+    "noise": _noise,
+    "huge": _values(lambda delta_N: delta_N.sign() * _HUGE),
+    "free-rider": _values(torch.zeros_like),
+    "weight-1e6": lambda mine, honest, dice: replace(mine, weight=mine.weight * 1e6),
+    "alie": _little,
+    "foe": _opposite_mean,
+}
+
+
+def watch(exchange: Exchange, peer: PeerId, board: Board) -> None:
+    """Note on the board what an honest worker brings."""
+    mix = exchange.mix
+    board.num_honest += 1
+
+    async def watched(key: SyncKey, mine: Contribution) -> Verdict:
+        if mine.weight > 0:
+            board.brought[key.fragment][peer] = key.round, mine.delta_N
+        return await mix(key, mine)
+
+    exchange.mix = watched  # type: ignore[method-assign]
+
+
+def lie(exchange: Exchange, attack: Attack, board: Board, seed: int) -> None:
+    """Replace all that a worker brings.
+
+    Args:
+        exchange: the worker's.
+        attack: what it brings instead.
+        board: what the honest bring.
+        seed: of what is drawn.
+    """
+    mix, dice = exchange.mix, torch.Generator().manual_seed(seed)
+
+    async def lying(key: SyncKey, mine: Contribution) -> Verdict:
+        waited_s = 0.0
+        while not board.complete(key) and waited_s < _WATCH_S:
+            await asyncio.sleep(_LOOK_S)
+            waited_s += _LOOK_S
+        if mine.weight == 0:
+            return await mix(key, mine)
+        verdict = await mix(key, attack(mine, board.honest(key.fragment), dice))
+        # Its own error feedback must not bring the difference, on top of the next lie.
+        return verdict if verdict.sent_N is None else replace(verdict, sent_N=mine.delta_N)
+
+    exchange.mix = lying  # type: ignore[method-assign]
+
+
+def spoil_frames(transport: Transport, codec: Codec) -> None:
+    """Send frames whose values are not finite, with checksums that fit."""
+    call = transport.call
+
+    async def spoilt(peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int) -> bytes:
+        request = _with_payload(request, codec, lambda payload, numel: b"\xff" * len(payload))
+        return await call(peer, method, request, timeout_s=timeout_s, max_reply_bytes=max_reply_bytes)
+
+    transport.call = spoilt  # type: ignore[method-assign]
+
+
+def lie_as_reducer(transport: Transport, codec: Codec, change: Callable[[Tensor], Tensor]) -> None:
+    """Answer all members with means that were changed, the same bytes to all.
+
+    Args:
+        transport: the liar's, before it serves.
+        codec: of means.
+        change: of a mean's values.
+    """
+    serve = transport.serve
+
+    async def serving(method: str, handler: Handler, **limits: float) -> None:
+        async def lying(sender: PeerId, request: bytes) -> bytes:
+            return changed_mean(await handler(sender, request), codec, change)
+
+        await serve(method, lying if method in (SHARD, RESULT) else handler, **limits)  # type: ignore[arg-type]
+
+    transport.serve = serving  # type: ignore[method-assign]
+
+
+def changed_mean(message: bytes, codec: Codec, change: Callable[[Tensor], Tensor]) -> bytes:
+    """A message with a mean, of which other values are made."""
+    return _with_payload(
+        message,
+        codec,
+        lambda payload, numel: codec.encode(change(codec.decode(payload, numel)).clamp_(-_HUGE, _HUGE), 0),
+    )
+
+
+def _with_payload(message: bytes, codec: Codec, change: Callable[[bytes, int], bytes]) -> bytes:
+    """A message whose frame has another payload and a checksum that fits; one without a frame of this codec stays.
+
+    Args:
+        message: of any kind.
+        codec: of the frame.
+        change: told the payload and the number of values.
+    """
+    at = message.find(MAGIC)
+    numel = int.from_bytes(message[at + _NUMEL : at + _CHECKSUM], "little")
+    if at < 0 or not message[at + _NAME : at + _NUMEL].startswith(codec.name.encode()):
+        return message
+    first = at + frame_overhead(codec.name)
+    end = first + codec.nbytes(numel)
+    payload = change(message[first:end], numel)
+    checksum = zlib.crc32(payload).to_bytes(4, "little")
+    return message[: at + _CHECKSUM] + checksum + payload + message[end:]

@@ -1,0 +1,264 @@
+"""What two liars of eight do to a run of the language model: nothing on, with the defaults, with a robust merge.
+
+    scripts/bench-attacks [--method all-reduce] [--attack negate] [--defence default] [--seed 0] ...
+    scripts/bench-attacks --only-write         # writes the page anew from the raw numbers
+
+The workers are the production ones with the language model trainer on a simulated network; the liars are those of
+``decentral.sim.attacks``. A cell of the table is a method, an attack and a defence; all cells that OUT.json does not
+have yet are run, seed by seed. Appends to OUT.json and writes OUT.md anew; the section "Findings" is written by hand
+and kept.
+"""
+
+import argparse
+import concurrent.futures
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from decentral.codecs.codec import make_codec
+from decentral.config.schema import SwarmConfig
+from decentral.engine.worker import Worker
+from decentral.monitor.events import Avoided, Restrained, RoundAborted, RoundMixed
+from decentral.ports.trainer import Trainer
+from decentral.sim.attacks import ATTACKS, Board, lie, lie_as_reducer, spoil_frames, watch
+from decentral.sim.world import SimPeer, peer_id
+from decentral.types import PeerId
+from decentral.workers.lm.trainer import LmTrainer
+from scripts.benches.lib.command import Parser, enter
+from scripts.benches.lib.report import Record, kept, places, read, stamp, write
+from scripts.benches.lib.stats import grouped
+from scripts.benches.lib.tables import table
+from scripts.benches.lib.training import Play, configured, made_by_task, with_rounds
+
+SCRIPT = "bench-attacks"
+WORKERS, LIARS, ROUNDS = 8, (3, 6), 16
+#: Of all runs: a small model, so that many cells can be had.
+MODEL = (
+    "task.settings.model.d_model=32",
+    "task.settings.model.num_layers=2",
+    "task.settings.model.context=64",
+    "task.settings.batch_sequences=4",
+    "task.settings.val_batches=32",
+)
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "all-reduce": ("method.name=diloco", "method.inner_steps=10"),
+    "streaming": ("method.name=streaming", "method.inner_steps=10"),
+    "gossip": ("method.name=noloco", "method.inner_steps=10"),
+}
+DEFENCES: Mapping[str, tuple[str, ...]] = {
+    "nothing": ("method.bound=0",),
+    "default": (),
+    "trimmed": ("method.merge=trimmed", f"method.liars={len(LIARS)}"),
+    "median": ("method.merge=median", f"method.liars={len(LIARS)}"),
+    "centred": ("method.merge=centred", f"method.liars={len(LIARS)}"),
+}
+#: What a lying reducer makes of a mean.
+REDUCERS = {
+    "reducer-negate": torch.neg,
+    "reducer-1e6": lambda mean_S: mean_S * 1e6,
+    "reducer-nan": lambda mean_S: mean_S * torch.nan,
+}
+#: All are honest; frames hold NaN; the labels of two are wrong.
+CLEAN, NAN, LABELS = "none", "nan", "label-flip"
+ALL = (CLEAN, NAN, LABELS, *ATTACKS, *REDUCERS)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    method: str
+    attack: str
+    defence: str
+    seed: int
+
+    def play(self) -> Play:
+        """The swarm from its start to its end."""
+        settings = (*MODEL, *METHODS[self.method], *DEFENCES[self.defence])
+        swarm = with_rounds(configured(settings, seed=self.seed, workers=WORKERS), ROUNDS)
+        board, codec, mean_codec = Board(), make_codec(swarm.method.codec), make_codec(swarm.method.mean_codec)
+
+        def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
+            if self.attack in ATTACKS and number not in LIARS:
+                watch(worker._exchange, peer.peer_id, board)
+            elif self.attack in ATTACKS:
+                lie(worker._exchange, ATTACKS[self.attack], board, number)
+            elif self.attack == NAN and number in LIARS:
+                spoil_frames(peer.transport, codec)
+            elif self.attack in REDUCERS and number in LIARS:
+                lie_as_reducer(peer.transport, mean_codec, REDUCERS[self.attack])
+
+        def make(swarm: SwarmConfig, stream: int) -> Trainer:
+            trainer = made_by_task(swarm, stream)
+            if self.attack == LABELS and stream % 1000 in LIARS and stream >= 1000:
+                flip_labels(trainer)
+            return trainer
+
+        play = Play(swarm, make=make, meddle=meddle)
+        play.run()
+        return play
+
+
+def flip_labels(trainer: Trainer) -> None:
+    """Have a trainer learn that byte b is 255 - b."""
+    assert isinstance(trainer, LmTrainer)
+    model = trainer._model
+
+    def flipped(window_BT: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(model(window_BT[:, :-1]).flatten(0, 1), 255 - window_BT[:, 1:].flatten())
+
+    model.loss = flipped  # type: ignore[method-assign]
+
+
+def measure(cell: Cell) -> Record:
+    """One cell: losses of the honest, who was named and when."""
+    play = cell.play()
+    liars = {peer_id(number) for number in LIARS} if cell.attack != CLEAN else set[PeerId]()
+    honest = {peer: outcome for peer, outcome in play.outcomes.items() if peer not in liars}
+    by_digest = {outcome.digest: outcome.anchors for outcome in honest.values()}
+    losses = [play.loss(anchors) for anchors in by_digest.values()]
+    return {
+        "method": cell.method,
+        "attack": cell.attack,
+        "defence": cell.defence,
+        "seed": cell.seed,
+        "workers": WORKERS,
+        "rounds": ROUNDS,
+        "loss": statistics.mean(losses),
+        "worst": max(losses),
+        "replicas": len(by_digest),
+        "ended": len(honest),
+        **named(play, liars),
+        "sent_bytes_a_round": statistics.mean(
+            play.members[peer].sent_a_round() for peer in honest if rounds(play, peer)
+        ),
+        "seconds": play.seconds,
+        "settings": [*MODEL, *METHODS[cell.method], *DEFENCES[cell.defence]],
+        **stamp(SCRIPT),
+    }
+
+
+def rounds(play: Play, peer: PeerId) -> int:
+    """That ended with a result."""
+    return len(play.members[peer].mixed())
+
+
+def named(play: Play, liars: set[PeerId]) -> dict[str, Any]:
+    """In which round an honest worker first named a liar, and how often an honest one was named."""
+    first: dict[PeerId, int] = {}
+    false = aborted = 0
+    for peer, member in play.members.items():
+        round_ = 0
+        for _, event in member.events if peer not in liars else ():
+            if isinstance(event, RoundMixed):
+                round_ = event.round + 1
+                if any(other in liars for other, _ in event.absent):
+                    first[peer] = min(first.get(peer, event.round), event.round)
+            elif isinstance(event, RoundAborted):
+                aborted += 1
+            elif isinstance(event, Restrained | Avoided) and event.peer in liars:
+                first.setdefault(peer, event.round if isinstance(event, Restrained) else round_)
+            elif isinstance(event, Restrained | Avoided):
+                false += 1
+    noticed = list(first.values())
+    return {
+        "noticed_by": len(noticed),
+        "noticed_after": 1 + min(noticed) if noticed else None,
+        "false_alarms": false,
+        "aborted": aborted,
+    }
+
+
+# -- written ----------------------------------------------------------------------------------------------------------
+
+
+def page(out: Path, records: Sequence[Record]) -> str:
+    """A table for each method."""
+    parts = [_HEAD, kept(out)]
+    for method, runs in grouped(records, lambda run: str(run["method"])).items():
+        defences = [name for name in DEFENCES if any(run["defence"] == name for run in runs)]
+        attacks = [name for name in ALL if any(run["attack"] == name for run in runs)]
+        columns = "attack | " + " | ".join(f"{name}: | noticed" for name in defences)
+        rows = [[name, *(text for defence in defences for text in cells(runs, name, defence))] for name in attacks]
+        clean = statistics.mean(run["loss"] for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing"))
+        parts.append(f"## {method}\n\nClean: {clean:.4f} nats per byte.\n\n{table(columns, rows)}\n")
+    parts.extend(f"\n{place}\n" for place in places(records))
+    return "\n".join(parts)
+
+
+def cells(runs: Sequence[Record], attack: str, defence: str) -> tuple[str, str]:
+    """Loss against the clean one of the same seed, and who noticed."""
+    clean = {run["seed"]: run["loss"] for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing")}
+    own = [run for run in runs if (run["attack"], run["defence"]) == (attack, defence) and run["seed"] in clean]
+    if not own:
+        return "", ""
+    off = [run["loss"] / clean[run["seed"]] - 1 for run in own]
+    mean, seeds = statistics.mean(off), f" ({len(own)})" if len(own) < len(clean) else ""
+    loss = f"{mean:+.1%}" if mean < 1 else f"x {1 + mean:.3g}"
+    after = [run["noticed_after"] for run in own if run["noticed_after"] is not None]
+    noticed = f"{min(run['noticed_by'] for run in own)} of {own[0]['ended']}, round {max(after)}" if after else "nobody"
+    alarms = sum(run["false_alarms"] for run in own)
+    return f"{loss}{seeds}", ("-" if attack == CLEAN else noticed) + (f"; {alarms} false" if alarms else "")
+
+
+_HEAD = f"""# What liars do to a run
+
+Written by `scripts/bench-attacks`; the raw numbers are in `attacks.json`. Production workers train the language model;
+the network alone is simulated. {WORKERS} workers, of which {len(LIARS)} lie from the first round on, {ROUNDS} rounds of
+10 inner steps. Every cell: the loss of the honest workers on held-out text against the run of the same seed in which
+nobody lies and no bound is on, mean over the seeds (in brackets how many, if not all); and how many honest workers
+named a liar (in the seed with the fewest), the first of them after how many rounds (in the slowest seed). *false*: how
+often an honest worker was named. `absent`: the two bring nothing, which is what leaving them out costs.
+What the attacks are: [threat model](../threat-model.md). Defences: *nothing* is `method.bound = 0`, *default* the
+method as it comes, the others `method.merge` with `method.liars = {len(LIARS)}`.
+"""
+
+
+def main() -> None:
+    """Run what is missing, then write the page."""
+    parser = Parser(SCRIPT, __doc__, "attacks")
+    parser.repeated("--method", default=list(METHODS), metavar="|".join(METHODS))
+    parser.repeated("--attack", default=list(ALL), metavar="NAME")
+    parser.repeated("--defence", default=["nothing", "default", "trimmed"], metavar="|".join(DEFENCES))
+    parser.repeated("--seed", int, [0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only-write", action="store_true")
+    options = parser.parse_args()
+    records: list[Record] = read(options.out, [])
+    with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
+        futures = [pool.submit(measure, cell) for cell in missing(options, records)]
+        for future in concurrent.futures.as_completed(futures):
+            if future.exception() is not None:
+                print(f"failed: {future.exception()!r}", flush=True)
+                continue
+            record = future.result()
+            records.append(record)
+            print("{method} {attack} {defence} {seed}: {loss:.4f} {seconds:.0f} s".format_map(record), flush=True)
+            write(options.out, records, page(options.out, records))
+    write(options.out, records, page(options.out, records))
+
+
+def missing(options: argparse.Namespace, records: Sequence[Record]) -> list[Cell]:
+    """The cells asked for that there are not yet, in the order in which they tell most."""
+    there = {(run["method"], run["attack"], run["defence"], run["seed"]) for run in records}
+    asked = [
+        Cell(method, attack, defence, seed)
+        for seed in options.seed
+        for method in options.method
+        for attack in options.attack
+        for defence in options.defence
+        if not (method == "gossip" and defence not in ("nothing", "default"))
+        and not (method == "gossip" and attack in REDUCERS)
+    ]
+    if options.only_write:
+        return []
+    return [cell for cell in asked if (cell.method, cell.attack, cell.defence, cell.seed) not in there]
+
+
+if __name__ == "__main__":
+    enter(main)

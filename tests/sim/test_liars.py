@@ -1,0 +1,109 @@
+"""Two of eight workers lie: the others end where they would have ended without them, bit-equal, and say who it was."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from decentral.codecs.codec import make_codec
+from decentral.engine.worker import Worker
+from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.monitor.events import Restrained, RoundMixed
+from decentral.schedule.plan import SyncPlan
+from decentral.sim.attacks import ATTACKS, Board, lie, spoil_frames, watch
+from decentral.sim.scenario import Record, Scenario, simulate
+from decentral.sim.world import SimPeer
+
+WORKERS, LIARS, VALUES = 8, (3, 6), 6_000
+Lie = str
+STREAMING = {"plan": SyncPlan(12, 3, 2), "mix_alpha": 0.5}
+
+
+def played(attack: Lie, **settings: Any) -> tuple[Scenario, Record]:
+    board = Board()
+
+    def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
+        if attack == "nan" and number in LIARS:
+            spoil_frames(peer.transport, make_codec("fp32"))
+        elif number in LIARS and attack:
+            lie(worker._exchange, ATTACKS[attack], board, number)
+        else:
+            watch(worker._exchange, peer.peer_id, board)
+
+    settings = {"rounds": 6, "min_workers": WORKERS, "together": True, "num_values": VALUES, **settings}
+    scenario = Scenario(3, WORKERS, meddle=meddle, **settings)
+    return scenario, simulate(scenario)
+
+
+def anchors(scenario: Scenario, record: Record) -> list[Mapping[str, Tensor]]:
+    """Of the honest, which are all the same."""
+    outcomes = [record.outcomes[scenario.peers[i]] for i in range(WORKERS) if i not in LIARS]
+    assert len({outcome.digest for outcome in outcomes}) == 1
+    return [outcome.anchors for outcome in outcomes]
+
+
+def off(scenario: Scenario, record: Record) -> float:
+    """Distance from the goal over the goal's."""
+    [agreed, *_] = anchors(scenario, record)
+    values_N = torch.cat([agreed[f"layers.{number}"] for number in range(scenario.num_tensors)]).numpy()
+    goal_N = scenario.problem.goal
+    return float(np.linalg.norm(values_N - goal_N) / np.linalg.norm(goal_N))
+
+
+def found(record: Record, scenario: Scenario, observer: int = 0) -> list[Restrained]:
+    events = record.journals[scenario.peers[observer]][0].events
+    return [event for event in events if isinstance(event, Restrained)]
+
+
+@pytest.mark.parametrize("settings", [{}, STREAMING, {"codec": "int4-b128"}], ids=["rounds", "streaming", "int4"])
+def test_honest_workers_are_never_restrained_and_bounds_change_no_bit(settings: dict[str, Any]) -> None:
+    scenario, bounded = played("", **settings)
+    _, free = played("", mixing=AllReduceOptions(bound=0.0), **settings)
+    assert not found(bounded, scenario)
+    assert bounded.outcomes[scenario.peers[0]].digest == free.outcomes[scenario.peers[0]].digest
+
+
+@pytest.mark.parametrize(
+    ("attack", "kind"),
+    [
+        ("negate", "against"),
+        ("negate-1e6", "wild"),
+        ("huge", "wild"),
+        ("scale-3", "length"),
+        ("weight-1e6", "weight"),
+        ("free-rider", "nothing"),
+    ],
+)
+def test_two_of_eight_are_restrained_and_named_by_everybody(attack: Lie, kind: str) -> None:
+    scenario, lied = played(attack)
+    # The goal is the mean of all; of the honest alone it is another, and once near it they no longer agree.
+    assert off(scenario, lied) < 0.35
+    liars = {scenario.peers[i] for i in LIARS}
+    for observer in range(WORKERS):
+        first = [event for event in found(lied, scenario, observer) if event.round == 0]
+        assert {(event.peer, event.kind, event.share) for event in first} == {(peer, kind, 1.0) for peer in liars}
+
+
+def test_without_bounds_the_same_lie_ruins_the_run() -> None:
+    scenario, lied = played("negate-1e6", mixing=AllReduceOptions(bound=0.0), rounds=2)
+    assert off(scenario, lied) > 1e3
+
+
+def test_values_that_are_not_finite_are_nobodys() -> None:
+    scenario, lied = played("nan")
+    mixed = [e for e in lied.journals[scenario.peers[0]][0].events if isinstance(e, RoundMixed)]
+    liars = {scenario.peers[i] for i in LIARS}
+    # What a liar reduces itself it brings there as it is: nothing of it goes over the network.
+    assert off(scenario, lied) < 0.3
+    assert len(mixed) == 6
+    assert all(liars <= {peer for peer, _ in event.absent} | set(event.members) for event in mixed)
+
+
+@pytest.mark.parametrize("mean", [Mean.MEDIAN, Mean.TRIMMED, Mean.CENTRED])
+@pytest.mark.parametrize("attack", ["alie", "foe"])
+def test_robust_merges_withstand_what_bounds_do_not(attack: Lie, mean: Mean) -> None:
+    scenario, lied = played(attack, mixing=AllReduceOptions(mean, num_liars=len(LIARS)))
+    assert off(scenario, lied) < 0.5
