@@ -6,6 +6,7 @@ import torch
 
 from decentral.errors import ConfigError, IncapableError
 
+PRECISIONS = ("fp32", "bf16")
 #: fp32 values kept for each parameter: weight, gradient, two moments of AdamW; anchor, momentum, delta, residual and
 #: what a reducer left out of means, of the swarm.
 VALUES_PER_PARAMETER = 9

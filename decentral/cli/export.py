@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from decentral.cli.models import ALLOW_DOWNLOAD, MODEL, TOKENIZER, ModelFlags
 from decentral.cli.render import console
 from decentral.cli.worker import DEBUG, data_paths
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError, ExitCode, UsageError
 from decentral.monitor.figures import loss
+from decentral.run.folder import SUFFIX
 
 if TYPE_CHECKING:  # torch
     from decentral.state.average import Replica
@@ -28,14 +30,18 @@ _TAKE = typer.Option(
     help="The mean of the replicas, the one with the lowest loss, the one of the highest round, or one by its name. "
     "Without it the average where workers gossip, else the newest.",
 )
+_OUT = "A file of weights; or, of a model of transformers, a folder that transformers reads."
 _DATA = typer.Option(help="Text to measure the loss on, in place of the run's. Repeatable.", metavar="PATH")
 
 
 def export(
     sources: Annotated[list[str], _SOURCE],
-    out: Annotated[Path, typer.Option(help="What to write, as safetensors.", metavar="FILE")],
+    out: Annotated[Path, typer.Option(help=_OUT, metavar="FILE.safetensors|DIR")],
     take: Annotated[str | None, _TAKE] = None,
     data: Annotated[list[str] | None, _DATA] = None,
+    model: Annotated[str | None, MODEL] = None,
+    tokenizer: Annotated[str | None, TOKENIZER] = None,
+    allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
     device: Annotated[str | None, typer.Option(help="Where to measure the loss: cpu, mps, cuda or cuda:N.")] = None,
     no_loss: Annotated[bool, typer.Option("--no-loss", help="Do not measure losses.")] = False,
     debug: Annotated[bool, DEBUG] = False,
@@ -43,12 +49,14 @@ def export(
     """Write one replica of a run, or the average of all, with the loss of each."""
     if not all(text.strip() for text in sources):
         raise UsageError("A source is empty.", hint="Is the variable set?")
-    own = load(None, (), {"worker.device": device, "worker.data": data_paths(data, None)}).worker
-    _check_target(out)
+    here = ModelFlags(model, tokenizer, allow_download=allow_download).by_key(False)
+    own = load(None, (), {"worker.device": device, "worker.data": data_paths(data, None), **here}).worker
+    as_folder = out.suffix != SUFFIX
+    _check_target(out, as_folder=as_folder)
     from decentral.cli import result
     from decentral.cli.sources import config_at, ensure_any, paths_and_addresses
     from decentral.run import fetch
-    from decentral.run.tasks import build_trainer
+    from decentral.run.tasks import build_trainer, publisher_of
     from decentral.state.average import BEST, choose, survey
 
     if no_loss and take == BEST:
@@ -63,16 +71,26 @@ def export(
         fetched = asyncio.run(fetch.fetch(addresses, own, _say))
         replicas, swarm, trainer = [*replicas, *fetched.replicas], fetched.swarm, fetched.trainer
     ensure_any(replicas, sources, broken)
-    if swarm is None and not no_loss:
+    if swarm is None and (as_folder or not no_loss):
+        what = "knows the architecture" if as_folder else "measures the loss"
         raise ConfigError(
-            f"There is no configuration beside {paths[0]}, so the task that measures the loss is not known.",
-            hint="Copy config.toml of the run beside it, or give --no-loss.",
+            f"There is no configuration beside {paths[0]}, so the task that {what} is not known.",
+            hint="Copy config.toml of the run beside it"
+            + (f", or write a file: --out NAME{SUFFIX}." if as_folder else ", or give --no-loss."),
+        )
+    publisher = None
+    if as_folder and swarm is not None and (publisher := publisher_of(swarm, own)) is None:
+        raise ConfigError(
+            f"--out {out} is a folder, and the task of this run makes none.", hint=f"Write a file: --out NAME{SUFFIX}."
         )
     if trainer is None and swarm is not None and not no_loss:
         trainer = build_trainer(swarm, own, stream_seed=0)
     found = survey(replicas, None if no_loss or trainer is None else result.measure_with(trainer))
     chosen = choose(found, take or result.default_take(swarm))
-    result.write(out, chosen)
+    if publisher is not None and swarm is not None:
+        result.publish(out, chosen, swarm, publisher, with_weights=True)
+    else:
+        result.write(out, chosen)
     console(sys.stdout).print(result.table(found, chosen))
     print(f"wrote {out}: {result.words(found, chosen)}, round {chosen.round}, loss {loss(chosen.loss)}", flush=True)
     return ExitCode.OK
@@ -95,16 +113,19 @@ def _replicas(paths: Sequence[str], take: str | None, swarm: SwarmConfig | None)
     return replicas, broken
 
 
-def _check_target(out: Path) -> None:
+def _check_target(out: Path, *, as_folder: bool) -> None:
     """Refuse a target that cannot be written, before anything is downloaded or measured.
 
     Raises:
-        ConfigError: its folder does not exist, or it is a folder itself.
+        ConfigError: its folder does not exist, or it is something else than what is to be written.
     """
-    if out.is_dir():
+    if as_folder and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(
-            f"--out {out} is a folder, not a file.", hint=f"Give a name: --out {out / 'model.safetensors'}."
+            f"--out {out} is there already, and is no empty folder.",
+            hint=f"Give another name, or write weights alone: --out {out / f'model{SUFFIX}'}.",
         )
+    if out.is_dir() and not as_folder:
+        raise ConfigError(f"--out {out} is a folder, not a file.", hint="Give another name.")
     if not out.parent.is_dir():
         raise ConfigError(f"The folder {out.parent} of --out does not exist.", hint=f"Make it: mkdir -p {out.parent}.")
 

@@ -11,7 +11,7 @@ from decentral.config.names import Family
 from decentral.config.schema import SwarmConfig
 from decentral.errors import ConfigError
 from decentral.monitor.figures import loss
-from decentral.ports.trainer import Trainer
+from decentral.ports.trainer import Lineage, Publisher, Trainer
 from decentral.state.average import AVERAGE, NEWEST, Chosen, Measure, Survey, Weights, ensure_same_shapes, shapes_of
 from decentral.state.files import save_weights
 
@@ -66,6 +66,27 @@ def words(survey: Survey, chosen: Chosen) -> str:
     one, averaged = chosen.sources[0], survey.averaged
     equal = not survey.differ and one in averaged and len(averaged) > 1
     return f"replica {one.name}" + (f" (all {len(averaged)} are equal)" if equal else "")
+
+
+def publish(folder: Path, chosen: Chosen, swarm: SwarmConfig, publisher: Publisher, *, with_weights: bool) -> None:
+    """Fill a folder with what other libraries read of the weights.
+
+    Args:
+        folder: made if it does not exist.
+        chosen: the weights.
+        swarm: of the run.
+        publisher: of the task.
+        with_weights: whether the weights are to be written as well; else they are there.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    about = Lineage(chosen.sources[0].run, swarm.method.name, chosen.round, chosen.loss)
+    try:
+        folder.mkdir(exist_ok=True)
+        publisher(folder, about, chosen.weights if with_weights else None)
+    except OSError as err:
+        raise ConfigError(f"Cannot write to {folder}: {err.strerror or err}.") from err
 
 
 def write(path: Path, chosen: Chosen) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError, UsageError
-from decentral.run.folder import CHECKPOINTS, CONFIG, MODEL, WORKERS, stage_folder
+from decentral.run.folder import CHECKPOINTS, CONFIG, MODEL, SUFFIX, WORKERS, stage_folder
 from decentral.state.average import Replica
 from decentral.state.checkpoints.checkpoint import read_weights
 from decentral.state.checkpoints.manifest import BEST, LATEST, MANIFEST, found_in, pointed_at
@@ -44,7 +44,7 @@ def paths_and_addresses(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         path = Path(text)
         if path.name in (LATEST, BEST) and path.parent.name == CHECKPOINTS:
             paths.append(str(_pointed(path)))
-        elif path.exists() or text.endswith(".safetensors"):
+        elif path.exists() or text.endswith(SUFFIX):
             paths.append(text)
         elif ":" in text or "/tcp/" in text:
             addresses.append(text)

@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from decentral.cli.models import (
+    ALLOW_DOWNLOAD,
+    DATASET,
+    FROM_SCRATCH,
+    LORA,
+    MODEL,
+    TEXT_FIELD,
+    TOKENIZER,
+    ModelFlags,
+)
 from decentral.cli.signals import stopping
 from decentral.config.names import METHODS
 from decentral.config.pipeline import check_founder
@@ -61,6 +71,13 @@ def worker(
     identity: Annotated[str | None, typer.Option(help="Key file; made if it does not exist.", metavar="FILE")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     task: Annotated[str | None, _TASK] = None,
+    model: Annotated[str | None, MODEL] = None,
+    from_scratch: Annotated[bool, FROM_SCRATCH] = False,
+    tokenizer: Annotated[str | None, TOKENIZER] = None,
+    lora: Annotated[str | None, LORA] = None,
+    dataset: Annotated[str | None, DATASET] = None,
+    text_field: Annotated[str | None, TEXT_FIELD] = None,
+    allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
     data: Annotated[list[str] | None, DATA] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
@@ -94,8 +111,8 @@ def worker(
         "worker.announce": announce,
         "worker.identity": identity,
         "worker.device": device,
-        # A founder's task is the run's; a joiner's stands for it on the joiner's machine.
-        "task.factory" if new else "worker.task": task,
+        # What a founder says of task and model is the run's; a joiner's stands for it on the joiner's machine.
+        **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download, task).by_key(new),
         "worker.threads": threads,
         "worker.max_upload": max_upload,
         "worker.on_preempt": on_preempt,
@@ -105,12 +122,8 @@ def worker(
         "worker.protect": protect,
         "worker.log_level": "debug" if debug else None,
         "run.rounds": rounds,
-        "method.name": method,
-        "method.codec": codec,
-        **overlap_flags(fragments, overlap, mix),
-        "pipeline.stages": stages,
-        "pipeline.replicas": replicas,
-        "worker.stage": stage,
+        **method_flags(method, codec, fragments, overlap, mix),
+        **{"pipeline.stages": stages, "pipeline.replicas": replicas, "worker.stage": stage},
         # So is a founder's text.
         "data.paths" if new else "worker.data": data_paths(data, more_data),
     }
@@ -172,10 +185,13 @@ def refuse_with_resume(given: Mapping[str, Any]) -> None:
             )
 
 
-def overlap_flags(fragments: str | None, overlap: str | None, mix: str | None) -> dict[str, Any]:
-    """By their keys; each is a number or a word."""
+def method_flags(
+    method: str | None, codec: str | None, fragments: str | None, overlap: str | None, mix: str | None
+) -> dict[str, Any]:
+    """By their keys; each of the last three is a number or a word."""
     flags = {"method.fragments": fragments, "method.delay_steps": overlap, "method.mix_alpha": mix}
-    return {key: value_of(text) for key, text in flags.items() if text is not None}
+    values = {key: value_of(text) for key, text in flags.items() if text is not None}
+    return {"method.name": method, "method.codec": codec, **values}
 
 
 def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ from decentral.config.names import Family
 from decentral.config.schema import SwarmConfig, TaskSection, WorkerConfig
 from decentral.config.settings import checked, with_values
 from decentral.config.words import did_you_mean
-from decentral.errors import ConfigError
+from decentral.errors import ConfigError, DecentralError
 
 _AUTO: Final = "auto"
 #: Names that our own tasks had.
@@ -112,6 +112,8 @@ def import_task(factory: str) -> tuple[ModuleType, Callable[..., Any]]:
             f"The task is {factory!r}, and {module_name} cannot be imported: {err}",
             hint="Install the package that holds the task, or run from the folder that does.",
         ) from err
+    except DecentralError:
+        raise
     except Exception as err:
         raise ConfigError(
             f"The task is {factory!r}, and importing {module_name} failed: {type(err).__name__}: {err}",

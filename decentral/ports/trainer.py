@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -120,6 +121,42 @@ class Claims(Protocol):
         """Take in the page of an earlier life, and what it had; returns what of that may be read on.
 
         Nothing may if rounds can have counted steps that the state does not know of, for these would be taken again.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where weights come from, for those who read them elsewhere."""
+
+    run: str
+    method: str
+    round: int
+    loss: float
+    """On held-out data, nats per token; NaN if it was not measured."""
+    step: int | None = None
+    """Global inner step, if it is known."""
+    tokens: int | None = None
+    """Trained on, if it is known."""
+    num_workers: int = 1
+    """Whose tokens these are: of all, or of the one that wrote the weights."""
+
+
+class Publisher(Protocol):
+    """Writes weights as other libraries read them; made by a task's function ``publisher(settings, seat)``."""
+
+    def __call__(self, folder: Path, about: Lineage, weights: Mapping[str, Tensor] | None, /) -> None:
+        """Fill a folder.
+
+        Called on any thread, also while the trainer trains.
+
+        Args:
+            folder: exists; what is there under the same names is replaced.
+            about: the weights.
+            weights: by the names of the trainer, float32; ``None`` if they are there already, as ``model.safetensors``.
+
+        Raises:
+            OSError: it cannot be written.
         """
         ...
 

@@ -22,6 +22,8 @@ CONFIG = "config.toml"
 JOURNAL = "journal.jsonl"
 #: Which run it is of, and where the others were (``book``).
 RUN = "run.json"
+#: Of a file of weights.
+SUFFIX = ".safetensors"
 #: In the folder of a local run.
 WORKERS = "workers"
 

@@ -19,7 +19,7 @@ from decentral.engine.options import Every, Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
-from decentral.ports.trainer import Model, Stateful
+from decentral.ports.trainer import Model, Publisher, Stateful
 from decentral.run.connect import CONNECT_S, connect
 from decentral.run.connection import Connection, Start
 from decentral.run.disk import Disk
@@ -184,7 +184,13 @@ def _open(start: Start, model: SharedModel) -> Swarm:
         raise
 
 
-def take_part(connection: Connection, network: NetworkThread, model: Model, told: StagedJournal) -> Swarm:
+def take_part(
+    connection: Connection,
+    network: NetworkThread,
+    model: Model,
+    told: StagedJournal,
+    publish: Publisher | None = None,
+) -> Swarm:
     """Make this a worker of the run with a model, and bring the swarm's weights into it.
 
     Args:
@@ -192,6 +198,7 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
         network: its thread; closed likewise.
         model: called on this thread alone.
         told: a journal for people.
+        publish: see ``saver``.
 
     Raises:
         DecentralError: the model does not fit the run, or nobody hands over the weights; everything is closed.
@@ -205,7 +212,7 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
         logger.warning("what is trained has no state_dict: its inner optimizer starts anew after a resume")
     try:
         disk, journal = Disk(), open_journal(connection, clock, told, resources)
-        worker = _worker(connection, hand, Guarded(model), journal, disk)
+        worker = _worker(connection, hand, Guarded(model), journal, disk, publish)
         swarm = Swarm(connection, network, hand, worker, model, disk, resources)
         hand.wait_for(network.submit(swarm.begin()))
     except BaseException:
@@ -214,7 +221,14 @@ def take_part(connection: Connection, network: NetworkThread, model: Model, told
     return swarm
 
 
-def _worker(connection: Connection, hand: HandOver, model: Model, journal: StagedJournal, disk: Disk) -> Worker:
+def _worker(
+    connection: Connection,
+    hand: HandOver,
+    model: Model,
+    journal: StagedJournal,
+    disk: Disk,
+    publish: Publisher | None,
+) -> Worker:
     """The engine on this connection, whose steps and work with the model are the loop's."""
     node, own, run_id = connection.node, connection.own, connection.run_id
     if node.directory is None:
@@ -224,7 +238,7 @@ def _worker(connection: Connection, hand: HandOver, model: Model, journal: Stage
     if own.out:
         out = Path(own.out)
         about = About(run_id, connection.swarm.method.name, options.rounds)
-        save = saver(out, about, own.keep, hand.wall, disk)
+        save = saver(out, about, own.keep, hand.wall, disk, publish)
         if connection.is_back:
             restored = newest(out, run_id)[1]
         elif connection.peers:

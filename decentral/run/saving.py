@@ -12,6 +12,7 @@ from decentral.monitor.events import Started
 from decentral.monitor.figures import size
 from decentral.monitor.journal import FanOut, JsonLinesJournal, StagedJournal
 from decentral.ports.clock import Clock
+from decentral.ports.trainer import Lineage, Publisher
 from decentral.run.connection import Connection
 from decentral.run.disk import Disk
 from decentral.run.folder import CHECKPOINTS, JOURNAL
@@ -51,7 +52,7 @@ def open_journal(connection: Connection, clock: Clock, told: StagedJournal, reso
 
 
 def saver(
-    out: Path, about: About, keep: int, wall: Callable[[], float], disk: Disk
+    out: Path, about: About, keep: int, wall: Callable[[], float], disk: Disk, publish: Publisher | None = None
 ) -> Callable[[WorkerState], Written | None]:
     """Writes a worker's states to its folder as checkpoints, one at a time, on any thread.
 
@@ -61,8 +62,15 @@ def saver(
         keep: see ``Checkpoints``.
         wall: the time, seconds since 1970.
         disk: told of what cannot be written; the checkpoints from before are then as they were.
+        publish: writes what other libraries read of a checkpoint's weights; ``None`` for nothing.
     """
-    checkpoints = Checkpoints(out, about, keep, wall)
+
+    def beside(folder: Path, state: WorkerState) -> None:
+        if publish is not None:
+            lineage = Lineage(about.run, about.method, state.round, state.val_loss, state.step, state.tokens)
+            publish(folder, lineage, None)
+
+    checkpoints = Checkpoints(out, about, keep, wall, beside)
 
     def save(state: WorkerState) -> Written | None:
         try:

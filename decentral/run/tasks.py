@@ -8,7 +8,7 @@ from torch import Tensor
 from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import DecentralError, TrainerError
-from decentral.ports.trainer import Model, Stateful, Trainer
+from decentral.ports.trainer import Model, Publisher, Stateful, Trainer
 from decentral.run.options import seat_of
 
 T = TypeVar("T")
@@ -36,6 +36,24 @@ def build_trainer(swarm: SwarmConfig, own: WorkerConfig, stream_seed: int, *, fo
         "building the trainer", lambda: build(settings, seat_of(swarm, own, stream_seed, founding=founding))
     )
     return trainer
+
+
+def publisher_of(swarm: SwarmConfig, own: WorkerConfig) -> Publisher | None:
+    """What writes the task's weights as other libraries read them; ``None`` if the task does not say.
+
+    Args:
+        swarm: see ``on_machine``; with the task's settings resolved.
+        own: what this machine has of its own.
+
+    Raises:
+        DecentralError: there is no task, or it cannot do so on this machine.
+        TrainerError: the task failed.
+    """
+    module, _ = import_task(swarm.task.factory)
+    make: Callable[..., Publisher] | None = getattr(module, "publisher", None)
+    if make is None:
+        return None
+    return marked("getting ready to publish weights", lambda: make(swarm.task.settings, seat_of(swarm, own, 0)))
 
 
 def marked(doing: str, work: Callable[[], T]) -> T:

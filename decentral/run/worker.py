@@ -28,7 +28,7 @@ from decentral.run.preempt import save_at_once
 from decentral.run.saving import open_journal
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
-from decentral.run.tasks import build_trainer
+from decentral.run.tasks import build_trainer, publisher_of
 
 if TYPE_CHECKING:
     from decentral.engine.pipeline_process import PipelineProcess
@@ -67,11 +67,13 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
             return network.submit(_run_process(connection, told, announce_join, stop)).result()
         try:
             founding = not connection.peers and not connection.is_back
-            trainer = build_trainer(on_machine(connection.swarm, own), own, connection.stream_seed, founding=founding)
+            here = on_machine(connection.swarm, own)
+            trainer = build_trainer(here, own, connection.stream_seed, founding=founding)
+            publish = publisher_of(here, own)
         except BaseException:
             network.call(connection.node.close(), timeout_s=CONNECT_S)
             raise
-        with take_part(connection, network, trainer, told) as member:
+        with take_part(connection, network, trainer, told, publish) as member:
             announce_join(member.address)
             leave = functools.partial(_ask_to_stop, member, network)
             on_preempt = leave if own.on_preempt == "leave" else None

@@ -12,12 +12,14 @@ from torch import Tensor
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write named tensors and text metadata to ``path``, replacing what was there only when all is written.
 
+    The metadata says besides that the tensors are torch's, without which transformers does not read them.
+
     Raises:
         OSError: the disk is full, or the folder is gone or read-only; what was there before is intact.
     """
     part = path.with_name(f"{path.name}.part")
     try:
-        save_file(_apart(tensors), part, dict(metadata))
+        save_file(_apart(tensors), part, {"format": "pt", **metadata})
         os.replace(part, path)
     except SafetensorError as err:
         # Its own kind of error, also for a full disk.

@@ -1,1 +1,132 @@
-"""Models and data of Hugging Face: the task of the extra ``decentral[hf]``."""
+"""Causal language models of transformers on the user's own data: the task ``decentral.workers.hf:build``.
+
+The founder loads the weights, or draws them; the others build the model from its configuration, which the swarm's
+carries as text, and get the weights from the swarm. Of an adapter's base every worker has its own copy.
+
+Beside ``build`` the module offers what the command line asks of a task (see ``docs/tasks.md``).
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from decentral.errors import ConfigError
+from decentral.ports.trainer import Publisher, Seat
+from decentral.workers.hf import lora, sources
+from decentral.workers.hf.data import open_data
+from decentral.workers.hf.model import (
+    architecture_of,
+    build_model,
+    check_machine,
+    config_from,
+    num_parameters,
+    sequence_length,
+)
+from decentral.workers.hf.publish import Folder
+from decentral.workers.hf.settings import HfSettings, read_settings
+from decentral.workers.hf.trainer import HfTrainer
+from decentral.workers.settings import write
+
+__all__ = ["build", "check", "publisher", "resolve"]
+
+_log = logging.getLogger(__name__)
+
+
+def build(settings: Mapping[str, Any], seat: Seat) -> HfTrainer:
+    """Make the trainer of one worker.
+
+    Raises:
+        ConfigError: a setting, the model, the tokenizer or the adapter cannot be used.
+        MismatchError: this machine's tokenizer or base weights are not the swarm's.
+        DataError: there is no data.
+    """
+    read = read_settings(settings)
+    config = config_from(read.model.config)
+    tokenizer = _tokenizer(read, seat)
+    data = open_data(
+        read.data,
+        tokenizer,
+        seat=seat,
+        run_seed=seat.run_seed,
+        seq_len=sequence_length(read, config),
+        batch_rows=read.batch_sequences,
+    )
+    model, name = _model(read, config, seat)
+    if read.lora.rank:
+        lora.ensure_same_base(model, read.lora.base_digest, name)
+        model = lora.with_adapter(model, read.lora, seat.run_seed)
+        return HfTrainer(read, seat, model, lora.adapter_values(model), tokenizer, data)
+    return HfTrainer(read, seat, model, dict(model.named_parameters()), tokenizer, data)
+
+
+def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with every default filled in, and with what a founder reads of model and tokenizer.
+
+    What is there already is not read again, so that the configuration of a run needs no model to be resolved.
+
+    Raises:
+        ConfigError: as ``build`` does.
+        IncapableError: an adapter's base does not fit into the memory.
+    """
+    read = read_settings(settings)
+    if not read.model.config and not read.model.name:
+        raise ConfigError("There is no model to train.", hint="Name one with --model: a folder, or a name on the hub.")
+    found = write(read)
+    config = config_from(read.model.config) if read.model.config else None
+    if config is None:
+        found["model"]["config"] = architecture_of(sources.read_config(read.model.name, download=True))
+        config = config_from(found["model"]["config"])
+    found["seq_len"] = sequence_length(read, config)
+    if not read.tokenizer.digest:
+        tokenizer = sources.read_tokenizer(read.tokenizer_name, download=True)
+        sources.ensure_vocabulary_fits(tokenizer, config)
+        found["tokenizer"]["digest"] = sources.vocabulary_digest(tokenizer)
+    if read.lora.rank and not read.lora.base_digest:
+        check_machine(read, config, _num_trained(read, config), "cpu")
+        base = sources.load_weights(read.model.name, config, download=True)
+        found["lora"]["base_digest"] = lora.base_digest(base)
+    return found
+
+
+def check(settings: Mapping[str, Any], device: str) -> None:
+    """Raise ``IncapableError`` if this machine cannot train with ``settings`` on ``device``."""
+    read = read_settings(settings)
+    config = config_from(read.model.config)
+    check_machine(read, config, _num_trained(read, config), device)
+
+
+def publisher(settings: Mapping[str, Any], seat: Seat) -> Publisher:
+    """What makes of a run's weights a folder that transformers, or peft, reads."""
+    read = read_settings(settings)
+    try:
+        tokenizer = _tokenizer(read, seat)
+    except ConfigError as err:
+        _log.warning("leaves the tokenizer out: %s", err.message)
+        tokenizer = None
+    return Folder(read, config_from(read.model.config), tokenizer, seat.model or read.model.name)
+
+
+def _model(read: HfSettings, config: PretrainedConfig, seat: Seat) -> tuple[nn.Module, str]:
+    """The model on the CPU, with the weights that this worker has to have of its own, and where they are from."""
+    name = seat.model or read.model.name
+    if read.lora.rank or (seat.founding and not read.model.from_scratch):
+        return sources.load_weights(name, config, download=seat.founding or seat.allow_download), name
+    return build_model(config, seat.run_seed), name
+
+
+def _tokenizer(read: HfSettings, seat: Seat) -> Tokenizer:
+    """The swarm's tokenizer, as it is on this machine."""
+    name = seat.tokenizer or read.tokenizer.name or seat.model or read.model.name
+    tokenizer = sources.read_tokenizer(name, download=seat.founding or seat.allow_download)
+    sources.ensure_same_tokenizer(tokenizer, read.tokenizer.digest, name)
+    return tokenizer
+
+
+def _num_trained(read: HfSettings, config: PretrainedConfig) -> int:
+    if not read.lora.rank:
+        return num_parameters(config)
+    return lora.num_adapter_values(build_model(config, 0, device="meta"), read.lora)

@@ -6,10 +6,8 @@ from typing import Any
 
 from decentral.workers import settings as reader
 from decentral.workers.lm.model import NUM_BYTES, ModelConfig
-from decentral.workers.machine import VALUES_PER_PARAMETER, check_device, check_memory
+from decentral.workers.machine import PRECISIONS, VALUES_PER_PARAMETER, check_device, check_memory
 from decentral.workers.optimizer import OptimizerConfig, require
-
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from decentral.cli.local.processes import Processes, processes_for
+from decentral.cli.models import (
+    ALLOW_DOWNLOAD,
+    DATASET,
+    FROM_SCRATCH,
+    LORA,
+    MODEL,
+    TEXT_FIELD,
+    TOKENIZER,
+    ModelFlags,
+)
 from decentral.cli.worker import (
     CHECKPOINT_EVERY,
     CODEC,
@@ -37,7 +47,7 @@ from decentral.cli.worker import (
     STAGES,
     data_paths,
     make_folder,
-    overlap_flags,
+    method_flags,
     refuse_with_resume,
 )
 from decentral.config.resolve import resolve
@@ -75,6 +85,13 @@ def local(
     ] = None,
     config: Annotated[Path | None, CONFIG] = None,
     assignments: Annotated[list[str] | None, SET] = None,
+    model: Annotated[str | None, MODEL] = None,
+    from_scratch: Annotated[bool, FROM_SCRATCH] = False,
+    tokenizer: Annotated[str | None, TOKENIZER] = None,
+    lora: Annotated[str | None, LORA] = None,
+    dataset: Annotated[str | None, DATASET] = None,
+    text_field: Annotated[str | None, TEXT_FIELD] = None,
+    allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
     data: Annotated[list[str] | None, DATA] = None,
     method: Annotated[str | None, METHOD] = None,
     codec: Annotated[str | None, CODEC] = None,
@@ -95,12 +112,10 @@ def local(
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
     flags = {
+        **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download).by_key(resume is None),
         "data.paths": data_paths(data, more_data),
-        "method.name": method,
-        "method.codec": codec,
-        **overlap_flags(fragments, overlap, mix),
-        "pipeline.stages": stages,
-        "pipeline.replicas": replicas,
+        **method_flags(method, codec, fragments, overlap, mix),
+        **{"pipeline.stages": stages, "pipeline.replicas": replicas},
         "worker.device": device,
         "worker.threads": threads,
         "worker.max_upload": max_upload,

@@ -40,6 +40,7 @@ from decentral.ports.trainer import Trainer
 from decentral.run.asking import follow
 from decentral.run.disk import cannot_write
 from decentral.run.folder import CONFIG, JOURNAL, MODEL, WORKERS, save_config
+from decentral.run.tasks import publisher_of
 from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
 
 #: Importing torch and opening a node on a busy machine.
@@ -287,6 +288,9 @@ class LocalRun:
         found = survey(replicas, result.measure_with(self._trainer))
         chosen = choose(found, take)
         result.write(self._folder / MODEL, chosen)
+        publisher = publisher_of(self._swarm, self._own)
+        if publisher is not None:
+            result.publish(self._folder, chosen, self._swarm, publisher, with_weights=False)
         self._trainer.load(chosen.weights)
         if len(replicas) == 1:
             return chosen, ""

@@ -45,14 +45,23 @@ class Checkpoints:
         about: the run that they are of. Checkpoints of other runs are neither counted nor removed.
         keep: so many of the newest, at least 1; the best one besides.
         wall: the time, seconds since 1970.
+        beside: writes further files into the folder of a checkpoint, of which the manifest says nothing.
     """
 
-    def __init__(self, base: Path, about: About, keep: int, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        base: Path,
+        about: About,
+        keep: int,
+        wall: Callable[[], float],
+        beside: Callable[[Path, WorkerState], None] | None = None,
+    ) -> None:
         self._base = base
         self._folder = base / CHECKPOINTS
         self._about = about
         self._keep = keep
         self._wall = wall
+        self._beside = beside
         self._warned = False
 
     def save(self, state: WorkerState) -> Written:
@@ -79,6 +88,8 @@ class Checkpoints:
         part = _hidden(self._folder / name, _PART)
         try:
             manifest = self._write(part, state)
+            if self._beside is not None:
+                self._beside(part, state)
             _put_in_place(part, self._folder / name)
         finally:
             shutil.rmtree(part, ignore_errors=True)

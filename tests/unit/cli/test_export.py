@@ -91,7 +91,7 @@ def test_replicas_of_a_gossip_are_averaged(tmp_path: Path, out: Path) -> None:
     assert offset(out) == pytest.approx(1.0)
     about = metadata(out)
     assert about.pop("decentral")
-    assert about == {"run": "demo-1", "round": "40", "average_of": "0,1,2"}
+    assert about == {"format": "pt", "run": "demo-1", "round": "40", "average_of": "0,1,2"}
 
 
 @pytest.mark.parametrize(("take", "expected"), [("best", 0.5), ("newest", -1.0), ("2", 2.0)])
@@ -206,7 +206,11 @@ def test_a_run_without_weights_says_when_there_will_be_some(tmp_path: Path, out:
 
 def test_a_target_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     run = made(tmp_path / "run", [0.0])
-    for target, message in ((tmp_path, "is a folder, not a file"), (tmp_path / "gone" / "x", "does not exist")):
+    for target, message in (
+        (tmp_path, "is no empty folder"),
+        (tmp_path / "run" / "x", "makes none"),
+        (tmp_path / "gone" / "x", "does not exist"),
+    ):
         found = export(run, "--out", target)
         assert found.exit_code == ExitCode.CONFIG
         assert message in found.stderr

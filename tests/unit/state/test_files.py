@@ -17,7 +17,7 @@ def test_values_and_metadata_come_back(tmp_path: Path) -> None:
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
     with safe_open(path, "pt") as opened:
-        assert opened.metadata() == {"round": "7", "digest": "abc"}
+        assert opened.metadata() == {"format": "pt", "round": "7", "digest": "abc"}
 
 
 def test_views_into_one_vector_are_saved_as_they_are(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     save_weights(path, {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.5)}, {"run": "demo-1"})
     tensors, metadata = load_weights(path)
     assert {name: value.tolist() for name, value in tensors.items()} == {"a": [[0, 1, 2], [3, 4, 5]], "b": 1.5}
-    assert metadata == {"run": "demo-1"}
+    assert metadata == {"format": "pt", "run": "demo-1"}
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""The weights of a run as a folder that transformers, or peft for an adapter, reads. It trains nothing."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from decentral import __version__
+from decentral.ports.trainer import Lineage
+from decentral.workers.hf import lora, sources
+from decentral.workers.hf.model import build_model
+from decentral.workers.hf.settings import HfSettings
+
+#: Of one file; larger models have several, and an index.
+MAX_SHARD = "5GB"
+_WEIGHTS = "model.safetensors"
+_ADAPTER = "adapter_model.safetensors"
+_CARD = "README.md"
+
+
+class Folder:
+    """Implements the port ``Publisher``.
+
+    Args:
+        settings: of the run.
+        config: of its model.
+        tokenizer: of its model; ``None`` if it is not on this machine, and then not in the folder either.
+        source: where the model is from on this machine.
+    """
+
+    def __init__(
+        self, settings: HfSettings, config: PretrainedConfig, tokenizer: Tokenizer | None, source: str
+    ) -> None:
+        self._settings = settings
+        self._config = config
+        self._config.dtype = "float32"
+        self._tokenizer = tokenizer
+        self._source = source
+        self._adapter = None
+        if settings.lora.rank:
+            self._adapter = lora.peft_config(build_model(config, 0, device="meta"), settings.lora)
+            self._adapter.base_model_name_or_path, self._adapter.inference_mode = source, True
+
+    def __call__(self, folder: Path, about: Lineage, weights: Mapping[str, Tensor] | None) -> None:
+        """See ``Publisher``."""
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
+        if self._adapter is not None:
+            self._adapter.save_pretrained(str(folder))
+        else:
+            self._config.save_pretrained(folder)
+            sources.generation_config(self._source, self._config).save_pretrained(folder)
+        (folder / _CARD).write_text(self._card(about), encoding="utf-8")
+        if weights is not None:
+            stem = "adapter_model" if self._adapter is not None else "model"
+            save_torch_state_dict(
+                dict(weights), folder, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=MAX_SHARD
+            )
+        elif self._adapter is not None:
+            (folder / _ADAPTER).unlink(missing_ok=True)
+            os.link(folder / _WEIGHTS, folder / _ADAPTER)
+
+    def _card(self, about: Lineage) -> str:
+        """The model card."""
+        settings, name = self._settings, self._settings.model.name
+        adapter, local = settings.lora, Path(name).is_absolute()
+        by = f"{about.num_workers} workers" if about.num_workers > 1 else "the worker that wrote this"
+        head = ["---", f"library_name: {'peft' if adapter.rank else 'transformers'}", "pipeline_tag: text-generation"]
+        if not settings.model.from_scratch and not local:
+            head.append(f"base_model: {name}")
+        rows = {
+            "run": about.run,
+            "method": about.method,
+            "round": f"{about.round:,}",
+            "inner steps": f"{about.step:,}" if about.step is not None else "",
+            "tokens": f"{about.tokens:,} by {by}" if about.tokens is not None else "",
+            "validation loss": f"{about.loss:.4f} nats per token" if math.isfinite(about.loss) else "not measured",
+            "architecture": str((self._config.architectures or [self._config.model_type])[0]),
+            "weights began as": "drawn at random"
+            if settings.model.from_scratch
+            else Path(name).name
+            if local
+            else name,
+            "adapter": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha}" if adapter.rank else "",
+            "optimizer": f"{settings.optimizer.name}, learning rate {settings.optimizer.learning_rate:g}",
+            "batch of a worker": f"{settings.batch_sequences} sequences of {settings.seq_len} tokens",
+        }
+        table = [f"| {key} | {value} |" for key, value in rows.items() if value]
+        return "\n".join(
+            [
+                *head,
+                "tags:",
+                "- decentral",
+                "---",
+                f"# {about.run}",
+                "",
+                f"Trained with decentral {__version__}, by workers that are not in one place.",
+                "",
+                "| | |",
+                "|---|---|",
+                *table,
+                "",
+            ]
+        )
