@@ -155,7 +155,7 @@ class Restrained:
     fragment: int
     peer: PeerId
     kind: str
-    """``weight``, ``length``, ``wild``, ``against`` or ``nothing``, see ``exchange.bounds.Kind``."""
+    """Such as ``length``; of a reducer that answered with no mean ``mean``. See ``exchange.bounds.Kind``."""
     ratio: float
     """Weight or norm over the median of the members'; of ``against`` the cosine with the mean of the others."""
     share: float

@@ -79,4 +79,6 @@ def restraint(kind: str, ratio: float) -> str:
             return f"was {ratio:.3g} times as long as usual and was left out"
         case "against":
             return f"pointed away from the others (cosine {ratio:.2f}) and was left out"
+        case "mean":
+            return "was no mean of its shard, which nobody uses"
     return "was nothing and was left out"

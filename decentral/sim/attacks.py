@@ -7,6 +7,7 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +95,9 @@ ATTACKS: Mapping[str, Attack] = {
     "foe": _opposite_mean,
 }
 
+#: By name, what a lying reducer's mean is multiplied by.
+REDUCERS: Mapping[str, float] = {"reducer-negate": -1.0, "reducer-1e6": 1e6, "reducer-nan": math.nan}
+
 
 def watch(exchange: Exchange, peer: PeerId, board: Board) -> None:
     """Note on the board what an honest worker brings."""
@@ -144,32 +148,29 @@ def spoil_frames(transport: Transport, codec: Codec) -> None:
     transport.call = spoilt  # type: ignore[method-assign]
 
 
-def lie_as_reducer(transport: Transport, codec: Codec, change: Callable[[Tensor], Tensor]) -> None:
+def lie_as_reducer(transport: Transport, codec: Codec, lie: str) -> None:
     """Answer all members with means that were changed, the same bytes to all.
 
     Args:
         transport: the liar's, before it serves.
         codec: of means.
-        change: of a mean's values.
+        lie: a key of ``REDUCERS``.
     """
     serve = transport.serve
 
+    def change(payload: bytes, numel: int) -> bytes:
+        factor = REDUCERS[lie]
+        if factor != factor:
+            return b"\xff" * len(payload)
+        return codec.encode((codec.decode(payload, numel) * factor).clamp_(-_HUGE, _HUGE), 0)
+
     async def serving(method: str, handler: Handler, **limits: float) -> None:
         async def lying(sender: PeerId, request: bytes) -> bytes:
-            return changed_mean(await handler(sender, request), codec, change)
+            return _with_payload(await handler(sender, request), codec, change)
 
         await serve(method, lying if method in (SHARD, RESULT) else handler, **limits)  # type: ignore[arg-type]
 
     transport.serve = serving  # type: ignore[method-assign]
-
-
-def changed_mean(message: bytes, codec: Codec, change: Callable[[Tensor], Tensor]) -> bytes:
-    """A message with a mean, of which other values are made."""
-    return _with_payload(
-        message,
-        codec,
-        lambda payload, numel: codec.encode(change(codec.decode(payload, numel)).clamp_(-_HUGE, _HUGE), 0),
-    )
 
 
 def _with_payload(message: bytes, codec: Codec, change: Callable[[bytes, int], bytes]) -> bytes:

@@ -25,30 +25,30 @@ from decentral.config.schema import SwarmConfig
 from decentral.engine.worker import Worker
 from decentral.monitor.events import Avoided, Restrained, RoundAborted, RoundMixed
 from decentral.ports.trainer import Trainer
-from decentral.sim.attacks import ATTACKS, Board, lie, lie_as_reducer, spoil_frames, watch
+from decentral.sim.attacks import ATTACKS, REDUCERS, Board, lie, lie_as_reducer, spoil_frames, watch
 from decentral.sim.world import SimPeer, peer_id
 from decentral.types import PeerId
 from decentral.workers.lm.trainer import LmTrainer
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, kept, places, read, stamp, write
-from scripts.benches.lib.stats import grouped
+from scripts.benches.lib.stats import grouped, listed
 from scripts.benches.lib.tables import table
 from scripts.benches.lib.training import Play, configured, made_by_task, with_rounds
 
 SCRIPT = "bench-attacks"
-WORKERS, LIARS, ROUNDS = 8, (3, 6), 16
+WORKERS, LIARS, ROUNDS, STEPS = 8, (3, 6), 12, 8
 #: Of all runs: a small model, so that many cells can be had.
 MODEL = (
     "task.settings.model.d_model=32",
     "task.settings.model.num_layers=2",
     "task.settings.model.context=64",
     "task.settings.batch_sequences=4",
-    "task.settings.val_batches=32",
+    "task.settings.val_batches=16",
 )
 METHODS: Mapping[str, tuple[str, ...]] = {
-    "all-reduce": ("method.name=diloco", "method.inner_steps=10"),
-    "streaming": ("method.name=streaming", "method.inner_steps=10"),
-    "gossip": ("method.name=noloco", "method.inner_steps=10"),
+    "all-reduce": ("method.name=diloco", f"method.inner_steps={STEPS}"),
+    "streaming": ("method.name=streaming", f"method.inner_steps={STEPS}"),
+    "gossip": ("method.name=noloco", f"method.inner_steps={STEPS}"),
 }
 DEFENCES: Mapping[str, tuple[str, ...]] = {
     "nothing": ("method.bound=0",),
@@ -56,12 +56,6 @@ DEFENCES: Mapping[str, tuple[str, ...]] = {
     "trimmed": ("method.merge=trimmed", f"method.liars={len(LIARS)}"),
     "median": ("method.merge=median", f"method.liars={len(LIARS)}"),
     "centred": ("method.merge=centred", f"method.liars={len(LIARS)}"),
-}
-#: What a lying reducer makes of a mean.
-REDUCERS = {
-    "reducer-negate": torch.neg,
-    "reducer-1e6": lambda mean_S: mean_S * 1e6,
-    "reducer-nan": lambda mean_S: mean_S * torch.nan,
 }
 #: All are honest; frames hold NaN; the labels of two are wrong.
 CLEAN, NAN, LABELS = "none", "nan", "label-flip"
@@ -91,7 +85,7 @@ class Cell:
             elif self.attack == NAN and number in LIARS:
                 spoil_frames(peer.transport, codec)
             elif self.attack in REDUCERS and number in LIARS:
-                lie_as_reducer(peer.transport, mean_codec, REDUCERS[self.attack])
+                lie_as_reducer(peer.transport, mean_codec, self.attack)
 
         def make(swarm: SwarmConfig, stream: int) -> Trainer:
             trainer = made_by_task(swarm, stream)
@@ -185,8 +179,8 @@ def page(out: Path, records: Sequence[Record]) -> str:
         attacks = [name for name in ALL if any(run["attack"] == name for run in runs)]
         columns = "attack | " + " | ".join(f"{name}: | noticed" for name in defences)
         rows = [[name, *(text for defence in defences for text in cells(runs, name, defence))] for name in attacks]
-        clean = statistics.mean(run["loss"] for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing"))
-        parts.append(f"## {method}\n\nClean: {clean:.4f} nats per byte.\n\n{table(columns, rows)}\n")
+        clean = [run["loss"] for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing")]
+        parts.append(f"## {method}\n\nClean: {listed(clean, '.4f')} nats per byte.\n\n{table(columns, rows)}\n")
     parts.extend(f"\n{place}\n" for place in places(records))
     return "\n".join(parts)
 
@@ -208,14 +202,25 @@ def cells(runs: Sequence[Record], attack: str, defence: str) -> tuple[str, str]:
 
 _HEAD = f"""# What liars do to a run
 
-Written by `scripts/bench-attacks`; the raw numbers are in `attacks.json`. Production workers train the language model;
-the network alone is simulated. {WORKERS} workers, of which {len(LIARS)} lie from the first round on, {ROUNDS} rounds of
-10 inner steps. Every cell: the loss of the honest workers on held-out text against the run of the same seed in which
-nobody lies and no bound is on, mean over the seeds (in brackets how many, if not all); and how many honest workers
-named a liar (in the seed with the fewest), the first of them after how many rounds (in the slowest seed). *false*: how
-often an honest worker was named. `absent`: the two bring nothing, which is what leaving them out costs.
-What the attacks are: [threat model](../threat-model.md). Defences: *nothing* is `method.bound = 0`, *default* the
-method as it comes, the others `method.merge` with `method.liars = {len(LIARS)}`.
+Written by `scripts/bench-attacks`; the raw numbers are in `attacks.json`. Production workers train the language
+model; the network alone is simulated. {WORKERS} workers, of which {len(LIARS)} lie from the first round on,
+{ROUNDS} rounds of {STEPS} inner steps. Every cell: the loss of the honest workers on held-out text against the run
+of the same seed in which nobody lies and no bound is on, mean over the seeds (in brackets how many, if not all);
+and how many honest workers named a liar (in the seed with the fewest), the first of them after how many rounds (in
+the slowest seed). *false*: how often an honest worker was named. `absent`: the two bring nothing, which is what
+leaving them out costs. An empty cell was not run. What is done about them: [threat model](../threat-model.md).
+Defences: *nothing* is `method.bound = 0`, *default* the method as it comes, the others `method.merge` with
+`method.liars = {len(LIARS)}`.
+
+* `negate`, `scale-3`, `scale-1e6`, `negate-1e6`: the own pseudo-gradient times -1, 3, 10^6, -10^6. `noise`:
+  Gaussian, as long as the own. `huge`: its signs times 3 10^38. `free-rider`: zeros. `weight-1e6`: honest values, a
+  million times the weight. `nan`: frames of NaN with checksums that fit. `label-flip`: trained on 255 minus the
+  byte.
+* `alie`: mean of the honest minus 1.5 standard deviations in every coordinate. `foe`: that mean times -1.1. Both
+  know what all honest workers bring, and both liars bring the same.
+* `reducer-negate`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 10^6, NaN.
+
+Missing: lying leaders, poisoned donors, false deaths, replay, Sybils; the asynchronous method; real processes.
 """
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import Restrained, RoundMixed
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.attacks import ATTACKS, Board, lie, spoil_frames, watch
+from decentral.sim.attacks import ATTACKS, REDUCERS, Board, lie, lie_as_reducer, spoil_frames, watch
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.world import SimPeer
 
@@ -28,6 +29,8 @@ def played(attack: Lie, **settings: Any) -> tuple[Scenario, Record]:
     def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
         if attack == "nan" and number in LIARS:
             spoil_frames(peer.transport, make_codec("fp32"))
+        elif attack in REDUCERS and number in LIARS:
+            lie_as_reducer(peer.transport, make_codec("fp32"), attack)
         elif number in LIARS and attack:
             lie(worker._exchange, ATTACKS[attack], board, number)
         else:
@@ -100,6 +103,15 @@ def test_values_that_are_not_finite_are_nobodys() -> None:
     assert off(scenario, lied) < 0.3
     assert len(mixed) == 6
     assert all(liars <= {peer for peer, _ in event.absent} | set(event.members) for event in mixed)
+
+
+@pytest.mark.parametrize("attack", ["reducer-1e6", "reducer-nan"])
+def test_absurd_means_are_nobodys_and_the_round_goes_on(attack: Lie) -> None:
+    """What a lying reducer answers is refused by all alike: its shard waits for a round with another reducer."""
+    scenario, lied = played(attack, num_values=8 * MIN_SHARD_VALUES)
+    assert off(scenario, lied) < 0.35
+    named = {(event.peer, event.kind, event.share) for event in found(lied, scenario)}
+    assert named == {(scenario.peers[i], "mean", 1 / WORKERS) for i in LIARS}
 
 
 @pytest.mark.parametrize("mean", [Mean.MEDIAN, Mean.TRIMMED, Mean.CENTRED])

@@ -13,6 +13,7 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,7 +38,8 @@ from decentral.exchange.allreduce.messages import (
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
-from decentral.exchange.bounds import Kind
+from decentral.exchange.bounds import Kind, is_absurd
+from decentral.exchange.merge import norm_of
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed
@@ -122,6 +124,8 @@ class AllReduce(Exchange):
         self._roster = roster
         self._wire = wire
         self._timing = timing
+        self._usual = [0.0 for _ in wire.numels]
+        """By fragment the RMS of its last mean."""
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
@@ -312,6 +316,11 @@ class AllReduce(Exchange):
                 return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
             means.append(outcome)
         contributors = [mean.contributors for mean in means]
+        if not any(contributors):
+            return _Reduced(
+                called.missed or Aborted(Reason.REFUSED, "no shard came back as a mean", uncertain=weight > 0)
+            )
+        self._usual[called.participants.key.fragment] = norm_of(values.mean_N) / math.sqrt(values.mean_N.numel())
         inside, index = set().union(*contributors), members.index(me) if me in members else -1
         mixed = Mixed(
             values.mean_N,
@@ -339,11 +348,16 @@ class AllReduce(Exchange):
         who = short_id(part.reducer)
         if answer is None:
             return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
+        fragment = called.participants.key.fragment
         try:
             mean = unpack_mean(answer, limit, len(called.participants.members))
-            await self._clock.run_aside(lambda: self._take(mean.frame, part, values))
+            await self._clock.run_aside(lambda: self._take(mean.frame, part, values, self._usual[fragment]))
         except FrameError as err:
-            return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
+            if not self._wire.bound:
+                return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
+            # All members have these bytes and refuse them alike: to all the shard was closed with nobody's part.
+            values.mean_N[part.start : part.stop] = 0
+            return Mean.of((), b"")
         return mean
 
     def _request(self, called: _Called, part: Part, values: _Values) -> bytes:
@@ -354,9 +368,12 @@ class AllReduce(Exchange):
         values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
         return to_wire(Shard(called.packed, part.index, values.weight, frame))
 
-    def _take(self, frame: bytes, part: Part, values: _Values) -> None:
+    def _take(self, frame: bytes, part: Part, values: _Values, usual: float) -> None:
         """Unpack the mean of a shard to its place."""
-        values.mean_N[part.start : part.stop] = unpack(frame, self._wire.mean_codec, part.numel)
+        span, mean_S = slice(part.start, part.stop), unpack(frame, self._wire.mean_codec, part.numel)
+        if self._wire.bound and is_absurd(mean_S, values.ours_N[span] if values.weight else None, usual):
+            raise FrameError(f"its norm is {norm_of(mean_S):.3g}, far beyond what is usual")
+        values.mean_N[span] = mean_S
 
     async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
         """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""
@@ -437,6 +454,9 @@ def _restrained(members: Sequence[PeerId], shards: Sequence[tuple[Part, Mean]]) 
             ratio, numel = found.get((finding.index, finding.kind), (finding.ratio, 0))
             most = max(ratio, finding.ratio, key=abs)
             found[finding.index, finding.kind] = most, numel + part.numel
+        if not mean.contributors:
+            at = members.index(part.reducer), Kind.MEAN
+            found[at] = 0.0, found.get(at, (0.0, 0))[1] + part.numel
     total = sum(part.numel for part, _ in shards)
     ranked = sorted(found.items())
     return tuple([Restrained(members[i], kind, most, numel / total) for (i, kind), (most, numel) in ranked])
