@@ -23,7 +23,8 @@ from torch import Tensor
 
 from decentral.codecs.frame import framed_nbytes
 from decentral.errors import FrameError, PeerUnreachable, TransportError
-from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Met, Onward, Reason, Verdict
+from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Met, Onward, Reason, Restrained, Verdict
+from decentral.exchange.bounds import Kind as Restraint
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.guest import Guest, Sync
 from decentral.exchange.gossip.host import ASK, Host
@@ -56,6 +57,7 @@ class _End:
     sent_N: Tensor | None
     partners: tuple[PeerId, ...] = ()
     spread: float = math.nan
+    clipped: tuple[tuple[PeerId, float], ...] = ()
 
 
 class Gossip(Exchange):
@@ -157,6 +159,7 @@ class Gossip(Exchange):
             waiting_s=waiting_s,
             transfer_s=sync.moving_s + self._clock.monotonic() - ended,
             met=met,
+            restrained=tuple([Restrained(peer, Restraint.LENGTH, ratio, 1.0) for peer, ratio in end.clipped]),
         )
 
     def _limits(self, fragment: int) -> tuple[float, float]:
@@ -316,4 +319,4 @@ class Gossip(Exchange):
         """The outcome of a swap; who was wild is noted."""
         for peer in taken.wild:
             self._context.offend(peer, FAR_OFF)
-        return _End(taken.mixed, sent_N, tuple(partners), taken.spread)
+        return _End(taken.mixed, sent_N, tuple(partners), taken.spread, taken.clipped)

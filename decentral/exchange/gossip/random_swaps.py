@@ -142,7 +142,7 @@ class RandomGossip(Exchange):
         timeout_s = self._context.timing.call_timeout_s(len(request) + limit)
         try:
             pull = await self._context.transport.call(peer, SWAP, request, timeout_s=timeout_s, max_reply_bytes=limit)
-            pull_N, wild = await self._clock.run_aside(lambda: self._swap.pulled(fragment, anchor_N, pull, 0.5))
+            pull_N, wild = await self._clock.run_aside(lambda: self._swap.pulled(peer, fragment, anchor_N, pull, 0.5))
         except PeerUnreachable:
             self._company.bury(peer)
             return

@@ -61,6 +61,8 @@ class Taken:
     """RMS of the difference of two replicas' anchors over the RMS of the anchor, as estimated from this swap."""
     wild: tuple[PeerId, ...] = ()
     """Members so far away that no honest one is."""
+    clipped: tuple[tuple[PeerId, float], ...] = ()
+    """Members whose values were brought nearer, with their distance over the radius."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class Swap:
         self._rest = MeanRest(wire.numels)
         self._lengths = [deque[float](maxlen=REMEMBERED) for _ in wire.numels]
         """Of the own last pseudo-gradients, as of whole rounds."""
+        self._clipped: dict[PeerId, float] = {}
+        """Whose values were brought nearer since that was asked last."""
 
     def memory(self) -> Memory:
         """Radii, scales, and what is owed to means."""
@@ -115,7 +119,8 @@ class Swap:
         own_N, pulls, far = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
         mixed = Mixed(mean_N, tuple([members[i] for i in contributors]), anchor_N=host.anchor_N + own_N)
         spread = spread_of(own_N, host.anchor_N, len(members))
-        return Taken(mixed, spread, tuple(sorted({*wild, *far}))), Answers(members, contributors, frame, pulls)
+        taken = Taken(mixed, spread, tuple(sorted({*wild, *far})), self._whose_were_clipped())
+        return taken, Answers(members, contributors, frame, pulls)
 
     def measure(self, fragment: int, delta_N: Tensor | None, part: float) -> None:
         """Note how long this worker's own pseudo-gradient would be after a whole round: a distance that is harmless.
@@ -136,7 +141,7 @@ class Swap:
         codec = self._options.pull_codec
         away, wild, size = {}, [], _norm(anchor_N)
         for peer, guest_N in guests.items():
-            near_N, is_wild = self._clipped(self._anchor_radii, fragment, anchor_N, guest_N, size=size)
+            near_N, is_wild = self._near(peer, self._anchor_radii, fragment, anchor_N, guest_N, size=size)
             away[peer] = near_N - anchor_N
             wild += [peer] if is_wild else []
         mean_N = torch.zeros_like(anchor_N)
@@ -172,21 +177,22 @@ class Swap:
         if contributors:
             delta_N = unpack(mean, self._wire.mean_codec, delta_N.numel())
         if contributors and mine.delta_N is not None:
-            delta_N, wild = self._clipped(self._delta_radii, fragment, mine.delta_N, delta_N, share)
-        pull_N, far = self.pulled(fragment, mine.anchor_N, pull, share)
+            delta_N, wild = self._near(host, self._delta_radii, fragment, mine.delta_N, delta_N, share)
+        pull_N, far = self.pulled(host, fragment, mine.anchor_N, pull, share)
         inside = tuple([members[i] for i in contributors])
         mixed = Mixed(delta_N, inside, anchor_N=mine.anchor_N + pull_N)
-        return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), (host,) if wild or far else ())
+        wild_ones = (host,) if wild or far else ()
+        return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), wild_ones, self._whose_were_clipped())
 
-    def pulled(self, fragment: int, anchor_N: Tensor, pull: bytes, share: float) -> tuple[Tensor, bool]:
-        """The pull in a frame, clipped, and whether the one who sent it is wild.
+    def pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull: bytes, share: float) -> tuple[Tensor, bool]:
+        """The pull in a frame of ``host``, clipped, and whether the one who sent it is wild.
 
         Raises:
             FrameError: the frame breaks a rule.
         """
         pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
         nothing_N, size = torch.zeros_like(pull_N), _norm(anchor_N)
-        return self._clipped(self._anchor_radii, fragment, nothing_N, pull_N, share, size)
+        return self._near(host, self._anchor_radii, fragment, nothing_N, pull_N, share, size)
 
     def _mean(
         self, key: SyncKey, host: Share, guests: Sequence[Share]
@@ -201,7 +207,7 @@ class Swap:
         for guest in guests:
             delta_N = guest.delta_N
             if delta_N is not None and host.delta_N is not None:
-                delta_N, is_wild = self._clipped(self._delta_radii, key.fragment, host.delta_N, delta_N)
+                delta_N, is_wild = self._near(guest.peer, self._delta_radii, key.fragment, host.delta_N, delta_N)
                 wild += [guest.peer] if is_wild else []
             weight = guest.weight
             if host.weight and weight:
@@ -221,8 +227,14 @@ class Swap:
             self._rest.settle(frame, mixed=True)
         return decoded_N, frame, contributions.contributors(), wild
 
-    def _clipped(
+    def _whose_were_clipped(self) -> tuple[tuple[PeerId, float], ...]:
+        """In order of peer id, each once."""
+        clipped, self._clipped = self._clipped, {}
+        return tuple(sorted(clipped.items()))
+
+    def _near(
         self,
+        peer: PeerId,
         radii: Sequence[Radius],
         fragment: int,
         own_N: Tensor,
@@ -238,6 +250,8 @@ class Swap:
         limit = share * radii[fragment].limit(max(self._lengths[fragment], default=0.0))
         near_N, distance = clip(own_N, other_N, limit)
         radii[fragment].observe(distance / share)
+        if distance > limit > 0:
+            self._clipped[peer] = max(self._clipped.get(peer, 0.0), distance / limit)
         return near_N, distance > max(_WILD * limit, share * size)
 
 

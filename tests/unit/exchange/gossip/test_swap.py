@@ -240,6 +240,9 @@ def test_a_far_off_guest_is_clipped_and_named(num: int, far: str, scale: float) 
     )
     group = meet(members, swaps)
     assert group.host.wild == (liar.peer,)
+    [(clipped, times)] = group.host.clipped
+    assert clipped == liar.peer
+    assert times > 10
     delta_limit, anchor_limit = usual_limits()
     assert norm(group.host.mixed.delta_N - honest.host.mixed.delta_N) <= 2 * delta_limit / num
     assert norm(pull_of(group.host, members[0])) <= 2 * anchor_limit / num
@@ -259,6 +262,7 @@ def test_a_far_off_host_is_clipped_and_named(far: str, scale: float) -> None:
     pull = pack(fp32, randn(3) * scale if far == "pull" else torch.zeros(N))
     taken = guest.take(KEY, mine, (host.peer, mine.peer), (0, 1), mean, pull)
     assert taken.wild == (host.peer,)
+    assert [peer for peer, _ in taken.clipped] == [host.peer]
     delta_limit, anchor_limit = usual_limits()
     assert norm(taken.mixed.delta_N - mine.delta_N) <= delta_limit / 2
     assert norm(pull_of(taken, mine)) <= anchor_limit / 2
