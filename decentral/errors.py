@@ -34,6 +34,7 @@ class ExitCode(IntEnum):
     DIVERGED = 12
     TRAINER = 13
     DISK = 14
+    RANK = 15
     DEGRADED = 20
     EMPTY = 21
     INTERRUPTED = 130
@@ -167,6 +168,22 @@ class ReportError(DecentralError):
             f"{field} is {shown} ({type(value).__name__}): must be {allowed}",
             hint="This is what your own code reported of its inner steps.",
         )
+
+
+class RankError(DecentralError):
+    """Another process of this worker has failed, ended, or does something else.
+
+    Args:
+        message: see ``DecentralError``.
+        hint: see there.
+        exit_code: that of the other process's fault, if it is known.
+    """
+
+    exit_code = ExitCode.RANK
+
+    def __init__(self, message: str, *, hint: str = "", exit_code: ExitCode = ExitCode.RANK) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
 
 
 class TransportError(Exception):

@@ -55,6 +55,7 @@ CHECKPOINT_EVERY = typer.Option(
 PROTECT = typer.Option(help="Other workers that keep this one's inner optimizer in memory.", metavar="K")
 KEEP = typer.Option(help="Newest checkpoints to keep, beside the best one.", metavar="K")
 ON_PREEMPT = typer.Option(help="When the machine may be taken away (SIGUSR1).", metavar="save|leave")
+_INNER = typer.Option(help="Under torchrun: how this machine's processes train one model.", metavar="ddp|fsdp")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 
 
@@ -70,6 +71,7 @@ def worker(
     announce: Annotated[str | None, typer.Option(help="Address that others should use, if it differs.")] = None,
     identity: Annotated[str | None, typer.Option(help="Key file; made if it does not exist.", metavar="FILE")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
+    inner: Annotated[str | None, _INNER] = None,
     task: Annotated[str | None, _TASK] = None,
     model: Annotated[str | None, MODEL] = None,
     from_scratch: Annotated[bool, FROM_SCRATCH] = False,
@@ -102,15 +104,15 @@ def worker(
 
     The first line on stdout is the command that joins this swarm; everything else goes to stderr.
     """
+    if is_follower():
+        return run(None)
     check_start(new, join, resume)
-    if resume is not None:
-        refuse_with_resume({"--out": out, "--overwrite": overwrite})
     flags = {
         "worker.port": port,
         "worker.host": host,
         "worker.announce": announce,
         "worker.identity": identity,
-        "worker.device": device,
+        **{"worker.device": device, "worker.inner": inner},
         # What a founder says of task and model is the run's; a joiner's stands for it on the joiner's machine.
         **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download, task).by_key(new),
         "worker.threads": threads,
@@ -124,8 +126,7 @@ def worker(
         "run.rounds": rounds,
         **method_flags(method, codec, fragments, overlap, mix),
         **{"pipeline.stages": stages, "pipeline.replicas": replicas, "worker.stage": stage},
-        # So is a founder's text.
-        "data.paths" if new else "worker.data": data_paths(data, more_data),
+        "data.paths" if new else "worker.data": data_paths(data, more_data),  # so is a founder's text
     }
     return run(_start(resume, join or (), config, assignments or (), flags, overwrite=overwrite))
 
@@ -143,6 +144,7 @@ def _start(
     from decentral.run.connection import Start
 
     if resume is not None:
+        refuse_with_resume({"--out": flags["worker.out"], "--overwrite": overwrite})
         from decentral.run.resuming import take_up
 
         return take_up(resume, join, settled, config, assignments, flags)
@@ -208,16 +210,39 @@ def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[
     return paths or None
 
 
-def run(start: "Start") -> int:
-    """Run the worker until its run is over or a signal stops it."""
-    from decentral.run.worker import run_worker
+def is_follower() -> bool:
+    """Whether this process is one of several of a torchrun, and another one is the first."""
+    return _num_processes() > 1 and os.environ.get("RANK", "0") != "0"
 
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def run(start: "Start | None") -> int:
+    """Run the worker until its run is over or a signal stops it; under torchrun one process of it.
+
+    Args:
+        start: how it comes into its run; ``None`` of a follower.
+    """
+    stop = Stop()
+    if start is None:
+        from decentral.run.torchrun import run_ranks
+
+        with stopping(stop, stop.preempt):
+            return run_ranks(None, _announce_join, stop)
     out = start.own.out
     own = start.own.model_copy(update={"out": str(make_folder(out, "worker"))})
-    stop = Stop()
     try:
         with stopping(stop, stop.preempt), watching(own.preempt_notice, stop.preempt):
-            return run_worker(replace(start, own=own), _announce_join, stop)
+            start = replace(start, own=own)
+            if _num_processes() > 1:
+                from decentral.run.torchrun import run_ranks
+
+                return run_ranks(start, _announce_join, stop)
+            from decentral.run.worker import run_worker
+
+            return run_worker(start, _announce_join, stop)
     except DecentralError:
         if not out:
             with suppress(OSError):  # a start that failed leaves no empty folder behind

@@ -184,6 +184,8 @@ class WorkerConfig(Section):
     identity: str = ""
     """Key file, made if it does not exist; empty for a new identity in ``out``."""
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, mps, cuda or cuda:N")
+    inner: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: how this machine's processes train one model, each with all of it or with a shard."""
     threads: int = Field(default=0, ge=0, le=4096)
     """Torch's threads; 0 for its own choice."""
     data: tuple[str, ...] = ()

@@ -8,7 +8,6 @@
 The way back is ``resume``.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from decentral.state.snapshot import Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
+from decentral.tensors.nested import mapped
 
 #: Roles of tensors in ``WorkerState.own`` (see ``engine.fragment``). Those of the exchange have its own in front.
 LOCAL, BASE, LAUNCHED, CARRIED = "local", "base", "launched", "carried"
@@ -238,7 +238,8 @@ def trainer_state(model: Model, device: str) -> dict[str, Any]:
     """A copy of the trainer's own state and of the random state that it may draw from; empty if it says nothing."""
     if not isinstance(model, Stateful):
         return {}
-    return {"state": _copied(model.state_dict()), "draws": draws.taken(device)}
+    state = mapped(model.state_dict(), lambda _, value: value.detach().to("cpu", copy=True))
+    return {"state": state, "draws": draws.taken(device)}
 
 
 def load_trainer_state(model: Model, device: str, saved: Mapping[str, Any]) -> None:
@@ -248,18 +249,3 @@ def load_trainer_state(model: Model, device: str, saved: Mapping[str, Any]) -> N
     if saved["state"]:
         model.load_state_dict(saved["state"])
     draws.put_back(saved["draws"], device)
-
-
-def _copied(value: Any) -> Any:
-    """A copy on the CPU that shares nothing with what the trainer goes on to change."""
-    match value:
-        case Tensor():
-            return value.detach().to("cpu", copy=True)
-        case Mapping():
-            return {key: _copied(each) for key, each in value.items()}
-        case tuple() if hasattr(value, "_fields"):
-            return type(value)(*map(_copied, value))
-        case list() | tuple():
-            return type(value)(map(_copied, value))
-        case _:
-            return copy.deepcopy(value)

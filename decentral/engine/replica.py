@@ -23,7 +23,7 @@ from decentral.exchange.merge import WeightBy, weight_of
 from decentral.outer.blend import blend, blend_, rebase
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
-from decentral.ports.trainer import Model, StepReport
+from decentral.ports.trainer import Model, Spread, StepReport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
@@ -83,7 +83,9 @@ class Replica:
         self._onward = onward
         self._me = me
         self._weight_by = weight_by
-        self._staging = Staging(layout, next(iter(model.parameters().values())).device)
+        self._is_spread = isinstance(model, Spread)
+        store = model.store if isinstance(model, Spread) else None
+        self._staging = Staging(layout, next(iter(model.parameters().values())).device, store)
         self._fragments: list[Fragment] = []
         """Empty until there is an anchor."""
         self._changing = threading.Lock()
@@ -114,7 +116,7 @@ class Replica:
     def local(self) -> list[Tensor]:
         """A copy of the local parameters, of each fragment."""
         parameters = self._model.parameters()
-        return [self._layout.gather(parameters, fragment) for fragment in range(self._layout.num_fragments)]
+        return [self._staging.copy(parameters, fragment) for fragment in range(self._layout.num_fragments)]
 
     @property
     def rounds_diverged(self) -> int:
@@ -133,7 +135,7 @@ class Replica:
         """Take the model's parameters as they are as the first anchor, which begins these rounds of the fragments."""
         parameters = self._model.parameters()
         for fragment, round_ in enumerate(rounds):
-            anchor_N = self._layout.gather(parameters, fragment)
+            anchor_N = self._staging.copy(parameters, fragment)
             self._fragments.append(Fragment(FragmentState.of(round_, anchor_N, self._rule.init(anchor_N)), anchor_N))
 
     def restore(self, restored: Restored) -> None:
@@ -283,7 +285,7 @@ class Replica:
             return
         if alpha or arrived.missed:
             device = new_N.device
-            local_N = self._layout.gather(self._model.parameters(), fragment, device)
+            local_N = self._staging.copy(self._model.parameters(), fragment, device)
             if arrived.old_N is not of.base_N:
                 # First to where the anchor was moved, or what is kept of them would pull it back.
                 local_N = rebase(local_N, of.base_N.to(device), arrived.old_N.to(device))
@@ -294,6 +296,8 @@ class Replica:
 
     def _blends_in_place(self, device: torch.device) -> bool:
         """Whether the model gives its parameters themselves, not copies, and a blend needs no rounding of its own."""
+        if self._is_spread:
+            return False
         values, again = self._model.parameters(), self._model.parameters()
         return all(
             value.dtype is torch.float32 and value.device == device and value.data_ptr() == again[name].data_ptr()
@@ -342,7 +346,7 @@ class Replica:
                 lost.append(fragment)
             of.ahead, local_N = None, state.anchor_N
             if of.pending.tokens:
-                local_N = rebase(self._layout.gather(parameters, fragment), of.base_N, state.anchor_N)
+                local_N = rebase(self._staging.copy(parameters, fragment), of.base_N, state.anchor_N)
                 if not all_finite(local_N.numpy()):
                     local_N, of.pending = state.anchor_N, Pending()
             self._load(fragment, local_N)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from decentral.errors import ConfigError
 from decentral.integrations.common import MicroBatches, catch_up, count_tokens, load_average, log
-from decentral.run.sharing import refuse_processes
+from decentral.run.sharing import check_processes
 from decentral.run.swarm import Swarm
 
 
@@ -35,7 +35,7 @@ class SwarmCallback(Callback):
         Raises:
             ConfigError: they cannot.
         """
-        refuse_processes(trainer.world_size)
+        check_processes(trainer.world_size, self._swarm.num_ranks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look whether it begins at the beginning, and trains what the swarm shares.

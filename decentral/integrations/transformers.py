@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from decentral.errors import ConfigError
 from decentral.integrations.common import MicroBatches, catch_up, count_tokens, load_average, log
-from decentral.run.sharing import refuse_processes
+from decentral.run.sharing import check_processes
 from decentral.run.swarm import Swarm
 
 
@@ -47,7 +47,7 @@ class SwarmCallback(TrainerCallback):
         Raises:
             ConfigError: they cannot.
         """
-        refuse_processes(max(args.world_size, args.n_gpu))
+        check_processes(max(args.world_size, args.n_gpu), self._swarm.num_ranks)
         if state.global_step:
             raise ConfigError(
                 "The Trainer resumes from a checkpoint, which would overwrite the swarm's weights with older ones.",

@@ -79,6 +79,18 @@ class Stateful(Protocol):
         ...
 
 
+@runtime_checkable
+class Spread(Protocol):
+    """What a model has besides whose values no process may read by itself (``run.spread``).
+
+    Its ``parameters`` tell names, shapes and types alone.
+    """
+
+    def store(self, into: Mapping[str, Tensor]) -> None:
+        """Copy the values of these parameters into the tensors given, which are float32 on the CPU."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Steps:
     """Inner steps that were taken together."""
@@ -185,3 +197,9 @@ class Seat:
     """Whether the run has its first weights of this trainer; else they come from the swarm or a checkpoint."""
     claims: Claims | None = None
     """Shares rows out among the workers; ``None`` where nobody else reads."""
+    rank: int = 0
+    """Of the processes that are this worker together: which one; each trains on a part of every batch."""
+    num_ranks: int = 1
+    """So many processes are this worker together."""
+    inner: str = "ddp"
+    """How they train one model: ``ddp`` (each has all of it) or ``fsdp`` (each has a shard)."""

@@ -14,12 +14,11 @@ swarm.
 """
 
 import asyncio
-import contextlib
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -39,7 +38,7 @@ _MAX_UNREAD = 256
 
 
 @dataclass(slots=True)
-class _Stretch:
+class Stretch:
     """What the loop has done since its last report."""
 
     steps: int = 0
@@ -50,6 +49,28 @@ class _Stretch:
     grad_norm_sum: float = 0.0
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
     """Losses that a device may still be computing, with their tokens."""
+
+    def sums(self) -> list[float]:
+        """Plain numbers that can be added to those of others; waits for the device of the losses."""
+        self._read()
+        return [self.steps, self.tokens, self.loss_sum, self.loss_tokens, self.grad_norm_sum]
+
+    @classmethod
+    def of_ranks(cls, sums: Sequence[Sequence[float]]) -> "Stretch":
+        """Of steps that several took together: each has its own tokens, and all have the same gradient."""
+        tokens, loss_sum, loss_tokens, grad_norm_sum = (
+            math.fsum(column) for column in list(zip(*sums, strict=True))[1:]
+        )
+        return cls(int(sums[0][0]), int(tokens), loss_sum, int(loss_tokens), grad_norm_sum / len(sums))
+
+    def extend(self, other: "Stretch") -> None:
+        """Further steps."""
+        self.steps += other.steps
+        self.tokens += other.tokens
+        self.loss_sum += other.loss_sum
+        self.loss_tokens += other.loss_tokens
+        self.grad_norm_sum += other.grad_norm_sum
+        self.unread += other.unread
 
     def add(self, tokens: int, loss: float | Tensor | None, grad_norm: float) -> None:
         """One more step."""
@@ -105,13 +126,15 @@ class HandOver:
 
     Args:
         clock: for times and for work beside the loop's.
+        idle: called now and then on the loop's thread while it waits.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, idle: Callable[[], None] = lambda: None) -> None:
         self._clock = clock
+        self._idle = idle
         self._orders: queue.SimpleQueue[_Grant | _Work | _Wake] = queue.SimpleQueue()
         self._grant: _Grant | None = None
-        self._stretch = _Stretch()
+        self._stretch = Stretch()
         self._began = time.monotonic()
         self._first_step = 0
         self._over = threading.Event()
@@ -139,11 +162,23 @@ class HandOver:
         Raises:
             Exception: what one of the user's own functions raised when the engine called it.
         """
-        stretch = self._stretch
-        stretch.add(tokens, loss, grad_norm)
-        grant = self._grant
-        if grant is None or stretch.steps >= grant.count or not self._orders.empty():
-            self._serve(lambda: self._grant is not None and self._stretch.steps < self._grant.count)
+        self._stretch.add(tokens, loss, grad_norm)
+        if not self.left or not self._orders.empty():
+            self._serve(lambda: self.left > 0)
+
+    @property
+    def left(self) -> int:
+        """Steps that may be taken before the next report."""
+        return 0 if self._grant is None else max(0, self._grant.count - self._stretch.steps)
+
+    def count(self, stretch: Stretch) -> None:
+        """Steps that were taken already, which are reported with the next ones."""
+        self._stretch.extend(stretch)
+
+    def stepped_all(self, stretch: Stretch) -> None:
+        """As ``stepped``, for several steps; and do what is ordered."""
+        self.count(stretch)
+        self._serve(lambda: self.left > 0)
 
     def wait_for(self, future: "Future[T]") -> T:
         """Do what is ordered until the network's side has come to a result, and return it.
@@ -172,8 +207,12 @@ class HandOver:
                 self._report(grant, seconds)
             if self._orders.empty() and enough():
                 break
-            with contextlib.suppress(queue.Empty):
-                self._obey(self._orders.get(timeout=_LOOK_S))
+            try:
+                order = self._orders.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self._idle()
+            else:
+                self._obey(order)
         # What was spent here is no time of the loop's; what it spent on a grant before is not forgotten.
         self._began = time.monotonic() - (seconds if self._stretch.steps else 0.0)
 
@@ -198,7 +237,7 @@ class HandOver:
 
     def _report(self, grant: _Grant, seconds: float) -> None:
         """Tell of the steps taken under a grant."""
-        stretch, self._stretch, self._grant = self._stretch, _Stretch(), None
+        stretch, self._stretch, self._grant = self._stretch, Stretch(), None
         self._first_step = grant.first_step + stretch.steps
         if grant.taken.set_running_or_notify_cancel():
             grant.taken.set_result(Steps(stretch.steps, stretch.report(), seconds))

@@ -19,7 +19,7 @@ from decentral.engine.options import Every, Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
 from decentral.monitor.journal import StagedJournal
-from decentral.ports.trainer import Model, Publisher, Stateful
+from decentral.ports.trainer import Model, Publisher, Spread, Stateful
 from decentral.run.connect import CONNECT_S, connect
 from decentral.run.connection import Connection, Start
 from decentral.run.disk import Disk
@@ -74,11 +74,14 @@ def found(
         UsageError: there is a run in ``out``.
         DecentralError: a setting that is wrong, a port that is taken, a model with nothing to share.
     """
-    read = _read(config, method, rounds, settings, out)
-    swarm = resolve_method(read.swarm)
-    task = swarm.task.model_copy(update={"factory": "", "settings": {}})
-    start = Start(swarm.model_copy(update={"task": task}), read.worker, overwrite=overwrite)
-    return _open(start, model_of(model, buffers, validate, optimizer, stateful))
+
+    def start() -> Start:
+        read = _read(config, method, rounds, settings, out)
+        swarm = resolve_method(read.swarm)
+        task = swarm.task.model_copy(update={"factory": "", "settings": {}})
+        return Start(swarm.model_copy(update={"task": task}), read.worker, overwrite=overwrite)
+
+    return _open(start, lambda: model_of(model, buffers, validate, optimizer, stateful), optimizer)
 
 
 def join(
@@ -111,10 +114,13 @@ def join(
         MismatchError: the model or a setting is not the swarm's.
         DecentralError: as for ``found``.
     """
-    addresses = [part.strip() for part in address.split(",")]
-    read = _read(None, None, None, settings, out)
-    start = Start(None, read.worker, addresses, read.explicit, overwrite)
-    return _open(start, model_of(model, buffers, validate, optimizer, stateful))
+
+    def start() -> Start:
+        addresses = [part.strip() for part in address.split(",")]
+        read = _read(None, None, None, settings, out)
+        return Start(None, read.worker, addresses, read.explicit, overwrite)
+
+    return _open(start, lambda: model_of(model, buffers, validate, optimizer, stateful), optimizer)
 
 
 def resume(
@@ -148,9 +154,12 @@ def resume(
         UsageError: the run is over.
         DecentralError: as for ``found``.
     """
-    addresses = [part.strip() for part in join.split(",") if part.strip()]
-    start = take_up(Path(folder), addresses, lambda swarm, _: resolve_method(swarm), flags=settings)
-    return _open(start, model_of(model, buffers, validate, optimizer, stateful))
+
+    def start() -> Start:
+        addresses = [part.strip() for part in join.split(",") if part.strip()]
+        return take_up(Path(folder), addresses, lambda swarm, _: resolve_method(swarm), flags=settings)
+
+    return _open(start, lambda: model_of(model, buffers, validate, optimizer, stateful), optimizer)
 
 
 def _read(
@@ -165,7 +174,30 @@ def _read(
     return load(Path(config) if config is not None else None, (), stated)
 
 
-def _open(start: Start, model: SharedModel) -> Swarm:
+def _open(
+    start: Callable[[], Start], model: Callable[[], SharedModel], optimizer: torch.optim.Optimizer | None
+) -> Swarm:
+    """This process's place in the swarm; one with all others of its process group, if it is in one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return _open_alone(start(), model())
+    # They load all of torch's distributed tensors, which one process does without.
+    from decentral.run.joint import JointSwarm
+    from decentral.run.ranks import Ranks
+    from decentral.run.spread import SpreadModel
+
+    ranks, made = Ranks.form(), list[SharedModel]()
+    ranks.all_do(lambda: made.append(model()))
+    numbered = [each for group in optimizer.param_groups for each in group["params"]] if optimizer is not None else []
+    spread = SpreadModel(Guarded(made[0]), ranks, numbered)
+
+    def open_(model: Model, idle: Callable[[], None]) -> Swarm:
+        logger.info("%s", made[0].text)
+        return _open_alone(start(), model, idle)
+
+    return JointSwarm(ranks, spread, open_ if ranks.leads else None)
+
+
+def _open_alone(start: Start, model: Model, idle: Callable[[], None] = lambda: None) -> Swarm:
     if start.own.out:
         Path(start.own.out).mkdir(parents=True, exist_ok=True)
     network = NetworkThread()
@@ -177,8 +209,9 @@ def _open(start: Start, model: SharedModel) -> Swarm:
                 f"{connection.run_id} trains a model in stages, which a training loop of its own cannot take part in.",
                 hint="Join it with `decentral worker --join ADDR`.",
             )
-        logger.info("%s", model.text)
-        return take_part(connection, network, model, quiet())
+        if isinstance(model, SharedModel):
+            logger.info("%s", model.text)
+        return take_part(connection, network, model, quiet(), idle=idle)
     except BaseException:
         network.close()
         raise
@@ -190,6 +223,7 @@ def take_part(
     model: Model,
     told: StagedJournal,
     publish: Publisher | None = None,
+    idle: Callable[[], None] = lambda: None,
 ) -> Swarm:
     """Make this a worker of the run with a model, and bring the swarm's weights into it.
 
@@ -199,6 +233,7 @@ def take_part(
         model: called on this thread alone.
         told: a journal for people.
         publish: see ``saver``.
+        idle: called now and then while the loop waits.
 
     Raises:
         DecentralError: the model does not fit the run, or nobody hands over the weights; everything is closed.
@@ -207,12 +242,13 @@ def take_part(
     resources.push_async_callback(connection.node.close)
     clock = RealClock()
     resources.callback(clock.close)
-    hand = HandOver(clock)
+    hand = HandOver(clock, idle)
     if connection.own.out and not isinstance(model, Stateful):
         logger.warning("what is trained has no state_dict: its inner optimizer starts anew after a resume")
     try:
         disk, journal = Disk(), open_journal(connection, clock, told, resources)
-        worker = _worker(connection, hand, Guarded(model), journal, disk, publish)
+        guarded = model if isinstance(model, Spread) else Guarded(model)
+        worker = _worker(connection, hand, guarded, journal, disk, publish)
         swarm = Swarm(connection, network, hand, worker, model, disk, resources)
         hand.wait_for(network.submit(swarm.begin()))
     except BaseException:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from decentral.errors import ConfigError
 from decentral.ports.trainer import Stateful
+from decentral.tensors.nested import here
 
 _log = logging.getLogger(__name__)
 Buffers = Literal["average", "local"]
@@ -27,6 +28,8 @@ class Shared:
     """Live: they share memory with the model."""
     text: str
     """One line for people."""
+    reshard: Callable[[], None] = lambda: None
+    """Has FSDP let go of values that it has gathered for a pass, which would hide those that are loaded."""
 
 
 def shared_of(model: nn.Module | Mapping[str, Tensor], buffers: Buffers = "local") -> Shared:
@@ -48,6 +51,8 @@ def shared_of(model: nn.Module | Mapping[str, Tensor], buffers: Buffers = "local
         given = {str(name): tensor for name, tensor in model.items()}
         _check(given)
         return Shared(given, f"shares {_amount(given)}")
+    model, reshard = _inside(model), _resharding(model)
+    reshard()
     tensors: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = [p for p in model.parameters() if not p.requires_grad]
     floats = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
@@ -63,7 +68,29 @@ def shared_of(model: nn.Module | Mapping[str, Tensor], buffers: Buffers = "local
         if buffers == "average":
             tensors |= floats
     _check(tensors)
-    return Shared(tensors, "; ".join(parts))
+    return Shared(tensors, "; ".join(parts), reshard)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The module that DDP or ``torch.compile`` has been put around, whose names are the same on all workers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or (
+            model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        )
+        if inner is None:
+            return model
+        model = inner
+
+
+def _resharding(model: nn.Module) -> Callable[[], None]:
+    """See ``Shared.reshard``."""
+    parts: list[Any] = [part for part in model.modules() if hasattr(part, "set_reshard_after_backward")]  # FSDPModule
+
+    def reshard() -> None:
+        for part in parts:
+            part.reshard()
+
+    return reshard
 
 
 def _amount(tensors: Mapping[str, Tensor]) -> str:
@@ -89,27 +116,31 @@ def check_optimizer(optimizer: torch.optim.Optimizer, shared: Mapping[str, Tenso
     Raises:
         ConfigError: it trains none of these tensors.
     """
-    places = {tensor.data_ptr() for group in optimizer.param_groups for tensor in group["params"] if tensor.numel()}
-    if not any(tensor.data_ptr() in places for tensor in shared.values() if tensor.numel()):
+    trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    # Of a small shard this process may have no value: then it is known by being the very same.
+    known, places = set(map(id, trained)), {here(tensor).data_ptr() for tensor in trained if here(tensor).numel()}
+    if not any(id(tensor) in known or here(tensor).data_ptr() in places for tensor in shared.values()):
         raise ConfigError(
             "The optimizer trains none of the model's shared parameters.",
             hint="Was the model copied or made anew? Share the one that is trained, and make its optimizer last.",
         )
 
 
-def refuse_processes(world_size: int) -> None:
-    """Refuse a training loop that is spread over several processes or devices.
+def check_processes(world_size: int, num_ranks: int) -> None:
+    """Refuse a training loop that is spread over other processes or devices than the swarm was told.
 
     Args:
-        world_size: over how many.
+        world_size: over how many it is.
+        num_ranks: of the swarm (``Swarm.num_ranks``).
 
     Raises:
-        ConfigError: over more than one.
+        ConfigError: they differ.
     """
-    if world_size > 1:
+    if world_size != num_ranks:
         raise ConfigError(
-            f"{world_size} processes or devices train this model together; in a swarm each worker has one.",
-            hint="Start a process for each device (CUDA_VISIBLE_DEVICES=0, 1 and so on), and let each join the swarm.",
+            f"{world_size} processes or devices train this model together, but the swarm knows of {num_ranks}.",
+            hint="Call torch.distributed.init_process_group before found or join, on all ranks of a torchrun; or start "
+            "a worker for each device (CUDA_VISIBLE_DEVICES=0, 1 and so on).",
         )
 
 
@@ -125,6 +156,7 @@ class SharedModel:
         self.text = shared.text
         """What is shared, in one line for people."""
         self._tensors = shared.tensors
+        self._reshard = shared.reshard
         self._validate = validate
 
     def parameters(self) -> Mapping[str, Tensor]:
@@ -136,6 +168,7 @@ class SharedModel:
         """Overwrite the named tensors in place, whatever device and float type they have."""
         for name, value in parameters.items():
             self._tensors[name].copy_(value)
+        self._reshard()
 
     def validate(self) -> float:
         """What the user's function says; NaN without one."""
@@ -185,11 +218,9 @@ def model_of(
         stateful: what else has a state, by any name.
 
     Raises:
-        ConfigError: see ``shared_of`` and ``refuse_processes``; the optimizer trains none of what is shared; or
+        ConfigError: see ``shared_of``; the optimizer trains none of what is shared; or
             something in ``stateful`` has no state.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        refuse_processes(torch.distributed.get_world_size())
     shared = shared_of(model, buffers)
     kept: dict[str, Stateful] = dict(stateful or {})
     for name, one in kept.items():

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Never, Self
 
@@ -25,7 +26,7 @@ from decentral.run.acquaintances import Acquaintances
 from decentral.run.connection import Connection
 from decentral.run.disk import Disk
 from decentral.run.fetch import fetch_replicas
-from decentral.run.handover import HandOver
+from decentral.run.handover import HandOver, Stretch
 from decentral.run.network import NetworkThread
 from decentral.run.sharing import check_optimizer
 from decentral.state.average import AVERAGE, choose, survey
@@ -37,6 +38,23 @@ _LEAVE_S = 30.0
 _ASK_S = 60.0
 #: Stands for a loss that is not reported.
 UNKNOWN: Final = object()
+#: Of a swarm that asks for no more steps.
+_NO_END = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a worker is, in plain values."""
+
+    left: int
+    """Steps that may be taken before there is something to do."""
+    step: int
+    round: int
+    done: bool
+    ended: bool
+    state: str
+    problem: str
+    """In words; empty if there is none."""
 
 
 class Swarm:
@@ -106,7 +124,26 @@ class Swarm:
             ReportError: a value of another type, or out of range.
             Exception: what a function of the caller's own raised that was called here (``validate``).
         """
-        self._hand.stepped(_tokens(tokens), None if loss is UNKNOWN else _loss(loss), grad_norm)
+        self._hand.stepped(tokens_of(tokens), None if loss is UNKNOWN else loss_of(loss), grad_norm)
+
+    def count(self, stretch: Stretch) -> None:
+        """Steps that others have counted, which the next call reports."""
+        self._hand.count(stretch)
+
+    def stepped_all(self, stretch: Stretch) -> None:
+        """As ``step``, of several steps that others have counted."""
+        self._hand.stepped_all(stretch)
+
+    def standing(self) -> Standing:
+        """Where this worker is at this moment."""
+        left = _NO_END if self.ended else self._hand.left
+        problem = "" if self.problem is None else str(self.problem)
+        return Standing(left, self.global_step, self.round, self.done, self.ended, self.state, problem)
+
+    @property
+    def num_ranks(self) -> int:
+        """How many processes are this worker together: 1, or the world size under torchrun."""
+        return 1
 
     @property
     def done(self) -> bool:
@@ -310,7 +347,7 @@ class Swarm:
         return dict(choose(survey(replicas, None), AVERAGE).weights)
 
 
-def _tokens(tokens: Any) -> int:
+def tokens_of(tokens: Any) -> int:
     """A number of tokens.
 
     Raises:
@@ -328,7 +365,7 @@ def _tokens(tokens: Any) -> int:
     return number
 
 
-def _loss(loss: Any) -> float | Tensor:
+def loss_of(loss: Any) -> float | Tensor:
     """A loss that can be added up: a float, or a tensor of one value.
 
     Raises:

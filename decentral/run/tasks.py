@@ -1,20 +1,29 @@
 """Tasks: the user's modules that make trainers, and a model whose faults are marked as its user's own."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig, WorkerConfig
-from decentral.errors import DecentralError, TrainerError
+from decentral.errors import ConfigError, DecentralError, TrainerError
 from decentral.ports.trainer import Model, Publisher, Stateful, Trainer
 from decentral.run.options import seat_of
 
 T = TypeVar("T")
 
 
-def build_trainer(swarm: SwarmConfig, own: WorkerConfig, stream_seed: int, *, founding: bool = False) -> Trainer:
+def build_trainer(
+    swarm: SwarmConfig,
+    own: WorkerConfig,
+    stream_seed: int,
+    *,
+    founding: bool = False,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Trainer:
     """The task's trainer, after the task has checked that this machine can run it.
 
     Args:
@@ -22,18 +31,28 @@ def build_trainer(swarm: SwarmConfig, own: WorkerConfig, stream_seed: int, *, fo
         own: what this machine has of its own: its device, its data.
         stream_seed: of this worker's own stream of data.
         founding: whether the run has its first weights of this trainer.
+        rank: see ``Seat``, as for ``num_ranks``.
+        num_ranks: see above.
 
     Raises:
-        DecentralError: there is no task, the machine cannot run it, or there is no data.
+        DecentralError: there is no task, the machine or several ranks cannot run it, or there is no data.
         TrainerError: the task failed.
     """
     module, build = import_task(swarm.task.factory)
     settings = swarm.task.settings
+    known = getattr(module, "inner", ())
+    if num_ranks > 1 and own.inner not in known:
+        raise ConfigError(
+            f"{num_ranks} processes train together with --inner {own.inner}, and of the task {swarm.task.factory} "
+            + (f"{' and '.join(known)} can be had." if known else "several cannot train one model."),
+            hint="Start a worker for each device; or let the task heed Seat.rank and name what it can in `inner`.",
+        )
     check = getattr(module, "check", None)
     if check is not None:
         marked("checking this machine", lambda: check(settings, own.device))
+    seat = seat_of(swarm, own, stream_seed, founding=founding)
     trainer: Trainer = marked(
-        "building the trainer", lambda: build(settings, seat_of(swarm, own, stream_seed, founding=founding))
+        "building the trainer", lambda: build(settings, replace(seat, rank=rank, num_ranks=num_ranks, inner=own.inner))
     )
     return trainer
 

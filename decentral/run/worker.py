@@ -25,6 +25,7 @@ from decentral.run.logs import LogJournal, install
 from decentral.run.network import NetworkThread
 from decentral.run.opening import take_part
 from decentral.run.preempt import save_at_once
+from decentral.run.ranks import gone, is_lost
 from decentral.run.saving import open_journal
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
@@ -75,24 +76,46 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
             raise
         with take_part(connection, network, trainer, told, publish) as member:
             announce_join(member.address)
-            leave = functools.partial(_ask_to_stop, member, network)
-            on_preempt = leave if own.on_preempt == "leave" else None
-            stop.then(leave, preempted=lambda: network.submit(save_at_once(member.save_now, on_preempt)))
-            _train(member, trainer)
-        if member.problem is not None:
-            raise member.problem
-        if member.unsaved is not None:
-            raise member.unsaved
+            heed(stop, member, network, own.on_preempt)
+            train(member, trainer)
+        check_end(member)
         return ExitCode.OK
     finally:
         network.close()
 
 
-def _train(member: Swarm, trainer: Trainer) -> None:
+def heed(stop: Stop, member: Swarm, network: NetworkThread, on_preempt: str) -> None:
+    """Do what is wished of a worker that trains: leave, or save at once.
+
+    Args:
+        stop: who wishes.
+        member: the worker.
+        network: its thread.
+        on_preempt: ``save`` or ``leave``, see ``WorkerConfig``.
+    """
+    leave = functools.partial(_ask_to_stop, member, network)
+    then = leave if on_preempt == "leave" else None
+    stop.then(leave, preempted=lambda: network.submit(save_at_once(member.save_now, then)))
+
+
+def check_end(member: Swarm) -> None:
+    """Raise what is wrong with a worker that has ended.
+
+    Raises:
+        Exception: what put it out of the swarm, or kept its weights from its disk.
+    """
+    if member.problem is not None:
+        raise member.problem
+    if member.unsaved is not None:
+        raise member.unsaved
+
+
+def train(member: Swarm, trainer: Trainer) -> None:
     """The loop: inner steps until the run is over, or this worker is out of the swarm.
 
     Raises:
         TrainerError: the trainer failed.
+        RankError: so did another process of this worker, which it waited for.
         ReportError: it reported what nobody can use.
     """
     while not member.ended:
@@ -105,6 +128,8 @@ def _train(member: Swarm, trainer: Trainer) -> None:
         except DecentralError:
             raise
         except Exception as err:
+            if member.num_ranks > 1 and is_lost(err):
+                raise gone(err) from err
             raise TrainerError(err, f"taking inner step {step}") from err
         if not isinstance(report, StepReport):
             raise ReportError("the report of train_steps", report, "a StepReport")

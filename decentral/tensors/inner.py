@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from decentral.tensors.nested import whole
+
 #: In a parameter's state: the class of the optimizer that made it.
 _KIND: Final = "class"
 
@@ -108,7 +110,7 @@ class InnerModel:
             Norm of the gradient before clipping. If it or the loss is not finite, parameters and optimizers are as
             they were.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm).item()
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._trained, self._clip_norm)).item()
         if math.isfinite(norm) and math.isfinite(float(loss)):
             for optimizer in self._optimizers:
                 for group in optimizer.param_groups:

@@ -1,7 +1,8 @@
 """Fragments on their way between a trainer's device and flat float32 tensors on the CPU.
 
 On a GPU the copies run on a stream of their own, through pinned memory, so that neither the training thread nor the
-GPU's own work waits for them. On the CPU there is nothing to stage. Knows nothing of rounds and rules.
+GPU's own work waits for them. On the CPU there is nothing to stage; values that no device has whole (``store``) come
+straight there. Knows nothing of rounds and rules.
 
 Legend: N = values in the fragment.
 """
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from decentral.tensors.layout import Layout
 
+Store = Callable[[Mapping[str, Tensor]], None]
+
 
 class Staging:
     """The way of one trainer's fragments.
@@ -20,12 +23,22 @@ class Staging:
     Args:
         layout: how its parameters are cut.
         device: where they live.
+        store: copies the values of parameters into named tensors on the CPU, if nobody else can (``Spread``).
     """
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: Layout, device: torch.device, store: Store | None = None) -> None:
         self._layout = layout
-        self._device = device
+        self._store = store
+        self._device = device = torch.device("cpu") if store is not None else device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def copy(self, parameters: Mapping[str, Tensor], fragment: int, device: torch.device | None = None) -> Tensor:
+        """The values of a fragment as they are now, on the training thread; see ``Layout.gather``."""
+        if self._store is None:
+            return self._layout.gather(parameters, fragment, device)
+        values_N = torch.empty(self._layout.numel(fragment))
+        self._store(self._layout.scatter(values_N, fragment))
+        return values_N
 
     def take(self, parameters: Mapping[str, Tensor], fragment: int) -> Callable[[], Tensor]:
         """Copy the values of a fragment as they are now.
@@ -36,7 +49,7 @@ class Staging:
         Returns:
             To be called on any other thread: waits for the values, float32 [N] on the CPU.
         """
-        here_N = self._layout.gather(parameters, fragment, self._device)
+        here_N = self.copy(parameters, fragment, self._device)
         if self._stream is None:
             return here_N.cpu
         host_N = torch.empty(here_N.shape, dtype=torch.float32, pin_memory=True)

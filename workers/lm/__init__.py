@@ -15,7 +15,10 @@ from decentral.workers.lm.settings import check_machine, read_settings
 from decentral.workers.lm.trainer import LmTrainer
 from decentral.workers.settings import write
 
-__all__ = ["blocks", "build", "check", "defaults", "resolve"]
+#: How several processes can train one model (``--inner``).
+inner = ("ddp", "fsdp")
+
+__all__ = ["blocks", "build", "check", "defaults", "inner", "resolve"]
 
 
 def build(settings: Mapping[str, Any], seat: Seat) -> LmTrainer:

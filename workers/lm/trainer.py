@@ -9,9 +9,10 @@ from torch import Tensor
 from decentral.ports.trainer import Seat, StepReport
 from decentral.tensors.inner import InnerModel
 from decentral.workers.lm.corpus import Corpus
-from decentral.workers.lm.model import ENDS, GPT
+from decentral.workers.lm.model import ENDS, GPT, cross_entropy
 from decentral.workers.lm.settings import LmSettings
 from decentral.workers.optimizer import make_optimizers
+from decentral.workers.ranks import part_of, spread
 
 
 class LmTrainer(InnerModel):
@@ -28,6 +29,7 @@ class LmTrainer(InnerModel):
         self._seat = seat
         self._corpus = corpus
         self._model = GPT(settings.model, torch.Generator().manual_seed(seat.run_seed)).to(seat.device)
+        self._forward = spread(self._model, self._model.blocks, seat)
         config = settings.optimizer
         super().__init__(
             dict(self._model.named_parameters()),
@@ -37,7 +39,7 @@ class LmTrainer(InnerModel):
         )
 
     def train_steps(self, first_step: int, count: int) -> StepReport:
-        """Take ``count`` optimizer steps, each on a fresh batch of the worker's stream.
+        """Take ``count`` optimizer steps, each on a fresh batch of the worker's stream, or of several ranks on a part.
 
         A step whose loss or gradient is not finite leaves parameters and moments as they were; it shows in the
         report, whose means are then not finite either.
@@ -47,16 +49,17 @@ class LmTrainer(InnerModel):
             loss, grad_norm = self._step(step)
             loss_sum += loss
             grad_norm_sum += grad_norm
-        tokens = count * self._settings.batch_sequences * self._settings.model.context
+        tokens = count * self._settings.batch_sequences // self._seat.num_ranks * self._settings.model.context
         return StepReport(tokens=tokens, loss=loss_sum / count, grad_norm=grad_norm_sum / count)
 
     def _step(self, step: int) -> tuple[float, float]:
         """One inner step; its loss and the norm of its gradient before clipping."""
         settings = self._settings
         window_BT = self._corpus.batch(self._seat.stream_seed, step, settings.batch_sequences, settings.window)
-        loss = self._loss(window_BT)
+        loss = self._loss(part_of(window_BT, self._seat))
         loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = self.step(step, loss=loss.detach())
+        # All ranks must take the step or none: what is not finite on one of them is not in the gradient of all.
+        grad_norm = self.step(step, loss=loss.detach() if self._seat.num_ranks == 1 else 0.0)
         return loss.item(), grad_norm
 
     @torch.no_grad()
@@ -84,8 +87,9 @@ class LmTrainer(InnerModel):
         return f"GPT of {config.num_parameters:,} parameters, context {config.context}\n{self._corpus.describe()}"
 
     def _loss(self, window_BT: Tensor) -> Tensor:
+        window_BT = window_BT.to(self._seat.device, non_blocking=True)
         with self._autocast():
-            return self._model.loss(window_BT.to(self._seat.device, non_blocking=True))
+            return cross_entropy(self._forward(window_BT[:, :-1]), window_BT[:, 1:])
 
     def _autocast(self) -> torch.autocast:
         device_type = self._seat.device.partition(":")[0]

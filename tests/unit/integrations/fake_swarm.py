@@ -18,6 +18,7 @@ class FakeSwarm:
         first_step: where the run was when this worker joined.
     """
 
+    num_ranks = 1
     seed = 2**47 + 5  # as large as they get
     run_seed = 3
     address = "/ip4/127.0.0.1/tcp/31337/p2p/Qm"

@@ -3,26 +3,17 @@
 import pickle
 
 import pytest
-import torch
 
 from decentral.errors import ConfigError
-from decentral.run.opening import found
-from decentral.run.sharing import refuse_processes
+from decentral.run.sharing import check_processes
 from decentral.run.swarm import Swarm
 
 
-def test_one_process_is_not_refused() -> None:
-    refuse_processes(1)
-    refuse_processes(0)
-    with pytest.raises(ConfigError, match="3 processes or devices train this model together"):
-        refuse_processes(3)
-
-
-def test_a_process_group_founds_no_swarm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="2 processes or devices"):
-        found(torch.nn.Linear(2, 1))
+def test_a_trainer_of_other_processes_than_the_swarm_knows_is_refused() -> None:
+    check_processes(1, 1)
+    check_processes(4, 4)
+    with pytest.raises(ConfigError, match="3 processes or devices train this model together, but the swarm knows of 1"):
+        check_processes(3, 1)
 
 
 def test_a_swarm_is_not_sent_to_another_process() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from decentral.errors import DataError, DecentralError, ReportError, TrainerError
 from decentral.ports.trainer import StepReport
-from decentral.run.worker import _train
+from decentral.run.worker import train as run_loop
 
 GOOD = StepReport(tokens=8, loss=2.5, grad_norm=1.0)
 
@@ -30,8 +30,8 @@ def train(*answers: Any) -> list[tuple[int, int, float]]:
         member.global_step += 1
         member.ended = member.global_step == 5
 
-    member: Any = SimpleNamespace(ended=False, global_step=3, step=step)
-    _train(member, SimpleNamespace(train_steps=train_steps))  # type: ignore[arg-type]
+    member: Any = SimpleNamespace(ended=False, global_step=3, step=step, num_ranks=1)
+    run_loop(member, SimpleNamespace(train_steps=train_steps))  # type: ignore[arg-type]
     return counted
 
 

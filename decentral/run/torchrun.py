@@ -1,0 +1,94 @@
+"""``decentral worker`` under torchrun: its processes are one worker (``ranks``), which rank 0 brings into the swarm.
+
+What the command line says counts on rank 0, which tells the others.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+import torch.distributed as dist
+
+from decentral.config.resolve import on_machine
+from decentral.config.schema import SwarmConfig, WorkerConfig
+from decentral.errors import ConfigError, ExitCode
+from decentral.ports.trainer import Trainer
+from decentral.run.connect import CONNECT_S, connect
+from decentral.run.connection import Connection, Start
+from decentral.run.joint import JointSwarm
+from decentral.run.logs import install
+from decentral.run.network import NetworkThread
+from decentral.run.opening import take_part
+from decentral.run.ranks import Ranks
+from decentral.run.spread import SpreadModel
+from decentral.run.stop import Stop
+from decentral.run.swarm import Swarm
+from decentral.run.tasks import Guarded, build_trainer, publisher_of
+from decentral.run.worker import check_end, heed, train
+
+
+def run_ranks(start: Start | None, announce_join: Callable[[str], None], stop: Stop) -> int:
+    """Run one rank of a worker to its end; on the thread that trains.
+
+    Args:
+        start: of the worker, as for ``run_worker``; on rank 0 alone.
+        announce_join: see there, as for ``stop``; rank 0 uses them.
+        stop: see above.
+
+    Raises:
+        DecentralError: see ``run_worker``; and what another rank failed with.
+    """
+    told = install(start.own.log_level, start.own.log_format) if start else install("warning", "text")
+    with ExitStack() as resources:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        resources.callback(dist.destroy_process_group)
+        ranks, links = Ranks.form(), list[tuple[NetworkThread, Connection]]()
+
+        def connected() -> tuple[str, str, int, bool]:
+            assert start is not None
+            network = NetworkThread()
+            resources.callback(network.close)
+            connection = network.call(connect(start), timeout_s=CONNECT_S)
+            links.append((network, connection))
+            if connection.swarm.pipeline.stages:
+                raise ConfigError(
+                    f"{connection.run_id} trains a model in stages, and each worker of it is one process.",
+                    hint="Start `decentral worker` once for each device, without torchrun.",
+                )
+            founding = not connection.peers and not connection.is_back
+            return connection.swarm.to_json(), start.own.model_dump_json(), connection.stream_seed, founding
+
+        swarm_text, own_text, stream_seed, founding = ranks.first(connected if start else None)
+        swarm, own = SwarmConfig.from_json(swarm_text), _of_rank(WorkerConfig.model_validate_json(own_text))
+        if own.threads:
+            torch.set_num_threads(own.threads)
+        made = list[Trainer]()
+        here = on_machine(swarm, own)
+        ranks.all_do(
+            lambda: made.append(
+                build_trainer(here, own, stream_seed, founding=founding, rank=ranks.rank, num_ranks=ranks.size)
+            )
+        )
+
+        def open_(model: SpreadModel, idle: Callable[[], None]) -> Swarm:
+            network, connection = links[0]
+            return take_part(connection, network, model, told, publisher_of(here, own), idle)
+
+        with JointSwarm(ranks, SpreadModel(Guarded(made[0]), ranks), open_ if start else None) as member:
+            if start is not None:
+                announce_join(member.address)
+                heed(stop, member, links[0][0], own.on_preempt)
+            train(member, made[0])
+        check_end(member)
+    return ExitCode.OK
+
+
+def _of_rank(own: WorkerConfig) -> WorkerConfig:
+    """With the device that torchrun has for this process."""
+    if own.device != "cuda":
+        return own
+    index = int(os.environ["LOCAL_RANK"])
+    if index < torch.cuda.device_count():
+        torch.cuda.set_device(index)
+    return own.model_copy(update={"device": f"cuda:{index}"})
