@@ -26,10 +26,11 @@ class Grant(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What is known to be taken of an epoch; chunk c is bit c."""
+    """What is known to be taken of an epoch of a data set."""
 
     epoch: int
-    taken: int
+    tags: bytes
+    """Four for each chunk: who has it (``swarm.rows``)."""
 
 
 def short_id(peer: PeerId) -> str:

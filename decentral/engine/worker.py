@@ -40,6 +40,7 @@ from decentral.engine.replica import Continuation, Replica
 from decentral.engine.report import Held, Report
 from decentral.engine.resume import Comeback, Sending, bring_back
 from decentral.engine.reunion import Known, Reunion
+from decentral.engine.rows import RowClaims
 from decentral.engine.saving import Saving
 from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Stepped
 from decentral.engine.timetable import Timetable
@@ -121,6 +122,7 @@ class Worker:
         self._watchdog = Watchdog(parts.clock, options.timing)
         made = Made.by(options, layout, feedback.keeps)
         self._capture = Capture(made, layout, parts, self._replica, self._syncs, self._course, self._exchange)
+        self.rows = RowClaims(parts.transport, self.membership, parts.clock, options.timing)
         self._protection = Protection(parts, self.membership.roster, options.timing, layout.total_numel)
         self._saving = Saving(parts, self._background, self._picture, self._capture.state, self._protection.offer)
         self._saved: Snapshot | None = None
@@ -185,6 +187,8 @@ class Worker:
 
     async def _comeback(self, state: WorkerState, *, go_on: bool) -> Comeback:
         """What to go on from; the trainer and the counters are set to it at once."""
+        if not go_on and not state.closed:
+            self.rows.forfeit()
         back = await self._clock.run(lambda: bring_back(state, self._options, self._parts, go_on=go_on))
         self._meter.tokens = state.tokens
         self._validation.resume(state.val_loss)
@@ -331,7 +335,7 @@ class Worker:
         return await self._capture.picture(standing)
 
     async def _serve(self) -> None:
-        for part in (self.membership, self._exchange, self._donor, self._protection):
+        for part in (self.membership, self._exchange, self._donor, self._protection, self.rows):
             await part.start()
         await serve_hello(self._parts.transport, self._options.run_id, self._options.config, self.membership.records)
 

@@ -28,7 +28,10 @@ class Alone:
     def take(self, data: str, num_chunks: int) -> "Future[Grant]":
         """See ``Claims``; the result is there at once."""
         taken: Future[Grant] = Future()
-        taken.set_result(self._book(data, num_chunks).next(_ME))
+        book = self._book(data, num_chunks)
+        grant = book.free(_ME)
+        book.write(grant, _ME)
+        taken.set_result(grant)
         return taken
 
     def page(self, data: str, num_chunks: int) -> Page:
@@ -79,14 +82,14 @@ class Chunks:
     def state_dict(self) -> dict[str, Any]:
         """What is taken, and what of it this worker has not read to its end."""
         come = [claim.result() for claim in self._coming if claim.done() and not claim.exception()]
-        epoch, taken = self._claims.page(*self._data)
+        epoch, tags = self._claims.page(*self._data)
         held = [list(grant) for grant in (*self._reads, *self._to_read, *come)]
-        return {"epoch": epoch, "taken": f"{taken:x}", "held": held}
+        return {"epoch": epoch, "tags": tags.hex(), "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
         """Go on from there; whether with the chunk that was being read. If it is not, it begins with another one."""
         held = [Grant(*grant) for grant in state["held"]]
-        page = Page(state["epoch"], int(state["taken"], 16))
+        page = Page(state["epoch"], bytes.fromhex(state["tags"]))
         self._coming.clear()
         self._reads.clear()
         self._to_read = deque(self._claims.remember(*self._data, page, held))

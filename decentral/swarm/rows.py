@@ -1,25 +1,23 @@
 """Which rows of a data set are read by whom, so that no two workers read the same in an epoch. Pure.
 
 The rows are cut into chunks, and chunks are claimed one at a time (``engine.rows``). What is in a chunk follows from
-the run's seed and the epoch by a permutation that needs no memory, so that books say only which chunks are taken. Knows
+the run's seed and the epoch by a permutation that needs no memory, so that books say only who has which chunk. Knows
 neither the rows nor the network.
 """
 
 import hashlib
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decentral.types import Grant, Page, PeerId
 
-#: Chunks of an epoch at most: a book of so many is 128 bytes.
-MAX_CHUNKS = 1024
+#: Chunks of an epoch at most: a page of so many is 2 kB.
+MAX_CHUNKS = 512
 #: A chunk that is smaller is read before the next one can be claimed.
 _MIN_ROWS = 16
 _ROUNDS = 4
-#: Taken by somebody, nobody remembers by whom.
-_SOMEBODY = PeerId("")
+_TAG = np.dtype("<u4")
 
 
 def num_chunks_of(num_rows: int) -> int:
@@ -41,62 +39,66 @@ def rows_of(grant: Grant, num_rows: int, seed: int) -> NDArray[np.int64]:
 
 
 class Book:
-    """What one worker knows of the chunks of a data set.
+    """What one worker knows of the chunks of a data set: who has taken what in the newest epoch and in the one before.
+
+    A peer is a tag of 32 bits in it, and 0 is nobody.
 
     Args:
         num_chunks: of an epoch; at most ``MAX_CHUNKS``.
     """
 
     def __init__(self, num_chunks: int) -> None:
-        self.num_chunks = num_chunks
-        self.page = Page(0, 0)
-        """Replaced, never changed: any thread may read it."""
-        self._owners: dict[int, PeerId] = {}
+        self._free = np.zeros(num_chunks, dtype=_TAG)
+        self._epochs = {0: self._free.copy()}
+
+    @property
+    def page(self) -> Page:
+        """Of the newest epoch; to be asked for on any thread."""
+        epoch, tags = list(self._epochs.items())[-1]
+        return Page(epoch, tags.tobytes())
 
     def learn(self, page: Page) -> None:
-        """Take in what another book, or an earlier life of this one, has on its page."""
-        if page.epoch > self.page.epoch:
-            self._owners.clear()
-            self.page = Page(page.epoch, 0)
-        if page.epoch == self.page.epoch:
-            self.page = Page(page.epoch, self.page.taken | (page.taken & self._all))
+        """Take in what another book, or an earlier life of this one, has on its page.
+
+        Raises:
+            ValueError: it is of another number of chunks.
+        """
+        heard = np.frombuffer(page.tags, dtype=_TAG)
+        if len(heard) != len(self._free):
+            raise ValueError(f"a page of {len(heard)} chunks, not {len(self._free)}")
+        self._turn_to(page.epoch)
+        if (tags := self._epochs.get(page.epoch)) is not None:
+            np.copyto(tags, heard, where=tags == 0)
 
     def write(self, grant: Grant, peer: PeerId) -> bool:
-        """Write a claim down, unless the chunk is another's or its epoch is over; says whether it now is the peer's."""
-        if grant.epoch > self.page.epoch:
-            self.learn(Page(grant.epoch, 0))
-        owner = self._owners.get(grant.chunk, _SOMEBODY)
-        taken = bool(self.page.taken >> grant.chunk & 1)
-        if grant.epoch < self.page.epoch or (taken and owner != peer):
+        """Write a claim down, unless the chunk is another's or its epoch is long over; whether it now is the peer's."""
+        self._turn_to(grant.epoch)
+        tags = self._epochs.get(grant.epoch)
+        if tags is None:
             return False
-        self._owners[grant.chunk] = peer
-        self.page = Page(grant.epoch, self.page.taken | 1 << grant.chunk)
-        return True
+        if not tags[grant.chunk]:
+            tags[grant.chunk] = _tag(peer)
+        return bool(tags[grant.chunk] == _tag(peer))
 
-    def next(self, peer: PeerId) -> Grant:
-        """Write down a claim of the peer's that this book allows, and return it; of the next epoch if all is taken.
+    def free(self, peer: PeerId) -> Grant:
+        """A chunk for the peer to claim that nobody has, as far as is known; of the next epoch if all are taken.
 
         Each peer begins elsewhere, so that two seldom want the same.
         """
-        if self.page.taken == self._all:
-            self.learn(Page(self.page.epoch + 1, 0))
-        epoch, taken = self.page
-        first = _hash(f"{peer}/{epoch}") % self.num_chunks
-        order = ((first + step) % self.num_chunks for step in range(self.num_chunks))
-        grant = Grant(epoch, next(chunk for chunk in order if not taken >> chunk & 1))
-        self.write(grant, peer)
-        return grant
+        epoch = max(self._epochs)
+        if self._epochs[epoch].all():
+            epoch += 1
+            self._turn_to(epoch)
+        first = _hash(f"{peer}/{epoch}") % len(self._free)
+        chunk = (first + int(np.argmin(np.roll(self._epochs[epoch], -first) != 0))) % len(self._free)
+        return Grant(epoch, chunk)
 
-    def keep(self, grants: Iterable[Grant], peer: PeerId) -> None:
-        """These are a peer's, as it says of itself: it had them in an earlier life."""
-        for grant in grants:
-            if grant.epoch == self.page.epoch:
-                self._owners[grant.chunk] = peer
-                self.page = Page(grant.epoch, self.page.taken | 1 << grant.chunk)
-
-    @property
-    def _all(self) -> int:
-        return (1 << self.num_chunks) - 1
+    def _turn_to(self, epoch: int) -> None:
+        """A newer epoch has begun; somebody may still be claiming the last of the one before."""
+        newest = max(self._epochs)
+        if epoch > newest:
+            before = self._epochs[newest] if epoch == newest + 1 else self._free.copy()
+            self._epochs = {epoch - 1: before, epoch: self._free.copy()}
 
 
 def _rows_per_chunk(num_rows: int) -> int:
@@ -105,6 +107,10 @@ def _rows_per_chunk(num_rows: int) -> int:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _tag(peer: PeerId) -> int:
+    return 1 + _hash(peer) % (2**32 - 1)
 
 
 def _permuted(places: NDArray[np.uint64], size: int, key: str) -> NDArray[np.int64]:

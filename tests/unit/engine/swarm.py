@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -60,6 +60,8 @@ class Plan:
     """When to look at the records that the founder has of all workers."""
     inner: Callable[[SimPeer, Trainer], InnerLoop] = lambda peer, trainer: LocalSteps(trainer, peer.clock)
     """What takes the trainers' steps."""
+    beside: Callable[[Worker], Coroutine[Any, Any, None]] | None = None
+    """What goes on beside each worker, from its first step to its end."""
     restored: Mapping[PeerId, WorkerState] = field(default_factory=dict)
     """What workers are given of their earlier lives; the founder resumes from it."""
 
@@ -151,7 +153,11 @@ async def _play(plan: Plan) -> Seen:
                 await worker.join([FOUNDER])
             else:
                 await (worker.resume() if FOUNDER in plan.restored else worker.found())
+            beside = asyncio.create_task(plan.beside(worker)) if plan.beside else None
             seen.outcomes[peer.peer_id] = await worker.run(stop)
+            if beside is not None:
+                beside.cancel()
+                await asyncio.gather(beside, return_exceptions=True)
             seen.ended_s[peer.peer_id] = peer.clock.monotonic()
             await worker.keep()
         except Exception as err:
