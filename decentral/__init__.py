@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from decentral.run.opening import found as found
     from decentral.run.opening import join as join
     from decentral.run.opening import resume as resume
+    from decentral.run.rows import Rows as Rows
     from decentral.run.swarm import Swarm as Swarm
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _PUBLIC = {
     "found": "decentral.run.opening",
     "join": "decentral.run.opening",
     "resume": "decentral.run.opening",
+    "Rows": "decentral.run.rows",
     "Swarm": "decentral.run.swarm",
 }
 

@@ -26,6 +26,8 @@ _ALONE_SHARE = 0.1
 _HOLDERS = 3
 #: Of a table in a pipe: wide enough that nothing is cut.
 _PIPE_WIDTH = 400
+#: Of its time that a worker waits for data from which on it is worth a line.
+_STARVED_SHARE = 0.02
 
 _COLOURS = {Health.HEALTHY: "green", Health.DEGRADED: "yellow", Health.EMPTY: "red"}
 
@@ -49,6 +51,8 @@ def view(report: StatusReport, width: int) -> Group:
     restrained = sorted({peer for row in report.workers for peer in row.restrained})
     if restrained:
         parts.append(_text(f"cut down or left out in the last round: {', '.join(restrained)}", "yellow"))
+    starved = [row for row in report.workers if row.data_share >= _STARVED_SHARE]
+    parts += [_text(f"{row.id}: waits for data {row.data_share:.0%} of its time", "default") for row in starved]
     if report.run.gossip:
         parts += [_text(f"{row.id}: {trouble}", "default") for row in report.workers if (trouble := _lone(row))]
     return Group(*parts)

@@ -32,7 +32,7 @@ class Meter:
         self._step = 0
         self._loss = self._val_loss = math.nan
         self._val_round = 0
-        self._compute_s = self._waiting_s = self._transfer_s = 0.0
+        self._compute_s = self._data_s = self._waiting_s = self._transfer_s = 0.0
         self._dp_bytes = 0.0
         self._rounds_in = self._rounds_out = 0
         self._tokens_per_s = 0.0
@@ -63,6 +63,7 @@ class Meter:
         if steps.report.tokens:
             self._loss = steps.report.loss
         self._compute_s += steps.compute_s
+        self._data_s += steps.report.data_s
         self._waiting_s += waiting_s
         self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * steps.count
 
@@ -132,6 +133,7 @@ class Meter:
             val_loss=self._val_loss,
             val_round=self._val_round,
             compute_s=self._compute_s,
+            data_s=self._data_s,
             waiting_s=self._waiting_s,
             transfer_s=self._transfer_s,
             wall_s=0.0 if self._began is None else max(0.0, now - self._began),

@@ -23,7 +23,7 @@ ROWS = "rows"
 _SILENT_S = 30.0
 #: A worker that cannot reach most of those who live goes on with its claim after so long: it trains rather than waits.
 _PATIENCE_S = 60.0
-#: Data sets that a worker keeps a book of; beyond it the one that was longest not asked for is forgotten.
+#: Data sets that a worker keeps a book of; beyond it the oldest is forgotten.
 _MAX_BOOKS = 64
 #: Workers in these states read no more.
 _GONE = frozenset({State.LEAVING, State.DONE})
@@ -89,7 +89,7 @@ class RowClaims:
 
     def page(self, data: str, num_chunks: int) -> Page:
         """See ``Claims``. On any thread."""
-        return self._book(data, num_chunks).page
+        return (self._books.get((data, num_chunks)) or Book(num_chunks)).page
 
     async def remember(self, data: str, num_chunks: int, page: Page, held: Sequence[Grant]) -> Sequence[Grant]:
         """See ``Claims``."""
@@ -149,8 +149,8 @@ class RowClaims:
         return to_wire(_Answer(granted, book.page))
 
     def _book(self, data: str, num_chunks: int) -> Book:
-        key = (data, num_chunks)
-        book = self._books[key] = self._books.pop(key, None) or Book(num_chunks)
-        if len(self._books) > _MAX_BOOKS:
-            self._books.pop(next(iter(self._books)), None)
+        if (book := self._books.get((data, num_chunks))) is None:
+            if len(self._books) >= _MAX_BOOKS:
+                del self._books[next(iter(self._books))]
+            book = self._books[data, num_chunks] = Book(num_chunks)
         return book

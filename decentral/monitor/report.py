@@ -94,6 +94,8 @@ class WorkerRow:
     compute_share: float
     """Of the time since training began, or of what is accounted for if that is more. What is missing to 1 went into
     validating, saving and the like; an exchange that passes during inner steps is not in the other two."""
+    data_share: float
+    """Part of ``compute_share``: while it waited for data, as far as its trainer tells."""
     waiting_share: float
     """While training stood still for others."""
     transfer_share: float

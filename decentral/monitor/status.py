@@ -159,6 +159,7 @@ def _row(presence: Presence, age_s: float, num_stages: int, trouble: str) -> Wor
         tokens=metrics.tokens,
         tokens_per_s=_amount(metrics.tokens_per_s),
         compute_share=compute,
+        data_share=compute * min(1.0, _amount(metrics.data_s) / (_amount(metrics.compute_s) or 1.0)),
         waiting_share=waiting,
         transfer_share=transfer,
         wall_s=wall_s,

@@ -47,21 +47,22 @@ class Stretch:
     """Of loss times tokens, of steps whose loss is known."""
     loss_tokens: int = 0
     grad_norm_sum: float = 0.0
+    data_s: float = 0.0
+    """In which it waited for data."""
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
     """Losses that a device may still be computing, with their tokens."""
 
     def sums(self) -> list[float]:
         """Plain numbers that can be added to those of others; waits for the device of the losses."""
         self._read()
-        return [self.steps, self.tokens, self.loss_sum, self.loss_tokens, self.grad_norm_sum]
+        return [self.steps, self.tokens, self.loss_sum, self.loss_tokens, self.grad_norm_sum, self.data_s]
 
     @classmethod
     def of_ranks(cls, sums: Sequence[Sequence[float]]) -> "Stretch":
-        """Of steps that several took together: each has its own tokens, and all have the same gradient."""
-        tokens, loss_sum, loss_tokens, grad_norm_sum = (
-            math.fsum(column) for column in list(zip(*sums, strict=True))[1:]
-        )
-        return cls(int(sums[0][0]), int(tokens), loss_sum, int(loss_tokens), grad_norm_sum / len(sums))
+        """Of steps that several took together: each has its own tokens, all have one gradient and wait for each other."""
+        steps, *columns, data_s = zip(*sums, strict=True)
+        tokens, loss_sum, loss_tokens, grad_norm_sum = (math.fsum(column) for column in columns)
+        return cls(int(steps[0]), int(tokens), loss_sum, int(loss_tokens), grad_norm_sum / len(sums), max(data_s))
 
     def extend(self, other: "Stretch") -> None:
         """Further steps."""
@@ -70,13 +71,15 @@ class Stretch:
         self.loss_sum += other.loss_sum
         self.loss_tokens += other.loss_tokens
         self.grad_norm_sum += other.grad_norm_sum
+        self.data_s += other.data_s
         self.unread += other.unread
 
-    def add(self, tokens: int, loss: float | Tensor | None, grad_norm: float) -> None:
+    def add(self, tokens: int, loss: float | Tensor | None, grad_norm: float, data_s: float = 0.0) -> None:
         """One more step."""
         self.steps += 1
         self.tokens += tokens
         self.grad_norm_sum += grad_norm
+        self.data_s += data_s
         if loss is None or not tokens:
             return
         self.loss_tokens += tokens
@@ -91,7 +94,7 @@ class Stretch:
         """As the engine wants it; waits for the device of the losses."""
         self._read()
         loss = self.loss_sum / self.loss_tokens if self.loss_tokens else math.nan
-        return StepReport(self.tokens, loss, self.grad_norm_sum / self.steps if self.steps else 0.0)
+        return StepReport(self.tokens, loss, self.grad_norm_sum / self.steps if self.steps else 0.0, self.data_s)
 
     def _read(self) -> None:
         if self.unread:
@@ -151,18 +154,21 @@ class HandOver:
         """Whether the engine asks for no more steps."""
         return self._over.is_set()
 
-    def stepped(self, tokens: int, loss: float | Tensor | None = None, grad_norm: float = 0.0) -> None:
+    def stepped(
+        self, tokens: int, loss: float | Tensor | None = None, grad_norm: float = 0.0, data_s: float = 0.0
+    ) -> None:
         """The loop has taken one inner step.
 
         Args:
             tokens: trained on, >= 0.
             loss: mean per token; ``None`` for unknown. A tensor of one value is not waited for before the next report.
             grad_norm: of the gradient before clipping.
+            data_s: seconds in which it waited for data.
 
         Raises:
             Exception: what one of the user's own functions raised when the engine called it.
         """
-        self._stretch.add(tokens, loss, grad_norm)
+        self._stretch.add(tokens, loss, grad_norm, data_s)
         if not self.left or not self._orders.empty():
             self._serve(lambda: self.left > 0)
 

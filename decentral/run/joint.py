@@ -129,13 +129,13 @@ class JointSwarm(Swarm):
 
     # -- in the loop --------------------------------------------------------------------------------------------------
 
-    def step(self, *, loss: Any = UNKNOWN, tokens: int = 1, grad_norm: float = 0.0) -> None:
+    def step(self, *, loss: Any = UNKNOWN, tokens: int = 1, grad_norm: float = 0.0, data_s: float = 0.0) -> None:
         """See ``Swarm``; of this rank's part of the batch. All ranks call it, once a step.
 
         Raises:
             RankError: a rank is gone, or calls something else.
         """
-        self._stretch.add(tokens_of(tokens), None if loss is UNKNOWN else loss_of(loss), grad_norm)
+        self._stretch.add(tokens_of(tokens), None if loss is UNKNOWN else loss_of(loss), grad_norm, data_s)
         if self._stretch.steps >= self._standing.left:
             self._meet("step", lambda own, stretch: own.stepped_all(stretch))
 

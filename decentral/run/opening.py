@@ -28,6 +28,7 @@ from decentral.run.logs import logger, quiet
 from decentral.run.network import NetworkThread
 from decentral.run.options import run_options
 from decentral.run.resuming import take_up
+from decentral.run.rows import Rows, SwarmClaims
 from decentral.run.saving import estimated_bytes, last_state, open_journal, saver, warn_if_short
 from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
@@ -45,6 +46,7 @@ def found(
     config: Path | str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     stateful: Mapping[str, Stateful] | None = None,
+    rows: Rows | None = None,
     buffers: Buffers = "local",
     validate: Callable[[], float] | None = None,
     out: Path | str = "",
@@ -62,6 +64,7 @@ def found(
         optimizer: the inner one: checked to train what is shared, and kept in checkpoints.
         stateful: whatever else has ``state_dict`` and ``load_state_dict`` and is to go on after a resume, by any name:
             a schedule, a loader of data, a ``GradScaler``.
+        rows: shares the rows of a data set out among the workers; kept in checkpoints.
         buffers: whether float buffers are averaged or stay each worker's own.
         validate: mean loss of the model as it is, on held-out data; called with the swarm's weights in place.
         out: folder for identity, journal and weights; empty to keep nothing on disk.
@@ -81,7 +84,7 @@ def found(
         task = swarm.task.model_copy(update={"factory": "", "settings": {}})
         return Start(swarm.model_copy(update={"task": task}), read.worker, overwrite=overwrite)
 
-    return _open(start, lambda: model_of(model, buffers, validate, optimizer, stateful), optimizer)
+    return _open(start, lambda: model_of(model, buffers, validate, optimizer, _with(rows, stateful)), optimizer, rows)
 
 
 def join(
@@ -91,6 +94,7 @@ def join(
     settings: Mapping[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     stateful: Mapping[str, Stateful] | None = None,
+    rows: Rows | None = None,
     buffers: Buffers = "local",
     validate: Callable[[], float] | None = None,
     out: Path | str = "",
@@ -104,6 +108,7 @@ def join(
         settings: of this machine (``worker.``), as for ``found``; others must be as the swarm has them.
         optimizer: see ``found``.
         stateful: see ``found``.
+        rows: see ``found``.
         buffers: see ``found``.
         validate: see ``found``.
         out: see ``found``; with that of this run the worker comes back under its identity.
@@ -120,7 +125,7 @@ def join(
         read = _read(None, None, None, settings, out)
         return Start(None, read.worker, addresses, read.explicit, overwrite)
 
-    return _open(start, lambda: model_of(model, buffers, validate, optimizer, stateful), optimizer)
+    return _open(start, lambda: model_of(model, buffers, validate, optimizer, _with(rows, stateful)), optimizer, rows)
 
 
 def resume(
@@ -131,6 +136,7 @@ def resume(
     settings: Mapping[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     stateful: Mapping[str, Stateful] | None = None,
+    rows: Rows | None = None,
     buffers: Buffers = "local",
     validate: Callable[[], float] | None = None,
 ) -> Swarm:
@@ -146,6 +152,7 @@ def resume(
             run then goes on with them, and the log says what starts anew.
         optimizer: see ``found``; without it the inner optimizer starts anew.
         stateful: see ``found``.
+        rows: see ``found``.
         buffers: see ``found``.
         validate: see ``found``.
 
@@ -159,7 +166,7 @@ def resume(
         addresses = [part.strip() for part in join.split(",") if part.strip()]
         return take_up(Path(folder), addresses, lambda swarm, _: resolve_method(swarm), flags=settings)
 
-    return _open(start, lambda: model_of(model, buffers, validate, optimizer, stateful), optimizer)
+    return _open(start, lambda: model_of(model, buffers, validate, optimizer, _with(rows, stateful)), optimizer, rows)
 
 
 def _read(
@@ -174,12 +181,25 @@ def _read(
     return load(Path(config) if config is not None else None, (), stated)
 
 
+def _with(rows: Rows | None, stateful: Mapping[str, Stateful] | None) -> dict[str, Stateful]:
+    """What has a state."""
+    return {**(stateful or {}), **({} if rows is None else {"rows": rows})}
+
+
 def _open(
-    start: Callable[[], Start], model: Callable[[], SharedModel], optimizer: torch.optim.Optimizer | None
+    start: Callable[[], Start],
+    model: Callable[[], SharedModel],
+    optimizer: torch.optim.Optimizer | None,
+    rows: Rows | None,
 ) -> Swarm:
     """This process's place in the swarm; one with all others of its process group, if it is in one."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return _open_alone(start(), model())
+        return _open_alone(start(), model(), claims=None if rows is None else rows.claims)
+    if rows is not None:
+        raise ConfigError(
+            "Rows are shared out among workers of one process each, and this one has several.",
+            hint="Leave rows= out, and give every rank its own part of the data.",
+        )
     # They load all of torch's distributed tensors, which one process does without.
     from decentral.run.joint import JointSwarm
     from decentral.run.ranks import Ranks
@@ -197,7 +217,9 @@ def _open(
     return JointSwarm(ranks, spread, open_ if ranks.leads else None)
 
 
-def _open_alone(start: Start, model: Model, idle: Callable[[], None] = lambda: None) -> Swarm:
+def _open_alone(
+    start: Start, model: Model, idle: Callable[[], None] = lambda: None, claims: SwarmClaims | None = None
+) -> Swarm:
     if start.own.out:
         Path(start.own.out).mkdir(parents=True, exist_ok=True)
     network = NetworkThread()
@@ -211,7 +233,7 @@ def _open_alone(start: Start, model: Model, idle: Callable[[], None] = lambda: N
             )
         if isinstance(model, SharedModel):
             logger.info("%s", model.text)
-        return take_part(connection, network, model, quiet(), idle=idle)
+        return take_part(connection, network, model, quiet(), idle=idle, claims=claims)
     except BaseException:
         network.close()
         raise
@@ -224,6 +246,7 @@ def take_part(
     told: StagedJournal,
     publish: Publisher | None = None,
     idle: Callable[[], None] = lambda: None,
+    claims: SwarmClaims | None = None,
 ) -> Swarm:
     """Make this a worker of the run with a model, and bring the swarm's weights into it.
 
@@ -234,6 +257,7 @@ def take_part(
         told: a journal for people.
         publish: see ``saver``.
         idle: called now and then while the loop waits.
+        claims: by which the model's data is shared out, if it is.
 
     Raises:
         DecentralError: the model does not fit the run, or nobody hands over the weights; everything is closed.
@@ -249,6 +273,8 @@ def take_part(
         disk, journal = Disk(), open_journal(connection, clock, told, resources)
         guarded = model if isinstance(model, Spread) else Guarded(model)
         worker = _worker(connection, hand, guarded, journal, disk, publish)
+        if claims is not None:
+            claims.bind(network, worker.rows, connection.swarm.run.seed)
         swarm = Swarm(connection, network, hand, worker, model, disk, resources)
         hand.wait_for(network.submit(swarm.begin()))
     except BaseException:

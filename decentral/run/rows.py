@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
+from decentral.engine.rows import RowClaims
+from decentral.errors import ConfigError, UsageError
 from decentral.ports.trainer import Claims
+from decentral.run.network import NetworkThread
 from decentral.swarm.rows import Book, num_chunks_of, rows_of
 from decentral.types import Grant, Page, PeerId
 
@@ -17,6 +20,7 @@ _AHEAD = 2
 #: A claim ends sooner: the network's side has deadlines for all that it waits for.
 _CLAIM_S = 300.0
 _ME = PeerId("me")
+_MAX_NAME = 100
 
 
 class Alone:
@@ -46,6 +50,46 @@ class Alone:
 
     def _book(self, data: str, num_chunks: int) -> Book:
         return self._books.setdefault(data, Book(num_chunks))
+
+
+class SwarmClaims:
+    """``Claims`` in a swarm. What is trained may hold it before the worker is in the swarm."""
+
+    def __init__(self) -> None:
+        self._network: NetworkThread | None = None
+        self._service: RowClaims | None = None
+        self.seed = 0
+        """Of the run; equal on all workers."""
+
+    def bind(self, network: NetworkThread, service: RowClaims, seed: int) -> None:
+        """From now on claims go to the others."""
+        self._network, self._service, self.seed = network, service, seed
+
+    def take(self, data: str, num_chunks: int) -> "Future[Grant]":
+        """See ``Claims``.
+
+        Raises:
+            UsageError: this worker is not in a swarm yet.
+        """
+        network, service = self._bound()
+        return network.submit(service.take(data, num_chunks))
+
+    def page(self, data: str, num_chunks: int) -> Page:
+        """See ``Claims``."""
+        return self._bound()[1].page(data, num_chunks)
+
+    def remember(self, data: str, num_chunks: int, page: Page, held: Sequence[Grant]) -> Sequence[Grant]:
+        """See ``Claims``."""
+        network, service = self._bound()
+        return network.call(service.remember(data, num_chunks, page, held), timeout_s=_CLAIM_S)
+
+    def _bound(self) -> tuple[NetworkThread, RowClaims]:
+        if self._network is None or self._service is None:
+            raise UsageError(
+                "Rows are shared out among the workers of a swarm, and this one is not in it yet.",
+                hint="Read the first row after found or join has returned; in a task, in train_steps.",
+            )
+        return self._network, self._service
 
 
 class Chunks:
@@ -97,18 +141,24 @@ class Chunks:
 
 
 class Rows:
-    """Indices of rows, for a ``sampler=`` of torch's ``DataLoader`` or a loop; it never ends.
+    """Indices of the rows of a data set that are this worker's: a ``sampler=`` of torch's ``DataLoader``, without end.
+
+    Given to ``decentral.found``, ``join`` or ``resume`` as ``rows=``; to be read once they have returned.
 
     Args:
-        claims: see ``Chunks``.
-        data: see ``Claims.take``.
-        num_rows: of the data set.
-        seed: equal on all workers.
+        num_rows: of the data set, at least 1.
+        data: names it; the same on all workers that have the same rows in the same order, and on no others.
     """
 
-    def __init__(self, claims: Claims | None, data: str, num_rows: int, seed: int) -> None:
-        self._chunks = Chunks(claims, f"{data}/{num_rows}", num_chunks_of(num_rows))
-        self._num_rows, self._seed = num_rows, seed
+    def __init__(self, num_rows: int, data: str = "") -> None:
+        if num_rows < 1 or len(data) > _MAX_NAME:
+            raise ConfigError(
+                f"Rows({num_rows!r}, {data!r}) names no data set.",
+                hint=f"Give the number of its rows, at least 1, and a name of at most {_MAX_NAME} characters.",
+            )
+        self.claims = SwarmClaims()
+        self._num_rows = num_rows
+        self._chunks = Chunks(self.claims, f"{data}/{num_rows}", num_chunks_of(num_rows))
         self._rows: list[int] = []
         self._row = 0
         self.epoch = 0
@@ -126,10 +176,6 @@ class Rows:
         self._row += 1
         return self._rows[self._row - 1]
 
-    def _begin(self, row: int) -> None:
-        grant = next(self._chunks)
-        self._rows, self._row, self.epoch = rows_of(grant, self._num_rows, self._seed).tolist(), row, grant.epoch
-
     def state_dict(self) -> dict[str, Any]:
         """Behind the row that was given last."""
         return {"chunks": self._chunks.state_dict(), "row": self._row}
@@ -139,3 +185,7 @@ class Rows:
         self._rows, self._row = [], 0
         if self._chunks.load_state_dict(state["chunks"]):
             self._begin(state["row"])
+
+    def _begin(self, row: int) -> None:
+        grant = next(self._chunks)
+        self._rows, self._row, self.epoch = rows_of(grant, self._num_rows, self.claims.seed).tolist(), row, grant.epoch

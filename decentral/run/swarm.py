@@ -109,7 +109,7 @@ class Swarm:
 
     # -- in the loop --------------------------------------------------------------------------------------------------
 
-    def step(self, *, loss: Any = UNKNOWN, tokens: int = 1, grad_norm: float = 0.0) -> None:
+    def step(self, *, loss: Any = UNKNOWN, tokens: int = 1, grad_norm: float = 0.0, data_s: float = 0.0) -> None:
         """Count one inner step that the loop has just taken, and do what is due.
 
         Returns at once between syncs. With a method that does not overlap syncs with training it waits at a sync for
@@ -119,12 +119,13 @@ class Swarm:
             loss: of this step, the mean per token: a number or a tensor of one value, which is not waited for.
             tokens: that the step trained on; this worker's weight in a mean.
             grad_norm: of the gradient before clipping, if known.
+            data_s: seconds since the last step in which the loop waited for data, if known; ``status`` has their share.
 
         Raises:
             ReportError: a value of another type, or out of range.
             Exception: what a function of the caller's own raised that was called here (``validate``).
         """
-        self._hand.stepped(tokens_of(tokens), None if loss is UNKNOWN else loss_of(loss), grad_norm)
+        self._hand.stepped(tokens_of(tokens), None if loss is UNKNOWN else loss_of(loss), grad_norm, data_s)
 
     def count(self, stretch: Stretch) -> None:
         """Steps that others have counted, which the next call reports."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import ConfigError, DecentralError, TrainerError
-from decentral.ports.trainer import Model, Publisher, Stateful, Trainer
+from decentral.ports.trainer import Claims, Model, Publisher, Stateful, Trainer
 from decentral.run.options import seat_of
 
 T = TypeVar("T")
@@ -21,6 +21,7 @@ def build_trainer(
     stream_seed: int,
     *,
     founding: bool = False,
+    claims: Claims | None = None,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Trainer:
@@ -31,6 +32,7 @@ def build_trainer(
         own: what this machine has of its own: its device, its data.
         stream_seed: of this worker's own stream of data.
         founding: whether the run has its first weights of this trainer.
+        claims: see ``Seat``.
         rank: see ``Seat``, as for ``num_ranks``.
         num_ranks: see above.
 
@@ -50,7 +52,7 @@ def build_trainer(
     check = getattr(module, "check", None)
     if check is not None:
         marked("checking this machine", lambda: check(settings, own.device))
-    seat = seat_of(swarm, own, stream_seed, founding=founding)
+    seat = replace(seat_of(swarm, own, stream_seed, founding=founding), claims=claims)
     trainer: Trainer = marked(
         "building the trainer", lambda: build(settings, replace(seat, rank=rank, num_ranks=num_ranks, inner=own.inner))
     )

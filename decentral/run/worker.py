@@ -26,6 +26,7 @@ from decentral.run.network import NetworkThread
 from decentral.run.opening import take_part
 from decentral.run.preempt import save_at_once
 from decentral.run.ranks import gone, is_lost
+from decentral.run.rows import SwarmClaims
 from decentral.run.saving import open_journal
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
@@ -61,7 +62,7 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
     told = install(own.log_level, own.log_format)
     if own.threads:
         torch.set_num_threads(own.threads)
-    network = NetworkThread()
+    network, claims = NetworkThread(), SwarmClaims()
     try:
         connection = network.call(connect(start), timeout_s=CONNECT_S)
         if connection.swarm.pipeline.stages:
@@ -69,12 +70,12 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
         try:
             founding = not connection.peers and not connection.is_back
             here = on_machine(connection.swarm, own)
-            trainer = build_trainer(here, own, connection.stream_seed, founding=founding)
+            trainer = build_trainer(here, own, connection.stream_seed, founding=founding, claims=claims)
             publish = publisher_of(here, own)
         except BaseException:
             network.call(connection.node.close(), timeout_s=CONNECT_S)
             raise
-        with take_part(connection, network, trainer, told, publish) as member:
+        with take_part(connection, network, trainer, told, publish, claims=claims) as member:
             announce_join(member.address)
             heed(stop, member, network, own.on_preempt)
             train(member, trainer)
@@ -133,7 +134,7 @@ def train(member: Swarm, trainer: Trainer) -> None:
             raise TrainerError(err, f"taking inner step {step}") from err
         if not isinstance(report, StepReport):
             raise ReportError("the report of train_steps", report, "a StepReport")
-        member.step(loss=report.loss, tokens=report.tokens, grad_norm=report.grad_norm)
+        member.step(loss=report.loss, tokens=report.tokens, grad_norm=report.grad_norm, data_s=report.data_s)
 
 
 def _ask_to_stop(member: Swarm, network: NetworkThread) -> None:

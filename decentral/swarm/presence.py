@@ -70,6 +70,8 @@ class Metrics:
     """The anchor that ``val_loss`` is of, by the round that began with it."""
     compute_s: float = 0.0
     """Time in inner steps."""
+    data_s: float = 0.0
+    """Of that, time in which it waited for data, as far as its trainer tells."""
     waiting_s: float = 0.0
     """Time that training stood still for other workers; what passes during inner steps does not count."""
     transfer_s: float = 0.0

@@ -85,7 +85,8 @@ def _play(reading: Reading, **plan: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["all-reduce", pytest.param("gossip", marks=pytest.mark.slow), pytest.param("async", marks=pytest.mark.slow)]
+    "method",
+    ["all-reduce", pytest.param("gossip", marks=pytest.mark.slow), pytest.param("async", marks=pytest.mark.slow)],
 )
 def test_one_dies_and_one_joins(method: str) -> None:
     reading = Reading()
