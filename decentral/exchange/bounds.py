@@ -15,7 +15,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from decentral.exchange.merge import norm_of, weighted_mean
+from decentral.exchange.merge import norm_of
 
 #: What is so many times longer than it may be is no contribution: it is left out.
 _WILD = 10.0
@@ -23,10 +23,14 @@ _WILD = 10.0
 _ABSURD = 100.0
 #: Fewer cannot tell which of them points the wrong way.
 _FEWEST_TO_AGREE = 4
-#: Members agree if the cosine of the median one with the sum of the others is above so many times what it would be by
-#: chance, one over the square root of the values. Whoever then points away from the others by more than chance, and by
-#: this share of what the median one points along with them, is left out.
+#: Members agree if the median one's agreement (``_agreement``) is above so many times what a cosine is by chance, one
+#: over the square root of the values. Whoever then points away from most others by more than chance, and by this share
+#: of what the median one points along with them, is left out.
 _CHANCE, _AWAY = 4.0, 1 / 8
+#: Cosines are taken of so many values of a shard.
+_SAMPLE = 1 << 14
+#: Shorter rows have no direction.
+_LEAST = 1e-30
 
 
 class Kind(IntEnum):
@@ -39,7 +43,7 @@ class Kind(IntEnum):
     WILD = 2
     """Left out: its norm was more than ten times the largest allowed."""
     AGAINST = 3
-    """Left out: it points away from the mean of the others, who agree among each other."""
+    """Left out: it points away from most others, who agree among each other."""
     NOTHING = 4
     """Left out: all its values are 0, and those of most others are not."""
     MEAN = 5
@@ -54,7 +58,7 @@ class Finding:
     """Which of those given."""
     kind: Kind
     ratio: float
-    """Weight or norm over the median of all; of ``AGAINST`` the cosine with the mean of the others."""
+    """Weight or norm over the median of all; of ``AGAINST`` the median of its cosines with the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,9 @@ def bounded(weights: Sequence[float], values: Sequence[Tensor], factor: float) -
 
     * $w_i \leftarrow \min(w_i, c \tilde w)$
     * $x_i \leftarrow x_i \min(1, c \tilde r / r_i)$, and beyond $10 c \tilde r$ it is left out
-    * of four or more that are left: with the cosine $k_i$ of $x_i$ and the sum of all other $x_j$, each at its bounded
-      length, and their lower median $\tilde k$: if $\tilde k > 4 / \sqrt S$, whoever has
-      $k_i < -\max(4 / \sqrt S, \tilde k / 8)$ is left out
+    * of four or more that are left: with the agreement $k_i$, the lower median of the cosines of $x_i$ with all other
+      $x_j$, and its lower median $\tilde k$: if $\tilde k > 4 / \sqrt S$, whoever has
+      $k_i < -\max(4 / \sqrt S, \tilde k / 8)$ is left out. Cosines are of up to 16,384 of the S values, drawn
 
     If fewer than half are liars, $\tilde w$ and $\tilde r$ lie between the least and the greatest of honest ones; if a
     quarter are, between the lower and the upper third of them.
@@ -134,20 +138,34 @@ def is_absurd(mean_S: Tensor, ours_S: Tensor | None, usual: float) -> bool:
     return 0 < limit < norm_of(mean_S) / root
 
 
+def _agreement(values: Sequence[Tensor], lengths: Sequence[float]) -> tuple[list[float], float]:
+    """How far each contribution agrees with most others, whatever its length: the lower median of its cosines.
+
+    Taken of so many values that a matrix of all with all costs next to nothing. Which ones follows from the lengths of
+    all, honest ones among them: nobody knows beforehand where nobody will look.
+
+    Returns:
+        The medians, and what a cosine may be by chance.
+    """
+    numel = values[0].numel()
+    taken = min(numel, _SAMPLE)
+    dice = torch.Generator().manual_seed(hash(tuple(lengths)) & 0x7FFFFFFF)
+    places = torch.randint(numel, (taken,), generator=dice) if taken < numel else slice(None)
+    rows = [values_S[places] / length for values_S, length in zip(values, lengths, strict=True)]
+    units = torch.nn.functional.normalize(torch.stack(rows), eps=_LEAST)
+    cosines = (units @ units.T).tolist()
+    medians = [statistics.median_low([*row[:i], *row[i + 1 :]]) for i, row in enumerate(cosines)]
+    return medians, _CHANCE / math.sqrt(taken)
+
+
 def _against(values: Sequence[Tensor | None], lengths: Sequence[float]) -> list[tuple[int, float]]:
-    """Who points away from the others if these agree, with the cosine. All count alike, whatever they weigh."""
+    """Who points away from most others if these agree, with the median cosine."""
     inside = [(i, values_S) for i, values_S in enumerate(values) if values_S is not None and lengths[i] > 0]
     if len(inside) < _FEWEST_TO_AGREE:
         return []
-    sum_S = weighted_mean([1.0] * len(inside), [values_S for _, values_S in inside])
-    square = norm_of(sum_S) ** 2
-    cosines: dict[int, float] = {}
-    for i, values_S in inside:
-        along, own = float(torch.dot(sum_S, values_S)), lengths[i] ** 2
-        others = math.sqrt(max(0.0, square - 2 * along + own))
-        cosines[i] = (along - own) / (others * lengths[i]) if others > 0 else 0.0
-    usual = statistics.median_low(cosines.values())
-    chance = _CHANCE / math.sqrt(sum_S.numel())
+    medians, chance = _agreement([values_S for _, values_S in inside], [lengths[i] for i, _ in inside])
+    usual = statistics.median_low(medians)
     if not usual > chance:
         return []
-    return [(i, cosine) for i, cosine in cosines.items() if cosine < -max(chance, _AWAY * usual)]
+    away = -max(chance, _AWAY * usual)
+    return [(i, median) for (i, _), median in zip(inside, medians, strict=True) if median < away]

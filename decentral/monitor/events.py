@@ -157,7 +157,7 @@ class Restrained:
     kind: str
     """Such as ``length``; of a reducer that answered with no mean ``mean``. See ``exchange.bounds.Kind``."""
     ratio: float
-    """Weight or norm over the median of the members'; of ``against`` the cosine with the mean of the others. Of gossip
+    """Weight or norm over the median of the members'; of ``against`` the median cosine with the others. Of gossip
     the distance from this worker's own values over the radius."""
     share: float
     """Of the fragment's values, that were in shards in which this was so."""

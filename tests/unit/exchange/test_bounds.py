@@ -41,16 +41,18 @@ def test_honest_contributions_are_the_very_same(seed: int, num: int, agreement: 
 
 
 def test_workers_whose_goals_differ_point_against_each_other_in_the_end_and_none_is_left_out() -> None:
-    """At the common optimum the pseudo-gradients add up to nothing: each is opposed to the sum of all others."""
+    """At the common optimum the pseudo-gradients add up to nothing: no two of them have a direction in common."""
     values = crowd(0, 8, agreement=0.0)
     middle_S = torch.stack(values).mean(0)
     assert not kinds([1.0] * 8, [values_S - middle_S for values_S in values])
 
 
+@pytest.mark.parametrize("times", [0.5, 1.0, 2.4])
 @pytest.mark.parametrize("num_liars", [1, 2, 3])
-def test_who_points_away_while_the_others_agree_is_left_out(num_liars: int) -> None:
+def test_who_points_away_while_the_others_agree_is_left_out(num_liars: int, times: float) -> None:
+    """However long it is: lengths have no say in which way most point."""
     values = crowd(1, 8)
-    lying = [-values_S if i < num_liars else values_S for i, values_S in enumerate(values)]
+    lying = [-times * values_S if i < num_liars else values_S for i, values_S in enumerate(values)]
     assert kinds([1.0] * 8, lying) == dict.fromkeys(range(num_liars), Kind.AGAINST)
     assert not kinds([1.0] * 3, lying[:3]), "three cannot tell"
 
