@@ -32,6 +32,8 @@ def stopping(stop: Callable[[], object], preempted: Callable[[], object]) -> Ite
         for number in iter(lambda: os.read(reading, 1), b""):
             if number == b"\0":  # the end of the block
                 break
+            if number[0] not in _NUMBERS:
+                continue  # the pipe is told of every signal that has a handler, as torch's loaders have of SIGCHLD
             if number[0] == signal.SIGUSR1:
                 if not asked.is_set():
                     preempted()

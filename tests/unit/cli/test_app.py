@@ -439,6 +439,24 @@ with stopping(stop.set, told.release):
     assert (done.stdout, done.returncode) == ("asked to stop False\n", ExitCode.OK)
 
 
+def test_a_signal_that_somebody_else_handles_asks_for_nothing():
+    """As SIGCHLD in a process in which a loader of torch has processes that read ahead."""
+    code = """
+import os, signal, threading
+from decentral.cli.signals import stopping
+told = threading.Semaphore(0)
+signal.signal(signal.SIGCHLD, lambda *_: None)
+with stopping(lambda: print("asked to stop", flush=True), told.release):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGCHLD)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert told.acquire(timeout=60)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("done\n", ExitCode.OK)
+
+
 def test_signal_handlers_are_gone_afterwards():
     import signal
 
