@@ -9,6 +9,8 @@ from contextlib import ExitStack
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from decentral.config.resolve import on_machine
 from decentral.config.schema import SwarmConfig, WorkerConfig
@@ -41,7 +43,8 @@ def run_ranks(start: Start | None, announce_join: Callable[[str], None], stop: S
     """
     told = install(start.own.log_level, start.own.log_format) if start else install("warning", "text")
     with ExitStack() as resources:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        stop.then(lambda: os._exit(ExitCode.INTERRUPTED), preempted=lambda: None)  # others may not come
+        _come_together()
         resources.callback(dist.destroy_process_group)
         ranks, links = Ranks.form(), list[tuple[NetworkThread, Connection]]()
 
@@ -76,12 +79,24 @@ def run_ranks(start: Start | None, announce_join: Callable[[str], None], stop: S
             return take_part(connection, network, model, told, publisher_of(here, own), idle)
 
         with JointSwarm(ranks, SpreadModel(Guarded(made[0]), ranks), open_ if start else None) as member:
+            stop.then(lambda: None, preempted=lambda: None)
             if start is not None:
                 announce_join(member.address)
                 heed(stop, member, links[0][0], own.on_preempt)
             train(member, made[0])
         check_end(member)
     return ExitCode.OK
+
+
+def _come_together() -> None:
+    """Be in a process group with the others that torchrun has started at this attempt.
+
+    Its store may still have what those of earlier attempts have said of themselves.
+    """
+    store, rank, size = next(rendezvous("env://"))
+    fresh = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
 
 
 def _of_rank(own: WorkerConfig) -> WorkerConfig:
