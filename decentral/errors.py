@@ -5,7 +5,7 @@ values (``exchange.api.Aborted``) or the ``TransportError`` family below; they n
 """
 
 import traceback
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 #: Where this package is, and Python's own library: frames there are not the user's.
 _PACKAGE = __file__.removesuffix("errors.py")
@@ -35,6 +35,7 @@ class ExitCode(IntEnum):
     TRAINER = 13
     DISK = 14
     RANK = 15
+    NOT_ADMITTED = 16
     DEGRADED = 20
     EMPTY = 21
     INTERRUPTED = 130
@@ -186,6 +187,72 @@ class RankError(DecentralError):
         self.exit_code = exit_code
 
 
+class AdmissionError(DecentralError):
+    """The swarm is private, and this peer may not enter or has been put out; or it is not the swarm that was meant.
+
+    Args:
+        by: why.
+    """
+
+    exit_code = ExitCode.NOT_ADMITTED
+
+    def __init__(self, by: "NotAdmittedBy") -> None:
+        message, hint = _ADMISSION[by]
+        super().__init__(message, hint=hint)
+        self.by = by
+
+
+class NotAdmittedBy(StrEnum):
+    """Why two peers do not come together. The values travel in messages."""
+
+    NO_PROOF = "proof"
+    """It has not said yet who it is."""
+    NO_TOKEN = "token"
+    WRONG_TOKEN = "wrong token"
+    REVOCATION = "revoked"
+    BAN = "banned"
+    DENIAL = "denied"
+    """By that machine's own lists, or by this one's."""
+    IMPOSTURE = "impostor"
+    """The other side did not prove that it is of the swarm."""
+    OPENNESS = "public"
+    """The other side's swarm is open to anybody, and we have a token of a private one."""
+    AGE = "release"
+    """The other side's release knows no private swarms."""
+
+
+_ASK = "Ask a worker's owner for the line that `decentral worker` printed there: its address ends in #TOKEN."
+_ADMISSION = {
+    NotAdmittedBy.NO_PROOF: ("The worker there forgot this one, again and again.", "Try again."),
+    NotAdmittedBy.NO_TOKEN: ("This swarm is private, and the address has no token.", _ASK),
+    NotAdmittedBy.WRONG_TOKEN: ("The token in the address is not one of this swarm's.", _ASK),
+    NotAdmittedBy.REVOCATION: (
+        "The invitation by which this machine enters the swarm has been revoked.",
+        "Ask the founder for another one: `decentral invite` makes it.",
+    ),
+    NotAdmittedBy.BAN: (
+        "The founder has banned this worker from the swarm.",
+        "Ask the founder: `decentral ban --undo` lets it in again.",
+    ),
+    NotAdmittedBy.DENIAL: (
+        "The owner of that worker, or of this one, does not let the two come together.",
+        "Look at worker.allow and worker.deny, or take the address of another worker.",
+    ),
+    NotAdmittedBy.IMPOSTURE: (
+        "Whoever answers at the address is not of the swarm that the token is of.",
+        _ASK,
+    ),
+    NotAdmittedBy.OPENNESS: (
+        "The swarm at the address is public, and the address has the token of a private one.",
+        "If that swarm is meant, leave away # and what follows.",
+    ),
+    NotAdmittedBy.AGE: (
+        "The worker there runs a release of decentral that knows no private swarms.",
+        "Install this machine's release there, or leave away # and what follows to see which one it is.",
+    ),
+}
+
+
 class TransportError(Exception):
     """A call to a peer failed. Callers catch it; it never ends a worker."""
 
@@ -200,6 +267,18 @@ class CallTimeout(TransportError):
 
 class CallRefused(TransportError):
     """The peer answered that it refuses (busy, unknown method, malformed request, its handler failed)."""
+
+
+class NotAdmitted(CallRefused):
+    """One of the two sides does not let the other in; nothing was delivered.
+
+    Args:
+        by: why.
+    """
+
+    def __init__(self, by: NotAdmittedBy) -> None:
+        super().__init__(_ADMISSION[by][0])
+        self.by = by
 
 
 class FrameError(ValueError):

@@ -1,10 +1,14 @@
-"""What a person pastes after ``--join``: a multiaddr, ``host:port``, or ``host:port/PEERID``."""
+"""What a person pastes after ``--join``: a multiaddr, ``host:port`` or ``host:port/PEERID``, perhaps with ``#TOKEN``.
+
+The token is a secret. ``str`` and ``multiaddr`` leave it away, so that no log and no error shows it.
+"""
 
 import ipaddress
 import re
 from dataclasses import dataclass, replace
 
 from decentral.adapters.hivemind_light import PeerID
+from decentral.adapters.invitation import Invitation
 from decentral.errors import UsageError
 from decentral.types import PeerId
 
@@ -23,6 +27,8 @@ class Address:
     port: int
     peer: PeerId | None = None
     """Who is expected there; ``None`` if the address does not say."""
+    invitation: Invitation | None = None
+    """To the private swarm there."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -50,13 +56,19 @@ def parse_address(text: str, *, option: str = "--join") -> Address:
     Raises:
         UsageError: says what is missing or wrong.
     """
-    text = text.strip()
+    text, has_token, token = text.strip().partition("#")
     if not text:
         hint = "To start a new swarm use --new." if option == "--join" else ""
         raise UsageError(f"{option} is empty (is a variable unset?).", hint=hint)
     if len(text) > _MAX_TEXT:
         raise UsageError(f"{option} is {len(text)} characters long, which no address is.")
-    return _from_multiaddr(text, option) if text.startswith("/") else _from_short_form(text, option)
+    address = _from_multiaddr(text, option) if text.startswith("/") else _from_short_form(text, option)
+    try:
+        return replace(address, invitation=Invitation.parse(token)) if has_token else address
+    except ValueError as err:
+        raise UsageError(
+            f"What follows # in the address of {address} is not a token: {err}.", hint="Was it cut when it was copied?"
+        ) from None
 
 
 def _from_multiaddr(text: str, option: str) -> Address:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -171,8 +171,8 @@ class Daemon:
         )
         return reader, writer
 
-    async def serve_streams(self, protocol: str, handler: StreamHandler) -> None:
-        """Hand every incoming stream of ``protocol`` to ``handler``, which closes the writer. Once per daemon."""
+    async def serve_streams(self, handlers: Mapping[str, StreamHandler]) -> None:
+        """Hand every incoming stream to the handler of its protocol, which closes the writer. Once per daemon."""
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             info = p2pd_pb2.StreamInfo()
@@ -182,19 +182,19 @@ class Daemon:
             except (OSError, asyncio.IncompleteReadError, DecodeError, TimeoutError):
                 writer.close()
                 return
-            await handler(PeerId(PeerID(info.peer).to_base58()), reader, writer)
+            await handlers[info.proto](PeerId(PeerID(info.peer).to_base58()), reader, writer)
 
         self._server = await asyncio.start_unix_server(accept, self._incoming)
         request = p2pd_pb2.StreamHandlerRequest(
-            addr=Multiaddr(f"/unix{self._incoming}").to_bytes(), proto=[protocol], balanced=False
+            addr=Multiaddr(f"/unix{self._incoming}").to_bytes(), proto=list(handlers), balanced=False
         )
         await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=request))
 
-    async def attach_p2p(self) -> P2P:
+    async def attach_p2p(self, kind: type[P2P] = P2P) -> P2P:
         """A handle of hivemind's own kind on this daemon, as its DHT wants it."""
         # The one private name of hivemind's that we touch: where a P2P object puts the socket it listens on.
-        kind: Any = type("_AttachedP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": f"/unix{self.folder}/"})
-        return await kind.replicate(Multiaddr(f"/unix{self._control}"))
+        attached: Any = type("_AttachedP2P", (kind,), {"_UNIX_SOCKET_PREFIX": f"/unix{self.folder}/"})
+        return await attached.replicate(Multiaddr(f"/unix{self._control}"))
 
     async def _command(self, request: p2pd_pb2.Request) -> p2pd_pb2.Response:
         async with asyncio.timeout(_CONTROL_TIMEOUT_S):

@@ -73,7 +73,7 @@ from hivemind.dht.node import DHTNode  # noqa: E402
 from hivemind.dht.validation import DHTRecord  # noqa: E402
 from hivemind.p2p.p2p_daemon import P2P, P2PD_FILENAME  # noqa: E402
 from hivemind.p2p.p2p_daemon_bindings.datastructures import PeerID  # noqa: E402
-from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe, write_pbmsg  # noqa: E402
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PHandlerError, read_pbmsg_safe, write_pbmsg  # noqa: E402
 from hivemind.proto import crypto_pb2, dht_pb2, p2pd_pb2  # noqa: E402
 from hivemind.utils.multiaddr import Multiaddr  # noqa: E402
 from hivemind.utils.serializer import MSGPackSerializer  # noqa: E402
@@ -88,6 +88,7 @@ __all__ = [
     "DecodeError",
     "MSGPackSerializer",
     "Multiaddr",
+    "P2PHandlerError",
     "PeerID",
     "crypto_pb2",
     "dht_pb2",

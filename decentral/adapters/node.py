@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from decentral.adapters.address import Address, parse_address
+from decentral.adapters.admission import guarded
 from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone, DaemonOptions, start_daemon
 from decentral.adapters.directory import HivemindDirectory, open_directory
+from decentral.adapters.gate import Gate, Pass
 from decentral.adapters.identity import IdentityFile, KeyIdentity
 from decentral.adapters.port import ensure_free
 from decentral.adapters.runtime_dir import RuntimeDir
 from decentral.adapters.transport import HivemindTransport
-from decentral.errors import DecentralError, IdentityError, UnreachableError, UsageError
+from decentral.errors import AdmissionError, DecentralError, IdentityError, UnreachableError, UsageError
 from decentral.types import PeerId, short_id
 
 T = TypeVar("T")
@@ -48,6 +50,12 @@ class NodeOptions:
     """Only call others: do not listen, serve or keep records."""
     max_upload_bytes_per_s: float | None = None
     """The most that calls and replies may put on the uplink, with overhead; ``None`` for no limit."""
+    held: Pass | None = None
+    """What lets it into a private swarm; ``None`` for a public one."""
+    allow: tuple[PeerId, ...] = ()
+    """If there are any, only these are let in here."""
+    deny: tuple[PeerId, ...] = ()
+    """These are not let in here."""
 
 
 class Node:
@@ -66,6 +74,8 @@ class Node:
         self.transport = transport
         self.directory = directory
         """``None`` for an asker."""
+        self.gate = transport.gate
+        """Who is let in."""
         self.identity = identity
         self._addresses = addresses
         self.daemon = daemon
@@ -105,29 +115,43 @@ class Node:
             return None
         return None if failure else known.peer
 
-    async def failed(self) -> str:
-        """Wait until the daemon has ended by itself, which makes this node deaf for good; its last words.
+    async def failed(self) -> DecentralError:
+        """Wait until this node is deaf for good, because its daemon has ended by itself or the swarm has put it out.
 
         Cancel this before ``close``, which ends the daemon as well.
         """
-        status = await self.daemon.exited()
-        return f"the libp2p daemon ended with status {status}: {self.daemon.last_words()}"
+        put_out = asyncio.Event()
+        self.gate.on_policy.append(lambda _: put_out.set() if self.gate.own_objection() else None)
+        if self.gate.own_objection() is not None:
+            put_out.set()
+        ends = [asyncio.create_task(self.daemon.exited()), asyncio.create_task(put_out.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        objection = self.gate.own_objection()
+        if objection is not None:
+            return AdmissionError(objection)
+        status = self.daemon.process.returncode
+        return DecentralError(
+            "This worker lost its connection to the network: the libp2p daemon ended with status "
+            f"{status}: {self.daemon.last_words()}",
+            hint="Start it again with the same --out: it rejoins under the same identity.",
+        )
 
     async def while_alive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do ``work`` to its end, or until the daemon has ended by itself, which cancels it.
+        """Do ``work`` to its end, or until this node is deaf for good, which cancels it.
 
         Raises:
-            DecentralError: the daemon is gone; carries its last words.
+            DecentralError: see ``failed``.
             Exception: what ``work`` raises.
         """
         working, dying = asyncio.create_task(work), asyncio.create_task(self.failed())
         try:
             await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                raise DecentralError(
-                    f"This worker lost its connection to the network: {dying.result()}",
-                    hint="Start it again with the same --out: it rejoins under the same identity.",
-                )
+                raise dying.result()
             return working.result()
         finally:
             for task in (working, dying):
@@ -176,13 +200,15 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
             await _ensure_unused(identity.peer_id, options)
     daemon = await start_daemon(_daemon_options(options, folder.path, key_path))
     resources.push_async_callback(daemon.stop)
-    transport = HivemindTransport(daemon, identity.peer_id, options.max_upload_bytes_per_s)
+    gate = Gate(identity.peer_id, options.held, options.allow, options.deny)
+    transport = HivemindTransport(daemon, identity.peer_id, options.max_upload_bytes_per_s, gate)
     resources.push_async_callback(transport.close)
     joined = await _join(daemon, initial)
     directory = None
     addresses: tuple[str, ...] = ()
     if not options.asker:
-        p2p = await daemon.attach_p2p()
+        await transport.listen()  # those who hear of us by the directory may ask to be let in at once
+        p2p = await daemon.attach_p2p(guarded(transport.admission))
         resources.push_async_callback(p2p.shutdown)
         directory = await open_directory(p2p, joined)
         resources.push_async_callback(_leave, directory, daemon)

@@ -4,26 +4,45 @@ What is definite: a request counts as delivered once its last byte is with our d
 ``PeerUnreachable`` (a request that arrives incomplete reaches no handler), whatever breaks after it ``CallTimeout``,
 at once if the connection is known to be lost.
 
-This module knows nothing of what the bytes mean.
+Whoever is not admitted is turned away before a byte of its request is read, and is not called (``admission``). This
+module knows nothing of what the bytes mean.
 """
 
 import asyncio
 import contextlib
 import math
+import random
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from decentral.adapters.admission import ADMISSION, Admission, refusal_in
 from decentral.adapters.budget import Budget
 from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone
+from decentral.adapters.gate import Gate
+from decentral.adapters.policy import MAX_POLICY_BYTES, SignedPolicy
 from decentral.adapters.wire import MAX_REFUSAL_BYTES, Meter, Status, reply_head, request_head
-from decentral.errors import CallRefused, CallTimeout, PeerUnreachable
+from decentral.errors import (
+    CallRefused,
+    CallTimeout,
+    NotAdmitted,
+    NotAdmittedBy,
+    PeerUnreachable,
+    TransportError,
+)
 from decentral.ports.transport import Handler, Traffic
 from decentral.types import PeerId
 
 T = TypeVar("T")
 
 _PROTOCOL = "/decentral/call/1"
+#: The method that takes the swarm's policy.
+POLICY = "policy"
+#: A new policy is told to so many of those whom we have called last; each of them does the same.
+_NUM_TOLD = 16
+_MAX_CALLED = 256
+_TELL_TIMEOUT_S = 5.0
 #: Streams served at a time over all methods; libp2p's own limits are far above.
 _MAX_STREAMS = 512
 _HEAD_TIMEOUT_S = 10.0
@@ -69,9 +88,20 @@ class HivemindTransport:
         peer_id: the daemon's identity.
         max_upload_bytes_per_s: of all calls and replies together, as the link carries them (``adapters.budget``);
             ``None`` for no limit.
+        gate: who is let in; by default anybody.
     """
 
-    def __init__(self, daemon: Daemon, peer_id: PeerId, max_upload_bytes_per_s: float | None = None) -> None:
+    def __init__(
+        self,
+        daemon: Daemon,
+        peer_id: PeerId,
+        max_upload_bytes_per_s: float | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        self.gate = gate if gate is not None else Gate(peer_id)
+        self.admission = Admission(peer_id, self.gate, self._stream, _PROTOCOL, self._spawn)
+        self._called: OrderedDict[PeerId, None] = OrderedDict()
+        """Those whose reply we have had, the last one last."""
         self._daemon = daemon
         self._peer_id = peer_id
         self._methods: dict[str, _Method] = {}
@@ -81,6 +111,9 @@ class HivemindTransport:
         self._writers: set[asyncio.StreamWriter] = set()  # Calls in flight.
         self._listening = False
         self._closed = False
+        if self.gate.is_private:
+            self._methods[POLICY] = _Method(self._on_policy, MAX_POLICY_BYTES, 8, None)
+            self.gate.on_policy.append(self._spread)
 
     @property
     def peer_id(self) -> PeerId:
@@ -100,26 +133,49 @@ class HivemindTransport:
             if len(reply) > max_reply_bytes:
                 raise CallRefused(_oversized(len(reply), max_reply_bytes))
             return reply
-        call = _Call(self._meter, peer, method, request, max_reply_bytes)
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._stream(peer) as (reader, writer):
-                    return await call.exchange(reader, writer)
+                try:
+                    return await self._call(peer, call := _Call(self._meter, peer, method, request, max_reply_bytes))
+                except _TurnedAway as err:
+                    if not self.gate.is_private:
+                        raise NotAdmitted(err.by) from None
+                # It was restarted and knows nobody, or has heard that we are put out: it has to prove which.
+                self.gate.forget(peer)
+                return await self._call(peer, call := _Call(self._meter, peer, method, request, max_reply_bytes))
+        except _TurnedAway:
+            raise NotAdmitted(NotAdmittedBy.NO_PROOF) from None
         except TimeoutError:
             raise call.broken(f"no reply within {timeout_s:.3g} s") from None
         except (OSError, asyncio.IncompleteReadError) as err:
             raise call.broken("connection lost") from err
 
+    async def _call(self, peer: PeerId, call: "_Call") -> bytes:
+        await self.admission.introduce(peer)
+        async with self._stream(peer, _PROTOCOL) as (reader, writer):
+            reply = await call.exchange(reader, writer)
+        self._called[peer] = None
+        self._called.move_to_end(peer)
+        if len(self._called) > _MAX_CALLED:
+            self._called.popitem(last=False)
+        return reply
+
+    def is_barred(self, peer: PeerId) -> bool:
+        """See ``ports.transport.Transport.is_barred``."""
+        return self.gate.is_barred(peer)
+
     @contextlib.asynccontextmanager
-    async def _stream(self, peer: PeerId) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async def _stream(
+        self, peer: PeerId, protocol: str
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """A stream to ``peer`` for the length of a call; the peer sees it end at once if the call is given up."""
         try:
-            reader, writer = await self._daemon.open_stream(peer, _PROTOCOL)
+            reader, writer = await self._daemon.open_stream(peer, protocol)
         except DaemonGone as err:
             raise PeerUnreachable(str(err)) from err
         except DaemonError as err:
             if "protocols not supported" in str(err):
-                raise CallRefused(f"{peer} does not serve {_PROTOCOL}") from err
+                raise CallRefused(f"{peer} does not serve {protocol}") from err
             raise PeerUnreachable(f"cannot reach {peer}: {err}") from err
         self._writers.add(writer)
         try:
@@ -158,14 +214,34 @@ class HivemindTransport:
         """See ``ports.transport.Transport.serve``."""
         budget = Budget(upload_share * self._max_upload_bytes_per_s) if upload_share < 1 else None
         self._methods[method] = _Method(handler, max_request_bytes, max_concurrent, budget)
+        await self.listen()
+
+    async def listen(self) -> None:
+        """Answer others, with whatever is served. Idempotent."""
         if not self._listening:
             self._listening = True
-            await self._daemon.serve_streams(_PROTOCOL, self._accept)
+            await self._daemon.serve_streams({_PROTOCOL: self._accept, ADMISSION: self.admission.receive})
+
+    async def _on_policy(self, sender: PeerId, request: bytes) -> bytes:
+        return b"y" if self.gate.adopt(request) else b"n"
+
+    def _spread(self, policy: SignedPolicy) -> None:
+        """Tell some of the others of a policy, who tell others."""
+        known = list(self._called)
+        for peer in random.sample(known, min(_NUM_TOLD, len(known))):
+            self._spawn(self._tell(peer, policy.data))
+
+    async def _tell(self, peer: PeerId, policy: bytes) -> None:
+        with contextlib.suppress(TransportError):
+            await self.call(peer, POLICY, policy, timeout_s=_TELL_TIMEOUT_S, max_reply_bytes=1)
 
     async def _accept(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one stream. Nothing that a peer does raises from here."""
         if self._closed or len(self._tasks) >= _MAX_STREAMS:
             writer.close()
+            return
+        if self.gate.objection(sender) is not None:
+            await self.admission.turn_away(sender, reader, writer)
             return
         task = self._spawn(self._serve_stream(sender, reader, writer))
         try:
@@ -233,6 +309,13 @@ class HivemindTransport:
             await asyncio.wait(set(self._tasks))
 
 
+class _TurnedAway(Exception):
+    """The peer does not know us as one whom it has admitted; it has read nothing."""
+
+    def __init__(self, by: NotAdmittedBy) -> None:
+        self.by = by
+
+
 class _Call:
     """One call on its way: sends and listens at the same time, because a refusal may come before the last byte."""
 
@@ -255,6 +338,8 @@ class _Call:
         finally:
             sending.cancel()
             await asyncio.wait({sending})
+        if status == Status.STRANGER:
+            raise _TurnedAway(refusal_in(reply.decode(errors="replace")))
         if status != Status.OK:
             raise CallRefused(reply.decode(errors="replace"))
         return reply

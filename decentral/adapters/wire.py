@@ -24,6 +24,8 @@ class Status(IntEnum):
 
     OK = 0
     REFUSED = 1
+    STRANGER = 2
+    """The caller is not admitted; nothing of its request was read."""
 
 
 def request_head(method: str, size: int) -> bytes:

@@ -12,7 +12,16 @@ import msgspec
 from msgspec import Meta
 
 from decentral import PROTOCOL, __version__
-from decentral.errors import CallRefused, FrameError, ProtocolError, TransportError, UnreachableError, WrongPeerError
+from decentral.errors import (
+    AdmissionError,
+    CallRefused,
+    FrameError,
+    NotAdmitted,
+    ProtocolError,
+    TransportError,
+    UnreachableError,
+    WrongPeerError,
+)
 from decentral.ports.transport import Transport
 from decentral.swarm.message import UNREADABLE, Message, from_wire, to_wire
 from decentral.swarm.presence import Presence, Verify, decode
@@ -69,12 +78,15 @@ async def ask_hello(transport: Transport, peer: PeerId, verify: Verify, *, timeo
 
     Raises:
         UnreachableError: no answer.
+        AdmissionError: one of the two does not let the other in.
         WrongPeerError: it answers, but it is no worker of decentral.
         ProtocolError: it speaks another protocol.
     """
     try:
         reply = await transport.call(peer, HELLO, b"", timeout_s=timeout_s, max_reply_bytes=_Answer.max_bytes)
         greeting = msgspec.msgpack.decode(reply, type=_Greeting)
+    except NotAdmitted as err:
+        raise AdmissionError(err.by) from err
     except (CallRefused, *UNREADABLE) as err:
         raise WrongPeerError(
             f"{peer} is a libp2p peer, but not a worker of decentral ({err})",

@@ -255,7 +255,7 @@ class Membership:
         except FrameError:
             return
         presence = signed.presence
-        if presence.run != self._own.run:
+        if presence.run != self._own.run or self._transport.is_barred(presence.peer):
             return
         if presence.peer == self._own.peer:
             if presence.seq > self._own.seq:
@@ -271,13 +271,15 @@ class Membership:
         """Tell the journal who came and who went since the last beat."""
         now = self._clock.monotonic()
         self.roster.forget(now)
+        self.roster.drop({p.peer for p, _ in self.roster.with_ages(now) if self._transport.is_barred(p.peer)})
         live = frozenset(p.peer for p in self.roster.live(now))
         for peer in sorted(live - self._live - {self._own.peer}):
             self._journal.record(PeerSeen(peer))
         for peer in sorted(self._live - live):
             presence = self.roster.get(peer)
             farewell = None if presence is None else _FAREWELLS.get(presence.state)
-            self._journal.record(PeerLost(peer, farewell or "silent or unreachable"))
+            other = "put out of the swarm" if self._transport.is_barred(peer) else "silent or unreachable"
+            self._journal.record(PeerLost(peer, farewell or other))
         if len(self._encoded) > len(self.roster):
             self._encoded = {peer: data for peer, data in self._encoded.items() if self.roster.get(peer) is not None}
         self._live = live

@@ -53,6 +53,10 @@ class Scoped:
             upload_share=upload_share,
         )
 
+    def is_barred(self, peer: PeerId) -> bool:
+        """See ``Transport.is_barred``."""
+        return self._transport.is_barred(peer)
+
     def traffic(self) -> Traffic:
         """That of all scopes together."""
         return self._transport.traffic()

@@ -56,6 +56,10 @@ class Transport(Protocol):
         """
         ...
 
+    def is_barred(self, peer: PeerId) -> bool:
+        """Whether a peer is kept out for good, by the swarm or by this machine: it is neither served nor called."""
+        ...
+
     def traffic(self) -> Traffic:
         """Bytes sent to and received from other peers so far."""
         ...

@@ -94,6 +94,10 @@ class MemoryTransport(Endpoint):
         """
         self._methods[method] = _Method(handler, max_request_bytes, max_concurrent)
 
+    def is_barred(self, peer: PeerId) -> bool:
+        """Nobody is: there are no strangers in a simulation."""
+        return False
+
     def traffic(self) -> Traffic:
         """Payloads and ``FRAME_BYTES`` for each message; of received ones, only what arrived."""
         return Traffic(self.sent_bytes, self.received_bytes)

@@ -58,7 +58,7 @@ class Roster:
             entry = self._entries[presence.peer] = _Entry(presence, heard_at)
             bisect.insort(self._by_peer, entry, key=lambda entry: entry.presence.peer)
             if len(self._entries) > MAX_PEERS:
-                self._drop({next(iter(self._entries))})
+                self.drop({next(iter(self._entries))})
         elif presence.seq <= entry.presence.seq:
             return False
         else:
@@ -138,9 +138,10 @@ class Roster:
     def forget(self, now: float) -> None:
         """Drop the long silent."""
         horizon = now - _REMEMBER_TTLS * self._lifetime_s
-        self._drop({peer for peer, entry in self._entries.items() if entry.heard_at < horizon})
+        self.drop({peer for peer, entry in self._entries.items() if entry.heard_at < horizon})
 
-    def _drop(self, peers: Set[PeerId]) -> None:
+    def drop(self, peers: Set[PeerId]) -> None:
+        """Forget peers at once."""
         if peers:
             self._entries = {peer: entry for peer, entry in self._entries.items() if peer not in peers}
             self._by_peer = [entry for entry in self._by_peer if entry.presence.peer not in peers]

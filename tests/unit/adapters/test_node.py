@@ -145,7 +145,7 @@ def test_a_daemon_that_does_not_start_or_ends_leaves_its_last_words(tmp_path: Pa
         node = await nodes.found()
         failing = asyncio.create_task(node.failed())
         os.kill(node.daemon.process.pid, signal.SIGKILL)
-        assert "ended with status -9" in await failing
+        assert "ended with status -9" in (await failing).message
 
     run(scenario)
 
