@@ -3,7 +3,7 @@
 Two peers of a private swarm prove to each other, before anything else, that each holds a key that the policy allows.
 The caller goes first, so that a stranger learns nothing. Each signs both peer ids, which libp2p authenticates, a fresh
 number of each, and its role: what one says cannot be used by anybody else, nor again, nor against itself. Why it is not
-libp2p's pre-shared key: ``docs/adr/0011-members-prove-themselves.md``.
+libp2p's pre-shared key: ``docs/adr/0012-members-prove-themselves.md``.
 
 Knows no stream: what is to be said is bytes, and ``transport`` carries them.
 """

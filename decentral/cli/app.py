@@ -3,6 +3,7 @@
 import typer
 
 import decentral
+from decentral.cli.access import ban, invite, revoke
 from decentral.cli.audit import audit
 from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
@@ -25,6 +26,9 @@ app = typer.Typer(
 app.command(cls=Command)(local)
 app.command(cls=Command)(worker)
 app.command(cls=Command)(status)
+app.command(cls=Command)(invite)
+app.command(cls=Command)(revoke)
+app.command(cls=Command)(ban)
 app.command(cls=Command)(export)
 app.command(cls=Command)(runs)
 app.command(cls=Command)(audit)

@@ -11,6 +11,9 @@ from typer.core import TyperCommand
 
 from decentral.errors import DecentralError, ExitCode, TrainerError
 
+#: The token of an address, where that is better kept out of the command line.
+INVITATION = "DECENTRAL_INVITATION"
+
 
 class Command(TyperCommand):
     """A command whose function returns an exit code and may raise any ``DecentralError``.
@@ -47,6 +50,17 @@ class Command(TyperCommand):
                 "This is a fault of decentral's own." + ("" if debug else " Run it again with --debug and report it."),
             )
             return ExitCode.INTERNAL
+
+
+def with_invitation(address: str) -> str:
+    """An address with the token in the environment, unless it has one itself: others can see a command line."""
+    token = os.environ.get(INVITATION, "")
+    return f"{address}#{token}" if token and "#" not in address else address
+
+
+def without_token(address: str) -> str:
+    """An address as somebody gave it, to be shown."""
+    return address.partition("#")[0]
 
 
 def show_error(message: str, hint: str = "") -> None:

@@ -10,7 +10,8 @@ import typer
 
 from decentral.cli.models import ALLOW_DOWNLOAD, MODEL, TOKENIZER, ModelFlags
 from decentral.cli.render import console
-from decentral.cli.worker import DEBUG, data_paths
+from decentral.cli.worker import DEBUG, TASK, TRUST_CONFIG, data_paths
+from decentral.config.resolve import on_machine
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError, ExitCode, UsageError
@@ -31,6 +32,8 @@ _TAKE = typer.Option(
     "Without it the average where workers gossip, else the newest.",
 )
 _OUT = "A file of weights; or, of a model of transformers, a folder that transformers reads."
+#: What the folder's worker had, unless it is given now.
+_OWN = frozenset({"device", "task", "trust_config", "data", "model", "tokenizer", "allow_download"})
 _DATA = typer.Option(help="Text to measure the loss on, in place of the run's. Repeatable.", metavar="PATH")
 
 
@@ -42,6 +45,8 @@ def export(
     model: Annotated[str | None, MODEL] = None,
     tokenizer: Annotated[str | None, TOKENIZER] = None,
     allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
+    task: Annotated[str | None, TASK] = None,
+    trust_config: Annotated[bool, TRUST_CONFIG] = False,
     device: Annotated[str | None, typer.Option(help="Where to measure the loss: cpu, mps, cuda or cuda:N.")] = None,
     no_loss: Annotated[bool, typer.Option("--no-loss", help="Do not measure losses.")] = False,
     debug: Annotated[bool, DEBUG] = False,
@@ -49,27 +54,34 @@ def export(
     """Write one replica of a run, or the average of all, with the loss of each."""
     if not all(text.strip() for text in sources):
         raise UsageError("A source is empty.", hint="Is the variable set?")
-    here = ModelFlags(model, tokenizer, allow_download=allow_download).by_key(False)
-    own = load(None, (), {"worker.device": device, "worker.data": data_paths(data, None), **here}).worker
+    flags = {
+        "worker.device": device,
+        "worker.trust_config": trust_config or None,
+        "worker.data": data_paths(data, None),
+    }
+    models = ModelFlags(model, tokenizer, allow_download=allow_download, task=task).by_key(False)
+    own = load(None, (), {**flags, **models}).worker
     as_folder = out.suffix != SUFFIX
     _check_target(out, as_folder=as_folder)
+    if no_loss:
+        _check_without_loss(take)
     from decentral.cli import result
     from decentral.cli.sources import config_at, ensure_any, paths_and_addresses
     from decentral.run import fetch
     from decentral.run.tasks import build_trainer, publisher_of
-    from decentral.state.average import BEST, choose, survey
+    from decentral.state.average import choose, survey
 
-    if no_loss and take == BEST:
-        raise UsageError(
-            f"--take {BEST} goes by the losses, which --no-loss leaves out.", hint="Leave one of them out."
-        )
     paths, addresses = paths_and_addresses(sources)
-    swarm = next((config for text in paths if (config := config_at(Path(text))) is not None), None)
+    there = next((config for text in paths if (config := config_at(Path(text))) is not None), None)
+    swarm = None if there is None else there.swarm
     replicas, broken = _replicas(paths, take, swarm)
     trainer = None
     if addresses:
         fetched = asyncio.run(fetch.fetch(addresses, own, _say))
         replicas, swarm, trainer = [*replicas, *fetched.replicas], fetched.swarm, fetched.trainer
+    elif there is not None and (as_folder or not no_loss):
+        own = there.worker.model_copy(update={key: value for key, value in own if value and key in _OWN})
+        swarm = on_machine(there.swarm, own)
     ensure_any(replicas, sources, broken)
     if swarm is None and (as_folder or not no_loss):
         what = "knows the architecture" if as_folder else "measures the loss"
@@ -111,6 +123,20 @@ def _replicas(paths: Sequence[str], take: str | None, swarm: SwarmConfig | None)
         _say(f"put together of {assemble.told(chosen)}")
         replicas.append(whole)
     return replicas, broken
+
+
+def _check_without_loss(take: str | None) -> None:
+    """Refuse to choose by what is not measured.
+
+    Raises:
+        UsageError: the best is wanted.
+    """
+    from decentral.state.average import BEST
+
+    if take == BEST:
+        raise UsageError(
+            f"--take {BEST} goes by the losses, which --no-loss leaves out.", hint="Leave one of them out."
+        )
 
 
 def _check_target(out: Path, *, as_folder: bool) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from decentral.config.schema import SwarmConfig
-from decentral.config.settings import load
+from decentral.cli.command import with_invitation, without_token
+from decentral.config.settings import Settings, load
 from decentral.errors import ConfigError, UsageError
 from decentral.run.folder import CHECKPOINTS, CONFIG, MODEL, SUFFIX, WORKERS, stage_folder
 from decentral.state.average import Replica
@@ -47,9 +47,11 @@ def paths_and_addresses(sources: Sequence[str]) -> tuple[list[str], list[str]]:
         elif path.exists() or text.endswith(SUFFIX):
             paths.append(text)
         elif ":" in text or "/tcp/" in text:
-            addresses.append(text)
+            addresses.append(with_invitation(text))
         else:
-            raise UsageError(f"There is nothing at {text!r}, and it is no address.", hint=f"Give {_KINDS}.")
+            raise UsageError(
+                f"There is nothing at {without_token(text)!r}, and it is no address.", hint=f"Give {_KINDS}."
+            )
     return paths, addresses
 
 
@@ -101,8 +103,8 @@ def parts_from_paths(paths: Sequence[str]) -> tuple[list[Part], list[str], list[
     return list(found.values()), others, broken
 
 
-def config_at(path: Path) -> SwarmConfig | None:
-    """The run's configuration as it lies in a folder or beside a file; ``None`` if there is none.
+def config_at(path: Path) -> Settings | None:
+    """The run's and its worker's configuration as it lies in a folder or beside a file; ``None`` if there is none.
 
     Raises:
         ConfigError: this release cannot read it.
@@ -110,7 +112,7 @@ def config_at(path: Path) -> SwarmConfig | None:
     folder = path if path.is_dir() else path.parent
     if folder.parent.name == CHECKPOINTS:
         folder = folder.parent.parent
-    return load(folder / CONFIG).swarm if (folder / CONFIG).exists() else None
+    return load(folder / CONFIG) if (folder / CONFIG).exists() else None
 
 
 def _pointed(path: Path) -> Path:
@@ -202,4 +204,6 @@ def ensure_any(replicas: Sequence[Replica], sources: Sequence[str], broken: Sequ
     """
     if not replicas:
         why = "; ".join(broken) or "no worker has saved any yet (they do so once a minute, and at the end)"
-        raise UsageError(f"No weights were found in {', '.join(sources)}: {why}.", hint=f"Give {_KINDS}.")
+        raise UsageError(
+            f"No weights were found in {', '.join(map(without_token, sources))}: {why}.", hint=f"Give {_KINDS}."
+        )

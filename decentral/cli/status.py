@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from decentral.cli.command import show_error
+from decentral.cli.command import show_error, with_invitation, without_token
 from decentral.cli.render import console, view
 from decentral.cli.worker import DEBUG
 from decentral.errors import ExitCode, UnreachableError, UsageError
@@ -45,6 +45,7 @@ def status(
     """Show the run and its workers. Exit code 0: healthy, 20: degraded, 21: empty, 5: unreachable."""
     if not all(address.strip() for address in addresses):
         raise UsageError("The address is empty.", hint="Is the variable set?")
+    addresses = [with_invitation(address) for address in addresses]
     if watch:
         return _watch(addresses, format)
     report = _ask(addresses)
@@ -67,7 +68,7 @@ def _ask(addresses: Sequence[str]) -> StatusReport:
         return asyncio.run(ask())
     except TimeoutError as err:
         raise UnreachableError(
-            f"No answer from {', '.join(addresses)} within {_DEADLINE_S:.0f} s.",
+            f"No answer from {', '.join(map(without_token, addresses))} within {_DEADLINE_S:.0f} s.",
             hint="Does the worker run? A firewall between may drop the packets.",
         ) from err
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from decentral.cli.command import with_invitation
 from decentral.cli.models import (
     ALLOW_DOWNLOAD,
     DATASET,
@@ -23,7 +24,7 @@ from decentral.cli.models import (
 from decentral.cli.signals import stopping
 from decentral.config.names import METHODS
 from decentral.config.pipeline import check_founder
-from decentral.config.resolve import import_task, on_machine, resolve
+from decentral.config.resolve import import_task, on_machine, resolve, stated_here
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load, value_of, with_values
 from decentral.errors import ConfigError, DecentralError, UsageError
@@ -44,7 +45,11 @@ OVERLAP = typer.Option(help="Inner steps to hide a sync under.", metavar="TAU|au
 MIX = typer.Option(help="Share of local work kept when a sync arrives.", metavar="ALPHA|auto")
 STAGES = typer.Option(help="Cut the model into this many stages, beside the head.", metavar="S")
 REPLICAS = typer.Option(help="Holders of each stage and of the head; more wait as spares.", metavar="R")
-_TASK = typer.Option(help="Train with this task, not with the one that the swarm names.", metavar="MODULE:FUNCTION")
+TASK = typer.Option(help="Train with this task, not with the one that the swarm names.", metavar="MODULE:FUNCTION")
+TRUST_CONFIG = typer.Option("--trust-config", help="Import the task that the swarm names, whatever it is.")
+_PUBLIC = typer.Option("--public", help="Found a swarm that anybody may join; no token is in its address.")
+_ALLOW = typer.Option(help="Have to do with this peer, and such others, alone. Repeatable.", metavar="PEER_ID")
+_DENY = typer.Option(help="Have nothing to do with this peer. Repeatable.", metavar="PEER_ID")
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
 MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
 RESUME = typer.Option(help="Go on with the run in this folder, wherever its swarm is.", metavar="DIR")
@@ -72,7 +77,8 @@ def worker(
     identity: Annotated[str | None, typer.Option(help="Key file; made if it does not exist.", metavar="FILE")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     inner: Annotated[str | None, _INNER] = None,
-    task: Annotated[str | None, _TASK] = None,
+    task: Annotated[str | None, TASK] = None,
+    trust_config: Annotated[bool, TRUST_CONFIG] = False,
     model: Annotated[str | None, MODEL] = None,
     from_scratch: Annotated[bool, FROM_SCRATCH] = False,
     tokenizer: Annotated[str | None, TOKENIZER] = None,
@@ -81,6 +87,9 @@ def worker(
     text_field: Annotated[str | None, TEXT_FIELD] = None,
     allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
     data: Annotated[list[str] | None, DATA] = None,
+    public: Annotated[bool, _PUBLIC] = False,
+    allow: Annotated[list[str] | None, _ALLOW] = None,
+    deny: Annotated[list[str] | None, _DENY] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
     overwrite: Annotated[bool, OVERWRITE] = False,
@@ -108,27 +117,25 @@ def worker(
         return run(None)
     check_start(new, join, resume)
     flags = {
-        "worker.port": port,
-        "worker.host": host,
-        "worker.announce": announce,
-        "worker.identity": identity,
-        **{"worker.device": device, "worker.inner": inner},
+        **_own(port=port, host=host, announce=announce, identity=identity, device=device, inner=inner),
+        **_own(checkpoint_every=checkpoint_every, keep=keep, protect=protect, on_preempt=on_preempt),
+        **_own(threads=threads, out=out, max_upload=max_upload, stage=stage),
+        **_own(trust_config=trust_config or None, allow=allow, deny=deny),
+        **_own(log_level="debug" if debug else None),
         # What a founder says of task and model is the run's; a joiner's stands for it on the joiner's machine.
         **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download, task).by_key(new),
-        "worker.threads": threads,
-        "worker.max_upload": max_upload,
-        "worker.on_preempt": on_preempt,
-        "worker.out": out,
-        "worker.checkpoint_every": checkpoint_every,
-        "worker.keep": keep,
-        "worker.protect": protect,
-        "worker.log_level": "debug" if debug else None,
-        "run.rounds": rounds,
+        # So is a founder's text.
+        "data.paths" if new else "worker.data": data_paths(data, more_data),
+        **{"run.rounds": rounds, "run.public": public or None},
         **method_flags(method, codec, fragments, overlap, mix),
-        **{"pipeline.stages": stages, "pipeline.replicas": replicas, "worker.stage": stage},
-        "data.paths" if new else "worker.data": data_paths(data, more_data),  # so is a founder's text
+        **{"pipeline.stages": stages, "pipeline.replicas": replicas},
     }
     return run(_start(resume, join or (), config, assignments or (), flags, overwrite=overwrite))
+
+
+def _own(**values: Any) -> dict[str, Any]:
+    """What is this machine's own, by its keys."""
+    return {f"worker.{name}": value for name, value in values.items()}
 
 
 def _start(
@@ -147,11 +154,12 @@ def _start(
         refuse_with_resume({"--out": flags["worker.out"], "--overwrite": overwrite})
         from decentral.run.resuming import take_up
 
-        return take_up(resume, join, settled, config, assignments, flags)
+        return take_up(resume, [with_invitation(address) for address in join], settled, config, assignments, flags)
     settings = load(config, assignments, flags)
+    own = stated_here(settings)
     # A joiner's statements are compared with the swarm's, whose task may be another than the default.
-    swarm = None if join else settled(settings.swarm, settings.worker)
-    return Start(swarm, settings.worker, join, settings.explicit, overwrite)
+    swarm = None if join else settled(settings.swarm, own)
+    return Start(swarm, own, [with_invitation(address) for address in join], settings.explicit, overwrite)
 
 
 def check_start(new: bool, join: Sequence[str] | None, resume: Path | None) -> None:
@@ -235,7 +243,7 @@ def run(start: "Start | None") -> int:
     own = start.own.model_copy(update={"out": str(make_folder(out, "worker"))})
     try:
         with stopping(stop, stop.preempt), watching(own.preempt_notice, stop.preempt):
-            start = replace(start, own=own)
+            start = replace(start, own=own, builds_task=True)
             if _num_processes() > 1:
                 from decentral.run.torchrun import run_ranks
 

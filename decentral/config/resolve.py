@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +12,17 @@ from typing import Any, Final
 
 import decentral
 from decentral.config.names import Family
-from decentral.config.schema import SwarmConfig, TaskSection, WorkerConfig
-from decentral.config.settings import checked, with_values
+from decentral.config.schema import DataSection, SwarmConfig, TaskSection, WorkerConfig
+from decentral.config.settings import Settings, checked, with_values
 from decentral.config.words import did_you_mean
 from decentral.errors import ConfigError, DecentralError
 
+_log = logging.getLogger(__name__)
 _AUTO: Final = "auto"
 #: Names that our own tasks had.
 _OLD_NAMES = frozenset({"workers.lm", "workers.toy"})
+#: Tasks that a swarm may name to anybody.
+_OURS = re.compile(r"decentral\.workers\.[a-z_]+(\.[a-z_]+)*:build")
 _OUR_TASKS = Path(decentral.__file__).with_name("workers")
 
 
@@ -77,17 +82,59 @@ def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
 
 
 def on_machine(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
-    """What this machine builds its trainer from: with its own task, if it names one, in place of the swarm's.
+    """What this machine builds its trainer from, of all that the swarm's configuration says.
 
-    The task has the swarm's settings, with its own defaults. What the swarm agrees on is ``swarm`` all the same.
+    Of a configuration that came from others nothing is imported but our own tasks, and no path is opened. With a task
+    and paths of its own this machine trains with these in place of the swarm's: the task has the swarm's settings, with
+    its own defaults. What the swarm agrees on is ``swarm`` all the same.
 
     Raises:
-        ConfigError: see ``resolve_task``.
+        ConfigError: see ``ensure_named_here`` and ``resolve_task``.
     """
-    if not own.task:
-        return swarm
-    task = swarm.task.model_copy(update={"factory": own.task})
-    return resolve_task(swarm.model_copy(update={"task": task}))
+    ensure_named_here(swarm, own)
+    if swarm.data.paths and not own.data:
+        _log.warning(
+            "the swarm's configuration names data paths (%s), which are not opened on this machine: takes the task's "
+            "default corpus. --data names this machine's own",
+            ", ".join(swarm.data.paths)[:200],
+        )
+    here = swarm.model_copy(update={"data": DataSection(paths=own.data)})
+    if not own.task or own.task == swarm.task.factory:
+        return here
+    return resolve_task(here.model_copy(update={"task": swarm.task.model_copy(update={"factory": own.task})}))
+
+
+def ensure_named_here(swarm: SwarmConfig, own: WorkerConfig) -> None:
+    """Refuse a task that only others have named.
+
+    Raises:
+        ConfigError: it is none of ours, and nobody on this machine has said that it may be imported.
+    """
+    factory = swarm.task.factory
+    if factory and not (own.task or own.trust_config or _OURS.fullmatch(factory)):
+        raise ConfigError(
+            f"The swarm's configuration names a task that nobody has named on this machine: task.factory is "
+            f"{factory!r}. It is not imported.",
+            hint=f"If that module is yours, or you have read it: --task {factory}. If you trust whoever founded the "
+            "swarm with this machine: --trust-config.",
+        )
+
+
+def stated_here(settings: Settings, before: SwarmConfig | None = None) -> WorkerConfig:
+    """This machine's part, with what was stated here of task and data: its user named them, so it may use them.
+
+    Args:
+        settings: as they were stated.
+        before: what the folder has of a run that goes on; what is stated now goes before it.
+    """
+    own, stated = settings.worker, settings.explicit
+    was = before or SwarmConfig(task=TaskSection(factory=""))
+    values: dict[str, Any] = {}
+    if stated.get("task.factory") and own.task in ("", was.task.factory):
+        values["task"] = stated["task.factory"]
+    if stated.get("data.paths") and own.data in ((), was.data.paths):
+        values["data"] = stated["data.paths"]
+    return own.model_copy(update=values)
 
 
 def import_task(factory: str) -> tuple[ModuleType, Callable[..., Any]]:

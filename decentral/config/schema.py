@@ -29,6 +29,7 @@ _OWN = {
     "data.paths": " (for this machine alone: worker.data, or --data)",
 }
 
+_Peer = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{30,100}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -77,6 +78,8 @@ class RunSection(Section):
     name: str = Field(default="demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description=_NAME)
     seed: int = Field(default=0, ge=0, lt=2**31)
     rounds: int = Field(default=2000, ge=1, le=10_000_000)
+    public: bool = False
+    """Whether anybody may join who can reach a worker's port; else it takes the token in the address."""
     min_workers: int = Field(default=1, ge=1, le=4096)
     """The first step waits for so many workers, for two minutes at most; a pipeline waits for all its stages."""
 
@@ -220,6 +223,12 @@ class WorkerConfig(Section):
     """Of memory, for what this worker keeps for others."""
     journal_bytes: int = Field(default=64_000_000, ge=100_000, le=1 << 40)
     """Of the journal; the oldest events are thrown away."""
+    trust_config: bool = False
+    """Whether to import the task that the swarm's configuration names, though nobody has named it on this machine."""
+    allow: tuple[_Peer, ...] = ()
+    """If there are any, this worker has to do with these peers alone."""
+    deny: tuple[_Peer, ...] = ()
+    """This worker has nothing to do with these peers."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

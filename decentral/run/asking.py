@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 
 from decentral import PROTOCOL
-from decentral.adapters.address import parse_address
+from decentral.adapters.address import Address, parse_address
+from decentral.adapters.gate import Pass
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
 from decentral.config.names import Family
@@ -14,6 +16,7 @@ from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, UnreachableError
 from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
+from decentral.run.access import Access
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId
 
@@ -48,13 +51,16 @@ async def follow(addresses: Sequence[str], *, every_s: float) -> AsyncGenerator[
 
 
 @contextlib.asynccontextmanager
-async def asking(addresses: Sequence[str], *, option: str, timeout_s: float) -> AsyncIterator[tuple[Node, Hello]]:
+async def asking(
+    addresses: Sequence[str], *, option: str, timeout_s: float, held: Pass | None = None
+) -> AsyncIterator[tuple[Node, Hello]]:
     """A node that only asks, and what the first worker of ``addresses`` that answers says of its swarm.
 
     Args:
         addresses: tried in order.
         option: what they were given to, for the messages.
         timeout_s: until the answer is there.
+        held: what lets it into a private swarm; by default the token in the address.
 
     Raises:
         DecentralError: nobody can be asked; the error of the last address.
@@ -65,15 +71,17 @@ async def asking(addresses: Sequence[str], *, option: str, timeout_s: float) -> 
         return max(0.2, until - asyncio.get_running_loop().time())
 
     address, peer = await find(addresses, option=option, timeout_s=left_s())
-    node = await open_node(NodeOptions(initial_peers=(address,), asker=True))
+    if held is None and address.invitation is not None:
+        held = Access(address.invitation).held()
+    node = await open_node(NodeOptions(initial_peers=(address.multiaddr(),), asker=True, held=held))
     try:
         yield node, await ask_hello(node.transport, peer, node.identity.verify, timeout_s=left_s())
     finally:
         await node.close()
 
 
-async def find(addresses: Sequence[str], *, option: str, timeout_s: float) -> tuple[str, PeerId]:
-    """The first address at which a peer answers, completed with its id.
+async def find(addresses: Sequence[str], *, option: str, timeout_s: float) -> tuple[Address, PeerId]:
+    """The first address at which a peer answers, completed with its id, and that id.
 
     Raises:
         DecentralError: none does; the error of the last one.
@@ -87,7 +95,7 @@ async def find(addresses: Sequence[str], *, option: str, timeout_s: float) -> tu
             problem = err
             continue
         if found.peer is not None:
-            return found.multiaddr(), found.peer
+            return replace(found, invitation=address.invitation), found.peer
     raise problem
 
 

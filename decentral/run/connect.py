@@ -8,6 +8,7 @@ from decentral.config.pipeline import check_joiner
 from decentral.config.schema import WorkerConfig
 from decentral.engine.hello import ask_hello
 from decentral.errors import UsageError
+from decentral.run.access import Access, new_access
 from decentral.run.asking import HELLO_TIMEOUT_S, find
 from decentral.run.book import Book, read_book
 from decentral.run.connection import Connection, Start, joined_config, node_options, opened
@@ -29,23 +30,25 @@ async def connect(start: Start) -> Connection:
     """
     swarm, own = start.swarm, start.own
     initial, peers = [], []
+    access = None if swarm is None or swarm.run.public else new_access()
     if start.resumption is not None:
         return await reconnect(start, start.resumption)
     if start.join:
         address, peer = await find(start.join, option="--join", timeout_s=_FIND_TIMEOUT_S)
-        initial, peers = [address], [peer]
-    node = await open_node(node_options(own, initial))
+        initial, peers = [address.multiaddr()], [peer]
+        access = Access(address.invitation) if address.invitation is not None else None
+    node = await open_node(node_options(own, initial, access))
     try:
         if swarm is None:
             hello = await ask_hello(node.transport, peers[0], node.identity.verify, timeout_s=HELLO_TIMEOUT_S)
-            swarm, run_id = joined_config(hello, start.explicit), hello.run_id
+            swarm, run_id = joined_config(hello, start), hello.run_id
             check_joiner(own.stage, swarm.pipeline.stages)
         else:
             # Not of the identity: a run founded anew under it is another one, and nobody owes it residuals.
             run_id = f"{swarm.run.name}-{secrets.token_hex(4)}"
         book = _book(own, run_id, overwrite=start.overwrite)
         book.heard(initial)
-        return opened(node, swarm, own, book, peers)
+        return opened(node, swarm, own, book, peers, access)
     except BaseException:
         await node.close()
         raise

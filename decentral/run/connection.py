@@ -2,17 +2,19 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from decentral import __version__
 from decentral.adapters.address import parse_address
 from decentral.adapters.node import Node, NodeOptions
+from decentral.config.resolve import ensure_named_here
 from decentral.config.schema import SwarmConfig, WorkerConfig, diff
 from decentral.engine.hello import Hello
 from decentral.errors import ConfigError, MismatchError, UsageError
 from decentral.monitor.report import StatusReport
+from decentral.run.access import Access
 from decentral.run.asking import report_of
 from decentral.run.book import Book
 from decentral.run.folder import IDENTITY, RUN, save_config
@@ -31,6 +33,8 @@ class Resumption:
     """In words, what is set otherwise from now on, should this worker bring the run back."""
     any_port: bool = True
     """Whether to take another port if that of before is not free."""
+    access: Access | None = None
+    """The way into the run's swarm, if that is private."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Start:
     """Whether another run's weights in the folder may be replaced."""
     resumption: Resumption | None = None
     """Of a run that goes on from its folder."""
+    builds_task: bool = False
+    """Whether the worker will import the task; else a training loop brings the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,8 @@ class Connection:
     """To join; empty when founding."""
     book: Book
     """What is known of others; kept in the folder, if there is one."""
+    access: Access | None = None
+    """Its way into a private swarm."""
     is_back: bool = False
     """Whether it comes back to a run of its folder, and goes on from what is there."""
 
@@ -80,8 +88,9 @@ class Connection:
 
     @property
     def address(self) -> str:
-        """For others to join."""
-        return self.node.addresses()[0]
+        """For others to join. In a private swarm it has the token, which is not to be logged."""
+        place = self.node.addresses()[0]
+        return place if self.access is None else f"{place}#{self.access.invitation.token()}"
 
     def report(self, workers: Iterable[tuple[Presence, float]]) -> StatusReport:
         """See ``report_of``."""
@@ -94,6 +103,7 @@ def opened(
     own: WorkerConfig,
     book: Book,
     peers: Sequence[PeerId],
+    access: Access | None,
     *,
     is_back: bool = False,
 ) -> Connection:
@@ -108,12 +118,17 @@ def opened(
         save_config(folder, book.run, swarm, own)
         try:
             book.save(folder)
+            if access is not None:
+                policy = node.gate.policy
+                access = access if policy is None else replace(access, policy=policy.data)
+                access.save(folder)
+                node.gate.on_policy.append(lambda newer: access.keep(newer, folder))
         except OSError as err:
             raise ConfigError(f"Cannot write {folder / RUN}: {err}.", hint="Choose another folder with --out.") from err
-    return Connection(node, swarm, own, book.run, tuple(peers), book, is_back)
+    return Connection(node, swarm, own, book.run, tuple(peers), book, access, is_back)
 
 
-def node_options(own: WorkerConfig, initial: Sequence[str]) -> NodeOptions:
+def node_options(own: WorkerConfig, initial: Sequence[str], access: Access | None) -> NodeOptions:
     """A worker's node on this machine, which begins with the peers at these full multiaddrs.
 
     Raises:
@@ -127,6 +142,9 @@ def node_options(own: WorkerConfig, initial: Sequence[str]) -> NodeOptions:
         announce=(_announced(own),) if own.announce else (),
         initial_peers=tuple(initial),
         max_upload_bytes_per_s=own.max_upload or None,
+        held=access.held() if access is not None else None,
+        allow=tuple(PeerId(peer) for peer in own.allow),
+        deny=tuple(PeerId(peer) for peer in own.deny),
     )
 
 
@@ -146,18 +164,20 @@ def _announced(own: WorkerConfig) -> str:
     return f"{own.announce}:{own.port}"
 
 
-def joined_config(hello: Hello, explicit: Mapping[str, Any]) -> SwarmConfig:
+def joined_config(hello: Hello, start: Start) -> SwarmConfig:
     """The swarm's configuration, if it does not contradict what the user set.
 
     Raises:
         MismatchError: lists every key that differs.
+        ConfigError: it names a task that nobody has named on this machine.
     """
     swarm = SwarmConfig.from_json(hello.config)
-    stated = {key: value for key, value in explicit.items() if not key.startswith("worker.")}
-    differences = diff(stated, swarm)
+    differences = diff(start.explicit, swarm)
     if differences:
         raise MismatchError(
             "This worker was told otherwise than the swarm trains:\n  " + "\n  ".join(differences),
             hint="Leave these settings out to take the swarm's, or found a swarm of your own with --new.",
         )
+    if start.builds_task:
+        ensure_named_here(swarm, start.own)
     return swarm

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from decentral.adapters.clock import RealClock
+from decentral.config.resolve import on_machine
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import UnreachableError, UsageError
 from decentral.exchange.gossip.options import GossipOptions
@@ -37,6 +38,7 @@ class Fetched:
     """A living swarm's configuration and replicas."""
 
     swarm: SwarmConfig
+    """As this machine takes it."""
     trainer: Trainer
     """Of the swarm's task, on this machine."""
     replicas: list[Replica]
@@ -61,12 +63,13 @@ async def fetch(addresses: Sequence[str], own: WorkerConfig, say: Callable[[str]
                 f"{hello.run_id} is a pipeline, whose stages cannot be fetched from its workers.",
                 hint="Copy stage-*/model.safetensors of its workers to this machine and give them to export.",
             )
-        trainer = await asyncio.to_thread(build_trainer, swarm, own, 0)
+        here = await asyncio.to_thread(on_machine, swarm, own)
+        trainer = await asyncio.to_thread(build_trainer, here, own, 0)
         with contextlib.closing(RealClock()) as clock:
             replicas = await fetch_replicas(
                 node.transport, clock, hello.workers, hello.run_id, swarm, trainer.parameters(), say
             )
-    return Fetched(swarm, trainer, replicas)
+    return Fetched(here, trainer, replicas)
 
 
 async def fetch_replicas(

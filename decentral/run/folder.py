@@ -24,6 +24,8 @@ JOURNAL = "journal.jsonl"
 RUN = "run.json"
 #: Of a file of weights.
 SUFFIX = ".safetensors"
+#: The way into its private swarm (``access``).
+ACCESS = "access.json"
 #: In the folder of a local run.
 WORKERS = "workers"
 
@@ -63,13 +65,13 @@ def has_run(folder: Path) -> bool:
 
 
 def clear_run(folder: Path) -> None:
-    """Remove what a folder has of a run: weights, checkpoints, journal, address book. Identity and configuration stay.
+    """Remove what a folder has of a run: weights, checkpoints, journal, book, access. Identity, configuration stay.
 
     Raises:
         ConfigError: it cannot be done.
     """
     try:
-        for path in (*_of_a_run(folder), *folder.glob("journal*.jsonl"), folder / RUN):
+        for path in (*_of_a_run(folder), *folder.glob("journal*.jsonl"), folder / RUN, folder / ACCESS):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

@@ -6,6 +6,7 @@ Imports no torch.
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from decentral.adapters.address import Address, parse_address
 from decentral.adapters.node import Node, open_node
@@ -14,8 +15,18 @@ from decentral.adapters.probe import probe
 from decentral.config.pipeline import check_joiner
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.engine.hello import Hello, ask_hello
-from decentral.errors import DecentralError, MismatchError, PortTakenError, ProtocolError, UnreachableError
+from decentral.errors import (
+    AdmissionError,
+    DecentralError,
+    MismatchError,
+    PortTakenError,
+    ProtocolError,
+    UnreachableError,
+    UsageError,
+)
+from decentral.run.access import Access
 from decentral.run.connection import Connection, Resumption, Start, joined_config, node_options, opened
+from decentral.run.folder import ACCESS
 from decentral.types import PeerId, short_id
 
 _log = logging.getLogger(__name__)
@@ -36,9 +47,10 @@ async def reconnect(start: Start, found: Resumption) -> Connection:
     if swarm is None:
         raise AssertionError("a run that goes on has a configuration")
     own = start.own
+    access = _access(start, found)
     places = await _who_answers([*start.join, *(address.multiaddr() for address in book.addresses)])
     port = _port(own.host, own.port or book.port, any_port=found.any_port)
-    node = await _open_among(list(places.values())[:_MAX_INITIAL], own.model_copy(update={"port": port}))
+    node = await _open_among(list(places.values())[:_MAX_INITIAL], own.model_copy(update={"port": port}), access)
     try:
         hellos = await _of_run(node, [peer for peer in places if peer != node.identity.peer_id], book.run)
         if hellos:
@@ -51,7 +63,7 @@ async def reconnect(start: Start, found: Resumption) -> Connection:
                 _log.info("another setting from now on: %s", line)
         for hello in hellos:
             book.heard([places[hello.peer]])
-        return opened(node, swarm, own, book, [hello.peer for hello in hellos], is_back=True)
+        return opened(node, swarm, own, book, [hello.peer for hello in hellos], access, is_back=True)
     except BaseException:
         await node.close()
         raise
@@ -87,12 +99,34 @@ async def _who_answers(addresses: Sequence[str]) -> dict[PeerId, str]:
     return {address.peer: address.multiaddr() for address in reversed(found) if address and address.peer}
 
 
-async def _open_among(initial: Sequence[str], own: WorkerConfig) -> Node:
+async def _open_among(initial: Sequence[str], own: WorkerConfig, access: Access | None) -> Node:
     """A node that begins with these peers, or without them if they have gone meanwhile."""
     try:
-        return await open_node(node_options(own, initial))
+        return await open_node(node_options(own, initial, access))
     except UnreachableError:
-        return await open_node(node_options(own, ()))
+        return await open_node(node_options(own, (), access))
+
+
+def _access(start: Start, found: Resumption) -> Access | None:
+    """The way into the swarm: by the token in an address that the user gives now, else as before.
+
+    Raises:
+        UsageError: the run is private, and there is none.
+    """
+    given = next(filter(None, (parse_address(text).invitation for text in start.join)), None)
+    known = found.access
+    if given is not None:
+        if known is not None and known.invitation.founder == given.founder:
+            return replace(known, invitation=given)
+        return Access(given)
+    if known is None and start.swarm is not None and not start.swarm.run.public:
+        raise UsageError(
+            f"{found.book.run} is private, and its folder has no {ACCESS}: it is of a release that knew no private "
+            "swarms, or the file was removed.",
+            hint="With others of it alive, give the address of one: --join ADDR#TOKEN. Else --public goes on with it "
+            "as a swarm that is open to anybody; state that on all of its machines.",
+        )
+    return known
 
 
 async def _of_run(node: Node, peers: Iterable[PeerId], run_id: str) -> list[Hello]:
@@ -100,6 +134,7 @@ async def _of_run(node: Node, peers: Iterable[PeerId], run_id: str) -> list[Hell
 
     Raises:
         ProtocolError: one speaks another protocol, so the run may have gone on without this release.
+        AdmissionError: the founder has put this worker out.
     """
 
     async def ask(peer: PeerId) -> Hello | None:
@@ -112,6 +147,9 @@ async def _of_run(node: Node, peers: Iterable[PeerId], run_id: str) -> list[Hell
             return None
 
     hellos = [hello for hello in await asyncio.gather(*(ask(peer) for peer in peers)) if hello is not None]
+    objection = node.gate.own_objection()
+    if objection is not None:
+        raise AdmissionError(objection)
     for hello in hellos:
         if hello.run_id != run_id:
             _log.warning("worker %s is of another run by now (%s): left alone", short_id(hello.peer), hello.run_id)
@@ -129,7 +167,7 @@ def _settings_of(hellos: Sequence[Hello], start: Start) -> SwarmConfig:
         return next((presence.round for presence, _ in hello.workers if presence.peer == hello.peer), 0)
 
     try:
-        return joined_config(max(hellos, key=round_of), start.explicit)
+        return joined_config(max(hellos, key=round_of), start)
     except MismatchError as err:
         hint = "Leave these settings out: they can change only when the run is brought back, with nobody of it alive."
         raise MismatchError(err.message, hint=hint) from err

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from decentral.config.resolve import stated_here
 from decentral.config.schema import SwarmConfig, WorkerConfig, flatten, show
 from decentral.config.settings import Settings, load, with_values
 from decentral.errors import ConfigError, UsageError
+from decentral.run.access import read_access
 from decentral.run.book import Book, read_book
 from decentral.run.connection import Resumption, Start
 from decentral.run.folder import CONFIG, RUN
@@ -51,7 +53,8 @@ def take_up(
     # Of this machine alone: what is stated of the swarm may make sense only with the folder's settings.
     mine = [text for text in assignments if text.startswith("worker.")]
     any_port = not load(file, mine, {"worker.port": (flags or {}).get("worker.port")}).worker.port
-    resumption = Resumption(book, step, setting.changes, any_port)
+    access = None if setting.swarm.run.public else read_access(folder)
+    resumption = Resumption(book, step, setting.changes, any_port, access)
     return Start(setting.swarm, setting.own, join, setting.explicit, resumption=resumption)
 
 
@@ -83,8 +86,9 @@ def go_on(
     """
     before = load(folder / CONFIG).swarm
     settings = load(file, assignments, {**(flags or {}), "worker.out": str(folder)}, base=folder / CONFIG)
+    own = stated_here(settings, before)
     # Whoever insists on a stage joins those who have the others.
-    swarm = settle(_as_long(before, settings), settings.worker.model_copy(update={"stage": ""}))
+    swarm = settle(_as_long(before, settings), own.model_copy(update={"stage": ""}))
     had, has = before.pipeline.stages, swarm.pipeline.stages
     if had != has:
         raise ConfigError(
@@ -93,7 +97,7 @@ def go_on(
             hint="Leave the number of stages as it was. Other replicas, spares and machines are fine.",
         )
     same_rounds = swarm.method.inner_steps == before.method.inner_steps
-    return Setting(swarm, settings.worker, settings.explicit, _changes(before, swarm), same_rounds)
+    return Setting(swarm, own, settings.explicit, _changes(before, swarm), same_rounds)
 
 
 def refuse_the_end(folder: Path, run_id: str, setting: Setting, round: int, step: int) -> None:

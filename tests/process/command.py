@@ -79,7 +79,9 @@ class WorkerProcess(Process):
     """``decentral worker`` on loopback, its run folder its own."""
 
     def __init__(self, folder: Path, *arguments: str, entry: tuple[str, ...] = ENTRY) -> None:
-        here = ("--host", "127.0.0.1", "--threads", "1", "--out", str(folder))
+        here = ["--host", "127.0.0.1", "--threads", "1", "--out", str(folder)]
+        if "--join" in arguments and "--task" not in arguments:
+            here.append("--trust-config")  # the tests' tasks are theirs, not decentral's
         super().__init__(folder, "worker", *arguments, *here, entry=entry)
 
     def join_line(self) -> str:
@@ -99,12 +101,13 @@ class WorkerProcess(Process):
 
     @property
     def host_port(self) -> str:
-        _, _, host, _, port, *_ = self.address.split("/")
-        return f"{host}:{port}"
+        place, _, token = self.address.partition("#")
+        _, _, host, _, port, *_ = place.split("/")
+        return f"{host}:{port}#{token}"
 
     @property
     def peer(self) -> str:
-        return self.address.rpartition("/")[2]
+        return self.address.partition("#")[0].rpartition("/")[2]
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """Its journal's events of one kind."""

@@ -102,7 +102,8 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
         address = founder.address
         shutil.copy(founder.folder / "identity.key", folder / "copy.key")
-        wrong_peer = address.rpartition("/")[0] + "/QmZ4tDuvesekSs4qM5ZBKpXiZGun7S2CYtEZRB3DYXkjGx"
+        place, _, token = address.partition("#")
+        wrong_peer = f"{place.rpartition('/')[0]}/QmZ4tDuvesekSs4qM5ZBKpXiZGun7S2CYtEZRB3DYXkjGx#{token}"
         attempt("wrong peer", "--join", wrong_peer)
         attempt("mismatch", "--join", address, "--set", "method.inner_steps=7", "--set", "run.seed=5")
         attempt("protocol", "--join", address, entry=OTHER_RELEASE)

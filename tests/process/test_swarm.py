@@ -48,7 +48,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
     wait_for(is_healthy, "a healthy status")
 
     out = tmp_path / "exported.safetensors"
-    exported = Process(tmp_path / "export", "export", leaver.host_port, "--out", str(out))
+    exported = Process(tmp_path / "export", "export", leaver.host_port, "--trust-config", "--out", str(out))
     assert exported.code() == 0, exported.stderr
     assert "from 3 workers" in exported.stderr
     assert f"wrote {out}: replica " in exported.stdout

@@ -160,7 +160,7 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     swarm = resolve(with_values(settings.swarm, {key: value for key, value in here.items() if value}))
     swarm = with_values(swarm, processes.values)
     threads = own.threads or max(1, cores // processes.size)
-    of_one = {"identity": "", "announce": "", "data": (), "task": ""}
+    of_one = {"identity": "", "announce": "", "data": swarm.data.paths, "task": swarm.task.factory}
     own = own.model_copy(update={"threads": threads, **of_one})
     import torch
 

@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import decentral
 from decentral.cli import assemble, result
+from decentral.cli.command import INVITATION
 from decentral.cli.local import outcome
 from decentral.cli.local.children import Child, ending, pass_on, start, stop
 from decentral.cli.local.processes import Processes
@@ -174,6 +175,10 @@ class LocalRun:
             *("--set", f"worker.journal_bytes={own.journal_bytes}", "--on-preempt", own.on_preempt),
             *("--set", f"worker.preempt_notice={json.dumps(own.preempt_notice)}"),
         ]
+        mine = [
+            *("--set", f"worker.task={json.dumps(own.task)}"),
+            *("--set", f"worker.data={json.dumps(own.data)}"),
+        ]
         config = ["--config", str(self._folder / CONFIG)]
         first = self._going_on.indices if self._going_on else (0,)
         for index in first:  # at once: those who go on wait for each other before they say that they are there
@@ -188,13 +193,15 @@ class LocalRun:
         self._addresses.append(address)
         for index in sorted(set(range(len(self._folders))) - {*first}):
             stage = self._processes.stage(index)
-            joining = ["worker", "--join", address, "--out", str(self._folders[index]), *common]
-            await self._start_one(index, [*joining, *(["--stage", stage] if stage else [])])
+            # The token goes by the environment: command lines are for everybody on this machine to read.
+            place, _, token = address.partition("#")
+            joining = ["worker", "--join", place, "--out", str(self._folders[index]), *common, *mine]
+            await self._start_one(index, [*joining, *(["--stage", stage] if stage else [])], {INVITATION: token})
         self._beside = [asyncio.create_task(self._ask())] if self._processes.num_stages else []
         self._beside += [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
 
-    async def _start_one(self, index: int, arguments: Sequence[str]) -> None:
-        env = {"OMP_NUM_THREADS": str(self._own.threads)}
+    async def _start_one(self, index: int, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        env = {"OMP_NUM_THREADS": str(self._own.threads), **(env or {})}
         self._children.append(await start(index, arguments, self._folders[index], env))
 
     async def _ask(self) -> None:

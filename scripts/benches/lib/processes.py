@@ -119,6 +119,8 @@ class Worker:
         here = ["--host", self.host.address, "--threads", "1"]
         if "--resume" not in arguments:
             here += ["--out", str(self.folder)]
+        if "--join" in arguments:
+            here.append("--trust-config")  # a bench's task is its own
         self.process = Process(self.folder, python("-m", "decentral.cli", "worker", *arguments, *here), self.host)
 
     @property
@@ -139,7 +141,7 @@ class Worker:
     @property
     def peer(self) -> str:
         """Its identity, the same in every life."""
-        return self.address().rpartition("/")[2]
+        return self.address().partition("#")[0].rpartition("/")[2]
 
     def daemons(self) -> list[int]:
         """Its libp2p daemon, whichever of its threads has started it; none yet right after the start."""

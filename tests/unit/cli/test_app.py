@@ -236,7 +236,7 @@ def test_the_founder_prints_the_join_command_as_its_first_line(running, tmp_path
     assert result.exit_code == 0
     assert result.stdout == "decentral worker --join 203.0.113.7:31337\n"
     ((swarm, worker, join, explicit),) = running.calls
-    assert join == ()
+    assert join == []
     assert swarm.run.rounds == 7
     assert swarm.task.settings["numel"] == 1000
     assert worker.out == str(tmp_path)
@@ -295,7 +295,17 @@ def test_the_data_of_a_founder_is_the_data_of_the_run(running, tmp_path):
     run("worker", "--new", *TOY, "--out", str(tmp_path), "--data", "x", "y", "--data", "z")
     swarm, worker, *_ = running.calls[0]
     assert set(swarm.data.paths) == {"x", "y", "z"}
-    assert worker.data == ()
+    assert set(worker.data) == {"x", "y", "z"}  # its user has named them on this machine
+
+
+def test_a_token_may_come_by_the_environment_and_is_shown_by_no_error(running, tmp_path, monkeypatch):
+    monkeypatch.setenv("DECENTRAL_INVITATION", "secret")
+    run("worker", "--join", "a:1", "--join", "b:2#other", "--out", str(tmp_path))
+    assert running.calls[0][2] == ["a:1#secret", "b:2#other"]
+    for arguments in (["status", "nowhere#secret"], ["export", "a#secret", "--out", str(tmp_path / "x")]):
+        said = run(*arguments).stderr
+        assert said
+        assert "secret" not in said
 
 
 def test_underscores_in_flags_are_hyphens(answers):

@@ -4,8 +4,8 @@ from types import ModuleType
 
 import pytest
 
-from decentral.config.resolve import import_task, on_machine, resolve_task
-from decentral.config.schema import SwarmConfig, WorkerConfig, diff, flatten
+from decentral.config.resolve import import_task, on_machine, resolve_task, stated_here
+from decentral.config.schema import SwarmConfig, TaskSection, WorkerConfig, diff, flatten
 from decentral.config.settings import known_keys, load, with_values
 from decentral.errors import ConfigError, ExitCode
 
@@ -229,3 +229,40 @@ def test_values_that_come_as_they_are_have_their_keys_checked():
     with pytest.raises(ConfigError, match=r"unknown key 'method\.iner_steps'") as caught:
         load(None, (), {"method.iner_steps": 3})
     assert "method.inner_steps" in caught.value.hint
+
+
+def test_of_a_swarms_configuration_nothing_is_imported_or_opened_that_nobody_has_named_here(task, tmp_path):
+    task.resolve = lambda settings: {"width": 8, **settings}
+    theirs = load(None, ["task.factory=a_task:build", 'data.paths=["/etc"]']).swarm
+    with pytest.raises(ConfigError, match=r"task.factory is 'a_task:build'. It is not imported") as caught:
+        on_machine(theirs, WorkerConfig())
+    assert "--task a_task:build" in caught.value.hint
+    assert "--trust-config" in caught.value.hint
+    for own in (WorkerConfig(trust_config=True), WorkerConfig(task="a_task:build")):
+        assert on_machine(theirs, own).task == theirs.task
+        assert on_machine(theirs, own).data.paths == ()
+    assert on_machine(theirs, WorkerConfig(trust_config=True, data=("mine",))).data.paths == ("mine",)
+    for ours, is_ours in (("lm:build", True), ("lm:os", False), ("lm.model:build", True), ("..os:build", False)):
+        swarm = theirs.model_copy(update={"task": TaskSection(factory=f"decentral.workers.{ours}")})
+        if is_ours:
+            assert on_machine(swarm, WorkerConfig()).task == swarm.task
+        else:
+            with pytest.raises(ConfigError, match="not imported"):
+                on_machine(swarm, WorkerConfig())
+
+
+def test_who_states_task_and_data_of_a_swarm_has_named_them_on_this_machine(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[task]\nfactory = "mine:build"\n[data]\npaths = ["x"]\n')
+    own = stated_here(load(file))
+    assert (own.task, own.data) == ("mine:build", ("x",))
+    elsewhere = stated_here(load(file, ["worker.task=other:build", 'worker.data=["y"]']))
+    assert (elsewhere.task, elsewhere.data) == ("other:build", ("y",))
+    assert stated_here(load()) == WorkerConfig()
+    # Going on, what is stated now goes before what was stated then.
+    (tmp_path / "was.toml").write_text(file.read_text() + '[worker]\ntask = "mine:build"\ndata = ["x"]\n')
+    before = load(tmp_path / "was.toml").swarm
+    now = stated_here(load(None, ["task.factory=new:build", 'data.paths=["z"]'], base=tmp_path / "was.toml"), before)
+    assert (now.task, now.data) == ("new:build", ("z",))
+    same = stated_here(load(None, base=tmp_path / "was.toml"), before)
+    assert (same.task, same.data) == ("mine:build", ("x",))

@@ -247,7 +247,7 @@ class TestStart:
         swarm, one, *_ = made[0]
         assert (swarm.task.factory, swarm.data.paths) == (own.task, own.data)
         assert swarm.task.settings["numel"] == 1000
-        assert one == WorkerConfig(threads=3, out=str(tmp_path / "out"))
+        assert one == WorkerConfig(threads=3, out=str(tmp_path / "out"), task=own.task, data=own.data)
 
     def test_a_pipeline_has_spares_and_is_asked_for_what_it_does(self, tmp_path, monkeypatch):
         started: list[list[str]] = []
