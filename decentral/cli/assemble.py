@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from decentral.cli.sources import Part
-from decentral.errors import ConfigError, MismatchError, UsageError
+from decentral.errors import ConfigError, UsageError
 from decentral.monitor.stages import name_of
 from decentral.state.average import AVERAGE, NEWEST, Chosen, Replica, choose, ensure_one_run, survey
 
@@ -25,7 +25,7 @@ def assemble(parts: Sequence[Part], take: str) -> tuple[Replica, dict[int, Chose
     """The whole model: of each stage the newest replica, or the average of those that count.
 
     Args:
-        parts: of all stages, several of a stage or one.
+        parts: of all stages, several of a stage or one; of several cuts of the run the one of the newest part counts.
         take: ``newest`` or ``average``.
 
     Returns:
@@ -33,18 +33,18 @@ def assemble(parts: Sequence[Part], take: str) -> tuple[Replica, dict[int, Chose
 
     Raises:
         ConfigError: a stage is missing.
-        MismatchError: parts of different runs, or cut differently.
+        MismatchError: parts of different runs.
         UsageError: see ``check_take``.
     """
     check_take(take)
     ensure_one_run([part.replica for part in parts])
-    sizes = {part.num_stages for part in parts}
-    if len(sizes) > 1:
-        raise MismatchError(f"These are stages of pipelines of {' and of '.join(map(str, sorted(sizes)))} stages.")
+    # A run may have gone on with another number of stages: what is left of the old ones is older.
+    num_stages = max(parts, key=lambda part: part.replica.round).num_stages
+    parts = [part for part in parts if part.num_stages == num_stages]
     by_stage: dict[int, list[Replica]] = {}
     for part in parts:
         by_stage.setdefault(part.stage, []).append(part.replica)
-    missing = [stage for stage in range(max(sizes) + 1) if stage not in by_stage]
+    missing = [stage for stage in range(num_stages + 1) if stage not in by_stage]
     if missing:
         raise ConfigError(
             f"There is no whole model: nobody has saved {' nor '.join(name_of(stage) for stage in missing)}.",

@@ -40,6 +40,8 @@ _WITH = (
     ("method.codec", "method.anchor_codec"),
     ("method.codec", "method.pull_codec"),
     ("method.delay_steps", "method.mix_alpha"),
+    ("pipeline.stages", "pipeline.recovery"),
+    ("pipeline.stages", "worker.stage"),
 )
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -5,12 +5,13 @@ says so from then on: it counts for those who are heard of later. Whoever takes 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from decentral.engine.takeover import Store
+from decentral.engine.disks import Store
 from decentral.errors import FrameError, TransportError
 from decentral.pipeline.holders import Holders
-from decentral.pipeline.stored import Inventory, Lacking, Start, start_of
+from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.stored import Inventory, Lacking, Part, Start, Stored, parts_of, start_of
 from decentral.ports.transport import Transport
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
@@ -26,7 +27,7 @@ class Agreement:
         transport: to the others.
         holders: who is there.
         store: what this member has.
-        num_stages: without the head.
+        options: of the pipeline.
         timing: bounds for every call.
         is_in: whether this member holds stages, or is about to: what was agreed on before the last end does not count.
     """
@@ -36,19 +37,23 @@ class Agreement:
         transport: Transport,
         holders: Holders,
         store: Store,
-        num_stages: int,
+        options: PipelineOptions,
         timing: Timing,
         is_in: Callable[[], bool],
     ) -> None:
         self.origin = 0
         """The step from which the run went on when it was brought back; 0 if it was not, or that is not known."""
+        self.heard = 0
+        """The same, of a member that joined it afterwards."""
         self._transport = transport
         self._holders = holders
         self._store = store
-        self._num_stages = num_stages
+        self._options = options
         self._timing = timing
         self._is_in = is_in
         self._agreeing = False
+        self._others_agree = False
+        """Whether others come back to stages that nobody holds, and it is not known yet where these go on."""
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -73,16 +78,47 @@ class Agreement:
         self.origin = max((inventory.origin for inventory in found.values()), default=0)
         return [peer for peer, inventory in found.items() if inventory.holds]
 
+    async def listen(self, peers: Sequence[PeerId]) -> None:
+        """Hear from members of a run that this one joins where it was brought back."""
+        self.heard = max((inventory.origin for inventory in (await self._ask(peers)).values()), default=0)
+
+    async def look(self) -> None:
+        """Now and then: a member that joined while others came back hears where they go on, once they do."""
+        holders = [presence.peer for presence in self._holders.present() if presence.holds]
+        if self._others_agree and holders and not self.origin:
+            await self.listen(holders)
+        self._others_agree = not holders and (self._others_agree or self._holders.is_coming_back())
+
+    async def parts(self, stage: int, step: int) -> tuple[Part, ...]:
+        """What a stage is made of that nobody holds, with the run at the very step from which it goes on.
+
+        Args:
+            stage: 0 is the head.
+            step: of the run. At any other step the disks may have what was given up: nothing is to be made of that.
+        """
+        if not step or step != (self.origin or self.heard):
+            return ()
+        me, span = self._transport.peer_id, self._options.span(stage)
+        own = parts_of({me: self._store.stored()}, span, step)
+        if len(own) == 1 and own[0].stored.full and own[0].stored.span == span:
+            return own
+        return parts_of(_stored(await self._found()), span, step)
+
     def over(self) -> None:
         """This member has taken what it has: from now on its stages speak for it."""
         self._agreeing = False
 
     async def _seen(self) -> Start | Lacking:
+        found, options = await self._found(), self._options
+        spans = [options.span(stage) for stage in range(options.num_stages + 1)]
+        origin = max(inventory.origin for inventory in found.values())
+        return start_of(_stored(found), spans, origin, options.num_replicas)
+
+    async def _found(self) -> dict[PeerId, Inventory]:
+        """What all say who are there."""
         me = self._transport.peer_id
         found = await self._ask([presence.peer for presence in self._holders.present() if presence.peer != me])
-        found[me] = self._own()
-        stored = {peer: inventory.stored for peer, inventory in found.items()}
-        return start_of(stored, self._num_stages, max(inventory.origin for inventory in found.values()))
+        return {**found, me: self._own()}
 
     async def _ask(self, peers: Sequence[PeerId]) -> dict[PeerId, Inventory]:
         """What those say who answer."""
@@ -104,3 +140,7 @@ class Agreement:
 
     async def _on_inventory(self, sender: PeerId, request: bytes) -> bytes:
         return to_wire(self._own())
+
+
+def _stored(found: Mapping[PeerId, Inventory]) -> dict[PeerId, Sequence[Stored]]:
+    return {peer: inventory.stored for peer, inventory in found.items()}

@@ -90,7 +90,7 @@ class Builder:
         Raises:
             DataError: a head has no data.
         """
-        parts, source = self._parts, brought.recovery.source
+        parts, source, span = self._parts, brought.recovery.source, self._pipeline.span(stage)
         journal, scope = parts.stage_journal(stage), Scoped(parts.transport, str(stage))
         if (position := brought.position) is None:
             healed_at = standing.step if source in _HEALED else None
@@ -115,12 +115,12 @@ class Builder:
         options = self._options.of_stage(stage, compute.parameters())
         weights = (
             LiveWeights(scope, compute, parts.clock),
-            SavedWeights(scope, compute, parts.clock, functools.partial(parts.store.newest, stage)),
+            SavedWeights(scope, compute, parts.clock, functools.partial(parts.store.newest, span)),
         )
         kept = await self._kept(stage, loop, scope)
 
         def is_saved() -> bool:
-            return any(one.stage == stage for one in parts.store.stored())
+            return any(one.span == span for one in parts.store.stored())
 
         return StageWorker(stage, loop, options, worker_parts, weights, kept, is_saved)
 

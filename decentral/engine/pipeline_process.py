@@ -44,9 +44,8 @@ from decentral.pipeline.assignment import appointed
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
 from decentral.pipeline.head import HeadLoop
-from decentral.pipeline.holders import Holders
-from decentral.pipeline.position import Position
-from decentral.pipeline.recovery import Recovery, Source
+from decentral.pipeline.holders import RETURNS, Holders
+from decentral.pipeline.recovery import Source
 from decentral.pipeline.stored import Lacking, Start
 from decentral.swarm.presence import Metrics, Presence, State, named, stages_of
 from decentral.types import PeerId
@@ -60,8 +59,6 @@ _JOINERS_S: Final = 30.0
 _GOODBYE_S: Final = 2.0
 #: Between two attempts to take a stage that could not be taken.
 _RETRY_S: Final = 2.0
-#: In the record of a worker that comes back with what it has on its disk, before it holds anything.
-_RETURNS: Final = "returns"
 #: What a machine lacks that cannot hold a stage.
 _UNFIT: Final = (ConfigError, DataError, IncapableError)
 
@@ -107,7 +104,7 @@ class PipelineProcess:
             parts.transport,
             self._holders,
             parts.store,
-            self._pipeline.num_stages,
+            self._pipeline,
             options.timing,
             lambda: bool(self._stage_workers or self._taking),
         )
@@ -119,6 +116,8 @@ class PipelineProcess:
         self._taking: set[int] = set()
         self._known: set[int] = set()
         """Stages that somebody has held."""
+        self._reserve: frozenset[int] = frozenset()
+        """Stages that this worker takes as well if nobody else comes: it has most of them on its disk."""
         self._since = parts.clock.monotonic()
         self._retry_at: dict[int, float] = {}
         self._why: dict[int, str] = {}
@@ -163,8 +162,12 @@ class PipelineProcess:
 
     async def _come_to(self, peers: Sequence[PeerId]) -> None:
         """Take a place among members of a run that goes on."""
-        for peer in peers:
-            await self.membership.tell(peer)
+
+        async def introduce() -> None:
+            for peer in peers:
+                await self.membership.tell(peer)
+
+        await asyncio.gather(introduce(), self._agreement.listen(peers))
         if wanted := self._parts.wanted:
             await self._take_all(wanted)
         elif (stage := await self._places.ask(peers)) is not None:
@@ -189,7 +192,7 @@ class PipelineProcess:
         """
         await self._clock.run_on_disk(self._parts.store.verify)
         await self._serve()
-        self.membership.update(digest=_RETURNS, stored=self._stored())
+        self.membership.update(digest=RETURNS, stored=self._stored())
         async with Background() as beside:
             beside.begin(self.membership.run())
             goes_on = await self._meet(known) or await self._go_on_together()
@@ -239,6 +242,7 @@ class PipelineProcess:
         await self.membership.start()
         await self._places.start()
         await self._agreement.start()
+        await self._takeover.start()
         options = self._options
         await serve_hello(self._parts.transport, options.run_id, options.config, self.membership.records)
 
@@ -265,12 +269,17 @@ class PipelineProcess:
         waited = self._clock.monotonic() - self._since > _JOINERS_S
         lost = [k for k in self._holders.lost(self._pipeline.num_stages) if waited or k in self._known]
         lost = [stage for stage in lost if stage not in self._outcomes]
+        await self._agreement.look()
         if self._is_all_lost(lost) and not await self._go_on_together():
             return
         if self._is_unplaced and not lost:
             await self._take_if_needed()
+        if not lost:
+            self._takeover.let_go()
         chosen = appointed(self._holders.members(), lost)
         mine = [stage for stage, peer in chosen.items() if peer == self._parts.transport.peer_id]
+        extra = [stage for stage in lost if waited and stage in self._reserve and stage not in chosen]
+        mine += extra
         if mine:
             await self._spare_disk.stop()
         for stage in mine:
@@ -278,7 +287,7 @@ class PipelineProcess:
                 moved = [
                     stage_worker
                     for k, stage_worker in self._stage_workers.items()
-                    if k not in mine and not self._taking
+                    if k not in mine and not self._taking and stage not in extra
                 ]
                 await self._give_up({stage_worker.stage: stage_worker for stage_worker in moved})
                 # They go on elsewhere: what they were here is no outcome, and this worker may be needed there again.
@@ -313,27 +322,31 @@ class PipelineProcess:
         return False
 
     async def _go_on_together(self) -> bool:
-        """Take what this worker has in full where the run goes on; whether it goes on."""
+        """Take what this worker is to take where the run goes on; whether it goes on."""
         start = await self._agreement.reached()
         if isinstance(start, Lacking):
             self._explain(str(start))
             # Before its first checkpoint a run has lost nothing that matters: its stages are drawn again.
             return not start.step and self._parts.store.stored() == ()
         self._explain("")
-        # Whoever has a stage in full takes it; for the others nobody is waited for.
-        claimed = {stage for stages in start.full.values() for stage in stages}
+        # Whoever has a stage in full takes it, or has most of it; for the others nobody is waited for.
+        claimed = {stage for stages in start.takes.values() for stage in stages}
+        me = self._parts.transport.peer_id
+        self._reserve = frozenset(stage for stage, peer in start.reserve.items() if peer == me)
         self._known = set(range(self._pipeline.num_stages + 1)) - claimed
         self._since = self._clock.monotonic()
         await self._go_on(start)
         return True
 
     async def _go_on(self, start: Start) -> None:
-        """Take those stages that this worker has in full at the step where the run goes on."""
+        """Take those stages that are this worker's to take at the step where the run goes on."""
         me, wanted = self._parts.transport.peer_id, self._parts.wanted
-        for stage in sorted(start.full.get(me, ())):
-            if isinstance(wanted, str) or not wanted or stage in wanted:
-                others = [peer for peer, stages in start.full.items() if stage in stages and peer != me]
-                await self._take_saved(stage, start.step, others)
+        mine = start.takes.get(me, frozenset())
+        if wanted and not isinstance(wanted, str):
+            mine = (mine | start.cuts) & frozenset(wanted)
+        for stage in sorted(mine):
+            others = [peer for peer, stages in start.takes.items() if stage in stages and peer != me]
+            await self._take_saved(stage, start.step, others)
         self._agreement.over()
         self._tell(State.TRAINING if self._stage_workers else State.JOINING)
 
@@ -351,32 +364,31 @@ class PipelineProcess:
 
     async def _take_saved(self, stage: int, step: int, others: Sequence[PeerId]) -> None:
         """Go on with a stage where it was saved; if it cannot be, it is a lost stage as any other."""
-        began, me = self._clock.monotonic(), self._parts.transport.peer_id
+        began = self._clock.monotonic()
         self._taking.add(stage)
         self._tell(self.membership.own.state)
         await self.membership.announce()
-        state = await self._takeover.stored(stage, step)
         try:
-            if isinstance(state, str):
-                raise ValueError(state)
-            position = Position.of(state.trainer.get("state", {}))
             compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
+            brought = await self._takeover.together(compute, await self._agreement.parts(stage, step))
+            if isinstance(brought, str) or brought.position is None:
+                raise ValueError(brought if isinstance(brought, str) else "its checkpoint has weights and no more")
         except (*_UNFIT, ValueError) as err:
             self._taking.discard(stage)
             self._why[stage] = str(err)
             return
+        position = brought.position
         if stage == 0:
             self.membership.update(slot=position.slot)
         standing = Standing(step, position.batch - 1, position.loss)
-        brought = Brought(Recovery(Source.CHECKPOINT), (me,), state=state, position=position, together=True)
-        await self._begin(stage, compute, brought, standing, began, together=others)
+        await self._begin(stage, compute, replace(brought, together=True), standing, began, together=others)
 
     def _lost_and_stored(self) -> frozenset[int]:
         """Stages that nobody holds and that this worker has in full at the step from which the run goes on."""
         lost, step = self._holders.lost(self._pipeline.num_stages), self._agreement.origin
-        stored = {one.stage for one in self._parts.store.stored() if one.full and one.step == step and step}
+        stored = {one.span for one in self._parts.store.stored() if one.full and one.step == step and step}
         taken = {stage for member in self._holders.members() for stage in member.takes}
-        return frozenset(stored & set(lost) - taken)
+        return frozenset(stage for stage in set(lost) - taken if self._pipeline.span(stage) in stored)
 
     def _explain(self, what: str) -> None:
         self.waits_for = what
@@ -433,7 +445,8 @@ class PipelineProcess:
         self.membership.update(stored=self._stored())
 
     def _stored(self) -> str:
-        return named({one.stage for one in self._parts.store.stored()})
+        stored = {one.span for one in self._parts.store.stored()}
+        return named(s for s in range(self._pipeline.num_stages + 1) if self._pipeline.span(s) in stored)
 
     def _note_unfit(self, stage: int, err: DecentralError) -> None:
         self._unfit[stage] = err.message
@@ -451,11 +464,12 @@ class PipelineProcess:
         slot = self.membership.own.slot
         await self.membership.announce()
         compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
-        origin = self._agreement.origin
+        origin = self._agreement.origin or self._agreement.heard
         ask = self._takeover.settle if stage == 0 else self._takeover.standing
         standing = await ask(slot, origin)
-        recovery = self._takeover.decide(stage, standing.step)
-        brought = await self._takeover.bring(recovery, compute, stage, slot, standing)
+        parts = await self._agreement.parts(stage, standing.step)
+        recovery = self._takeover.decide(stage, standing.step, exact=bool(parts))
+        brought = await self._takeover.bring(recovery, compute, stage, slot, standing, parts)
         if isinstance(brought, str):
             self._why[stage] = brought
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from decentral.engine.disks import Store
 from decentral.engine.options import Every, RunOptions
-from decentral.engine.takeover import Store
 from decentral.monitor.journal import Journal
 from decentral.pipeline.options import PipelineOptions
 from decentral.ports.clock import Clock

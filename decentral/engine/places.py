@@ -80,7 +80,9 @@ class Places:
         ]
         others = [member for member in members if member.peer not in self._granted or member.peer in placed]
         stage = neediest([*others, *expected], self._options.num_stages, self._options.num_replicas)
-        if stage is None or self._holders.is_over():
+        # Whoever comes back to stages that nobody holds agrees with the others first: see ``agreement``.
+        waits = not placed and self._holders.is_coming_back()
+        if stage is None or waits or self._holders.is_over():
             return to_wire(_SPARE_ANSWER)
         self._granted[sender] = stage, now + _GRANT_S
         return to_wire(stage)

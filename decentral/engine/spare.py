@@ -7,8 +7,9 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 
+from decentral.engine.disks import Store
 from decentral.engine.options import Every
-from decentral.engine.takeover import Store, Takeover
+from decentral.engine.takeover import Takeover
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.handover import values_of
 from decentral.pipeline.holders import Holders
@@ -89,7 +90,8 @@ class SpareDisk:
         self._saved()
 
     def _has(self, stage: int, step: int, digest: str) -> bool:
-        stored = [one for one in self._store.stored() if (one.stage, one.step) == (stage, step)]
+        span = self._options.span(stage)
+        stored = [one for one in self._store.stored() if (one.span, one.step) == (span, step)]
         return any(one.full or one.digest == digest for one in stored)
 
     def _weights(self, download: Download, layout: Layout) -> WorkerState:

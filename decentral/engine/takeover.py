@@ -8,11 +8,10 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from torch import Tensor
-
-from decentral.errors import ConfigError, FrameError
+from decentral.engine.disks import Disks, Store
+from decentral.engine.recut import recut
+from decentral.errors import ConfigError, FrameError, MismatchError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import COMMIT, SETTLE, Courier, Undelivered
 from decentral.pipeline.handover import fetch_kept, fetch_live, fetch_saved, shapes_signature, values_of
@@ -22,11 +21,11 @@ from decentral.pipeline.packets import Commit, Settle, Settled
 from decentral.pipeline.position import Position
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
 from decentral.pipeline.scoped import Scoped
-from decentral.pipeline.stored import Stored
+from decentral.pipeline.stored import Part, Stored
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.download.downloader import Download, NoDownload
-from decentral.state.worker_state import WorkerState, Written
+from decentral.state.worker_state import WorkerState
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.tensors.layout import Layout
@@ -34,35 +33,6 @@ from decentral.types import PeerId
 
 #: A question or a commit that may have been lost on its way is repeated.
 _TRIES = 3
-
-
-class Store(Protocol):
-    """What this worker has on disk of the run's stages. Read and written on any thread."""
-
-    def stored(self) -> Sequence[Stored]:
-        """Checkpoints, of each stage the newest first; those that turned out to be damaged are not among them."""
-        ...
-
-    def verify(self) -> None:
-        """Read all of them and leave out those that are damaged. Must not raise."""
-        ...
-
-    def load(self, stage: int, step: int) -> WorkerState:
-        """One of them.
-
-        Raises:
-            OSError: it is damaged, or there is none.
-            ConfigError: another release wrote it.
-        """
-        ...
-
-    def newest(self, stage: int) -> tuple[int, Mapping[str, Tensor]] | None:
-        """Step and weights of the newest one that is whole; ``None`` if there is none. Must not raise."""
-        ...
-
-    def save(self, stage: int, state: WorkerState) -> Written | None:
-        """Write a checkpoint of a stage; ``None`` if it could not be written. Must not raise."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +94,27 @@ class Takeover:
         self._timing = timing
         self._clock = clock
         self._store = store
+        self._disks = Disks(transport, store, timing, clock)
 
-    def decide(self, stage: int, step: int) -> Recovery:
-        """What ``stage`` is to be made of, as things are now, with the run at ``step``."""
-        stored = [one for one in self._store.stored() if one.stage == stage]
+    async def start(self) -> None:
+        """Begin to give others what is on this worker's disk."""
+        await self._disks.start()
+
+    def let_go(self) -> None:
+        """Every stage has a holder: nobody will ask for more of what was asked for."""
+        self._disks.let_go()
+
+    def decide(self, stage: int, step: int, *, exact: bool = False) -> Recovery:
+        """What ``stage`` is to be made of, as things are now, with the run at ``step``.
+
+        Args:
+            stage: 0 is the head.
+            step: the next one.
+            exact: whether checkpoints of this very step that make it are at hand among all who are there.
+        """
+        stored = self._stored(stage)
         told = any(presence.metrics.step > 0 or presence.round > 0 for presence in self._holders.records())
+        told |= self._holders.is_coming_back()
         num_stages, me = self._options.num_stages, self._courier.peer_id
         # A neighbour that this worker holds itself serves as well as another's.
         alive = {k for k in range(num_stages + 1) if set(self._holders.of(k)) - ({me} if k == stage else set())}
@@ -140,7 +126,7 @@ class Takeover:
             started=told or step > 0 or bool(stored),
             kept={1, num_stages} if self._options.swap else set(),
             stored=bool(stored),
-            exact=any(one.step == step for one in stored),
+            exact=exact or any(one.step == step for one in stored),
         )
 
     async def standing(self, slot: int, origin: int) -> Standing:
@@ -175,11 +161,18 @@ class Takeover:
         return await self.standing(slot, origin)
 
     async def bring(
-        self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, slot: int, standing: Standing
+        self,
+        recovery: Recovery,
+        compute: StageCompute | HeadCompute,
+        stage: int,
+        slot: int,
+        standing: Standing,
+        parts: Sequence[Part] = (),
     ) -> Brought | str:
         """Fill the weights of ``compute``; in words why they cannot be had now.
 
-        A replica's weights are not brought here: who has one joins the swarm of its stage.
+        Checkpoints of this very step that make the stage, its ``parts``, are on somebody's disk. A replica's weights
+        are not brought here: who has one joins the swarm of its stage.
         """
         layout = Layout.of(compute.parameters())
         match recovery.source:
@@ -187,38 +180,65 @@ class Takeover:
                 return "its neighbours are gone as well, and nobody has a checkpoint"
             case Source.INITIAL | Source.REPLICA:
                 return Brought(recovery, ())
+            case Source.CHECKPOINT if parts:
+                return await self.together(compute, parts, slot)
             case Source.CHECKPOINT:
                 return await self._from_disk(recovery, compute, stage, standing.step)
             case Source.BLEND:
                 return await self._blend(recovery, compute, layout, standing)
             case Source.COPY | Source.KEPT:
                 copied = await self._copy(recovery, compute, layout, slot)
-                if isinstance(copied, str) and any(one.stage == stage for one in self._store.stored()):
+                if isinstance(copied, str) and self._stored(stage):
                     # Neighbours of a head that has not counted a batch since they came back have no copy of it.
                     return await self._from_disk(Recovery(Source.CHECKPOINT), compute, stage, standing.step)
                 return copied
 
-    async def stored(self, stage: int, step: int) -> WorkerState | str:
-        """A checkpoint of a stage at a step, or in words why it cannot be used."""
+    async def together(
+        self, compute: StageCompute | HeadCompute, parts: Sequence[Part], slot: int | None = None
+    ) -> Brought | str:
+        """A stage with all that its checkpoints have, cut out of them; in words why it cannot be had.
+
+        Args:
+            compute: its weights are filled if the checkpoints have nothing else.
+            parts: checkpoints of one step that make it.
+            slot: the data that a head draws; one of another slot begins there with the weights alone. ``None`` for
+                whatever slot it drew.
+        """
+        parameters, me = compute.parameters(), self._courier.peer_id
+        found = await asyncio.gather(*[self._disks.state(part, parameters) for part in parts])
+        if problems := [each for each in found if isinstance(each, str)]:
+            return "; ".join(problems)
+        states = [each for each in found if isinstance(each, WorkerState)]
+        donors = tuple(dict.fromkeys(me if me in part.peers else part.peers[0] for part in parts))
+        recovery = Recovery(Source.CHECKPOINT)
         try:
-            return await self._clock.run_on_disk(lambda: self._store.load(stage, step))
-        except (OSError, ConfigError) as err:
-            return f"its checkpoint at step {step} cannot be used: {err}"
+            state = await self._clock.run_aside(lambda: recut(states, parameters))
+            position = Position.of(state.trainer.get("state", {}))
+            if not state.facts or slot not in (None, position.slot):
+                await self._clock.run(lambda: compute.load(state.anchors))
+                return Brought(recovery, donors)
+        except (MismatchError, ValueError) as err:
+            return f"its checkpoint at step {parts[0].stored.step} cannot be used: {err}"
+        return Brought(recovery, donors, state=state, position=position)
+
+    def _stored(self, stage: int) -> list[Stored]:
+        """What this worker has on its own disk of just this stage."""
+        span = self._options.span(stage)
+        return [one for one in self._store.stored() if one.span == span]
 
     async def _from_disk(
         self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, step: int
     ) -> Brought | str:
         """From the newest checkpoint that is not ahead of the run; else from the newest."""
-        steps = [one.step for one in self._store.stored() if one.stage == stage]
-        chosen = next((known for known in steps if known <= step), next(iter(steps), 0))
-        state = await self.stored(stage, chosen)
-        if isinstance(state, str):
-            return state
-        weights = state.anchors
+        stored = self._stored(stage)
+        chosen = next((one for one in stored if one.step <= step), next(iter(stored), None))
+        if chosen is None:
+            return "its checkpoint turned out to be damaged"
         try:
-            await self._clock.run(lambda: compute.load(weights))
-        except ValueError as err:
-            return f"its checkpoint at step {chosen} cannot be used: {err}"
+            state = await self._clock.run_on_disk(lambda: self._store.load(chosen))
+            await self._clock.run(lambda: compute.load(state.anchors))
+        except (OSError, ConfigError, ValueError) as err:
+            return f"its checkpoint at step {chosen.step} cannot be used: {err}"
         return Brought(recovery, (self._courier.peer_id,))
 
     async def _blend(

@@ -8,6 +8,8 @@ from decentral.types import PeerId
 
 #: What a member is that takes no more part: it has gone or is about to, or it has done all its steps.
 _AWAY = frozenset({State.LEAVING, State.DONE})
+#: In the digest of a member that comes back with what it has on its disk, before it holds anything.
+RETURNS = "returns"
 
 
 class Holders:
@@ -51,6 +53,10 @@ class Holders:
         """Whether a head has done all its steps and no other one is at work."""
         done = (presence for presence in self.records() if presence.state is State.DONE)
         return not self.slots() and any(0 in stages_of(presence.holds) for presence in done)
+
+    def is_coming_back(self) -> bool:
+        """Whether somebody comes back to the run, and nothing of it may begin anew."""
+        return any(presence.digest == RETURNS for presence in self.present())
 
     def lost(self, num_stages: int) -> list[int]:
         """Stages that nobody holds, the head as 0."""

@@ -7,6 +7,7 @@ from decentral.codecs.codec import Codec
 from decentral.pipeline.cut import Healing
 from decentral.pipeline.recovery import Norm
 from decentral.pipeline.routing import Permutation, Router, Wiring
+from decentral.pipeline.stored import HEAD, Span
 
 Routing = Literal["permutation", "speed"]
 
@@ -15,7 +16,7 @@ Routing = Literal["permutation", "speed"]
 class PipelineOptions:
     """Equal on all workers of a run."""
 
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
     """Blocks [first, stop) of every stage."""
     healing: Healing
     codec: Codec
@@ -43,6 +44,10 @@ class PipelineOptions:
     def num_stages(self) -> int:
         """S, without the head."""
         return len(self.spans)
+
+    def span(self, stage: int) -> Span:
+        """The blocks of a stage; those of the head are none."""
+        return self.spans[stage - 1] if stage else HEAD
 
     @property
     def swap(self) -> bool:

@@ -90,11 +90,11 @@ def go_on(
     # Whoever insists on a stage joins those who have the others.
     swarm = settle(_as_long(before, settings), own.model_copy(update={"stage": ""}))
     had, has = before.pipeline.stages, swarm.pipeline.stages
-    if had != has:
+    if bool(had) != bool(has):
         raise ConfigError(
-            f"The run in {folder} has {_in_stages(had)}, and now it should have {_in_stages(has)}: its checkpoints "
-            "cannot be cut anew.",
-            hint="Leave the number of stages as it was. Other replicas, spares and machines are fine.",
+            f"The run in {folder} has {_in_stages(had)}, and now it should have {_in_stages(has)}: stages go on as "
+            "stages, and a whole model as a whole.",
+            hint="Another number of stages is fine, and so are other replicas, spares and machines.",
         )
     same_rounds = swarm.method.inner_steps == before.method.inner_steps
     return Setting(swarm, own, settings.explicit, _changes(before, swarm), same_rounds)

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import with_values
 from decentral.errors import ConfigError
-from decentral.pipeline.cut import Cut, cut
+from decentral.pipeline.cut import Cut, check_equal, cut
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.run.options import seat_of
 
@@ -56,12 +57,32 @@ def settle(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
         own: as in ``blocks_of``.
 
     Raises:
-        ConfigError: see ``blocks_of`` and ``cut_of``.
+        ConfigError: see ``blocks_of`` and ``cut_of``; or stages are to heal from each other, and differ.
     """
     if not swarm.pipeline.stages:
         return swarm
     blocks = blocks_of(swarm, own)
-    return with_values(swarm, {"pipeline.recovery": cut_of(swarm, blocks.num_blocks).healing})
+    made = cut_of(swarm, blocks.num_blocks)
+    healing = made.healing
+    if healing != "checkpoint":
+        try:
+            check_equal(
+                [[shape for number in range(*span) for shape in _shapes(blocks, number)] for span in made.spans]
+            )
+        except ConfigError:
+            if swarm.pipeline.recovery != "auto":
+                raise
+            healing = "checkpoint"
+    return with_values(swarm, {"pipeline.recovery": healing})
+
+
+def _shapes(blocks: ModelBlocks, number: int) -> list[tuple[int, ...]]:
+    """Those of a block's parameters; none of one that cannot be made without memory for it: who heals it finds out."""
+    try:
+        with torch.device("meta"):
+            return [tuple(parameter.shape) for parameter in blocks.block(number).parameters()]
+    except RuntimeError:
+        return []
 
 
 def parts_of(swarm: SwarmConfig, own: WorkerConfig, parameters: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:

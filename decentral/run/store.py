@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from decentral.errors import ConfigError
-from decentral.pipeline.stored import Stored
+from decentral.pipeline.stored import HEAD, Span, Stored, span_of
 from decentral.run.disk import Disk
 from decentral.run.folder import stage_folder
 from decentral.state.checkpoints import checkpoint, manifest
@@ -31,15 +31,16 @@ _log = logging.getLogger(__name__)
 MIN_KEPT = 3
 #: The size of facts that say nothing: what a spare keeps has weights alone.
 _NO_FACTS = len("{}")
+_STAGE = stage_folder("")
 
 
 class StageFiles:
-    """Implements ``engine.takeover.Store`` in a worker's folder.
+    """Implements ``engine.disks.Store`` in a worker's folder.
 
     Args:
         folder: of the worker.
         about: the run; checkpoints of other runs do not count.
-        num_stages: of the run, beside the head. Those of another cut do not count either.
+        num_stages: of the run, beside the head. Checkpoints of another cut count as what they have.
         keep: checkpoints of each stage, at least ``MIN_KEPT``.
         disk: told what is not written.
         wall: the time, seconds since 1970.
@@ -55,7 +56,8 @@ class StageFiles:
         self._disk = disk
         self._wall = wall
         self._damaged: set[Path] = set()
-        self._stored = {stage: self._found(stage) for stage in range(num_stages + 1)}
+        stages = {int(path.name.removeprefix(_STAGE)) for path in folder.glob(f"{_STAGE}[0-9]*")}
+        self._stored = {stage: self._found(stage) for stage in sorted(stages)}
 
     def stored(self) -> Sequence[Stored]:
         """See ``Store.stored``."""
@@ -71,21 +73,29 @@ class StageFiles:
                     _log.warning("checkpoint %s cannot be used: %s", path, err)
                     self._forget(stage, path)
 
-    def load(self, stage: int, step: int) -> "WorkerState":
+    def load(self, one: Stored) -> "WorkerState":
         """See ``Store.load``."""
-        for one, path in self._stored[stage]:
-            if one.step == step:
+        for stage, path in self._places(one.span):
+            if (one, path) in self._stored[stage]:
                 return self._read(stage, path)
-        raise FileNotFoundError(f"there is none of stage {stage} at step {step}")
+        raise FileNotFoundError(f"there is none of the blocks {one.first} to {one.stop} at step {one.step}")
 
-    def newest(self, stage: int) -> "tuple[int, Mapping[str, Tensor]] | None":
+    def newest(self, span: Span) -> "tuple[int, Mapping[str, Tensor]] | None":
         """See ``Store.newest``."""
-        for one, path in self._stored[stage]:
+        for stage, path in self._places(span):
             try:
-                return one.step, checkpoint.read_weights(path)[0]
+                weights, about = checkpoint.read_weights(path)
+                return int(about["step"]), weights
             except (OSError, ConfigError):
                 self._forget(stage, path)
         return None
+
+    def _places(self, span: Span) -> list[tuple[int, Path]]:
+        """The checkpoints of some blocks, the newest first, and in which trees they are."""
+        found = [
+            (one.step, stage, path) for stage, each in self._stored.items() for one, path in each if one.span == span
+        ]
+        return [(stage, path) for _, stage, path in sorted(found, reverse=True)]
 
     def save(self, stage: int, state: "WorkerState") -> "Written | None":
         """See ``Store.save``."""
@@ -125,15 +135,17 @@ class StageFiles:
             about = one.manifest
             if about is None or about.run != self._about.run or one.folder in self._damaged:
                 continue
-            if (not found or about.step < found[-1][0].step) and self._is_of_this_cut(one.folder / MODEL):
+            span = _span_in(one.folder / MODEL)
+            if (not found or about.step < found[-1][0].step) and span is not None and (span == HEAD) == (stage == 0):
                 full = about.files[FACTS].size > _NO_FACTS
-                found.append((Stored(stage, about.step, about.state, full), one.folder))
+                found.append((Stored(*span, about.step, about.state, full), one.folder))
         return found
 
-    def _is_of_this_cut(self, path: Path) -> bool:
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except (OSError, SafetensorError):
-            return False
-        return metadata.get("stages") == str(self._num_stages)
+
+def _span_in(path: Path) -> Span | None:
+    """The blocks of which a file has weights; ``None`` if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return span_of(file.keys())
+    except (OSError, SafetensorError):
+        return None

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from decentral.cli.assemble import assemble
+from decentral.cli.sources import parts_from_paths
+from decentral.pipeline.stored import span_of
 from decentral.state.checkpoints.manifest import found_in
 from scripts.benches.counted import Strike, account
 from tests.process.command import DEADLINE_S, WorkerProcess, processes_of, wait_for
@@ -96,16 +99,12 @@ def saved_steps(folder: Path, stage: int) -> list[int]:
     return [one.manifest.step for one in found_in(folder / f"stage-{stage}") if one.manifest is not None]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_all_are_killed_and_go_on_from_the_newest_step_that_all_have(
-    start: Callable[..., WorkerProcess], tmp_path: Path
-) -> None:
-    stages, rounds = 3, 40
-    often = ("--checkpoint-every", "1s")
+def all_killed(start: Callable[..., WorkerProcess], folder: Path, rounds: int) -> tuple[dict[Path, int], int]:
+    """The folders of a head and three stages, with what each held, and the newest step that all have."""
+    stages, often = 3, ("--checkpoint-every", "1s")
     settings = ("--set", "task.settings.model.num_layers=3")
-    founder = start(tmp_path / "0", *founding(tmp_path / "text", rounds, stages), *settings, *often)
-    joiners = [start(tmp_path / str(number), "--join", founder.address, *often) for number in range(1, stages + 1)]
+    founder = start(folder / "0", *founding(folder / "text", rounds, stages), *settings, *often)
+    joiners = [start(folder / str(number), "--join", founder.address, *often) for number in range(1, stages + 1)]
     crew = [founder, *joiners]
     wait_for(lambda: all(placed(worker) for worker in crew), "a holder of every stage", PATIENCE_S)
     held = {worker.folder: min(placed(worker)) for worker in crew}
@@ -116,10 +115,23 @@ def test_all_are_killed_and_go_on_from_the_newest_step_that_all_have(
     saved = [set(saved_steps(folder, stage)) for folder, stage in held.items()]
     common = max(set.intersection(*saved))
     assert common >= INNER_STEPS
+    return held, common
 
+
+def all_end(workers: list[WorkerProcess]) -> None:
+    wait_for(lambda: None not in [worker.popen.poll() for worker in workers], "the end of the run", PATIENCE_S)
+    assert [worker.code() for worker in workers] == [0] * len(workers), [worker.stderr for worker in workers]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_are_killed_and_go_on_from_the_newest_step_that_all_have(
+    start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    rounds = 40
+    held, common = all_killed(start, tmp_path, rounds)
     again = [start(folder) for folder in held]
-    wait_for(lambda: None not in [worker.popen.poll() for worker in again], "the end of the run", PATIENCE_S)
-    assert [worker.code() for worker in again] == [0] * len(again), [worker.stderr for worker in again]
+    all_end(again)
     for worker in again:
         (first, second) = worker.events("stage_placed")
         assert (second["stage"], second["step"], second["source"]) == (first["stage"], common, "checkpoint")
@@ -131,4 +143,33 @@ def test_all_are_killed_and_go_on_from_the_newest_step_that_all_have(
     assert after == list(range(common, rounds * INNER_STEPS))
     ends = {tuple(saved_steps(folder, stage)[:1]) for folder, stage in held.items()}
     assert ends == {(rounds * INNER_STEPS,)}
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_are_killed_and_go_on_with_another_number_of_stages(
+    start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    rounds = 40
+    held, common = all_killed(start, tmp_path, rounds)
+    again = [Resumed(folder, "--stages", "2") for folder in held]
+    try:
+        all_end(again)
+    finally:
+        for worker in again:
+            worker.end()
+    placed_again = {event["stage"]: event for worker in again for event in worker.events("stage_placed")[1:]}
+    assert {(stage, event["step"], event["source"]) for stage, event in placed_again.items()} == {
+        (stage, common, "checkpoint") for stage in range(3)
+    }
+    resumed = [event for worker in again for event in worker.events("resumed")]
+    assert {event["step"] for event in resumed} == {common}
+    (joined,) = [event for event in resumed if "the stage: its blocks come from 2 of another cut" in event["anew"]]
+    assert "inner optimizer and data position" in joined["kept"]
+    steps = [event["step"] for event in again[0].events("batch_counted") if event["stage"] == 0]
+    assert steps[-1] == rounds * INNER_STEPS - 1
+    weights, _, _ = parts_from_paths([str(folder) for folder in held])
+    whole, _ = assemble(weights, "newest")
+    assert (whole.round, span_of(whole.load())) == (rounds, (0, 3))
     assert not processes_of(tmp_path)

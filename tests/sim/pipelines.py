@@ -22,7 +22,7 @@ from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
 from decentral.pipeline.options import PipelineOptions
-from decentral.pipeline.stored import Stored
+from decentral.pipeline.stored import Span, Stored, span_of
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.loop import run
@@ -118,12 +118,12 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.saved: dict[int, list[WorkerState]] = {}
-        """The newest first."""
+        """By stage, the newest first."""
 
     def stored(self) -> list[Stored]:
         return [
-            Stored(stage, state.step, state.digest, bool(state.facts))
-            for stage, states in self.saved.items()
+            _stored(state)
+            for states in self.saved.values()
             for number, state in enumerate(states)
             if all(state.step < newer.step for newer in states[:number])
         ]
@@ -131,16 +131,21 @@ class MemoryStore:
     def verify(self) -> None:
         pass
 
-    def load(self, stage: int, step: int) -> WorkerState:
-        return next(state for state in self.saved[stage] if state.step == step)
+    def load(self, one: Stored) -> WorkerState:
+        return next(state for states in self.saved.values() for state in states if _stored(state) == one)
 
-    def newest(self, stage: int) -> tuple[int, Mapping[str, Tensor]] | None:
-        return next(((state.step, state.anchors) for state in self.saved.get(stage, ())), None)
+    def newest(self, span: Span) -> tuple[int, Mapping[str, Tensor]] | None:
+        found = [state for states in self.saved.values() for state in states if span_of(state.anchors) == span]
+        return max(((state.step, state.anchors) for state in found), key=lambda one: one[0], default=None)
 
     def save(self, stage: int, state: WorkerState) -> Written:
         before = [other for other in self.saved.get(stage, ()) if other.step != state.step]
         self.saved[stage] = [state, *before][:3]
         return Written("memory", 0)
+
+
+def _stored(state: WorkerState) -> Stored:
+    return Stored(*span_of(state.anchors), state.step, state.digest, bool(state.facts))
 
 
 class Watched(MemoryJournal):
@@ -199,6 +204,8 @@ class PipelineScenario:
     """Seconds between the start of a machine and that of the next one."""
     resumes: bool = False
     """Whether a machine that starts once more goes on with what is on its disk; else it joins those who are there."""
+    stages_later: int = 0
+    """Into how many stages the model is cut for machines that start once more; 0 for as many as before."""
     until_s: float = 3000.0
 
     @property
@@ -373,8 +380,9 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         life.journals.append(Watched(scenario.watch))
         return life.journals[-1]
 
-    num_blocks = scenario.num_stages * scenario.blocks_per_stage
-    made = cut(num_blocks, scenario.num_stages, scenario.healing)
+    num_blocks, again = scenario.num_stages * scenario.blocks_per_stage, peer.peer_id in record.processes
+    later = scenario.stages_later if again or number in scenario.late else 0
+    made = cut(num_blocks, later or scenario.num_stages, scenario.healing)
     fp32 = make_codec("fp32")
     timing = Timing()
     pipeline = PipelineOptions(

@@ -14,6 +14,7 @@ from decentral.errors import ConfigError
 from decentral.types import PeerId
 
 if TYPE_CHECKING:
+    from decentral.pipeline.stored import Span
     from decentral.state.checkpoints.checkpoint import About
     from decentral.state.checkpoints.manifest import Manifest
 
@@ -44,7 +45,7 @@ def resume(
     from decentral.cli.local.run import GoingOn, LocalRun
     from decentral.run.folder import folders_of
     from decentral.run.resuming import go_on, refuse_the_end
-    from decentral.run.stages import parts_of
+    from decentral.run.stages import blocks_of, cut_of, parts_of
     from decentral.run.tasks import build_trainer
     from decentral.state.checkpoints.checkpoint import About
 
@@ -61,7 +62,8 @@ def resume(
     swarm, own = setting.swarm, setting.own
     if swarm.pipeline.stages:
         processes = _with_stages(swarm.pipeline, workers, len(had))
-        step = _common_step(had, About(furthest.run, swarm.method.name, swarm.run.rounds), swarm.pipeline.stages)
+        spans = cut_of(swarm, blocks_of(swarm, own).num_blocks).spans
+        step = _common_step(had, About(furthest.run, swarm.method.name, swarm.run.rounds), spans)
         refuse_the_end(folder, furthest.run, setting, step // swarm.method.inner_steps, step)
     else:
         processes = Processes(size)
@@ -81,18 +83,19 @@ def _with_stages(pipeline: PipelineSection, workers: int | None, size: int) -> P
     return processes_for(pipeline, workers, max(0, size - taken))
 
 
-def _common_step(folders: Sequence[Path], about: "About", num_stages: int) -> int:
+def _common_step(folders: Sequence[Path], about: "About", spans: Sequence["Span"]) -> int:
     """The step from which a pipeline goes on.
 
     Raises:
         ConfigError: there is none, and which stage is missing.
     """
-    from decentral.pipeline.stored import Lacking, start_of
+    from decentral.pipeline.stored import HEAD, Lacking, start_of
     from decentral.run.disk import Disk
     from decentral.run.store import StageFiles
 
-    stores = {PeerId(path.name): StageFiles(path, about, num_stages, 1, Disk(), time.time) for path in folders}
-    start = start_of({name: store.stored() for name, store in stores.items()}, num_stages)
+    stores = {PeerId(path.name): StageFiles(path, about, len(spans), 1, Disk(), time.time) for path in folders}
+    inventories = {name: store.stored() for name, store in stores.items()}
+    start = start_of(inventories, (HEAD, *spans))
     if isinstance(start, Lacking):
         raise ConfigError(
             f"{about.run} cannot go on: {start}.",

@@ -88,14 +88,15 @@ def test_without_all_stages_there_is_no_model(tmp_path):
         assemble(parts, "newest")
 
 
-def test_stages_of_different_runs_or_cuts_do_not_go_together(tmp_path):
+def test_stages_of_different_runs_do_not_go_together_and_of_several_cuts_the_newest_counts(tmp_path):
     files = [str(save(tmp_path / "a", stage, 0.0)) for stage in range(3)]
     other = str(save(tmp_path / "b", 1, 0.0, run="demo-2"))
     with pytest.raises(MismatchError, match="different runs"):
         assemble(parts_from_paths([*files, other])[0], "newest")
-    cut = str(save(tmp_path / "c", 1, 0.0, stages=4))
-    with pytest.raises(MismatchError, match="pipelines of 2 and of 4 stages"):
-        assemble(parts_from_paths([*files, cut])[0], "newest")
+    older, newer = (str(save(tmp_path / name, 1, 0.0, round_, stages=4)) for name, round_ in (("c", 39), ("d", 41)))
+    assert assemble(parts_from_paths([*files, older])[0], "newest")[1].keys() == {0, 1, 2}
+    with pytest.raises(ConfigError, match="nobody has saved the head nor stage 2 nor stage 3 nor stage 4"):
+        assemble(parts_from_paths([*files, newer])[0], "newest")
 
 
 @pytest.mark.parametrize("take", ["best", "0"])

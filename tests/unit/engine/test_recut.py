@@ -89,6 +89,7 @@ def together(states: Sequence[WorkerState]) -> dict[str, Tensor]:
         ]
         parts += [(f"inner/{name}", entry) for name, entry in state.trainer["state"]["optimizer"].items()]
         named = {f"{part}/{key}": value for part, values in parts for key, value in values.items()}
+        named = {key: value for key, value in named.items() if isinstance(value, Tensor)}
         assert found.keys().isdisjoint(named)
         found |= named
     return found

@@ -20,10 +20,10 @@ from tests.unit.state.test_checkpoints import keeper, state
 TOY = ["task.factory=decentral.workers.toy:build", "method.name=diloco", "method.inner_steps=100", "run.rounds=10"]
 
 
-def filled(folder: Path, *settings: str, steps: tuple[int, ...] = (500,)) -> Path:
+def filled(folder: Path, *settings: str, steps: tuple[int, ...] = (500,), stage: str = "") -> Path:
     """A folder as a worker leaves it."""
     swarm = resolve(load(None, [*TOY, *settings]).swarm)
-    save_config(folder, ID, swarm, WorkerConfig(threads=3, data=("/mnt/a",), out="elsewhere"))
+    save_config(folder, ID, swarm, WorkerConfig(threads=3, data=("/mnt/a",), out="elsewhere", stage=stage))
     book = Book(ID, 31337)
     book.heard([at(1)])
     book.save(folder)
@@ -148,17 +148,27 @@ class TestRefusals:
         assert start.resumption.step == 400
 
 
-def test_another_number_of_stages_is_refused(tmp_path: Path) -> None:
-    for name in ("whole", "cut"):
+def test_stages_and_a_whole_model_do_not_go_on_as_each_other(tmp_path: Path) -> None:
+    for name, has, had in (("whole", "pipeline.stages=2", ()), ("cut", "pipeline.stages=0", ("pipeline.stages=4",))):
         (tmp_path / name).mkdir()
-    filled(tmp_path / "whole")
-    with pytest.raises(ConfigError, match="has the model as a whole, and now it should have 2 stages"):
-        taken(tmp_path / "whole", "pipeline.stages=2")
-    filled(tmp_path / "cut", "pipeline.stages=4")
-    with pytest.raises(
-        ConfigError, match="has 4 stages, and now it should have 2 stages: its checkpoints cannot be cut"
-    ):
-        taken(tmp_path / "cut", "pipeline.stages=2")
-    start = taken(tmp_path / "cut", "pipeline.replicas=3")
+        filled(tmp_path / name, *had)
+        with pytest.raises(ConfigError, match="stages go on as stages, and a whole model as a whole"):
+            taken(tmp_path / name, has)
+
+
+def test_another_number_of_stages_brings_its_own_recovery_and_nobody_insists_on_one_of_before(tmp_path: Path) -> None:
+    filled(tmp_path, "pipeline.stages=4", "pipeline.recovery=checkfree+", stage="3")
+    start = taken(tmp_path, "pipeline.stages=2")
+    assert start.swarm is not None
+    assert start.resumption is not None
+    assert (start.swarm.pipeline.stages, start.swarm.pipeline.recovery, start.own.stage) == (2, "auto", "")
+    assert "pipeline.stages: 2, was 4" in start.resumption.changes
+    assert taken(tmp_path, "pipeline.stages=2", "worker.stage=1").own.stage == "1"
+    assert taken(tmp_path).own.stage == "3"
+
+
+def test_other_replicas_are_no_other_cut(tmp_path: Path) -> None:
+    filled(tmp_path, "pipeline.stages=4")
+    start = taken(tmp_path, "pipeline.replicas=3")
     assert start.resumption is not None
     assert start.resumption.step is None

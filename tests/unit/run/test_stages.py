@@ -1,6 +1,7 @@
 """From the configuration of a pipeline to what the engine is given, and what the task's model is cut into."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,16 @@ def test_what_was_asked_for_stays_and_without_a_pipeline_there_is_nothing_to_cho
     asked = swarm("pipeline.stages=4", "pipeline.recovery=checkpoint")
     assert settle(asked, HERE).digest() == asked.digest()
     assert settle(load(None, ["task.factory=decentral.workers.toy:build"]).swarm, HERE).pipeline.recovery == "auto"
+
+
+def test_stages_that_differ_do_not_heal_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = replace(
+        blocks_of(swarm("pipeline.stages=4"), HERE), block=lambda number: torch.nn.Linear(2, 2 + number // 3)
+    )
+    monkeypatch.setattr("decentral.run.stages.blocks_of", lambda swarm, own: made)
+    assert settle(swarm("pipeline.stages=4"), HERE).pipeline.recovery == "checkpoint"
+    with pytest.raises(ConfigError, match=r"stage 4 has a parameter of shape \(3, 2\) where stage 1 has \(2, 2\)"):
+        settle(swarm("pipeline.stages=4", "pipeline.recovery=checkfree"), HERE)
 
 
 def test_to_choose_it_nothing_is_built_and_no_text_is_read() -> None:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from decentral.cli.sources import parts_from_paths
-from decentral.pipeline.stored import Stored
+from decentral.pipeline.stored import HEAD, Stored
 from decentral.run.disk import Disk
 from decentral.run.folder import MODEL, stage_folder
 from decentral.run.store import StageFiles
 from decentral.state.checkpoints.checkpoint import About
 from decentral.state.worker_state import WorkerState
 
+SPAN = 0, 1
 ABOUT = About("demo-1", "diloco", 40)
 
 
@@ -44,20 +45,20 @@ def state(value: float, step: int = 70, **changes: object) -> WorkerState:
 def test_a_stage_that_was_saved_can_be_loaded_also_by_the_next_process(tmp_path):
     first = store(tmp_path)
     assert first.stored() == []
-    assert first.newest(2) is None
+    assert first.newest(SPAN) is None
     assert first.save(2, state(1.0)).path == str(tmp_path / "stage-2" / "checkpoints" / "step_000070")
     first.save(2, state(3.0, 80))
-    first.save(0, state(2.0, facts={}, trainer={}))
+    first.save(0, state(2.0, facts={}, trainer={}, anchors={"wte": torch.ones(2)}))
     for found in (first, store(tmp_path)):
-        expected = {Stored(0, 70, "d70", False), Stored(2, 80, "d80", True), Stored(2, 70, "d70", True)}
+        expected = {Stored(*HEAD, 70, "d70", False), Stored(*SPAN, 80, "d80", True), Stored(*SPAN, 70, "d70", True)}
         assert set(found.stored()) == expected
-        loaded = found.load(2, 70)
+        loaded = found.load(Stored(*SPAN, 70, "d70", True))
         assert loaded.anchors["blocks.0.w"].tolist() == [1.0, 1.0]
         assert loaded.trainer == state(1.0).trainer
-        step, weights = found.newest(2)
+        step, weights = found.newest(SPAN)
         assert (step, weights["blocks.0.w"].tolist()) == (80, [3.0, 3.0])
-    with pytest.raises(FileNotFoundError, match="stage 1 at step 70"):
-        first.load(1, 70)
+    with pytest.raises(FileNotFoundError, match="the blocks 1 to 2 at step 70"):
+        first.load(Stored(1, 2, 70, "d70", True))
 
 
 def test_three_are_kept_so_that_one_of_them_is_common_to_all_stages(tmp_path):
@@ -81,10 +82,16 @@ def test_export_finds_what_it_needs_to_know(tmp_path):
     assert (part.stage, part.num_stages, part.replica.run, part.replica.round) == (2, 4, "demo-1", 7)
 
 
-def test_checkpoints_of_another_run_or_another_cut_do_not_count(tmp_path):
-    store(tmp_path).save(2, state(1.0))
+def test_checkpoints_of_another_run_do_not_count_and_those_of_another_cut_do_as_what_they_have(tmp_path):
+    anchors = {f"blocks.{number}.w": torch.ones(2) for number in (3, 4, 5)}
+    store(tmp_path).save(2, state(1.0, anchors=anchors))
+    store(tmp_path, num_stages=8).save(7, state(1.0, 80, anchors={"blocks.3.w": torch.ones(2)}))
     assert store(tmp_path, run="demo-2").stored() == []
-    assert store(tmp_path, num_stages=3).stored() == []
+    found = store(tmp_path, num_stages=1)
+    assert found.stored() == [Stored(3, 6, 70, "d70", True), Stored(3, 4, 80, "d80", True)]
+    assert set(found.load(found.stored()[0]).anchors) == set(anchors)
+    assert found.newest((3, 4))[0] == 80
+    assert found.newest((4, 6)) is None
 
 
 @pytest.mark.parametrize("read", ["load", "newest", "verify"])
@@ -97,9 +104,9 @@ def test_a_damaged_one_is_not_offered_again_and_the_one_before_it_is_taken(tmp_p
     assert [one.step for one in found.stored()] == [80, 70]
     if read == "load":
         with pytest.raises(OSError, match=f"{MODEL} is damaged"):
-            found.load(1, 80)
+            found.load(Stored(*SPAN, 80, "d80", True))
     elif read == "newest":
-        assert found.newest(1)[0] == 70
+        assert found.newest(SPAN)[0] == 70
     else:
         found.verify()
     assert [one.step for one in found.stored()] == [70]
@@ -119,8 +126,9 @@ def test_a_disk_that_cannot_be_written_is_reported_and_the_last_checkpoint_kept(
         assert found.save(3, state(9.0, 80)) is None
     assert caplog.text.count("No space left on device") == 2
     assert disk.problem is not None
-    assert found.stored() == [Stored(2, 70, "d70", True)]
-    assert found.load(2, 70).anchors["blocks.0.w"].tolist() == [1.0, 1.0]
+    (one,) = found.stored()
+    assert one == Stored(*SPAN, 70, "d70", True)
+    assert found.load(one).anchors["blocks.0.w"].tolist() == [1.0, 1.0]
 
 
 def test_values_that_are_not_finite_are_not_kept(tmp_path):

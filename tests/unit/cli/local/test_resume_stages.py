@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from decentral.cli.local.resume import _common_step, _with_stages
 from decentral.config.pipeline import PipelineSection
@@ -15,17 +16,20 @@ def saved(folder: Path, stages: dict[int, tuple[int, ...]]) -> list[Path]:
     folders = [folder / str(stage) for stage in stages]
     for path, (stage, steps) in zip(folders, stages.items(), strict=True):
         for step in steps:
-            store(path, num_stages=2).save(stage, state(1.0, step))
+            name = f"blocks.{stage - 1}.w" if stage else "wte"
+            store(path, num_stages=2).save(stage, state(1.0, step, anchors={name: torch.ones(2)}))
     return folders
 
 
 def test_from_the_newest_that_all_stages_have(tmp_path: Path) -> None:
-    assert _common_step(saved(tmp_path, {0: (10, 20, 30), 1: (10, 20), 2: (20, 30)}), ABOUT, 2) == 20
+    folders = saved(tmp_path, {0: (10, 20, 30), 1: (10, 20), 2: (20, 30)})
+    assert _common_step(folders, ABOUT, [(0, 1), (1, 2)]) == 20
+    assert _common_step(folders, ABOUT, [(0, 2)]) == 20
 
 
 def test_the_stage_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="demo-1 cannot go on: nobody here has a checkpoint of stage 1 at step 30"):
-        _common_step(saved(tmp_path, {0: (10, 30), 2: (20, 30)}), ABOUT, 2)
+        _common_step(saved(tmp_path, {0: (10, 30), 2: (20, 30)}), ABOUT, [(0, 1), (1, 2)])
 
 
 def test_processes_beyond_stages_and_replicas_are_spares() -> None:
