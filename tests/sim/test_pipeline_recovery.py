@@ -51,10 +51,8 @@ class Spy:
         self.norms: dict[int, float] = {}
         bring, copy, standing = Takeover.bring, LiveWeights._copy, Takeover.standing
 
-        async def see_brought(
-            takeover: Takeover, recovery: Any, compute: Any, stage: int, slot: int, found: Standing
-        ) -> Any:
-            result = await bring(takeover, recovery, compute, stage, slot, found)
+        async def see_brought(takeover: Takeover, recovery: Any, compute: Any, stage: int, *more: Any) -> Any:
+            result = await bring(takeover, recovery, compute, stage, *more)
             self.brought[stage] = {name: value.clone() for name, value in compute.parameters().items()}
             return result
 
