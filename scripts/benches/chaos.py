@@ -9,22 +9,26 @@ code 1. All follows from the seed, which is printed.
 
     scripts/chaos --minutes 20 --workers 8 --deaths 3
     scripts/chaos --script faults.json --set method.name=noloco
+    scripts/chaos --minutes 20 --workers 8 --deaths 3 --set pipeline.stages=4 --set task.settings.model.num_layers=4 \
+        --out docs/benchmarks/chaos-stages
 
 writes docs/benchmarks/chaos.json and, from it, docs/benchmarks/chaos.md.
 """
 
 import argparse
 import bisect
+import math
 import os
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from decentral.sim.faults import ISLANDS, MOMENTS, Kind, Plan, Script, draw, from_json, to_json
+from decentral.sim.faults import ISLANDS, MOMENTS, Fault, Kind, Plan, Script, draw, from_json, script, to_json
 from scripts.benches.lib.chaos import folder_option, run_chaos, verdict, violations_in
 from scripts.benches.lib.command import BenchError, Parser, enter
 from scripts.benches.lib.faults import Player, small_disks, unable
@@ -54,22 +58,29 @@ TASK: dict[str, Any] = {
 }
 
 
+#: Round, fragment, stage; -1 for the whole model.
+Key = tuple[int, int, int]
+
+
 class Together(Swarm):
     """The workers, and what must hold of them."""
 
     looked_at = progressed_at = 0.0
     newest = -1
+    stages = 0
+    """Of a pipeline, without the head."""
 
-    def participants(self) -> dict[tuple[int, int], dict[tuple[str, ...], set[str]]]:
-        """Digests after every round and fragment, by the members that mixed it."""
-        found: dict[tuple[int, int], dict[tuple[str, ...], set[str]]] = defaultdict(lambda: defaultdict(set))
+    def participants(self) -> dict[Key, dict[tuple[str, ...], set[str]]]:
+        """Digests after every synchronisation, by the members that mixed it."""
+        found: dict[Key, dict[tuple[str, ...], set[str]]] = defaultdict(lambda: defaultdict(set))
         for worker in self.workers:
-            seen: dict[tuple[int, int, tuple[str, ...]], str] = {}
+            seen: dict[tuple[Key, tuple[str, ...]], str] = {}
             for event in worker.mixed():
                 # Who was killed may go through a round again, from its disk; the last time counts.
-                seen[event["round"], event["fragment"], tuple(event["members"])] = event["digest"]
-            for (round_, fragment, members), digest in seen.items():
-                found[round_, fragment][members].add(digest)
+                key = event["round"], event["fragment"], event.get("stage", -1)
+                seen[key, tuple(event["members"])] = event["digest"]
+            for (key, members), digest in seen.items():
+                found[key][members].add(digest)
         return found
 
     def look(self) -> None:
@@ -101,8 +112,10 @@ class Together(Swarm):
                     raise BenchError(f"anchors differ after round {key} of {members}: {digests}\n{self.describe()}")
 
     def reunite(self) -> float:
-        """Wait until all that live have mixed a new round, with each other where all mix with all; the seconds."""
+        """Wait until all that live have mixed a new round, or all stages counted a new batch; the seconds."""
         since = time.time()
+        if self.stages:
+            return self.until(lambda: self._counted(since) == set(range(self.stages + 1)), "a batch", 2 * DEADLINE_S)
 
         def back(worker: Worker) -> bool:
             return any(e["time"] > since and len(e["members"]) > 1 for e in worker.mixed()[-10:])
@@ -110,9 +123,16 @@ class Together(Swarm):
         many = len(self.living) > 1
         return self.until(lambda: not many or all(map(back, self.living)), "a round of all", 2 * DEADLINE_S)
 
+    def _counted(self, since: float) -> set[int]:
+        """Stages that have counted a batch since then."""
+        counted = (e for worker in self.workers for e in worker.named("batch_counted")[-100:])
+        return {e["stage"] for e in counted if e["time"] > since}
+
     def tokens(self) -> list[tuple[float, int]]:
-        """After each stretch of anybody's inner steps, in order of time, all tokens so far."""
-        stretches = sorted((e["time"], e["tokens"]) for worker in self.workers for e in worker.named("stretch_done"))
+        """After each stretch of anybody's inner steps, or batch of a head, in order of time, all tokens so far."""
+        name = "batch_counted" if self.stages else "stretch_done"
+        events = [e for worker in self.workers for e in worker.named(name) if not (self.stages and e["stage"])]
+        stretches = sorted((e["time"], e["tokens"]) for e in events)
         total, found = 0, []
         for at, count in stretches:
             total += count
@@ -144,7 +164,24 @@ def drawn(options: argparse.Namespace) -> Script:
         num[kind] = min(num[kind], options.workers)
     length_s = 60.0 * options.minutes
     plan = Plan(20.0, length_s - 20.0, num, num_deaths=options.deaths, slow_bytes_per_s=5e4, longest_s=45.0)
-    return draw(options.seed, range(options.workers), plan)
+    faults = draw(options.seed, range(options.workers), plan)
+    return _all_come_back(faults, options.workers) if _stages_of(options) else faults
+
+
+def _stages_of(options: argparse.Namespace) -> int:
+    return int(dict(text.split("=", 1) for text in options.set).get("pipeline.stages", 0))
+
+
+def _all_come_back(faults: Script, workers: int) -> Script:
+    """After the deaths of all: who stays away may have the only checkpoint of a stage, and is waited for."""
+    deaths = [fault.at_s for fault in faults if fault.kind is Kind.KILL and len(fault.machines) == workers]
+    late = []
+    for began_s, until_s in pairwise([*deaths, math.inf]):
+        starts = [fault for fault in faults if fault.kind is Kind.START and began_s < fault.at_s < until_s]
+        back = {machine for fault in starts for machine in fault.machines}
+        first_s = min(fault.at_s for fault in starts)
+        late += [Fault(Kind.START, first_s + 5.0, (machine,)) for machine in range(workers) if machine not in back]
+    return script([*faults, *late])
 
 
 def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
@@ -157,6 +194,7 @@ def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
         disturbed = Together(folder / "disturbed", hosts)
         if os.geteuid() == 0:
             stack.enter_context(small_disks([worker.folder for worker in disturbed.workers]))
+        disturbed.stages = report["stages"] = _stages_of(options)
         player = Player(disturbed, options.faults, links, HOME)
         try:
             with disturbed:
@@ -170,6 +208,7 @@ def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
             summed_up(disturbed, player, report)
     if options.reference and not report["violations"]:
         calm = Together(folder / "undisturbed", [LOOPBACK] * options.workers)
+        calm.stages = disturbed.stages
         with violations_in(report, "undisturbed: "), calm:
             calm.begin(settings, flags)
             limit_s = 3 * 60 * options.minutes + DEADLINE_S
@@ -217,6 +256,7 @@ def page(report: Record) -> str:
     """The raw record for people."""
     rows = [[f"`{kind}`", count] for kind, count in sorted(report.get("fired", {}).items())]
     calm = report.get("calm_val_loss")
+    of_stages = f" of a model in {stages} stages" if (stages := report.get("stages")) else ""
     loss = f"{report.get('val_loss', float('nan')):.4f} nats a byte after {report.get('tokens', 0)} tokens"
     against = "not compared" if calm is None else f"{calm:.4f} undisturbed, {report['excess']:+.2%}"
     return f"""# Real workers under a script of faults
@@ -228,8 +268,9 @@ a whole swarm. The tokens are those of all workers in all lives, also of work th
 
 {table("kind | had an effect:", rows)}
 
-* {report.get("rounds", "?")} rounds: {report.get("mixed", "?")} contributions mixed, {report.get("aborted", "?")}
-  aborted, {report.get("repaired", "?")} repairs, {report.get("resumed", "?")} comebacks from disk.
+* {report.get("rounds", "?")} rounds{of_stages}: {report.get("mixed", "?")} contributions mixed,
+  {report.get("aborted", "?")} aborted, {report.get("repaired", "?")} repairs,
+  {report.get("resumed", "?")} comebacks from disk.
 * From the last fault until all had mixed again: {report.get("all_again_s", "?")} s.
 * Validation loss, mean of the last {_LAST}: {loss}; {against}.
 {verdict(report, "members of a round always held bit-equal anchors, nothing hung, no process was left.")}
@@ -268,7 +309,11 @@ def main() -> int:
         raise BenchError(f"the script has machines {sorted(missing)}, and there are {options.workers} workers")
     print(to_json(options.faults), flush=True)
     report: Record = {"seed": options.seed, "minutes": options.minutes, "workers": options.workers}
-    report |= {"links": options.links, "task": TASK, "faults": to_json(options.faults).splitlines()}
+    report |= {
+        "links": options.links,
+        "task": TASK | dict(text.split("=", 1) for text in options.set),
+        "faults": to_json(options.faults).splitlines(),
+    }
     return run_chaos(SCRIPT, options, report, lambda folder: play(options, folder, report), page)
 
 
