@@ -129,7 +129,7 @@ class Player:
         for worker in dead:
             if fault.kind is Kind.START_EMPTY:
                 wipe(worker.folder)
-            if (worker.folder / "checkpoints/latest").exists():
+            if any(worker.folder.glob("**/checkpoints/latest")):  # a pipeline has a tree for each stage
                 worker.start("--resume", str(worker.folder))
             elif others := [other for other in self._swarm.living if other.process is not None]:
                 worker.start("--join", others[0].address())
@@ -173,7 +173,8 @@ def _unmount(folder: Path) -> None:
 
 def damage(folder: Path, kind: Kind) -> bool:
     """Spoil the largest file of the newest checkpoint; whether that was done. The last one that is left is spared."""
-    checkpoints = sorted(path for path in (folder / "checkpoints").glob("step_*") if path.is_dir())
+    trees = sorted(folder.glob("**/checkpoints"))  # of a pipeline, one for each stage
+    checkpoints = sorted(path for path in trees[0].glob("step_*") if path.is_dir()) if trees else []
     if len(checkpoints) < 2:
         return False
     files = [path for path in checkpoints[-1].rglob("*") if path.is_file()]
