@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import decentral
 from decentral.config.names import Family
-from decentral.config.schema import DataSection, SwarmConfig, TaskSection, WorkerConfig
+from decentral.config.schema import DataSection, SwarmConfig, TaskSection, WorkerConfig, flatten
 from decentral.config.settings import Settings, checked, with_values
 from decentral.config.words import did_you_mean
 from decentral.errors import ConfigError, DecentralError
@@ -134,6 +134,10 @@ def stated_here(settings: Settings, before: SwarmConfig | None = None) -> Worker
         values["task"] = stated["task.factory"]
     if stated.get("data.paths") and own.data in ((), was.data.paths):
         values["data"] = stated["data.paths"]
+    for name in ("model", "tokenizer"):
+        key = f"task.settings.{name}.name"
+        if stated.get(key) and getattr(own, name) in ("", flatten(was).get(key)):
+            values[name] = stated[key]
     return own.model_copy(update=values)
 
 

@@ -59,7 +59,7 @@ class Stretch:
 
     @classmethod
     def of_ranks(cls, sums: Sequence[Sequence[float]]) -> "Stretch":
-        """Of steps that several took together: each has its own tokens, all have one gradient and wait for each other."""
+        """Of steps that several took together: each has its own tokens, and all wait for the gradient of all."""
         steps, *columns, data_s = zip(*sums, strict=True)
         tokens, loss_sum, loss_tokens, grad_norm_sum = (math.fsum(column) for column in columns)
         return cls(int(steps[0]), int(tokens), loss_sum, int(loss_tokens), grad_norm_sum / len(sums), max(data_s))

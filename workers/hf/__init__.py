@@ -8,6 +8,7 @@ Beside ``build`` the module offers what the command line asks of a task (see ``d
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -107,23 +108,38 @@ def publisher(settings: Mapping[str, Any], seat: Seat) -> Publisher:
     except ConfigError as err:
         _log.warning("leaves the tokenizer out: %s", err.message)
         tokenizer = None
-    return Folder(read, config_from(read.model.config), tokenizer, seat.model or read.model.name)
+    return Folder(read, config_from(read.model.config), tokenizer, seat.model)
 
 
 def _model(read: HfSettings, config: PretrainedConfig, seat: Seat) -> tuple[nn.Module, str]:
     """The model on the CPU, with the weights that this worker has to have of its own, and where they are from."""
-    name = seat.model or read.model.name
     if read.lora.rank or (seat.founding and not read.model.from_scratch):
+        name = seat.model or _not_a_path("model", read.model.name)
         return sources.load_weights(name, config, download=seat.founding or seat.allow_download), name
-    return build_model(config, seat.run_seed), name
+    return build_model(config, seat.run_seed), ""
 
 
 def _tokenizer(read: HfSettings, seat: Seat) -> Tokenizer:
     """The swarm's tokenizer, as it is on this machine."""
-    name = seat.tokenizer or read.tokenizer.name or seat.model or read.model.name
+    name = seat.tokenizer or ("" if read.tokenizer.name else seat.model)
+    name = name or _not_a_path("tokenizer", read.tokenizer_name)
     tokenizer = sources.read_tokenizer(name, download=seat.founding or seat.allow_download)
     sources.ensure_same_tokenizer(tokenizer, read.tokenizer.digest, name)
     return tokenizer
+
+
+def _not_a_path(what: str, name: str) -> str:
+    """A name on the hub that others have stated. Paths of theirs are not opened.
+
+    Raises:
+        ConfigError: it is a path.
+    """
+    if name.startswith((".", "~", "/")) or Path(name).exists():
+        raise ConfigError(
+            f"The swarm has its {what} in {name}, which is a path of another machine and is not opened on this one.",
+            hint=f"Copy that folder here, and say where it is with --{what} DIR.",
+        )
+    return name
 
 
 def _num_trained(read: HfSettings, config: PretrainedConfig) -> int:

@@ -30,7 +30,7 @@ class Folder:
         settings: of the run.
         config: of its model.
         tokenizer: of its model; ``None`` if it is not on this machine, and then not in the folder either.
-        source: where the model is from on this machine.
+        source: where the model is on this machine; empty if it is not, or nobody has said so.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class Folder:
         self._adapter = None
         if settings.lora.rank:
             self._adapter = lora.peft_config(build_model(config, 0, device="meta"), settings.lora)
-            self._adapter.base_model_name_or_path, self._adapter.inference_mode = source, True
+            self._adapter.base_model_name_or_path = source or settings.model.name
+            self._adapter.inference_mode = True
 
     def __call__(self, folder: Path, about: Lineage, weights: Mapping[str, Tensor] | None) -> None:
         """See ``Publisher``."""

@@ -6,7 +6,7 @@ Nothing is downloaded unless the caller allows it, and no code from the hub is r
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,10 @@ def load_weights(name: str, config: PretrainedConfig, *, download: bool) -> nn.M
 
 def generation_config(name: str, config: PretrainedConfig) -> GenerationConfig:
     """How a model is sampled: as its own folder says, if it is here, or by default."""
-    try:
-        return GenerationConfig.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError):
-        return GenerationConfig.from_model_config(config)
+    with suppress(OSError, ValueError):
+        if name:
+            return GenerationConfig.from_pretrained(name, local_files_only=True)
+    return GenerationConfig.from_model_config(config)
 
 
 def _from_file(path: Path) -> PretrainedConfig:

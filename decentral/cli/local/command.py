@@ -50,7 +50,7 @@ from decentral.cli.worker import (
     method_flags,
     refuse_with_resume,
 )
-from decentral.config.resolve import resolve
+from decentral.config.resolve import resolve, stated_here
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load, with_values
 from decentral.errors import UsageError
@@ -161,7 +161,8 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     swarm = with_values(swarm, processes.values)
     threads = own.threads or max(1, cores // processes.size)
     of_one = {"identity": "", "announce": "", "data": swarm.data.paths, "task": swarm.task.factory}
-    own = own.model_copy(update={"threads": threads, **of_one})
+    named = stated_here(settings)
+    own = own.model_copy(update={"threads": threads, "model": named.model, "tokenizer": named.tokenizer, **of_one})
     import torch
 
     from decentral.run.stages import parts_of, settle

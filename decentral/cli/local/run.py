@@ -177,7 +177,8 @@ class LocalRun:
         ]
         mine = [
             *("--set", f"worker.task={json.dumps(own.task)}"),
-            *("--set", f"worker.data={json.dumps(own.data)}"),
+            *("--set", f"worker.data={json.dumps(own.data)}", "--set", f"worker.model={json.dumps(own.model)}"),
+            *("--set", f"worker.tokenizer={json.dumps(own.tokenizer)}"),
         ]
         config = ["--config", str(self._folder / CONFIG)]
         first = self._going_on.indices if self._going_on else (0,)

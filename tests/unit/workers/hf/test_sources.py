@@ -1,6 +1,7 @@
 """What a founder and a joiner read, and how it is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,8 @@ def test_another_tokenizer_than_the_swarms(folder: Path) -> None:
     settings = hf.resolve({"model": {"name": str(folder)}})
     settings["tokenizer"]["digest"] = 16 * "0"
     with pytest.raises(MismatchError, match="another vocabulary"):
+        hf.build(settings, replace(SEAT, model=str(folder)))
+    with pytest.raises(ConfigError, match="path of another machine"):
         hf.build(settings, SEAT)
 
 
@@ -219,7 +222,9 @@ def test_what_is_published_is_read_back(tmp_path: Path, kind: str, lora: bool, m
         for value in shared.values():
             value += 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel()))
     weights = {name: value.detach() for name, value in shared.items()}
-    hf.publisher(settings, SEAT)(out, Lineage("demo-1", "diloco", 3, 2.5, 30, 1000, 2), weights)
+    hf.publisher(settings, replace(SEAT, model=str(source)))(
+        out, Lineage("demo-1", "diloco", 3, 2.5, 30, 1000, 2), weights
+    )
     back = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     tokens = transformers.AutoTokenizer.from_pretrained(out)("the dog", return_tensors="pt")["input_ids"]
     torch.testing.assert_close(back(tokens).logits, model.eval()(tokens).logits)
