@@ -61,7 +61,14 @@ def found(record: Record, scenario: Scenario, observer: int = 0) -> list[Restrai
     return [event for event in events if isinstance(event, Restrained)]
 
 
-@pytest.mark.parametrize("settings", [{}, STREAMING, {"codec": "int4-b128"}], ids=["rounds", "streaming", "int4"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="rounds"),
+        pytest.param(STREAMING, id="streaming", marks=pytest.mark.slow),
+        pytest.param({"codec": "int4-b128"}, id="int4", marks=pytest.mark.slow),
+    ],
+)
 def test_honest_workers_are_never_restrained_and_bounds_change_no_bit(settings: dict[str, Any]) -> None:
     scenario, bounded = played("", **settings)
     _, free = played("", mixing=AllReduceOptions(bound=0.0), **settings)
@@ -73,11 +80,11 @@ def test_honest_workers_are_never_restrained_and_bounds_change_no_bit(settings: 
     ("attack", "kind"),
     [
         ("negate", "against"),
-        ("negate-1e6", "wild"),
         ("huge", "wild"),
-        ("scale-3", "length"),
-        ("weight-1e6", "weight"),
-        ("free-rider", "nothing"),
+        pytest.param("negate-1e6", "wild", marks=pytest.mark.slow),
+        pytest.param("scale-3", "length", marks=pytest.mark.slow),
+        pytest.param("weight-1e6", "weight", marks=pytest.mark.slow),
+        pytest.param("free-rider", "nothing", marks=pytest.mark.slow),
     ],
 )
 def test_two_of_eight_are_restrained_and_named_by_everybody(attack: Lie, kind: str) -> None:
@@ -105,7 +112,7 @@ def test_values_that_are_not_finite_are_nobodys() -> None:
     assert all(liars <= {peer for peer, _ in event.absent} | set(event.members) for event in mixed)
 
 
-@pytest.mark.parametrize("attack", ["reducer-1e6", "reducer-nan"])
+@pytest.mark.parametrize("attack", [pytest.param("reducer-1e6", marks=pytest.mark.slow), "reducer-nan"])
 def test_absurd_means_are_nobodys_and_the_round_goes_on(attack: Lie) -> None:
     """What a lying reducer answers is refused by all alike: its shard waits for a round with another reducer."""
     scenario, lied = played(attack, num_values=8 * MIN_SHARD_VALUES)
@@ -114,6 +121,7 @@ def test_absurd_means_are_nobodys_and_the_round_goes_on(attack: Lie) -> None:
     assert named == {(scenario.peers[i], "mean", 1 / WORKERS) for i in LIARS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", [Mean.MEDIAN, Mean.TRIMMED, Mean.CENTRED])
 @pytest.mark.parametrize("attack", ["alie", "foe"])
 def test_robust_merges_withstand_what_bounds_do_not(attack: Lie, mean: Mean) -> None:
