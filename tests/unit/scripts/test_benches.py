@@ -21,6 +21,7 @@ MODULES = {
 #: Benches whose page is made of the record alone, and those that want to know as well where it will be.
 OF_RECORD = (
     "async",
+    "bounds",
     "churn",
     "codecs",
     "download",
@@ -34,6 +35,7 @@ OF_RECORD = (
 )
 OF_CHAOS = ("chaos", "chaos-gossip", "chaos-pipeline")
 WITH_PLACE = (
+    "attacks",
     "chaos-sim",
     "codec-quality",
     "gossip-quality",
