@@ -3,6 +3,7 @@
 What is claimed is remembered with the worker's state, so that it goes on where it was.
 """
 
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -107,6 +108,8 @@ class Chunks:
         self._to_read: deque[Grant] = deque()
         self._reads: deque[Grant] = deque()
         self._coming: deque[Future[Grant]] = deque()
+        self._lock = threading.Lock()
+        """One thread may take chunks while another one reads them."""
 
     def __iter__(self) -> Self:
         return self
@@ -115,9 +118,15 @@ class Chunks:
         """The next one; waits until it is granted, which it mostly was before."""
         while len(self._coming) < (1 if self._to_read else 1 + _AHEAD):
             self._coming.append(self._claims.take(*self._data))
-        grant = self._to_read.popleft() if self._to_read else self._coming.popleft().result(_CLAIM_S)
-        self._reads.append(grant)
-        return grant
+        claim = None if self._to_read else self._coming[0]
+        come = None if claim is None else claim.result(_CLAIM_S)
+        with self._lock:
+            if come is None:
+                come = self._to_read.popleft()
+            else:
+                self._coming.popleft()
+            self._reads.append(come)
+        return come
 
     def done(self) -> None:
         """The first of those that were given out has been read to its end."""
@@ -125,9 +134,10 @@ class Chunks:
 
     def state_dict(self) -> dict[str, Any]:
         """What is taken, and what of it this worker has not read to its end."""
-        come = [claim.result() for claim in self._coming if claim.done() and not claim.exception()]
+        with self._lock:
+            come = [claim.result() for claim in self._coming if claim.done() and not claim.exception()]
+            held = [list(grant) for grant in (*self._reads, *self._to_read, *come)]
         epoch, tags = self._claims.page(*self._data)
-        held = [list(grant) for grant in (*self._reads, *self._to_read, *come)]
         return {"epoch": epoch, "tags": tags.hex(), "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:

@@ -59,6 +59,17 @@ def build_trainer(
     return trainer
 
 
+def description_of(trainer: Trainer) -> str:
+    """What a trainer says of its model and its data, in lines; nothing if it says nothing.
+
+    Raises:
+        DecentralError: the data cannot be read.
+        TrainerError: the task failed.
+    """
+    describe = getattr(trainer, "describe", None)
+    return "" if describe is None else marked("describing the trainer", lambda: str(describe()))
+
+
 def publisher_of(swarm: SwarmConfig, own: WorkerConfig) -> Publisher | None:
     """What writes the task's weights as other libraries read them; ``None`` if the task does not say.
 

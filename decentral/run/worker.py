@@ -30,7 +30,7 @@ from decentral.run.rows import SwarmClaims
 from decentral.run.saving import open_journal
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
-from decentral.run.tasks import build_trainer, publisher_of
+from decentral.run.tasks import build_trainer, description_of, publisher_of
 
 if TYPE_CHECKING:
     from decentral.engine.pipeline_process import PipelineProcess
@@ -72,6 +72,8 @@ def run_worker(start: Start, announce_join: Callable[[str], None], stop: Stop) -
             here = on_machine(connection.swarm, own)
             trainer = build_trainer(here, own, connection.stream_seed, founding=founding, claims=claims)
             publish = publisher_of(here, own)
+            for line in description_of(trainer).splitlines():
+                _log.info("%s", line)
         except BaseException:
             network.call(connection.node.close(), timeout_s=CONNECT_S)
             raise

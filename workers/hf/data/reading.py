@@ -1,8 +1,10 @@
 """The documents that this worker reads of one data set, in order and ahead of the training; and where it is in them."""
 
 import os
-from collections.abc import Iterator, Mapping
-from itertools import chain
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from decentral.workers.hf.data.documents import BLOCK_ROWS, Block, Documents, St
 #: Blocks that a process has ready at most.
 _READY = 4
 #: Blocks that are read here while the processes start.
-_FIRST = 4
+_FIRST = 8
 #: A block that does not come for so long has nobody who makes it.
 _BLOCK_S = 600
 
@@ -96,9 +98,16 @@ class Reader:
     def _load(self) -> Iterator[Documents]:
         """Documents by the processes, and the first ones here, as these take seconds to start."""
         blocks = self._blocks()
-        if not self._num_processes:
-            return map(self._source.__getitem__, blocks)
-        here = [next(blocks) for _ in range(_FIRST)]
+        here: Iterable[Block] = blocks
+        ahead = None
+        if self._num_processes:
+            here, ahead = list(islice(blocks, _FIRST)), Future[Iterator[Documents]]()
+            # Starting a process waits until it has imported everything.
+            threading.Thread(target=self._start_processes, args=(blocks, ahead), daemon=True).start()
+        return chain(map(self._source.__getitem__, here), _when_there(ahead))
+
+    def _start_processes(self, blocks: Iterator[Block], started: "Future[Iterator[Documents]]") -> None:
+        """Start the processes, which read these blocks."""
         loader: DataLoader[Documents] = DataLoader(
             self._source,  # type: ignore[arg-type]
             batch_size=None,
@@ -111,7 +120,10 @@ class Reader:
             # Not forked: this process has threads that talk to the swarm, and locks that they may hold at that moment.
             multiprocessing_context="spawn",
         )
-        return chain(map(self._source.__getitem__, here), iter(loader))
+        try:
+            started.set_result(iter(loader))
+        except BaseException as err:
+            started.set_exception(err)
 
     def _blocks(self) -> Iterator[Block]:
         """What to ask for, without end; of a chunk until it is known to be over."""
@@ -123,6 +135,12 @@ class Reader:
                 start += BLOCK_ROWS
                 if grant in self._ended or (size is not None and start >= size):
                     break
+
+
+def _when_there(started: "Future[Iterator[Documents]] | None") -> Iterator[Documents]:
+    """What the processes read, once they have started; nothing if there are none."""
+    if started is not None:
+        yield from started.result(_BLOCK_S)
 
 
 class _Once:

@@ -156,6 +156,7 @@ def test_what_is_wrong_is_said(tmp_path, rows, streaming):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # a process that is started imports torch and datasets
 @pytest.mark.parametrize("streaming", [False, True])
 def test_processes_that_read_ahead_change_nothing(rows, streaming):
     here, ahead = _open(rows, streaming=streaming), _open(rows, streaming=streaming, prefetch=2)
