@@ -3,7 +3,7 @@
 Under torchrun, for DDP and for FSDP2: the same steps of the same model bare and in a swarm of this worker alone.
 
 * step: milliseconds of an inner step, its part of the swarm left out of the bare one.
-* others: microseconds of a ``swarm.step`` that ends no round; about once a second the ranks meet in one.
+* call: microseconds of a ``swarm.step`` between syncs, with the meetings of the ranks in it, beside no training.
 * sync: milliseconds of the ``swarm.step`` that ends a round: the model is copied out, stepped and copied in.
 * memory: largest so far of each rank above what it had before the model was made; on a GPU that of the GPU.
 
@@ -38,7 +38,10 @@ from scripts.benches.lib.tables import table
 SCRIPT = "bench-machine"
 _INNERS = ("ddp", "fsdp")
 _LAYERS, _BATCH = 8, 8
-_INNER, _ROUNDS, _WARM = 8, 4, 2
+_INNER, _ROUNDS, _WARM = 6, 3, 2
+#: Calls of ``swarm.step`` that are timed together, after as many that are not.
+_CALLS, _REPEATS = 20_000, 7
+_CALLED = "calls"
 _DEADLINE_S = 280
 _MIB = 2**20
 
@@ -51,6 +54,11 @@ def rank(inner: str, values: int, device_name: str, out: Path, *, in_swarm: bool
         torch.cuda.set_device(device)
     torch.set_num_threads(1)
     dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+    found = decentral.found  # what it imports is no part of what is measured
+    if inner == _CALLED:
+        (out / f"{dist.get_rank()}.json").write_text(json.dumps({"rank": dist.get_rank(), "us": _calls()}))
+        dist.destroy_process_group()
+        return
     dist.barrier()
     base = _peak_bytes(device)
     torch.manual_seed(0)
@@ -66,7 +74,7 @@ def rank(inner: str, values: int, device_name: str, out: Path, *, in_swarm: bool
         trained = nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if is_cuda else None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     settings = {"worker.host": "127.0.0.1", "method.inner_steps": _INNER}
-    swarm = decentral.found(model, rounds=_ROUNDS, settings=settings, method="diloco") if in_swarm else None
+    swarm = found(model, rounds=_ROUNDS, settings=settings, method="diloco") if in_swarm else None
     steps_ms, calls_ms = [], []
     for _ in range(_INNER * _ROUNDS):
         began = time.perf_counter()
@@ -81,13 +89,25 @@ def rank(inner: str, values: int, device_name: str, out: Path, *, in_swarm: bool
             swarm.step(loss=loss.detach(), tokens=_BATCH)
         steps_ms.append(1000 * (ended - began))
         calls_ms.append(1000 * (time.perf_counter() - ended))
-    found = {"rank": dist.get_rank(), "steps_ms": steps_ms[_WARM:], "peak_mib": (_peak_bytes(device) - base) / _MIB}
+    told = {"rank": dist.get_rank(), "steps_ms": steps_ms[_WARM:], "peak_mib": (_peak_bytes(device) - base) / _MIB}
     if swarm is not None:
-        # Steps in which the ranks have met are those that take longest by far: what is between them is a median.
-        found |= {"calls_ms": calls_ms[:-_INNER]}
+        told |= {"syncs_ms": calls_ms[_INNER - 1 : -1 : _INNER]}  # the last one ends the run
         swarm.leave()
-    (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    (out / f"{dist.get_rank()}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
+
+
+def _calls() -> list[float]:
+    """Microseconds of a call, several times."""
+    micros = []
+    settings = {"worker.host": "127.0.0.1", "method.inner_steps": 1_000_000}
+    with decentral.found(nn.Linear(8, 8), rounds=10, settings=settings) as swarm:
+        for _ in range(_REPEATS + 1):
+            began = time.perf_counter()
+            for _ in range(_CALLS):
+                swarm.step(tokens=512, loss=1.0)
+            micros.append(round(1e6 * (time.perf_counter() - began) / _CALLS, 2))
+    return micros[1:]
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -118,23 +138,17 @@ def measure(inner: str, options: argparse.Namespace, *, in_swarm: bool) -> Recor
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
         if ran.returncode:
             raise BenchError(f"{inner} {'in a swarm' if in_swarm else 'bare'} failed:\n{ran.stderr[-3000:]}")
-        ranks = [json.loads((Path(folder) / f"{each}.json").read_text()) for each in range(options.ranks)]
+        ranks: list[Record] = [json.loads((Path(folder) / f"{each}.json").read_text()) for each in range(options.ranks)]
     first = ranks[0]
-    record = {
+    if inner == _CALLED:
+        return first
+    return {
         "inner": inner,
         "swarm": in_swarm,
         "steps_ms": [round(value, 2) for value in first["steps_ms"]],
+        "syncs_ms": [round(value, 1) for value in first.get("syncs_ms", ())],
         "peak_mib": [round(each["peak_mib"]) for each in ranks],
     }
-    if in_swarm:
-        calls = first["calls_ms"]
-        syncs = calls[_INNER - 1 :: _INNER]
-        others = [value for index, value in enumerate(calls) if (index + 1) % _INNER]
-        record |= {
-            "others_us": [round(1000 * value, 1) for value in others],
-            "syncs_ms": [round(value, 1) for value in syncs],
-        }
-    return record
 
 
 def page(report: Record) -> str:
@@ -144,24 +158,25 @@ def page(report: Record) -> str:
             each["inner"],
             "in a swarm" if each["swarm"] else "bare",
             spread(each["steps_ms"], ".0f", statistics.median),
-            spread(each["others_us"], ".1f", statistics.median) if each["swarm"] else "",
             spread(each["syncs_ms"], ".0f", statistics.median) if each["swarm"] else "",
             " and ".join(f"{value:,}" for value in each["peak_mib"]),
         ]
         for each in report["runs"]
     ]
-    headings = "inner | | step (ms): | another `swarm.step` (µs): | sync (ms): | peak of each rank (MiB):"
+    headings = "inner | | step (ms): | sync (ms): | peak of each rank (MiB):"
     return f"""# What a swarm costs several processes of one machine
 
 Written by `scripts/bench-machine`; the raw record is `machine.json`. {report["ranks"]} ranks on {report["device"]},
 {report["values"]:,} values in {_LAYERS} layers and AdamW, {_ROUNDS} rounds of {_INNER} steps, method `diloco`, a worker
 alone. Medians, in brackets the least and the greatest.
 
-A *sync* is the `swarm.step` that ends a round; in *another* the ranks meet about once a second, and do nothing else
-otherwise. The peak is above what a rank had before its model was made. On the CPU rank 0 has in the same memory what
-the swarm keeps: anchor, outer state, work on its way.
+A *sync* is the `swarm.step` that ends a round. The peak is above what a rank had before its model was made. On the CPU
+rank 0 has in the same memory what the swarm keeps: anchor, outer state, work on its way.
 
 {table(headings, rows)}
+
+Between syncs a `swarm.step` of rank 0 takes {spread(report["calls"]["us"], ".2f", statistics.median)} µs, the ranks'
+meetings included ({_REPEATS} times {_CALLS:,} calls beside no training).
 
 {signature(report)}"""
 
@@ -172,12 +187,13 @@ def main() -> None:
     parser.add_argument("--values", type=int, default=16_000_000)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rank", choices=_INNERS, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", choices=(*_INNERS, _CALLED), help=argparse.SUPPRESS)
     parser.add_argument("--swarm", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
-        return rank(options.rank, options.values, options.device, options.folder, in_swarm=options.swarm)
+        rank(options.rank, options.values, options.device, options.folder, in_swarm=options.swarm)
+        return
     runs = []
     for inner in _INNERS:
         for in_swarm in (False, True):
@@ -185,13 +201,13 @@ def main() -> None:
             print(runs[-1], flush=True)
     report: Record = {
         "runs": runs,
+        "calls": measure(_CALLED, options, in_swarm=True),
         "ranks": options.ranks,
         "device": options.device,
         "values": options.values,
         **stamp(SCRIPT),
     }
     write(options.out, report, page(report))
-    return None
 
 
 if __name__ == "__main__":

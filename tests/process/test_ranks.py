@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,45 @@ def test_a_rank_that_dies_ends_the_worker_and_torchrun_brings_it_back(start: Cal
     one.signal(signal.SIGTERM)
     assert one.code() == 0
     wait_for(lambda: not processes_of(tmp_path), "no process left")
+
+
+class Back(Together):
+    """A worker that goes on from a folder, with its output in another one."""
+
+    def __init__(self, folder: Path, output: Path, entry: tuple[str, ...]) -> None:
+        Process.__init__(self, output, "worker", "--resume", str(folder), entry=entry)
+        self.folder = folder
+
+    def resumed(self, times: int) -> dict[str, Any]:
+        """The event that it goes on, for the so manieth time in this folder."""
+        wait_for(lambda: len(self.events("resumed")) == times or self.popen.poll() is not None, "that it goes on", 180)
+        assert len(self.events("resumed")) == times, self.stderr[-3000:]
+        return self.events("resumed")[-1]
+
+
+def ended_in_order(worker: WorkerProcess, lives: int) -> int:
+    """The round in which it was stopped, after some more of them."""
+    seen = len(worker.events("round_mixed"))
+    wait_for(lambda: len(worker.events("round_mixed")) > seen + 3, "some rounds", 180)
+    worker.signal(signal.SIGTERM)
+    wait_for(lambda: worker.popen.poll() is not None, "its end", 60)
+    stopped = worker.events("stopped")
+    assert [event["reason"] for event in stopped] == ["asked to stop"] * lives, worker.stderr[-2000:]
+    return int(stopped[-1]["round"])
+
+
+def test_a_checkpoint_has_no_ranks_in_it(start: Callable[[P], P], tmp_path: Path) -> None:
+    folder = tmp_path / "worker"
+    ranks = start(Together(folder, *founding(100_000), "--set", "run.min_workers=1", "--inner", "fsdp"))
+    stopped_at = ended_in_order(ranks, 1)
+    one = start(Back(folder, tmp_path / "one", (sys.executable, "-m", "decentral")))
+    resumed = one.resumed(1)
+    assert (resumed["round"], "inner optimizer and data position" in resumed["kept"]) == (stopped_at, True)
+    stopped_at = ended_in_order(one, 2)
+    again = start(Back(folder, tmp_path / "again", (*TORCHRUN, *TWO, "-m", "decentral")))
+    resumed = again.resumed(2)
+    assert (resumed["round"], "inner optimizer and data position" in resumed["kept"]) == (stopped_at, True)
+    assert ended_in_order(again, 3) > stopped_at
 
 
 def by_hand(folder: Path, rank: int, port: int, *arguments: str) -> WorkerProcess:
