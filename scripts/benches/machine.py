@@ -31,7 +31,7 @@ from torch.distributed.fsdp import fully_shard
 
 import decentral
 from scripts.benches.lib.command import ROOT, BenchError, Parser, enter
-from scripts.benches.lib.report import Record, signature, stamp, write
+from scripts.benches.lib.report import Record, load_average, signature, stamp, write
 from scripts.benches.lib.stats import spread
 from scripts.benches.lib.tables import table
 
@@ -171,7 +171,8 @@ Written by `scripts/bench-machine`; the raw record is `machine.json`. {report["r
 alone. Medians, in brackets the least and the greatest.
 
 A *sync* is the `swarm.step` that ends a round. The peak is above what a rank had before its model was made. On the CPU
-rank 0 has in the same memory what the swarm keeps: anchor, outer state, work on its way.
+rank 0 has in the same memory what the swarm keeps: anchor, outer state, work on its way. The load average of the machine
+was {report["load"]}: far above its cores, times tell nothing.
 
 {table(headings, rows)}
 
@@ -205,6 +206,7 @@ def main() -> None:
         "ranks": options.ranks,
         "device": options.device,
         "values": options.values,
+        "load": load_average(),
         **stamp(SCRIPT),
     }
     write(options.out, report, page(report))

@@ -27,6 +27,7 @@ OF_RECORD = (
     "download",
     "goodput",
     "gossip",
+    "machine",
     "overhead",
     "quality",
     "stragglers",
