@@ -171,7 +171,7 @@ Written by `scripts/bench-machine`; the raw record is `machine.json`. {report["r
 alone. Medians, in brackets the least and the greatest.
 
 A *sync* is the `swarm.step` that ends a round. The peak is above what a rank had before its model was made. On the CPU
-rank 0 has in the same memory what the swarm keeps: anchor, outer state, work on its way. The load average of the machine
+rank 0 has in the same memory what the swarm keeps: anchor, outer state, work on its way. The machine's load average
 was {report["load"]}: far above its cores, times tell nothing.
 
 {table(headings, rows)}
