@@ -31,8 +31,9 @@ class Loss:
 class LossHistory:
     """What one worker's validations have come to, and whether they say that the run is ruined.
 
-    It is if two in a row are worse than the very first one, after at least a tenth of that had been gained; or worse
-    than twice that, whatever had been gained; or infinite. A loss that rises for a while is none of this.
+    It is if two in a row are worse than the very first one by a tenth of a nat, after at least a tenth of that had been
+    gained; or worse than twice that by a nat, whatever had been gained; or infinite. A loss that rises for a while is
+    none of this, and neither is the noise of one that is nearly zero.
     """
 
     def __init__(self) -> None:
@@ -49,8 +50,9 @@ class LossHistory:
         if math.isnan(loss):
             return False, False
         best = loss < self._best
-        gained = self._best <= 0.9 * self._first
-        bad = math.isinf(loss) or (loss > self._first > 0 and (gained or loss > 2 * self._first))
+        first = self._first
+        gained = first - self._best >= 0.1 * abs(first)  # never true before the first one
+        bad = math.isinf(loss) or (gained and loss > first + 0.1) or loss > first + abs(first) + 1.0
         self._num_bad = self._num_bad + 1 if bad else 0
         self._first = loss if math.isinf(self._first) else self._first
         self._best = min(self._best, loss)

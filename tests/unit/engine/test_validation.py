@@ -18,15 +18,16 @@ from tests.unit.engine.test_saving import Life
 @pytest.mark.parametrize(
     ("losses", "ruined_after"),
     [
-        ([5.0, 3.0, 2.0, 5.1, 5.2], 5),
-        ([5.0, 3.0, 5.1, 2.9, 5.1], None),  # one alone
+        ([5.0, 3.0, 2.0, 5.2, 5.2], 5),
+        ([5.0, 3.0, 5.2, 2.9, 5.2], None),  # one alone
         ([5.0, 3.0, 4.9, 4.9, 4.9], None),  # worse, but something is left
         ([5.0, 4.9, 5.1, 5.2, 5.3], None),  # nothing had been gained yet
-        ([5.0, 4.9, 10.1, 11.0], 4),
+        ([5.0, 4.9, 11.1, 12.0], 4),
+        ([1e-4, 5e-5, 3e-4, 3e-4], None),  # noise of one that has learnt all there is
         ([5.0, math.inf, math.inf], 3),
         ([5.0, 3.0, math.nan, 6.0, math.nan, 6.0], 6),  # NaN says nothing
         ([math.nan, math.nan], None),
-        ([-5.0, -6.0, -4.0, -4.0], None),  # not a loss that has a zero
+        ([-5.0, -6.0, -4.0, -4.0], 4),
     ],
 )
 def test_a_run_is_ruined_if_two_losses_in_a_row_say_that_nothing_is_left(
@@ -41,7 +42,7 @@ def test_after_a_resume_only_what_is_far_worse_than_its_own_first_loss_counts() 
     history = LossHistory()
     history.resume(2.0)
     assert [history.take(loss) for loss in (2.1, 2.2, 2.3, 1.9)] == [(False, False)] * 3 + [(True, False)]
-    assert [history.take(loss)[1] for loss in (4.3, 4.3)] == [False, True]
+    assert [history.take(loss)[1] for loss in (5.3, 5.3)] == [False, True]
 
 
 def test_a_ruined_worker_ends_and_keeps_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
