@@ -125,6 +125,9 @@ class Tap:
     def traffic(self) -> Traffic:
         return self._inner.traffic()
 
+    def is_barred(self, peer: PeerId) -> bool:
+        return self._inner.is_barred(peer)
+
     async def close(self) -> None:
         await self._inner.close()
 
