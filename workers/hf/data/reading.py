@@ -1,7 +1,9 @@
 """The documents that this worker reads of one data set, in order and ahead of the training; and where it is in them."""
 
+import functools
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from itertools import chain, islice
@@ -21,6 +23,8 @@ _READY = 4
 _FIRST = 8
 #: A block that does not come for so long has nobody who makes it.
 _BLOCK_S = 600
+#: Between two looks of a process whether the one that trains is still there.
+_LOOK_S = 1.0
 
 
 class Reader:
@@ -116,7 +120,7 @@ class Reader:
             prefetch_factor=_READY,
             timeout=_BLOCK_S,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_begin,
+            worker_init_fn=functools.partial(_begin, os.getpid()),
             # Not forked: this process has threads that talk to the swarm, and locks that they may hold at that moment.
             multiprocessing_context="spawn",
         )
@@ -158,7 +162,18 @@ def _as_it_is(documents: Documents) -> Documents:
     return documents
 
 
-def _begin(_: int) -> None:
-    """A process that reads ahead takes one core, and no more from the training."""
+def _begin(parent: int, _: int) -> None:
+    """A process that reads ahead takes one core, and no more from the training; it ends when that one does.
+
+    torch looks for the parent as well, but only of a process that was up before its parent was killed.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once it has another parent."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_S)
+    os._exit(1)

@@ -1,7 +1,12 @@
 """Rows of files as batches: every token once, the same split everywhere, and on from where it was."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,3 +173,38 @@ def test_processes_that_read_ahead_change_nothing(rows, streaming):
 
     assert _equal(list(islice(again, 300)), list(islice(here, 300)))
     again.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_process_that_reads_ahead_ends_with_the_one_that_trains_even_if_that_is_killed_at_once(rows):
+    code = (
+        "import sys, itertools; from tests.unit.workers.hf.test_data import _open\n"
+        "if __name__ == '__main__': list(itertools.islice(_open(sys.argv[1], prefetch=1), 1_000_000))"
+    )
+    trains = subprocess.Popen([sys.executable, "-c", code, rows])
+    try:
+        _wait_for(lambda: _spawned(trains.pid))
+        spawned = _spawned(trains.pid)
+    finally:
+        trains.kill()
+        trains.wait()
+    _wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in spawned))
+
+
+def _spawned(parent: int) -> list[int]:
+    """The processes of its own that another one has started to read ahead."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_child = f"\nPPid:\t{parent}\n" in (entry / "status").read_text()
+            if is_child and b"spawn_main" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def _wait_for(condition):
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
