@@ -103,7 +103,7 @@ def test_a_rank_that_dies_ends_the_worker_and_torchrun_brings_it_back(start: Cal
     wait_for(lambda: mixed_together([one, several]), "a round of both", 120)
     os.kill(ranks_of(several)["1"], signal.SIGKILL)
     wait_for(lambda: len(several.stdout.splitlines()) == 2, "the worker once more", 120)
-    assert several.stdout.splitlines()[1].endswith(peer)
+    assert f"/p2p/{peer}" in several.stdout.splitlines()[1]
     seen = one.events("round_mixed")[-1]["round"]
     wait_for(lambda: mixed_together([one, several], after=seen), "a round of both afterwards", 120)
     left = [event for event in several.events("stopped") if event["reason"] == "failed"]
