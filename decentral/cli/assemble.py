@@ -38,9 +38,14 @@ def assemble(parts: Sequence[Part], take: str) -> tuple[Replica, dict[int, Chose
     """
     check_take(take)
     ensure_one_run([part.replica for part in parts])
-    # A run may have gone on with another number of stages: what is left of the old ones is older.
-    num_stages = max(parts, key=lambda part: part.replica.round).num_stages
-    parts = [part for part in parts if part.num_stages == num_stages]
+    # A run may have gone on with another cut: what is left of the old ones is older.
+    newest = max(parts, key=lambda part: (part.replica.round, part.cut))
+    num_stages = newest.num_stages
+    parts = [
+        part
+        for part in parts
+        if (part.cut, part.num_stages) == (newest.cut, num_stages) or (newest.cut and not part.stage)
+    ]
     by_stage: dict[int, list[Replica]] = {}
     for part in parts:
         by_stage.setdefault(part.stage, []).append(part.replica)

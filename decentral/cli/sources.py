@@ -30,6 +30,8 @@ class Part:
     num_stages: int
     """Of the run, beside the head."""
     replica: Replica
+    cut: int = 0
+    """Its number, of a run whose cut changes."""
 
 
 def paths_and_addresses(sources: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -164,7 +166,7 @@ def _part(file: Path, name: str, *, named: bool) -> Part | None:
     if "stage" not in metadata:
         return None
     try:
-        return Part(int(metadata["stage"]), int(metadata["stages"]), replica)
+        return Part(int(metadata["stage"]), int(metadata["stages"]), replica, int(metadata.get("cut", 0)))
     except (KeyError, ValueError) as err:
         raise ConfigError(f"{file} does not say which stage it is: {err}.") from err
 

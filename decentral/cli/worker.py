@@ -43,7 +43,7 @@ METHOD = typer.Option(help=f"How workers come to agree: {', '.join(METHODS)}.", 
 FRAGMENTS = typer.Option(help="Parts of the model with a sync each.", metavar="P|auto|paper")
 OVERLAP = typer.Option(help="Inner steps to hide a sync under.", metavar="TAU|auto")
 MIX = typer.Option(help="Share of local work kept when a sync arrives.", metavar="ALPHA|auto")
-STAGES = typer.Option(help="Cut the model into this many stages, beside the head.", metavar="S")
+STAGES = typer.Option(help="Cut the model into this many stages, beside the head.", metavar="S|auto")
 REPLICAS = typer.Option(help="Holders of each stage and of the head; more wait as spares.", metavar="R")
 TASK = typer.Option(help="Train with this task, not with the one that the swarm names.", metavar="MODULE:FUNCTION")
 TRUST_CONFIG = typer.Option("--trust-config", help="Import the task that the swarm names, whatever it is.")
@@ -102,7 +102,7 @@ def worker(
     fragments: Annotated[str | None, FRAGMENTS] = None,
     overlap: Annotated[str | None, OVERLAP] = None,
     mix: Annotated[str | None, MIX] = None,
-    stages: Annotated[int | None, STAGES] = None,
+    stages: Annotated[str | None, STAGES] = None,
     replicas: Annotated[int | None, REPLICAS] = None,
     stage: Annotated[str | None, _STAGE] = None,
     max_upload: Annotated[str | None, MAX_UPLOAD] = None,
@@ -128,7 +128,7 @@ def worker(
         "data.paths" if new else "worker.data": data_paths(data, more_data),
         **{"run.rounds": rounds, "run.public": public or None},
         **method_flags(method, codec, fragments, overlap, mix),
-        **{"pipeline.stages": stages, "pipeline.replicas": replicas},
+        **{"pipeline.stages": word_or_number(stages), "pipeline.replicas": replicas},
     }
     return run(_start(resume, join or (), config, assignments or (), flags, overwrite=overwrite))
 
@@ -200,8 +200,13 @@ def method_flags(
 ) -> dict[str, Any]:
     """By their keys; each of the last three is a number or a word."""
     flags = {"method.fragments": fragments, "method.delay_steps": overlap, "method.mix_alpha": mix}
-    values = {key: value_of(text) for key, text in flags.items() if text is not None}
+    values = {key: word_or_number(text) for key, text in flags.items()}
     return {"method.name": method, "method.codec": codec, **values}
+
+
+def word_or_number(text: str | None) -> Any:
+    """What a flag says; ``None`` if it was not given."""
+    return None if text is None else value_of(text)
 
 
 def data_paths(data: Sequence[str] | None, more: Sequence[str] | None) -> tuple[str, ...] | None:

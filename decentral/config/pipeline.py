@@ -4,7 +4,7 @@ Here are names, types, ranges and defaults; what goes together with what is in `
 values in ``run.options``. It imports no torch.
 """
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -18,11 +18,17 @@ STAGE_IN_WORDS = "a stage such as 2, a range such as 1-3 (0 is the head), or spa
 _SPARE: Final = "spare"
 
 
+_Stages = Annotated[int, Field(ge=0, le=256)]
+
+
 class PipelineSection(Section):
     """How a model is cut into stages, and how micro-batches flow through them."""
 
-    stages: int = Field(default=0, ge=0, le=256)
-    """Parts that the blocks are cut into, beside the head; 0: every worker has the whole model."""
+    stages: _Stages | Literal["auto"] = Field(
+        default=0, description="a whole number, at least 0 and at most 256, or auto"
+    )
+    """Parts that the blocks are cut into, beside the head; ``auto``: as many as there are machines for them, cut anew
+    as these come, go, and change their pace; 0: every worker has the whole model."""
     replicas: int = Field(default=0, ge=0, le=4096)
     """Holders of each stage, the head included; who comes after that waits as a spare. 0 for no limit."""
     microbatches: int = Field(default=8, ge=1, le=4096)
@@ -43,7 +49,7 @@ class PipelineSection(Section):
     """Inner steps for which it holds."""
 
 
-def check_founder(stage: str, num_stages: int) -> None:
+def check_founder(stage: str, num_stages: int | Literal["auto"]) -> None:
     """Refuse a founder that insists on what it cannot have.
 
     Raises:
@@ -61,7 +67,7 @@ def check_founder(stage: str, num_stages: int) -> None:
         )
 
 
-def check_joiner(stage: str, num_stages: int) -> None:
+def check_joiner(stage: str, num_stages: int | Literal["auto"]) -> None:
     """Refuse a joiner that insists on a stage where there are none, or none of that number.
 
     Raises:
@@ -76,12 +82,12 @@ def check_joiner(stage: str, num_stages: int) -> None:
     stages_asked(stage, num_stages)
 
 
-def stages_asked(stage: str, num_stages: int) -> tuple[int, ...] | Literal["spare"]:
+def stages_asked(stage: str, num_stages: int | Literal["auto"]) -> tuple[int, ...] | Literal["spare"]:
     """What ``worker.stage`` insists on.
 
     Args:
         stage: as in the configuration: ``2``, ``1-3``, ``spare``, or nothing.
-        num_stages: beside the head.
+        num_stages: beside the head, or ``auto``.
 
     Returns:
         The stages, or ``spare``; none to be given what is needed most.
@@ -93,6 +99,11 @@ def stages_asked(stage: str, num_stages: int) -> tuple[int, ...] | Literal["spar
         return ()
     if stage == _SPARE:
         return _SPARE
+    if num_stages == "auto":
+        raise ConfigError(
+            f"worker.stage is {stage}, but pipeline.stages is auto: which blocks a worker holds changes.",
+            hint="Leave --stage out, or take spare to hold only what is lost.",
+        )
     first, _, last = stage.partition("-")
     low, high = int(first), int(last or first)
     if low > high:

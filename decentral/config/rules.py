@@ -88,12 +88,34 @@ def check_pipeline(pipeline: PipelineSection) -> PipelineSection:
                     "model: set pipeline.stages (or --stages) to how many parts it is cut into"
                 )
         return pipeline
+    if pipeline.stages == "auto":
+        return _changes(pipeline)
     least = 1 if pipeline.recovery == "auto" else FEWEST_STAGES[pipeline.recovery]
     if pipeline.stages < least:
         raise ValueError(
             f"pipeline.recovery is {pipeline.recovery}, which needs at least {least} stages, but pipeline.stages is "
             f"{pipeline.stages}: take more stages, or another recovery (auto takes the best that is possible)"
         )
+    return _flows(pipeline)
+
+
+def _changes(pipeline: PipelineSection) -> PipelineSection:
+    """Refuse what a cut that changes cannot have."""
+    if pipeline.recovery not in ("auto", "checkpoint"):
+        raise ValueError(
+            f"pipeline.recovery is {pipeline.recovery}, which needs equal stages, but pipeline.stages is auto: leave "
+            "it out, and lost stages come back from checkpoints"
+        )
+    if pipeline.replicas > 1:
+        raise ValueError(
+            f"pipeline.replicas is {pipeline.replicas}, but with pipeline.stages = auto every stage has one holder: "
+            "leave it out, or say how many stages there are"
+        )
+    return _flows(pipeline)
+
+
+def _flows(pipeline: PipelineSection) -> PipelineSection:
+    """Refuse micro-batches that do not flow."""
     if pipeline.in_flight > pipeline.microbatches:
         raise ValueError(
             f"pipeline.in_flight is {pipeline.in_flight}, which must be at most pipeline.microbatches "

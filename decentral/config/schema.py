@@ -143,7 +143,7 @@ class SwarmConfig(Section):
 
     @model_validator(mode="after")
     def _starts_somehow(self) -> Self:
-        if self.pipeline.stages and self.run.min_workers > 1:
+        if self.pipeline.stages not in (0, "auto") and self.run.min_workers > 1:
             raise ValueError(
                 f"run.min_workers is {self.run.min_workers}, but a pipeline begins when its stages have holders: leave "
                 "it out, or set pipeline.replicas to how many each stage should have"

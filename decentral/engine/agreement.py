@@ -11,7 +11,8 @@ from decentral.engine.disks import Store
 from decentral.errors import FrameError, TransportError
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
-from decentral.pipeline.stored import Inventory, Lacking, Part, Start, Stored, parts_of, start_of
+from decentral.pipeline.placement import CutInForce
+from decentral.pipeline.stored import HEAD, Inventory, Lacking, Part, Span, Start, Stored, parts_of, start_of
 from decentral.ports.transport import Transport
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
@@ -28,6 +29,7 @@ class Agreement:
         holders: who is there.
         store: what this member has.
         options: of the pipeline.
+        cut: the stages there are.
         timing: bounds for every call.
         is_in: whether this member holds stages, or is about to: what was agreed on before the last end does not count.
     """
@@ -38,6 +40,7 @@ class Agreement:
         holders: Holders,
         store: Store,
         options: PipelineOptions,
+        cut: CutInForce,
         timing: Timing,
         is_in: Callable[[], bool],
     ) -> None:
@@ -49,6 +52,7 @@ class Agreement:
         self._holders = holders
         self._store = store
         self._options = options
+        self._cut = cut
         self._timing = timing
         self._is_in = is_in
         self._agreeing = False
@@ -89,16 +93,16 @@ class Agreement:
             await self.listen(holders)
         self._others_agree = not holders and (self._others_agree or self._holders.is_coming_back())
 
-    async def parts(self, stage: int, step: int) -> tuple[Part, ...]:
+    async def parts(self, span: Span, step: int) -> tuple[Part, ...]:
         """What a stage is made of that nobody holds, with the run at the very step from which it goes on.
 
         Args:
-            stage: 0 is the head.
+            span: its blocks.
             step: of the run. At any other step the disks may have what was given up: nothing is to be made of that.
         """
         if not step or step != (self.origin or self.heard):
             return ()
-        me, span = self._transport.peer_id, self._options.span(stage)
+        me = self._transport.peer_id
         own = parts_of({me: self._store.stored()}, span, step)
         if len(own) == 1 and own[0].stored.full and own[0].stored.span == span:
             return own
@@ -109,10 +113,9 @@ class Agreement:
         self._agreeing = False
 
     async def _seen(self) -> Start | Lacking:
-        found, options = await self._found(), self._options
-        spans = [options.span(stage) for stage in range(options.num_stages + 1)]
+        found = await self._found()
         origin = max(inventory.origin for inventory in found.values())
-        return start_of(_stored(found), spans, origin, options.num_replicas)
+        return start_of(_stored(found), (HEAD, *self._cut.whole), origin, self._options.num_replicas)
 
     async def _found(self) -> dict[PeerId, Inventory]:
         """What all say who are there."""

@@ -10,10 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from decentral.engine.move_lead import MoveLead
+from decentral.engine.mover import Mover
 from decentral.engine.options import Parts
 from decentral.engine.pipeline_process_options import PipelineProcessOptions, PipelineProcessParts
 from decentral.engine.stage_worker import FirstStep, StageWorker
 from decentral.engine.takeover import Brought, Standing
+from decentral.errors import IncapableError
 from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import HeadCompute, StageCompute
@@ -21,6 +24,7 @@ from decentral.pipeline.courier import Courier
 from decentral.pipeline.handover import KeptHeads, LiveWeights, SavedWeights, shapes_signature
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.holders import Holders
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.position import POSITION, Position
 from decentral.pipeline.recovery import Source
 from decentral.pipeline.scoped import Scoped
@@ -37,16 +41,26 @@ class Builder:
     Args:
         options: equal on all workers.
         parts: this worker's own.
+        cut: the stages there are.
+        mover: this process's part in moves of blocks; ``None`` in a run whose cut is fixed.
         holders: who lives.
         courier: to the other hops.
     """
 
     def __init__(
-        self, options: PipelineProcessOptions, parts: PipelineProcessParts, holders: Holders, courier: Courier
+        self,
+        options: PipelineProcessOptions,
+        parts: PipelineProcessParts,
+        cut: CutInForce,
+        mover: Mover | None,
+        holders: Holders,
+        courier: Courier,
     ) -> None:
         self._options = options
         self._pipeline = options.pipeline
         self._parts = parts
+        self._cut = cut
+        self._mover = mover
         self._holders = holders
         self._courier = courier
 
@@ -57,13 +71,28 @@ class Builder:
             IncapableError: this machine cannot hold it as well.
             ConfigError: the task refuses to build it.
         """
-        parts, spans = self._parts, self._pipeline.spans
+        parts, spans = self._parts, self._cut.spans
         all_held = held | {stage}
         num_blocks = sum(stop - first for first, stop in (spans[k - 1] for k in all_held if k))
         parts.blocks.check(num_blocks, 0 in all_held, parts.device)
         if stage == 0:
             return HeadCompute(parts.blocks, parts.device)
         return StageCompute(parts.blocks, *spans[stage - 1], parts.device)
+
+    def blocks(self, first: int, stop: int) -> StageCompute:
+        """Some blocks as the run began with them, beside nothing else; on the clock's thread. Raises as ``compute``."""
+        self._parts.blocks.check(stop - first, False, self._parts.device)
+        return StageCompute(self._parts.blocks, first, stop, self._parts.device)
+
+    def room(self) -> int:
+        """How many blocks this machine can hold, beside nothing else; on the clock's thread."""
+        blocks, device = self._parts.blocks, self._parts.device
+        for count in range(1, blocks.num_blocks + 1):
+            try:
+                blocks.check(count, False, device)
+            except IncapableError:
+                return count - 1
+        return blocks.num_blocks
 
     async def stage_worker(
         self,
@@ -90,14 +119,14 @@ class Builder:
         Raises:
             DataError: a head has no data.
         """
-        parts, source, span = self._parts, brought.recovery.source, self._pipeline.span(stage)
+        parts, source, span = self._parts, brought.recovery.source, self._cut.span(stage)
         journal, scope = parts.stage_journal(stage), Scoped(parts.transport, str(stage))
         if (position := brought.position) is None:
             healed_at = standing.step if source in _HEALED else None
             position = Position(slot=slot, batch=standing.batch + 1, healed_at=healed_at)
         loop = await self._loop(compute, stage, position, journal)
         recovered = None
-        if source not in (Source.INITIAL, Source.REPLICA) and not brought.together:
+        if source not in (Source.INITIAL, Source.REPLICA, Source.MOVED) and not brought.together:
             recovered = functools.partial(_recovered, stage, brought, standing.loss)
         worker_parts = Parts(
             transport=scope,
@@ -113,6 +142,8 @@ class Builder:
             device=parts.device,
         )
         options = self._options.of_stage(stage, compute.parameters())
+        if self._cut.number:  # who held other blocks as this stage before is no member of its swarm
+            options = replace(options, run_id=f"{options.run_id}/cut {self._cut.number}")
         weights = (
             LiveWeights(scope, compute, parts.clock),
             SavedWeights(scope, compute, parts.clock, functools.partial(parts.store.newest, span)),
@@ -126,7 +157,7 @@ class Builder:
 
     async def _kept(self, stage: int, loop: HeadLoop | StageLoop, scope: Scoped) -> KeptHeads | None:
         """What keeps copies of heads, at their neighbours."""
-        if not self._pipeline.swap or not isinstance(loop, StageLoop) or stage not in (1, self._pipeline.num_stages):
+        if not self._pipeline.swap or not isinstance(loop, StageLoop) or stage not in (1, self._cut.num_stages):
             return None
         head = await self._parts.clock.run(lambda: HeadCompute(self._parts.blocks).parameters())
         numel, signature = Layout.of(head).numel(0), shapes_signature(head)
@@ -148,6 +179,8 @@ class Builder:
                 slot=position.slot,
                 batch=position.batch,
                 options=pipeline,
+                cut=self._cut,
+                moves=self._moves(journal),
                 courier=self._courier,
                 holders=self._holders,
                 clock=parts.clock,
@@ -164,6 +197,23 @@ class Builder:
             patience_s=self._options.timing.min_patience_s,
             boost=(pipeline.lr_boost, pipeline.lr_boost_steps),
             position=position,
+        )
+
+    def _moves(self, journal: Journal) -> MoveLead | None:
+        """What a head leads to other cuts, if there are to be any."""
+        if self._mover is None:
+            return None
+        parts, num_blocks = self._parts, self._parts.blocks.num_blocks
+        return MoveLead(
+            self._mover,
+            parts.transport,
+            parts.clock,
+            self._options.timing,
+            self._holders,
+            self._cut,
+            num_blocks,
+            self._pipeline.min_machines,
+            journal,
         )
 
 

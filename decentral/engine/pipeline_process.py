@@ -10,6 +10,7 @@ Each stage is a swarm of its own (``stage_worker``). This module decides about p
 """
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from decentral.engine.background import Background, unless
 from decentral.engine.builder import Builder
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
+from decentral.engine.moved import MovedStage
+from decentral.engine.mover import Mover
 from decentral.engine.options import Outcome
 from decentral.engine.pipeline_figures import figures_of
 from decentral.engine.pipeline_process_options import PipelineProcessOptions as PipelineProcessOptions
@@ -75,43 +78,38 @@ class PipelineProcess:
         self._options = options
         self._pipeline = options.pipeline
         self._parts = parts
+        self._cut = parts.cut
         self._clock = parts.clock
-        me = parts.transport.peer_id
+        transport, clock, timing, store = parts.transport, parts.clock, options.timing, parts.store
         self.membership = Membership(
-            Presence(me, options.run_id, 0, State.JOINING, 0, 0, "", stored=self._stored()),
+            Presence(transport.peer_id, options.run_id, 0, State.JOINING, 0, 0, "", stored=self._stored()),
             metrics=self._metrics,
-            transport=parts.transport,
+            transport=transport,
             directory=parts.directory,
-            clock=parts.clock,
+            clock=clock,
             identity=parts.identity,
-            timing=options.timing,
+            timing=timing,
             journal=parts.journal,
         )
-        self._holders = Holders(self.membership.roster, parts.clock)
-        self._slots = Slots(self.membership, self._holders, parts.clock, self._pipeline.num_stages, options.timing)
-        self._courier = Courier(
-            parts.transport,
-            parts.clock,
-            self._pipeline.codec,
-            parts.blocks.activation_shape,
-            self._pipeline.num_stages,
-            options.timing,
-        )
-        self._takeover = Takeover(
-            parts.transport, self._courier, self._holders, self._pipeline, options.timing, parts.clock, parts.store
-        )
+        pipeline, cut = self._pipeline, self._cut
+        self._holders = Holders(self.membership.roster, clock, cut)
+        holders = self._holders
+        self._slots = Slots(self.membership, holders, clock, cut, timing)
+        shape = parts.blocks.activation_shape
+        self._courier = Courier(transport, clock, pipeline.codec, shape, cut, timing)
+        self._takeover = Takeover(transport, self._courier, holders, pipeline, cut, timing, clock, store)
         self._agreement = Agreement(
-            parts.transport,
-            self._holders,
-            parts.store,
-            self._pipeline,
-            options.timing,
-            lambda: bool(self._stage_workers or self._taking),
+            transport, holders, store, pipeline, cut, timing, lambda: bool(self._stage_workers or self._taking)
         )
-        self._places = Places(parts.transport, self._holders, parts.clock, self._pipeline, options.timing)
-        self._builder = Builder(options, parts, self._holders, self._courier)
-        self._background = Background()
+        self._places = Places(transport, holders, clock, pipeline, cut, timing)
+        self._background = background = Background()
+        self._mover = (
+            Mover(transport, clock, timing, holders, self.membership, cut, background) if pipeline.moves else None
+        )
+        self._builder = Builder(options, parts, cut, self._mover, holders, self._courier)
         self._stage_workers: dict[int, StageWorker] = {}
+        has = (parts, self._builder, self._agreement, self._takeover, background)
+        self._moved = MovedStage(self._stage_workers, *has, self._begin, self._leave)
         self._outcomes: dict[int, Outcome] = {}
         self._taking: set[int] = set()
         self._known: set[int] = set()
@@ -130,16 +128,8 @@ class PipelineProcess:
         """Why nothing goes on, of one that comes back; empty if something does."""
         self._recoveries = 0
         self._recovery = ""
-        self._spare_disk = SpareDisk(
-            self._pipeline,
-            parts.save_every,
-            parts.clock,
-            self._holders,
-            self._takeover,
-            parts.store,
-            self._build_for_disk,
-            self._note_saved,
-        )
+        disk = (holders, self._takeover, store, self._build_for_disk, self._note_saved)
+        self._spare_disk = SpareDisk(pipeline, cut, parts.save_every, clock, *disk)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -174,9 +164,9 @@ class PipelineProcess:
             # If it cannot be had now, this worker waits as a spare, whose turn it is should the stage be lost.
             await self._take(stage)
         self._tell(State.TRAINING if self._stage_workers else State.JOINING)
-        if not self._stage_workers:
+        if not self._stage_workers and self._mover is None:
             # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
-            await self._clock.run(functools.partial(self._builder.compute, self._pipeline.num_stages, set()))
+            await self._clock.run(functools.partial(self._builder.compute, self._cut.num_stages, set()))
 
     async def resume(self, known: Known) -> None:
         """Go on with the run that this worker's disk has checkpoints of.
@@ -215,10 +205,16 @@ class PipelineProcess:
                 beside.begin(self.membership.run())
                 for stage_worker in self._stage_workers.values():
                     beside.begin(stage_worker.ended())
+                if self._mover is not None:
+                    await self._mover.start(self._moved)
+                    spare = isinstance(self._parts.wanted, str)
+                    self.membership.update(room=0 if spare else await self._clock.run(self._builder.room))
                 while not stop.is_set() and not self._is_done():
                     self.membership.check_single()
                     await unless(stop, self._look())
                     await unless(stop, asyncio.sleep(_LOOK_S))
+                if self._mover is not None and stop.is_set():
+                    await self._mover.leave()
                 await self._give_up(self._stage_workers)
                 self._tell(State.DONE if not stop.is_set() else State.LEAVING)
                 await self.membership.announce()
@@ -256,6 +252,11 @@ class PipelineProcess:
 
     async def _look(self) -> None:
         """Take what is lost and this worker's to take; bring records, and now and then checkpoints, up to date."""
+        if self._mover is not None:
+            await self._mover.look()
+            if self._mover.under_way:
+                return
+            self._known.update(range(self._cut.num_stages + 1))
         for stage, stage_worker in list(self._stage_workers.items()):
             if stage_worker.over:
                 self._outcomes[stage] = stage_worker.outcome()
@@ -267,7 +268,7 @@ class PipelineProcess:
                 del self._outcomes[0]
                 await self._take(0)
         waited = self._clock.monotonic() - self._since > _JOINERS_S
-        lost = [k for k in self._holders.lost(self._pipeline.num_stages) if waited or k in self._known]
+        lost = [k for k in self._holders.lost() if waited or k in self._known]
         lost = [stage for stage in lost if stage not in self._outcomes]
         await self._agreement.look()
         if self._is_all_lost(lost) and not await self._go_on_together():
@@ -289,9 +290,7 @@ class PipelineProcess:
                     for k, stage_worker in self._stage_workers.items()
                     if k not in mine and not self._taking and stage not in extra
                 ]
-                await self._give_up({stage_worker.stage: stage_worker for stage_worker in moved})
-                # They go on elsewhere: what they were here is no outcome, and this worker may be needed there again.
-                self._outcomes = {k: outcome for k, outcome in self._outcomes.items() if outcome.done}
+                await self._leave({stage_worker.stage: stage_worker for stage_worker in moved})
                 await self._take_if_fit(stage)
         if not mine and self._taking:
             self._taking.clear()
@@ -301,7 +300,9 @@ class PipelineProcess:
 
     def _is_all_lost(self, lost: Sequence[int]) -> bool:
         """Whether nobody holds or takes any stage of a run that was under way."""
-        nobody = len(lost) == self._pipeline.num_stages + 1 and not any(m.takes for m in self._holders.members())
+        if self._mover is not None:
+            return False
+        nobody = len(lost) == self._cut.num_stages + 1 and not any(m.takes for m in self._holders.members())
         return nobody and not self._agreement.origin and bool(self._known)
 
     # -- coming back all together -------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ class PipelineProcess:
         claimed = {stage for stages in start.takes.values() for stage in stages}
         me = self._parts.transport.peer_id
         self._reserve = frozenset(stage for stage, peer in start.reserve.items() if peer == me)
-        self._known = set(range(self._pipeline.num_stages + 1)) - claimed
+        self._known = set(range(self._cut.num_stages + 1)) - claimed
         self._since = self._clock.monotonic()
         await self._go_on(start)
         return True
@@ -344,6 +345,8 @@ class PipelineProcess:
         mine = start.takes.get(me, frozenset())
         if wanted and not isinstance(wanted, str):
             mine = (mine | start.cuts) & frozenset(wanted)
+        if self._mover is not None:  # blocks are dealt out by the head
+            mine &= {0}
         for stage in sorted(mine):
             others = [peer for peer, stages in start.takes.items() if stage in stages and peer != me]
             await self._take_saved(stage, start.step, others)
@@ -370,7 +373,7 @@ class PipelineProcess:
         await self.membership.announce()
         try:
             compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
-            brought = await self._takeover.together(compute, await self._agreement.parts(stage, step))
+            brought = await self._takeover.together(compute, await self._agreement.parts(self._cut.span(stage), step))
             if isinstance(brought, str) or brought.position is None:
                 raise ValueError(brought if isinstance(brought, str) else "its checkpoint has weights and no more")
         except (*_UNFIT, ValueError) as err:
@@ -385,10 +388,10 @@ class PipelineProcess:
 
     def _lost_and_stored(self) -> frozenset[int]:
         """Stages that nobody holds and that this worker has in full at the step from which the run goes on."""
-        lost, step = self._holders.lost(self._pipeline.num_stages), self._agreement.origin
+        lost, step = self._holders.lost(), self._agreement.origin
         stored = {one.span for one in self._parts.store.stored() if one.full and one.step == step and step}
         taken = {stage for member in self._holders.members() for stage in member.takes}
-        return frozenset(stage for stage in set(lost) - taken if self._pipeline.span(stage) in stored)
+        return frozenset(stage for stage in set(lost) - taken if self._cut.span(stage) in stored)
 
     def _explain(self, what: str) -> None:
         self.waits_for = what
@@ -419,12 +422,21 @@ class PipelineProcess:
                 self._stage_workers.pop(stage, None)
                 self._tell(State.TRAINING)
 
+    async def _leave(self, stage_workers: Mapping[int, StageWorker]) -> None:
+        """Leave stages that go on elsewhere: what they were here is no outcome, and this worker may be needed there."""
+        await self._give_up(stage_workers)
+        self._outcomes = {stage: outcome for stage, outcome in self._outcomes.items() if outcome.done}
+
     # -- taking a stage -----------------------------------------------------------------------------------------------
 
     async def _take_if_fit(self, stage: int) -> None:
         """Bring a lost stage here; if this worker lacks the data or the memory for it, another one is to take it."""
+        if self._mover is not None and stage == 0:
+            await self._mover.settle()
         try:
-            await self._take(stage)
+            async with self._mover.lock if self._mover is not None else contextlib.nullcontext():
+                if self._mover is None or stage in self._holders.lost():  # nobody has been given it meanwhile
+                    await self._take(stage)
         except _UNFIT as err:
             self._taking.discard(stage)
             self._tell(self.membership.own.state)
@@ -446,7 +458,7 @@ class PipelineProcess:
 
     def _stored(self) -> str:
         stored = {one.span for one in self._parts.store.stored()}
-        return named(s for s in range(self._pipeline.num_stages + 1) if self._pipeline.span(s) in stored)
+        return named(s for s in range(self._cut.num_stages + 1) if self._cut.span(s) in stored)
 
     def _note_unfit(self, stage: int, err: DecentralError) -> None:
         self._unfit[stage] = err.message
@@ -467,7 +479,7 @@ class PipelineProcess:
         origin = self._agreement.origin or self._agreement.heard
         ask = self._takeover.settle if stage == 0 else self._takeover.standing
         standing = await ask(slot, origin)
-        parts = await self._agreement.parts(stage, standing.step)
+        parts = await self._agreement.parts(self._cut.span(stage), standing.step)
         recovery = self._takeover.decide(stage, standing.step, exact=bool(parts))
         brought = await self._takeover.bring(recovery, compute, stage, slot, standing, parts)
         if isinstance(brought, str):
@@ -536,7 +548,7 @@ class PipelineProcess:
                 (stage_worker.worker.membership.own.round_s for stage_worker in self._stage_workers.values()),
                 default=0.0,
             ),
-            "holds": named(self._stage_workers),
+            "holds": named(self._stage_workers.keys() | self._moved.frozen),
             "takes": named(self._taking - set(self._stage_workers)),
         }
         own = self.membership.own

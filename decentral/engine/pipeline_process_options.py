@@ -9,6 +9,7 @@ from decentral.engine.disks import Store
 from decentral.engine.options import Every, RunOptions
 from decentral.monitor.journal import Journal
 from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.placement import CutInForce
 from decentral.ports.clock import Clock
 from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
@@ -43,6 +44,8 @@ class PipelineProcessParts:
     """Makes the journal of a stage's worker."""
     blocks: ModelBlocks
     store: Store
+    cut: CutInForce
+    """As the run is cut before its head changes that; this process changes it."""
     save_every: Every = field(default_factory=Every)
     """How often stages are saved, at ends of rounds; as often a spare fetches what others have saved."""
     wanted: tuple[int, ...] | str = ()

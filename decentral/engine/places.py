@@ -9,6 +9,7 @@ from decentral.errors import TransportError, UnreachableError
 from decentral.pipeline.assignment import Member, neediest
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.placement import CutInForce
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.message import UNREADABLE, to_wire
@@ -29,16 +30,24 @@ class Places:
         holders: who holds what.
         clock: for the time.
         options: of the pipeline.
+        cut: the stages there are.
         timing: bounds of a call.
     """
 
     def __init__(
-        self, transport: Transport, holders: Holders, clock: Clock, options: PipelineOptions, timing: Timing
+        self,
+        transport: Transport,
+        holders: Holders,
+        clock: Clock,
+        options: PipelineOptions,
+        cut: CutInForce,
+        timing: Timing,
     ) -> None:
         self._transport = transport
         self._holders = holders
         self._clock = clock
         self._options = options
+        self._cut = cut
         self._timing = timing
         self._granted: dict[PeerId, tuple[int, float]] = {}
 
@@ -61,7 +70,7 @@ class Places:
             except (TransportError, *UNREADABLE) as err:
                 problem = str(err)
                 continue
-            return stage if 0 <= stage <= self._options.num_stages else None
+            return stage if 0 <= stage <= self._cut.num_stages else None
         raise UnreachableError(
             f"nobody in the swarm could say which stage needs this worker: {problem}",
             hint="`decentral status ADDR` shows who is in it; --stage K takes one without asking.",
@@ -79,10 +88,10 @@ class Places:
             if peer not in placed and peer != sender
         ]
         others = [member for member in members if member.peer not in self._granted or member.peer in placed]
-        stage = neediest([*others, *expected], self._options.num_stages, self._options.num_replicas)
+        stage = neediest([*others, *expected], self._cut.num_stages, self._options.num_replicas)
         # Whoever comes back to stages that nobody holds agrees with the others first: see ``agreement``.
         waits = not placed and self._holders.is_coming_back()
-        if stage is None or waits or self._holders.is_over():
+        if stage is None or waits or self._options.moves or self._holders.is_over():
             return to_wire(_SPARE_ANSWER)
         self._granted[sender] = stage, now + _GRANT_S
         return to_wire(stage)

@@ -8,6 +8,7 @@ import math
 
 from decentral.engine.membership import Membership
 from decentral.pipeline.holders import Holders
+from decentral.pipeline.placement import CutInForce
 from decentral.ports.clock import Clock
 from decentral.swarm.presence import Presence, stages_of
 from decentral.swarm.timing import Timing
@@ -23,15 +24,15 @@ class Slots:
         membership: says what this worker's slot is, and hears of others'.
         holders: who lives.
         clock: for the time.
-        num_stages: without the head.
+        cut: the stages there are.
         timing: after how long a silent worker is replaced.
     """
 
-    def __init__(self, membership: Membership, holders: Holders, clock: Clock, num_stages: int, timing: Timing) -> None:
+    def __init__(self, membership: Membership, holders: Holders, clock: Clock, cut: CutInForce, timing: Timing) -> None:
         self._membership = membership
         self._holders = holders
         self._clock = clock
-        self._num_stages = num_stages
+        self._cut = cut
         self._ttl_s = timing.ttl_s
         self._looked_at = clock.monotonic()
         self._twins_at = math.inf
@@ -47,7 +48,7 @@ class Slots:
         while rivals:
             self._membership.update(slot=self._free())
             for _ in range(2):
-                holders = {peer for stage in range(self._num_stages + 1) for peer in self._holders.of(stage)}
+                holders = {peer for stage in range(self._cut.num_stages + 1) for peer in self._holders.of(stage)}
                 others = sorted(holders - {self._membership.own.peer})
                 await asyncio.gather(*[self._membership.tell(peer) for peer in others])
             own = self._membership.own

@@ -14,6 +14,7 @@ from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.handover import values_of
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.placement import CutInForce
 from decentral.ports.clock import Clock
 from decentral.state.download.downloader import Download
 from decentral.state.worker_state import WorkerState
@@ -25,6 +26,7 @@ class SpareDisk:
 
     Args:
         options: of the pipeline.
+        cut: the stages there are.
         every: how often.
         clock: for the time and the thread.
         holders: who holds what.
@@ -37,6 +39,7 @@ class SpareDisk:
     def __init__(
         self,
         options: PipelineOptions,
+        cut: CutInForce,
         every: Every,
         clock: Clock,
         holders: Holders,
@@ -46,6 +49,7 @@ class SpareDisk:
         saved: Callable[[], None],
     ) -> None:
         self._options = options
+        self._cut = cut
         self._every = every
         self._clock = clock
         self._holders = holders
@@ -76,13 +80,15 @@ class SpareDisk:
             self._saving = None
 
     async def _save(self) -> None:
-        for stage in range(self._options.num_stages + 1):
+        for stage in range(self._cut.num_stages + 1):
             if not self._holders.of(stage):
                 continue
-            compute = await self._build(stage)
+            number, compute = self._cut.number, await self._build(stage)
             if compute is None:
                 continue
             download = await self._takeover.saved(stage, compute)
+            if self._cut.number != number:  # these may be other blocks of the same shapes
+                break
             step = download.head.step if isinstance(download, Download) else 0
             if isinstance(download, Download) and not self._has(stage, step, download.snapshot.name):
                 state = self._weights(download, Layout.of(compute.parameters()))
@@ -90,7 +96,7 @@ class SpareDisk:
         self._saved()
 
     def _has(self, stage: int, step: int, digest: str) -> bool:
-        span = self._options.span(stage)
+        span = self._cut.span(stage)
         stored = [one for one in self._store.stored() if (one.span, one.step) == (span, step)]
         return any(one.full or one.digest == digest for one in stored)
 

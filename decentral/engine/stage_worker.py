@@ -13,6 +13,7 @@ from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.stage import StageLoop
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import Steps
+from decentral.state.worker_state import WorkerState
 from decentral.types import PeerId
 
 
@@ -47,6 +48,8 @@ class StageWorker:
         self._restored = parts.restored is not None
         self._is_saved = is_saved
         self._kept = kept
+        self._goes_on = False
+        """Whether it goes on elsewhere when it leaves."""
         self._stop = asyncio.Event()
         self._task: asyncio.Task[Outcome] | None = None
 
@@ -98,6 +101,15 @@ class StageWorker:
             if not self._task.cancelled():
                 self._task.result()
 
+    async def freeze(self) -> WorkerState:
+        """Leave in order; returns what it goes on from, wherever that is. Raises what ended it."""
+        self._goes_on = True
+        self.ask_to_stop()
+        if isinstance(self.loop, StageLoop):
+            self.loop.wake()
+        await self.ended()
+        return await self.worker.state()
+
     async def abandon(self) -> None:
         """End at once."""
         if self._task is not None:
@@ -108,7 +120,7 @@ class StageWorker:
     async def _run(self) -> Outcome:
         try:
             outcome = await self.worker.run(self._stop)
-            if outcome.done or not self._is_saved():
+            if outcome.done or not (self._goes_on or self._is_saved()):
                 await self.worker.keep()
             if outcome.done:
                 await self.loop.finish(self._stop)

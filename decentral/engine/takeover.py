@@ -5,6 +5,7 @@ that says why, and is tried again by the caller. Legend: N = values of a stage.
 """
 
 import asyncio
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from decentral.pipeline.handover import fetch_kept, fetch_live, fetch_saved, sha
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import Commit, Settle, Settled
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.position import Position
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
 from decentral.pipeline.scoped import Scoped
-from decentral.pipeline.stored import Part, Stored
+from decentral.pipeline.stored import Part, parts_of
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.download.downloader import Download, NoDownload
@@ -72,6 +74,7 @@ class Takeover:
         courier: for the questions about slots.
         holders: who lives.
         options: of the pipeline.
+        cut: the stages there are.
         timing: deadlines of downloads.
         clock: of downloads, and for its threads.
         store: checkpoints.
@@ -83,6 +86,7 @@ class Takeover:
         courier: Courier,
         holders: Holders,
         options: PipelineOptions,
+        cut: CutInForce,
         timing: Timing,
         clock: Clock,
         store: Store,
@@ -91,6 +95,7 @@ class Takeover:
         self._courier = courier
         self._holders = holders
         self._options = options
+        self._cut = cut
         self._timing = timing
         self._clock = clock
         self._store = store
@@ -115,7 +120,7 @@ class Takeover:
         stored = self._stored(stage)
         told = any(presence.metrics.step > 0 or presence.round > 0 for presence in self._holders.records())
         told |= self._holders.is_coming_back()
-        num_stages, me = self._options.num_stages, self._courier.peer_id
+        num_stages, me = self._cut.num_stages, self._courier.peer_id
         # A neighbour that this worker holds itself serves as well as another's.
         alive = {k for k in range(num_stages + 1) if set(self._holders.of(k)) - ({me} if k == stage else set())}
         return decide(
@@ -126,7 +131,7 @@ class Takeover:
             started=told or step > 0 or bool(stored),
             kept={1, num_stages} if self._options.swap else set(),
             stored=bool(stored),
-            exact=exact or any(one.step == step for one in stored),
+            exact=exact or any(parts[0].stored.step == step for parts in stored),
         )
 
     async def standing(self, slot: int, origin: int) -> Standing:
@@ -178,7 +183,7 @@ class Takeover:
         match recovery.source:
             case Source.NOTHING:
                 return "its neighbours are gone as well, and nobody has a checkpoint"
-            case Source.INITIAL | Source.REPLICA:
+            case Source.INITIAL | Source.REPLICA | Source.MOVED:
                 return Brought(recovery, ())
             case Source.CHECKPOINT if parts:
                 return await self.together(compute, parts, slot)
@@ -221,24 +226,32 @@ class Takeover:
             return f"its checkpoint at step {parts[0].stored.step} cannot be used: {err}"
         return Brought(recovery, donors, state=state, position=position)
 
-    def _stored(self, stage: int) -> list[Stored]:
-        """What this worker has on its own disk of just this stage."""
-        span = self._options.span(stage)
-        return [one for one in self._store.stored() if one.span == span]
+    def _stored(self, stage: int) -> list[tuple[Part, ...]]:
+        """What makes a stage of what this worker has on its own disk: checkpoints of one step, the newest first.
+
+        If the cut changes these may have been those of several stages.
+        """
+        own, span = self._store.stored(), self._cut.span(stage)
+        steps = sorted({one.step for one in own}, reverse=True)
+        if not self._options.moves:
+            own = [one for one in own if one.span == span]
+        found = [parts_of({self._courier.peer_id: own}, span, step) for step in steps]
+        return [parts for parts in found if parts]
 
     async def _from_disk(
         self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, step: int
     ) -> Brought | str:
         """From the newest checkpoint that is not ahead of the run; else from the newest."""
-        stored = self._stored(stage)
-        chosen = next((one for one in stored if one.step <= step), next(iter(stored), None))
-        if chosen is None:
+        stored, names = self._stored(stage), compute.parameters().keys()
+        chosen = next((parts for parts in stored if parts[0].stored.step <= step), next(iter(stored), ()))
+        if not chosen:
             return "its checkpoint turned out to be damaged"
         try:
-            state = await self._clock.run_on_disk(lambda: self._store.load(chosen))
-            await self._clock.run(lambda: compute.load(state.anchors))
+            states = [await self._clock.run_on_disk(functools.partial(self._store.load, p.stored)) for p in chosen]
+            weights = {name: value for state in states for name, value in state.anchors.items() if name in names}
+            await self._clock.run(lambda: compute.load(weights))
         except (OSError, ConfigError, ValueError) as err:
-            return f"its checkpoint at step {chosen.step} cannot be used: {err}"
+            return f"its checkpoint at step {chosen[0].stored.step} cannot be used: {err}"
         return Brought(recovery, (self._courier.peer_id,))
 
     async def _blend(
@@ -289,7 +302,7 @@ class Takeover:
 
     async def _ask(self, slot: int) -> dict[tuple[int, PeerId], Settled]:
         """The answers of all holders that answer."""
-        hops = [(k, peer) for k in range(1, self._options.num_stages + 1) for peer in self._holders.of(k)]
+        hops = [(k, peer) for k in range(1, self._cut.num_stages + 1) for peer in self._holders.of(k)]
         request = to_wire(Settle(slot))
         replies = await asyncio.gather(*[self._ask_one(stage, peer, request) for stage, peer in hops])
         return {hop: reply for hop, reply in zip(hops, replies, strict=True) if reply is not None}

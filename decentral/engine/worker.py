@@ -326,6 +326,11 @@ class Worker:
         if self._replica.has_state and not self._validation.ruined:
             await self._saving.at_end(closed=self._closed)
 
+    async def state(self) -> WorkerState:
+        """All that it needs to go on, of a worker that does not run any more."""
+        picture = await self._picture(self._closed)
+        return await self._clock.run_aside(lambda: self._capture.state(picture))
+
     async def save_now(self) -> None:
         """Keep what this worker has as soon as it stands between two inner steps; returns when that is done."""
         await (self._saving.now() if self._background.is_open else self.keep())

@@ -206,6 +206,24 @@ class StagePlaced:
 
 
 @dataclass(frozen=True, slots=True)
+class Recut:
+    """Pipeline whose cut changes: a head has moved blocks, or has tried to, between two batches."""
+
+    number: int
+    """Of the cut that is in force now."""
+    step: int
+    """The next one."""
+    spans: tuple[tuple[int, int], ...]
+    """Blocks [first, stop) of every stage."""
+    num_moved: int
+    """Blocks that another machine has now."""
+    seconds: float
+    """For which no batch was under way."""
+    problem: str
+    """Why the cut is the old one; empty if it is not."""
+
+
+@dataclass(frozen=True, slots=True)
 class StageLost:
     """Pipeline: a head sees that nobody holds ``stage`` any more; the batch under way waits."""
 
@@ -352,6 +370,7 @@ Event = (
     | Validated
     | SatOut
     | StagePlaced
+    | Recut
     | StageLost
     | StageRecovered
     | BatchCounted

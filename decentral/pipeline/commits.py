@@ -14,6 +14,7 @@ from decentral.pipeline.courier import COMMIT, Courier, Undelivered
 from decentral.pipeline.handover import KEEP, pack_keep
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.packets import Commit, Committed, Hop, figure
+from decentral.pipeline.placement import CutInForce
 from decentral.ports.clock import Clock
 from decentral.swarm.message import from_wire, to_wire
 
@@ -29,20 +30,20 @@ class Commits:
     Args:
         slot: of its data.
         num_tokens: of a micro-batch.
-        num_stages: without the head.
+        cut: the stages there are.
         courier: to the stages.
         holders: who lives.
         clock: for the time.
     """
 
     def __init__(
-        self, slot: int, num_tokens: int, num_stages: int, courier: Courier, holders: Holders, clock: Clock
+        self, slot: int, num_tokens: int, cut: CutInForce, courier: Courier, holders: Holders, clock: Clock
     ) -> None:
         self.ahead = 0
         """The step that the stages are at."""
         self._slot = slot
         self._num_tokens = num_tokens
-        self._num_stages = num_stages
+        self._cut = cut
         self._courier = courier
         self._holders = holders
         self._clock = clock
@@ -51,7 +52,7 @@ class Commits:
         """Give copies of the head after a batch to a replica of the first and of the last stage, its neighbours."""
         request = await self._clock.run_aside(lambda: pack_keep(self._slot, number, copy_N))
         while True:
-            keepers = [Hop(stage, peer) for stage in (1, self._num_stages) for peer in self._holders.of(stage)[:1]]
+            keepers = [Hop(stage, peer) for stage in (1, self._cut.num_stages) for peer in self._holders.of(stage)[:1]]
             failed = await asyncio.gather(*[self._courier.tell(hop.peer, hop.stage, KEEP, request) for hop in keepers])
             if None in failed:
                 return
@@ -59,7 +60,7 @@ class Commits:
 
     async def everywhere(self, batch: Batch, shares: Mapping[Hop, tuple[int, ...]]) -> list[Hop]:
         """Commit a batch at all replicas of all stages; returns those that have not confirmed their share."""
-        stages = range(1, self._num_stages + 1)
+        stages = range(1, self._cut.num_stages + 1)
         hops = {Hop(stage, peer) for stage in stages for peer in self._holders.of(stage)} | set(shares)
         asked = [hop for hop in sorted(hops) if batch.confirmed.get(hop) != shares.get(hop, ())]
         counted = await asyncio.gather(*[self._at(batch, hop, shares.get(hop, ())) for hop in asked])

@@ -14,6 +14,7 @@ from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachab
 from decentral.pipeline import packets
 from decentral.pipeline.packets import MAX_HEADER_BYTES, Failed, Packet, shortened
 from decentral.pipeline.pieces import HEADER_BYTES, PIECE_BYTES, Pieces, cut
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.turns import Turns
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Handler, Transport
@@ -51,12 +52,12 @@ class Courier:
         clock: packing is done on its second thread.
         codec: of the values.
         shape: of a micro-batch's activations.
-        num_stages: without the head.
+        cut: the stages there are.
         timing: deadlines of calls.
     """
 
     def __init__(
-        self, transport: Transport, clock: Clock, codec: Codec, shape: tuple[int, ...], num_stages: int, timing: Timing
+        self, transport: Transport, clock: Clock, codec: Codec, shape: tuple[int, ...], cut: CutInForce, timing: Timing
     ) -> None:
         self.sent_bytes = 0
         """Of activations and gradients that went to other peers."""
@@ -66,7 +67,7 @@ class Courier:
         self._shape = shape
         self._numel = math.prod(shape)
         self._frame_bytes = framed_nbytes(codec, self._numel)
-        self._num_stages = num_stages
+        self._cut = cut
         self._timing = timing
         at_once = max(2, math.ceil(_UNDER_WAY_BYTES / self._frame_bytes))
         self._number = int(clock.monotonic() * 1e6)  # none of those of an earlier life under the same identity
@@ -105,7 +106,7 @@ class Courier:
         Raises:
             FrameError: it is malformed, not for this hop, or not from the hop before.
         """
-        packet = packets.unpack_packet(request, num_stages=self._num_stages, frame_bytes=self._frame_bytes)
+        packet = packets.unpack_packet(request, num_stages=self._cut.num_stages, frame_bytes=self._frame_bytes)
         here, before = packet.path[packet.hop], packet.hop + (1 if backward else -1)
         if (here.stage, here.peer) != (stage, self.peer_id):
             raise FrameError(f"packet for stage {here.stage} of {here.peer}")

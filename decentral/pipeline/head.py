@@ -18,6 +18,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -32,7 +33,8 @@ from decentral.pipeline.errands import Errands
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.ledger import Ledger
 from decentral.pipeline.options import PipelineOptions
-from decentral.pipeline.packets import MAX_MICROBATCHES, Failed, Hop, Packet, Settle
+from decentral.pipeline.packets import MAX_MICROBATCHES, Failed, Hop, Load, Packet, Settle
+from decentral.pipeline.placement import CutInForce, Placement
 from decentral.pipeline.position import Position
 from decentral.pipeline.routing import stage_order
 from decentral.ports.clock import Clock
@@ -61,6 +63,31 @@ _LEAVE_S = 8.0
 _LAST_COMMIT_S = 60.0
 
 
+class Moves(Protocol):
+    """What changes the cut between two batches."""
+
+    @property
+    def waits_for(self) -> str:
+        """Why there is no cut yet."""
+        ...
+
+    def heard(self, load: Load) -> None:
+        """How fast a holder of a stage is."""
+        ...
+
+    def counted(self, seconds: float) -> None:
+        """A batch has passed all stages, in so long."""
+        ...
+
+    def next(self, step: int) -> Placement | None:
+        """The cut to change to before ``step``; ``None`` to stay."""
+        ...
+
+    async def move(self, new: Placement, step: int, stop: asyncio.Event) -> None:
+        """Change to it, if all who are to take part do."""
+        ...
+
+
 class HeadLoop:
     """Implements ``ports.trainer.InnerLoop`` for a head: every inner step is a batch.
 
@@ -71,6 +98,8 @@ class HeadLoop:
         slot: which part of the data it draws.
         batch: number of the first batch, that of the head before this one or 0.
         options: of the pipeline.
+        cut: the stages there are.
+        moves: changes them; ``None`` in a run whose cut is fixed.
         courier: to the stages.
         holders: who lives.
         clock: for the thread and the time.
@@ -86,6 +115,8 @@ class HeadLoop:
         slot: int,
         batch: int,
         options: PipelineOptions,
+        cut: CutInForce,
+        moves: Moves | None,
         courier: Courier,
         holders: Holders,
         clock: Clock,
@@ -107,6 +138,8 @@ class HeadLoop:
         self._slot = slot
         self._number = batch
         self._options = options
+        self._cut = cut
+        self._moves = moves
         self._courier = courier
         self._holders = holders
         self._clock = clock
@@ -114,7 +147,7 @@ class HeadLoop:
         self._router = options.router()
         self._layout = Layout.of(compute.parameters())
         self._errands = Errands()
-        self._commits = Commits(slot, blocks.num_tokens, options.num_stages, courier, holders, clock)
+        self._commits = Commits(slot, blocks.num_tokens, cut, courier, holders, clock)
         self._batches: dict[tuple[int, bool], Batch] = {}
         """Those under way: one in training or validation, and the one before that is being committed."""
         self._committing: asyncio.Task[None] | None = None
@@ -157,10 +190,15 @@ class HeadLoop:
             if self.step < self._commits.ahead:  # the stages are: their learning rate and their rounds are
                 self.step = min(self._commits.ahead, last)
                 continue
+            if self._moves is not None and not await self._cut_anew(self._moves, stop):
+                break
             await self._validate_if_due(stop)
             data = await self._clock.run(lambda: self._draw(self._number))
             batch = self._open(Batch(self._number, self.step, True, Ledger(len(data)), data))
+            began = self._clock.monotonic()
             compute_s += await self._drive(batch, stop)
+            if self._moves is not None and batch.ledger.complete:
+                self._moves.counted(self._clock.monotonic() - began)
             over = batch.ledger.complete or batch.spoilt
             if not over or not await self._committed(stop, math.inf):
                 # Asked to stop: nobody counts it, and a successor draws it again.
@@ -172,6 +210,20 @@ class HeadLoop:
             self._number += 1
         loss = sum(losses) / len(losses) if losses else math.nan
         return Steps(self.step - first_step, StepReport(tokens, loss, self.grad_norm), compute_s)
+
+    async def _cut_anew(self, moves: Moves, stop: asyncio.Event) -> bool:
+        """Change the cut if it is time to, and wait for the first one; whether there is one to go on with."""
+        while (new := moves.next(self.step)) is not None or not self._cut.num_stages:
+            self.waits_for = moves.waits_for
+            if new is None:
+                await asyncio.sleep(_LOOK_S)
+            elif self._spoilt or not await self._committed(stop, math.inf):
+                break  # a batch that counts for nothing is not waited for by stages, which may be at other steps
+            else:
+                await moves.move(new, self.step, stop)
+            if stop.is_set() or (new is not None and self._cut.num_stages):
+                break
+        return not stop.is_set()
 
     def over(self) -> None:
         """See ``InnerLoop``: what others still need of this worker goes on in ``finish``."""
@@ -246,7 +298,7 @@ class HeadLoop:
 
     def _path(self, batch: Batch, index: int) -> tuple[Hop, ...] | None:
         """Through every stage and back; ``None`` while a stage has nobody."""
-        order = stage_order(self._options.num_stages, index, swap=self._options.swap)
+        order = stage_order(self._cut.num_stages, index, swap=self._options.swap)
         candidates: dict[int, Sequence[PeerId]] = {}
         for stage in order:
             holders = [peer for peer in self._holders.of(stage) if peer not in batch.ledger.banned]
@@ -294,6 +346,8 @@ class HeadLoop:
         if came.backward:
             for load in packet.loads:
                 self._router.told(load)
+                if self._moves is not None:
+                    self._moves.heard(load)
             count = index not in batch.counted_embedding
             batch.counted_embedding.add(index)
             await self._clock.run(lambda: self._compute.finish(key, came.values, count=count))

@@ -1,6 +1,7 @@
 """Who holds which stage, as this worker believes: a view of the swarm's roster. Makes no calls."""
 
 from decentral.pipeline.assignment import Member
+from decentral.pipeline.placement import CutInForce, number_of
 from decentral.ports.clock import Clock
 from decentral.swarm.presence import Presence, State, stages_of
 from decentral.swarm.roster import Roster
@@ -18,11 +19,13 @@ class Holders:
     Args:
         roster: of the whole swarm, this worker included.
         clock: for the time.
+        cut: what stages are here. Who has another one holds none of them.
     """
 
-    def __init__(self, roster: Roster, clock: Clock) -> None:
+    def __init__(self, roster: Roster, clock: Clock, cut: CutInForce) -> None:
         self._roster = roster
         self._clock = clock
+        self._cut = cut
         self._buried: dict[PeerId, float] = {}
         """Who could not be reached, and when."""
 
@@ -34,7 +37,11 @@ class Holders:
 
     def of(self, stage: int) -> tuple[PeerId, ...]:
         """Live holders of a stage, in order of peer id."""
-        return tuple(presence.peer for presence in self.present() if stage in stages_of(presence.holds))
+        return tuple(presence.peer for presence in self.present() if stage in self._here(presence, presence.holds))
+
+    def head(self) -> PeerId | None:
+        """Who is the head, in a run that has one; ``None`` if nobody lives who is."""
+        return next(iter(self.of(0)), None)
 
     def is_present(self, peer: PeerId) -> bool:
         """Whether a peer lives and takes part."""
@@ -58,24 +65,38 @@ class Holders:
         """Whether somebody comes back to the run, and nothing of it may begin anew."""
         return any(presence.digest == RETURNS for presence in self.present())
 
-    def lost(self, num_stages: int) -> list[int]:
-        """Stages that nobody holds, the head as 0."""
-        held = {stage for presence in self.present() for stage in stages_of(presence.holds)}
-        return [stage for stage in range(num_stages + 1) if stage not in held]
+    def lost(self) -> list[int]:
+        """Stages that nobody holds, the head as 0.
+
+        Who is to have one by this cut, and has not heard of it yet, counts for it. While somebody has a newer cut
+        nothing but a head can be said to be lost.
+        """
+        present, number = self.present(), self._cut.number
+        held = {stage for presence in present for stage in self._here(presence, presence.holds)}
+        if any(number_of(presence.cut) > number for presence in present):
+            return [] if 0 in held else [0]
+        held |= {self._cut.placement.stage_of(each.peer) for each in present if number_of(each.cut) < number} - {0}
+        return [stage for stage in range(self._cut.num_stages + 1) if stage not in held]
 
     def members(self) -> list[Member]:
         """All who take part, for ``assignment``."""
         return [
             Member(
                 presence.peer,
-                stages_of(presence.holds),
-                stages_of(presence.takes),
+                self._here(presence, presence.holds),
+                self._here(presence, presence.takes),
                 stages_of(presence.stored),
                 presence.metrics.queue,
                 stages_of(presence.unfit),
             )
             for presence in self.present()
+            if not presence.holds or self._here(presence, presence.holds)
         ]
+
+    def _here(self, presence: Presence, named: str) -> frozenset[int]:
+        """Those that a record names, of this cut. There is a head in all of them."""
+        stages = stages_of(named)
+        return stages if number_of(presence.cut) == self._cut.number else stages & {0}
 
     def seq(self, peer: PeerId) -> int:
         """Number of the last record of a peer; -1 for none."""

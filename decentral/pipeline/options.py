@@ -7,7 +7,7 @@ from decentral.codecs.codec import Codec
 from decentral.pipeline.cut import Healing
 from decentral.pipeline.recovery import Norm
 from decentral.pipeline.routing import Permutation, Router, Wiring
-from decentral.pipeline.stored import HEAD, Span
+from decentral.pipeline.stored import Span
 
 Routing = Literal["permutation", "speed"]
 
@@ -17,7 +17,7 @@ class PipelineOptions:
     """Equal on all workers of a run."""
 
     spans: tuple[Span, ...]
-    """Blocks [first, stop) of every stage."""
+    """Blocks [first, stop) of every stage; empty in a run whose cut changes: its head makes the first one."""
     healing: Healing
     codec: Codec
     """Of activations and their gradients."""
@@ -39,15 +39,13 @@ class PipelineOptions:
     """H, of every stage's swarm."""
     eval_every_rounds: int = 0
     """Rounds between two validations by the head of the lowest slot; 0 for none."""
+    min_machines: int = 0
+    """Of a run whose cut changes: so many are waited for with the first one, beside the head."""
 
     @property
-    def num_stages(self) -> int:
-        """S, without the head."""
-        return len(self.spans)
-
-    def span(self, stage: int) -> Span:
-        """The blocks of a stage; those of the head are none."""
-        return self.spans[stage - 1] if stage else HEAD
+    def moves(self) -> bool:
+        """Whether the cut changes while the run goes on."""
+        return not self.spans
 
     @property
     def swap(self) -> bool:

@@ -128,10 +128,10 @@ class Parcels:
             max_bytes: a larger one is not what it should be.
 
         Raises:
-            TransportError: it does not answer.
+            TransportError: it does not answer; it may be packing, and be asked again.
             FrameError: what came is no state.
         """
-        timeout_s, limit = self._timing.call_timeout_s(PIECE_BYTES), _Head.max_bytes
+        timeout_s, limit = self._timing.call_timeout_s(0), _Head.max_bytes
         reply = await self._transport.call(peer, HEAD, key, timeout_s=timeout_s, max_reply_bytes=limit)
         if not reply:
             return None

@@ -37,6 +37,8 @@ class Source(StrEnum):
     """The weighted mean of both neighbours."""
     CHECKPOINT = "checkpoint"
     """A file."""
+    MOVED = "moved"
+    """Those who held its blocks before the cut changed; nothing was lost."""
     NOTHING = "nothing"
     """The stage is lost for now: the answer may differ once another stage is back or somebody has a checkpoint."""
 

@@ -99,6 +99,8 @@ class StageLoop:
         """Of the last mean gradient, after clipping."""
         self.loss = position.loss
         self.microbatch_s = 0.0
+        self._pass_s: dict[bool, float] = {}
+        """Seconds of a backward and of a forward pass, over the last ones."""
         self.step = 0
         """The next one to take, as the heads count; this worker skips what it was not there for."""
         self._stage = stage
@@ -188,6 +190,10 @@ class StageLoop:
     def over(self) -> None:
         """See ``InnerLoop``: what others still need of this worker goes on in ``finish``."""
 
+    def wake(self) -> None:
+        """Look at once whether somebody wants it to stop."""
+        self._wake.set()
+
     def position(self) -> Position:
         """Where it goes on after the steps that are behind it."""
         committed = self._shares.applied()
@@ -272,8 +278,9 @@ class StageLoop:
             load = Load(self._stage, self._courier.peer_id, self.queue, self.microbatch_s)
             packet = replace(packet, loads=(*packet.loads, load))
         seconds = self._clock.monotonic() - began
-        # Forward and backward pass are measured apart: an average of their sum is twice that of both.
-        self.microbatch_s += (_SMOOTHING if self.microbatch_s else 1.0) * (2 * seconds - self.microbatch_s)
+        last_s = self._pass_s.get(job.backward)
+        self._pass_s[job.backward] = seconds if last_s is None else last_s + _SMOOTHING * (seconds - last_s)
+        self.microbatch_s = sum(self._pass_s.values())
         self._errands.run(self._pass_on(packet, values, backward=job.backward))
 
     async def _pass_on(self, packet: Packet, values: Tensor, *, backward: bool) -> None:

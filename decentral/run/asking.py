@@ -16,6 +16,7 @@ from decentral.engine.hello import Hello, ask_hello
 from decentral.errors import DecentralError, UnreachableError
 from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
+from decentral.pipeline.placement import num_stages_of, number_of
 from decentral.run.access import Access
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId
@@ -101,6 +102,10 @@ async def find(addresses: Sequence[str], *, option: str, timeout_s: float) -> tu
 
 def report_of(swarm: SwarmConfig, run_id: str, version: str, workers: Iterable[tuple[Presence, float]]) -> StatusReport:
     """What there is to say of a swarm whose workers have these records, each with its age in seconds."""
+    workers, stages = tuple(workers), swarm.pipeline.stages
+    if stages == "auto":  # as many as the newest cut has
+        newest = max((presence.cut for presence, _ in workers), key=number_of, default="")
+        stages = num_stages_of(newest)
     facts = RunFacts(
         run_id=run_id,
         method=swarm.method.name,
@@ -110,9 +115,9 @@ def report_of(swarm: SwarmConfig, run_id: str, version: str, workers: Iterable[t
         version=version,
         config_digest=swarm.digest(),
         gossip=swarm.method.family is Family.GOSSIP,
-        num_stages=swarm.pipeline.stages,
+        num_stages=stages,
     )
-    return summarize(facts, tuple(workers), ttl_s=swarm.timing.ttl_s)
+    return summarize(facts, workers, ttl_s=swarm.timing.ttl_s)
 
 
 def _report(hello: Hello) -> StatusReport:

@@ -214,6 +214,21 @@ class LogJournal:
         )
 
     @_tell.register
+    def _(self, event: events.Recut) -> None:
+        stages = ", ".join(str(stop - first) for first, stop in event.spans)
+        if event.problem:
+            logger.warning("the blocks stay where they are, at step %d: %s", event.step, event.problem)
+        else:
+            logger.info(
+                "cut %d at step %d: stages of %s blocks, %d of which have moved, in %.1f s",
+                event.number,
+                event.step,
+                stages,
+                event.num_moved,
+                event.seconds,
+            )
+
+    @_tell.register
     def _(self, event: events.StageLost) -> None:
         logger.warning(
             "nobody holds %s any more, at step %d, loss %s", name_of(event.stage), event.step, loss(event.loss)

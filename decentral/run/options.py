@@ -91,11 +91,12 @@ def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
         ConfigError: so many blocks cannot be cut like that.
     """
     from decentral.codecs.codec import make_codec
-    from decentral.pipeline.cut import cut
+    from decentral.pipeline.cut import Cut, cut
     from decentral.pipeline.options import PipelineOptions
 
     pipeline = swarm.pipeline
-    made = cut(num_blocks, pipeline.stages, pipeline.recovery)
+    changes = pipeline.stages == "auto"
+    made = Cut((), "checkpoint") if pipeline.stages == "auto" else cut(num_blocks, pipeline.stages, pipeline.recovery)
     return PipelineOptions(
         spans=made.spans,
         healing=made.healing,
@@ -105,11 +106,12 @@ def pipeline_options(swarm: SwarmConfig, num_blocks: int) -> "PipelineOptions":
         in_flight=pipeline.in_flight,
         routing=pipeline.routing,
         norm=pipeline.norm,
-        num_replicas=pipeline.replicas,
+        num_replicas=1 if changes else pipeline.replicas,
         lr_boost=pipeline.lr_boost,
         lr_boost_steps=pipeline.lr_boost_steps,
         inner_steps=swarm.method.inner_steps,
         eval_every_rounds=swarm.eval_every_rounds,
+        min_machines=swarm.run.min_workers - 1 if changes else 0,
     )
 
 

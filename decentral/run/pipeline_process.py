@@ -1,6 +1,7 @@
 """A worker of a pipeline, put together from configuration, adapters and the engine. Imports torch."""
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from decentral.config.resolve import on_machine
 from decentral.engine.options import Every
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.journal import StagedJournal
+from decentral.pipeline.placement import CutInForce
 from decentral.run.connection import Connection
 from decentral.run.disk import Disk
 from decentral.run.options import pipeline_options, stage_options
@@ -18,6 +20,8 @@ from decentral.run.stages import blocks_of
 from decentral.run.store import StageFiles
 from decentral.state.checkpoints.checkpoint import About
 from decentral.swarm.timing import Timing
+
+_log = logging.getLogger(__name__)
 
 
 def make_pipeline_process(
@@ -36,13 +40,17 @@ def make_pipeline_process(
 
     blocks = blocks_of(on_machine(swarm, own), own)
     disk = Disk()
+    if swarm.pipeline.stages == "auto":
+        _log.info("blocks follow the machines that are there; a stage that is lost comes back from a checkpoint")
     about = About(run_id, swarm.method.name, swarm.run.rounds)
-    store = StageFiles(Path(own.out), about, swarm.pipeline.stages, own.keep, disk, clock.wall)
+    pipeline = pipeline_options(swarm, blocks.num_blocks)
+    cut = CutInForce(pipeline.spans, blocks.num_blocks)
+    store = StageFiles(Path(own.out), about, cut, own.keep, disk, clock.wall)
     every = interval.parse(own.checkpoint_every)
     options = PipelineProcessOptions(
         run_id=run_id,
         config=swarm.to_json().encode(),
-        pipeline=pipeline_options(swarm, blocks.num_blocks),
+        pipeline=pipeline,
         of_stage=functools.partial(stage_options, swarm, run_id),
         timing=Timing(**swarm.timing.model_dump()),
     )
@@ -55,6 +63,7 @@ def make_pipeline_process(
         stage_journal=journal.of_stage,
         blocks=blocks,
         store=store,
+        cut=cut,
         save_every=Every(every.seconds, every.steps),
         note=disk.note,
         wanted=stages_asked(own.stage, swarm.pipeline.stages),

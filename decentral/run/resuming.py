@@ -114,7 +114,7 @@ def refuse_the_end(folder: Path, run_id: str, setting: Setting, round: int, step
         )
 
 
-def _in_stages(stages: int) -> str:
+def _in_stages(stages: int | str) -> str:
     return f"{stages} stages" if stages else "the model as a whole"
 
 

@@ -41,11 +41,13 @@ def blocks_of(swarm: SwarmConfig, own: WorkerConfig) -> ModelBlocks:
 
 
 def cut_of(swarm: SwarmConfig, num_blocks: int) -> Cut:
-    """Which blocks each stage has, and how a lost one comes back.
+    """Which blocks each stage has, if the cut does not change, and how a lost one comes back.
 
     Raises:
         ConfigError: so many blocks cannot be cut like that.
     """
+    if swarm.pipeline.stages == "auto":  # any block may be a stage by itself
+        return Cut(tuple((block, block + 1) for block in range(num_blocks)), "checkpoint")
     return cut(num_blocks, swarm.pipeline.stages, swarm.pipeline.recovery)
 
 
@@ -98,8 +100,8 @@ def parts_of(swarm: SwarmConfig, own: WorkerConfig, parameters: Mapping[str, Ten
     """
     if not swarm.pipeline.stages:
         return [parameters]
-    parts: list[dict[str, Tensor]] = [{} for _ in range(swarm.pipeline.stages + 1)]
     spans = cut_of(swarm, blocks_of(swarm, own).num_blocks).spans
+    parts: list[dict[str, Tensor]] = [{} for _ in range(len(spans) + 1)]
     stage_of = {block: stage for stage, span in enumerate(spans, 1) for block in range(*span)}
     for name, value in parameters.items():
         block = _BLOCK.match(name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from decentral.errors import ConfigError
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.stored import HEAD, Span, Stored, span_of
 from decentral.run.disk import Disk
 from decentral.run.folder import stage_folder
@@ -40,18 +41,18 @@ class StageFiles:
     Args:
         folder: of the worker.
         about: the run; checkpoints of other runs do not count.
-        num_stages: of the run, beside the head. Checkpoints of another cut count as what they have.
+        cut: of the run. Checkpoints of another one count as what they have.
         keep: checkpoints of each stage, at least ``MIN_KEPT``.
         disk: told what is not written.
         wall: the time, seconds since 1970.
     """
 
     def __init__(
-        self, folder: Path, about: About, num_stages: int, keep: int, disk: Disk, wall: "Callable[[], float]"
+        self, folder: Path, about: About, cut: CutInForce, keep: int, disk: Disk, wall: "Callable[[], float]"
     ) -> None:
         self._folder = folder
         self._about = about
-        self._num_stages = num_stages
+        self._cut = cut
         self._keep = max(keep, MIN_KEPT)
         self._disk = disk
         self._wall = wall
@@ -99,7 +100,7 @@ class StageFiles:
 
     def save(self, stage: int, state: "WorkerState") -> "Written | None":
         """See ``Store.save``."""
-        labels = {"stage": str(stage), "stages": str(self._num_stages)}
+        labels = {"stage": str(stage), "stages": str(self._cut.num_stages), "cut": str(self._cut.number)}
         about = About(self._about.run, self._about.method, self._about.rounds, labels)
         base = self._base(stage)
         checkpoints = Checkpoints(base, about, self._keep, self._wall)

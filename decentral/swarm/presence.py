@@ -160,6 +160,10 @@ class Presence:
     """Pipeline: the stages that it found it cannot hold, with commas: it lacks the data or the memory."""
     slot: int = 0
     """Pipeline: which part of the data a head draws."""
+    cut: str = ""
+    """Pipeline whose cut changes: that which this worker has, as its number and where stages begin, ``3:0,4,8``."""
+    room: int = 0
+    """Pipeline whose cut changes: how many blocks it can hold; 0 for none, or none any more."""
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,6 +1,7 @@
 """A model in stages as real processes: whoever is killed is replaced by a spare, and the run goes to its end."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,7 +47,7 @@ def start() -> Iterator[Callable[..., WorkerProcess]]:
         yield start
 
 
-def founding(text: Path, rounds: int, stages: int = STAGES) -> tuple[str, ...]:
+def founding(text: Path, rounds: int, stages: int | str = STAGES) -> tuple[str, ...]:
     text.write_text("the quick brown fox jumps over the lazy dog. " * 2000)
     settings = SETTINGS | {"run.rounds": rounds}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -172,4 +173,38 @@ def test_all_are_killed_and_go_on_with_another_number_of_stages(
     weights, _, _ = parts_from_paths([str(folder) for folder in held])
     whole, _ = assemble(weights, "newest")
     assert (whole.round, span_of(whole.load())) == (rounds, (0, 3))
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_blocks_move_to_who_comes_and_away_from_who_leaves(start: Callable[..., WorkerProcess], tmp_path: Path) -> None:
+    blocks = 6
+    settings = ("--set", f"task.settings.model.num_layers={blocks}", "--set", "run.min_workers=3")
+    founder = start(tmp_path / "0", *founding(tmp_path / "text", 60, "auto"), *settings)
+    first = [start(tmp_path / str(number), "--join", founder.address) for number in (1, 2)]
+    wait_for(lambda: founder.events("batch_counted"), "batches", PATIENCE_S)
+    assert [sum(stop - first for first, stop in cut["spans"]) for cut in founder.events("recut")] == [blocks]
+
+    third = start(tmp_path / "3", "--join", founder.address)
+    wait_for(lambda: placed(third), "blocks of the third", PATIENCE_S)
+    third.popen.terminate()
+    wait_for(lambda: third.popen.poll() is not None, "the end of the third", PATIENCE_S)
+    wait_for(lambda: len(founder.events("recut")[-1]["spans"]) == 2, "its blocks at the others", PATIENCE_S)
+
+    living = [founder, *first]
+    wait_for(lambda: None not in [worker.popen.poll() for worker in living], "the end of the run", PATIENCE_S)
+    assert [worker.code() for worker in living] == [0] * len(living)
+    cuts = founder.events("recut")
+    assert {len(cut["spans"]) for cut in cuts} == {2, 3}
+    assert not founder.events("stage_lost")
+    batches = [(event["batch"], index) for event in founder.events("batch_counted") for index in event["indices"]]
+    counted = Counter(
+        (event["batch"], index)
+        for worker in (*living, third)
+        for event in worker.events("batch_counted")
+        if event["stage"] == 1
+        for index in event["indices"]
+    )
+    assert counted == Counter(batches)
     assert not processes_of(tmp_path)

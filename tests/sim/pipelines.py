@@ -16,12 +16,13 @@ from decentral.codecs.codec import make_codec
 from decentral.engine.options import Every, Outcome, RunOptions
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.engine.reunion import Known
-from decentral.errors import DataError
-from decentral.monitor.events import BatchCounted, Event, StagePlaced, StageRecovered, Stopped
+from decentral.errors import DataError, IncapableError
+from decentral.monitor.events import BatchCounted, Event, Recut, StagePlaced, StageRecovered, Stopped
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
 from decentral.pipeline.options import PipelineOptions
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.stored import Span, Stored, span_of
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.schedule.plan import SyncPlan
@@ -177,6 +178,13 @@ class PipelineScenario:
     checkpoint_s: float = 0.0
     block_s: float = 0.02
     """Virtual seconds of a block's forward pass."""
+    slower: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Machines that take so many times as long from some second on."""
+    moves: bool = False
+    """Whether the cut changes."""
+    room: Mapping[int, int] = field(default_factory=dict)
+    """Blocks that machines can hold, those that have not room for all."""
+    clip_norm: float = 1.0
     wanted: Mapping[int, Any] = field(default_factory=dict)
     """Of machines that insist on something; the spares come last."""
     without_data: frozenset[int] = frozenset()
@@ -273,8 +281,10 @@ def miscounts(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
         numbers = sorted({batch for other, batch, _ in heads if other == slot})
         if numbers != list(range(len(numbers))):
             wrong.append(f"batches of slot {slot} are {numbers}")
-    for stage in range(scenario.num_stages + 1):
-        counters: dict[tuple[int, int, int], list[bool]] = {key: [] for key in heads}
+    for stage in range(max(map(len, _spans(scenario, record))) + 1):
+        counters: dict[tuple[int, int, int], list[bool]] = {
+            key: [] for key in heads if stage <= len(_spans(scenario, record, key[1])[-1])
+        }
         for life in record.lives:
             for journal in life.journals:
                 events = [event for event in journal.events if isinstance(event, BatchCounted) and event.stage == stage]
@@ -291,6 +301,13 @@ def miscounts(scenario: PipelineScenario, record: PipelineRecord) -> list[str]:
             if key not in heads:
                 wrong.append(f"stage {stage} counted {key}, and no head")
     return wrong
+
+
+def _spans(scenario: PipelineScenario, record: PipelineRecord, batch: float = math.inf) -> list[Any]:
+    """The cuts that there were by the time of a batch of the only head, if they change; else stages without blocks."""
+    if not scenario.moves:
+        return [range(scenario.num_stages)]
+    return [event.spans for _, event in record.events(Recut) if not event.problem and event.step <= batch]
 
 
 def _both_struck(record: PipelineRecord, stage: int, slot: int, batch: int) -> bool:
@@ -382,11 +399,11 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
 
     num_blocks, again = scenario.num_stages * scenario.blocks_per_stage, peer.peer_id in record.processes
     later = scenario.stages_later if again or number in scenario.late else 0
-    made = cut(num_blocks, later or scenario.num_stages, scenario.healing)
+    made = cut(num_blocks, later or scenario.num_stages, "checkpoint" if scenario.moves else scenario.healing)
     fp32 = make_codec("fp32")
     timing = Timing()
     pipeline = PipelineOptions(
-        spans=made.spans,
+        spans=() if scenario.moves else made.spans,
         healing=made.healing,
         codec=fp32,
         seed=scenario.seed,
@@ -419,12 +436,27 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
     if scenario.model is not None:
         blocks = scenario.model(peer.clock.charge)
     else:
+        factor, from_s = scenario.slower.get(number, (1.0, 0.0))
+
+        def charge() -> None:
+            is_slow = asyncio.get_running_loop().time() >= from_s
+            peer.clock.charge(scenario.block_s * (factor if is_slow else 1.0))
+
         blocks = tiny_blocks(
             num_blocks,
-            lambda: peer.clock.charge(scenario.block_s),
+            charge,
             scenario.seed,
             charge_draw=lambda: peer.clock.charge(scenario.draw_s.get(number, 0.0)),
         )
+    room = scenario.room.get(number, num_blocks)
+
+    def check(count: int, is_head: bool, device: str) -> None:
+        if count > room:
+            raise IncapableError(f"{count} blocks do not fit", hint="")
+
+    blocks = replace(blocks, check=check)
+    if scenario.model is None:
+        blocks = replace(blocks, clip_norm=scenario.clip_norm)
     if number in scenario.without_data:
         blocks = replace(blocks, data=_no_data)
     parts = PipelineProcessParts(
@@ -436,6 +468,7 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         stage_journal=journal,
         blocks=blocks,
         store=record.stores.setdefault(peer.peer_id, MemoryStore()),
+        cut=CutInForce(pipeline.spans, num_blocks),
         save_every=Every(scenario.checkpoint_s or math.inf),
         wanted=scenario.wanted.get(number, spare),
     )

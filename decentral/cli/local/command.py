@@ -49,6 +49,7 @@ from decentral.cli.worker import (
     make_folder,
     method_flags,
     refuse_with_resume,
+    word_or_number,
 )
 from decentral.config.resolve import resolve, stated_here
 from decentral.config.schema import SwarmConfig
@@ -74,7 +75,7 @@ _ROUND_OVERHEAD_S = 0.5
 def local(
     more_data: Annotated[list[str] | None, MORE_DATA] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help=_WORKERS)] = None,
-    stages: Annotated[int | None, STAGES] = None,
+    stages: Annotated[str | None, STAGES] = None,
     replicas: Annotated[int | None, REPLICAS] = None,
     spares: Annotated[int | None, typer.Option(min=0, max=64, help="More workers, for stages that are lost.")] = None,
     minutes: Annotated[
@@ -115,7 +116,7 @@ def local(
         **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download).by_key(resume is None),
         "data.paths": data_paths(data, more_data),
         **method_flags(method, codec, fragments, overlap, mix),
-        **{"pipeline.stages": stages, "pipeline.replicas": replicas},
+        **{"pipeline.stages": word_or_number(stages), "pipeline.replicas": replicas},
         "worker.device": device,
         "worker.threads": threads,
         "worker.max_upload": max_upload,

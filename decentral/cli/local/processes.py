@@ -27,6 +27,8 @@ class Processes:
     num_microbatches: int = 1
     """Of a head's batch."""
     num_spares: int = 0
+    changes: bool = False
+    """Whether there are as many stages as the run finds best; ``num_stages`` are the most that these processes hold."""
 
     @property
     def num_streams(self) -> int:
@@ -38,11 +40,15 @@ class Processes:
         if not self.num_stages:
             return f"{self.size} workers"
         text = f"a head and {self.num_stages} stages" + (f", {self.num_replicas} of each" * (self.num_replicas > 1))
+        if self.changes:
+            text = f"a head and up to {self.num_stages} stages"
         return f"{self.size} workers: {text}" + (f", and {self.num_spares} spares" * (self.num_spares > 0))
 
     @property
     def values(self) -> Mapping[str, Any]:
         """What the configuration has to say of them, by dotted key."""
+        if self.changes:
+            return {"run.min_workers": self.size - self.num_spares}
         if self.num_stages:
             return {"pipeline.replicas": self.num_replicas}
         return {"run.min_workers": self.size}
@@ -89,6 +95,8 @@ def processes_for(pipeline: PipelineSection, workers: int | None, spares: int | 
                 hint="Cut the model with --stages, or leave --spares out.",
             )
         return Processes(workers or _DEFAULT_WORKERS)
+    if pipeline.stages == "auto":
+        return _changing(pipeline, workers or _DEFAULT_WORKERS, spares or 0)
     num_replicas = max(1, pipeline.replicas)
     size = (pipeline.stages + 1) * num_replicas + (spares or 0)
     if workers is not None:
@@ -104,3 +112,18 @@ def processes_for(pipeline: PipelineSection, workers: int | None, spares: int | 
             hint="Take fewer --stages, --replicas or --spares.",
         )
     return Processes(size, pipeline.stages, num_replicas, pipeline.microbatches, spares or 0)
+
+
+def _changing(pipeline: PipelineSection, workers: int, spares: int) -> Processes:
+    """A head and machines that share the blocks."""
+    if workers < 2:
+        raise UsageError(
+            "--stages auto takes two workers or more: a head, and one that holds the blocks.",
+            hint="Give more --workers, or leave --stages out.",
+        )
+    if workers + spares > _MOST:
+        raise UsageError(
+            f"{workers} workers and {spares} spares are more than the {_MOST} that are started at most.",
+            hint="Take fewer --workers or --spares.",
+        )
+    return Processes(workers + spares, workers - 1, 1, pipeline.microbatches, spares, changes=True)

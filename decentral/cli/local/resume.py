@@ -79,6 +79,8 @@ def resume(
 
 def _with_stages(pipeline: PipelineSection, workers: int | None, size: int) -> Processes:
     """As many processes as there were; those beyond what stages and replicas take are spares."""
+    if pipeline.stages == "auto":
+        return processes_for(pipeline, workers or size, None)
     taken = (pipeline.stages + 1) * max(1, pipeline.replicas)
     return processes_for(pipeline, workers, max(0, size - taken))
 
@@ -89,11 +91,12 @@ def _common_step(folders: Sequence[Path], about: "About", spans: Sequence["Span"
     Raises:
         ConfigError: there is none, and which stage is missing.
     """
+    from decentral.pipeline.placement import CutInForce
     from decentral.pipeline.stored import HEAD, Lacking, start_of
     from decentral.run.disk import Disk
     from decentral.run.store import StageFiles
 
-    stores = {PeerId(path.name): StageFiles(path, about, len(spans), 1, Disk(), time.time) for path in folders}
+    stores = {PeerId(path.name): StageFiles(path, about, CutInForce(), 1, Disk(), time.time) for path in folders}
     inventories = {name: store.stored() for name, store in stores.items()}
     start = start_of(inventories, (HEAD, *spans))
     if isinstance(start, Lacking):

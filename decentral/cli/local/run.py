@@ -123,7 +123,7 @@ class LocalRun:
             version=decentral.__version__,
             config_digest=swarm.digest(),
             gossip=gossip,
-            num_stages=swarm.pipeline.stages,
+            num_stages=0 if swarm.pipeline.stages == "auto" else swarm.pipeline.stages,
         )
 
     async def run(self) -> int:

@@ -17,7 +17,7 @@ FOUR = "pipeline.stages=4"
 @pytest.mark.parametrize(
     ("assignments", "match"),
     [
-        (["pipeline.stages=-1"], "pipeline.stages = -1: must be a whole number, at least 0 and at most 256"),
+        (["pipeline.stages=-1"], "pipeline.stages = -1: must be a whole number, at least 0 and at most 256, or auto"),
         (["pipeline.replicas=2"], r"replicas is 2, but pipeline.stages is 0, .* set pipeline.stages \(or --stages\)"),
         (["pipeline.routing=speed"], "pipeline.routing is speed, but pipeline.stages is 0"),
         (["pipeline.stages=3", "pipeline.recovery=checkfree+"], r"checkfree\+, which needs at least 4 stages, .* is 3"),
@@ -133,3 +133,15 @@ def test_the_codec_of_activations_must_exist_where_there_are_any() -> None:
     with pytest.raises(ConfigError, match="unknown codec 'bf17'") as caught:
         resolve_method(load(None, [FOUR, "pipeline.codec=bf17"]).swarm)
     assert "bf16" in caught.value.hint
+
+
+def test_a_cut_that_changes_has_one_holder_a_stage_and_nobody_insists() -> None:
+    auto = "pipeline.stages=auto"
+    assert load(None, [auto, "run.min_workers=4", "pipeline.recovery=checkpoint"]).swarm.pipeline.stages == "auto"
+    for wrong, what in [("pipeline.replicas=2", "one holder"), ("pipeline.recovery=checkfree", "equal stages")]:
+        with pytest.raises(ConfigError, match=what):
+            load(None, [auto, wrong])
+    check_joiner("spare", "auto")
+    for stage in ("0", "2"):
+        with pytest.raises(ConfigError, match="which blocks a worker holds changes"):
+            check_joiner(stage, "auto")

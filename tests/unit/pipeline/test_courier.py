@@ -14,6 +14,7 @@ from decentral.pipeline import courier as module
 from decentral.pipeline.courier import BACKWARD, FORWARD, Courier
 from decentral.pipeline.packets import MAX_HEADER_BYTES, Hop, Load, Packet
 from decentral.pipeline.pieces import HEADER_BYTES
+from decentral.pipeline.placement import CutInForce
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.world import World, peer_id
@@ -41,7 +42,7 @@ def check(codec: str, scenario: Callable[[Couriers], Coroutine[Any, Any, None]])
 
         def courier(peer: PeerId) -> Courier:
             ports = world.add(peer)
-            return Courier(ports.transport, ports.clock, make_codec(codec), SHAPE, 1, Timing())
+            return Courier(ports.transport, ports.clock, make_codec(codec), SHAPE, CutInForce(((0, 1),)), Timing())
 
         await scenario(courier)
 

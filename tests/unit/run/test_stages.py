@@ -44,7 +44,7 @@ def test_every_setting_of_a_pipeline_arrives() -> None:
         ),
         num_blocks=8,
     )
-    assert (made.num_stages, made.spans, made.healing) == (4, ((0, 2), (2, 4), (4, 6), (6, 8)), "checkfree")
+    assert (made.spans, made.healing) == (((0, 2), (2, 4), (4, 6), (6, 8)), "checkfree")
     assert (made.num_replicas, made.num_microbatches, made.window) == (3, 4, 2)
     assert (made.codec.name, made.routing, made.norm, made.seed) == ("int8-b64", "speed", "squared", 11)
     assert (made.lr_boost, made.lr_boost_steps) == (1.5, 7)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from decentral.cli.sources import parts_from_paths
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.stored import HEAD, Stored
 from decentral.run.disk import Disk
 from decentral.run.folder import MODEL, stage_folder
@@ -22,7 +23,14 @@ ABOUT = About("demo-1", "diloco", 40)
 def store(
     folder: Path, run: str = "demo-1", num_stages: int = 4, disk: Disk | None = None, keep: int = 1
 ) -> StageFiles:
-    return StageFiles(folder, replace(ABOUT, run=run), num_stages, keep, disk or Disk(), lambda: 1.0)
+    return StageFiles(
+        folder,
+        replace(ABOUT, run=run),
+        CutInForce(tuple((k, k + 1) for k in range(num_stages))),
+        keep,
+        disk or Disk(),
+        lambda: 1.0,
+    )
 
 
 def state(value: float, step: int = 70, **changes: object) -> WorkerState:

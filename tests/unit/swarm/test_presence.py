@@ -18,7 +18,21 @@ texts = st.text("aé漢 ", max_size=20)
 KINDS = {"int": counts, "float": st.floats(), "str": texts}
 
 #: The layout of a record's two lists, written down a second time: a change of it is a change of the protocol.
-FIELDS = ["run", "seq", "round", "since", "digest", "round_s", "holds", "takes", "stored", "unfit", "slot"]
+FIELDS = [
+    "run",
+    "seq",
+    "round",
+    "since",
+    "digest",
+    "round_s",
+    "holds",
+    "takes",
+    "stored",
+    "unfit",
+    "slot",
+    "cut",
+    "room",
+]
 METRICS = [field.name for field in fields(Metrics)]
 
 metrics = st.builds(Metrics, **{name: KINDS[type(getattr(Metrics(), name)).__name__] for name in METRICS})
@@ -38,6 +52,8 @@ records = st.builds(
     stored=texts,
     unfit=texts,
     slot=counts,
+    cut=texts,
+    room=counts,
 )
 #: Anything msgpack can carry.
 junk = st.recursive(
