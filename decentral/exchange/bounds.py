@@ -19,8 +19,6 @@ from decentral.exchange.merge import norm_of
 
 #: What is so many times longer than it may be is no contribution: it is left out.
 _WILD = 10.0
-#: A mean is absurd from so many times the usual on.
-_ABSURD = 100.0
 #: Fewer cannot tell which of them points the wrong way.
 _FEWEST_TO_AGREE = 4
 #: Members agree if the median one's agreement (``_agreement``) is above so many times what a cosine is by chance, one
@@ -118,24 +116,6 @@ def bounded(weights: Sequence[float], values: Sequence[Tensor], factor: float) -
         findings.append(Finding(i, Kind.AGAINST, cosine))
     capped = tuple([min(weight, factor * median_weight) for weight in weights])
     return Bounded(capped, tuple(inside), tuple(sorted(findings, key=lambda each: (each.index, each.kind))))
-
-
-def is_absurd(mean_S: Tensor, ours_S: Tensor | None, usual: float) -> bool:
-    """Whether a mean is so long that no honest reducer answers it: members see it alike, as they differ by far less.
-
-    Args:
-        mean_S: float32 [S], finite.
-        ours_S: what this member brought to it, if anything.
-        usual: RMS of the fragment's last mean, 0 if there was none.
-
-    Returns:
-        True above a hundred times the larger of the two in RMS; if there was no mean yet, above ten thousand times
-        ours, as a newcomer's may be the work of a single step.
-    """
-    root = math.sqrt(mean_S.numel())
-    ours = 0.0 if ours_S is None else norm_of(ours_S) / root
-    limit = _ABSURD * max(ours, usual) if usual else _ABSURD * _ABSURD * ours
-    return 0 < limit < norm_of(mean_S) / root
 
 
 def _agreement(values: Sequence[Tensor], lengths: Sequence[float]) -> tuple[list[float], float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.engine.options import Parts, RunOptions
 from decentral.engine.worker import Worker
+from decentral.exchange.allreduce.options import AllReduceOptions
 from decentral.monitor.events import Event, RoundMixed
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.rule import OuterRule
@@ -135,7 +136,15 @@ class Engines:
     def _worker(self, peer: SimPeer, trainer: Watched) -> Worker:
         fp32 = make_codec("fp32")
         options = RunOptions(
-            "golden", b"{}", self.rounds, self.plan, self.rule, fp32, fp32, min_workers=self.num_workers
+            "golden",
+            b"{}",
+            self.rounds,
+            self.plan,
+            self.rule,
+            fp32,
+            fp32,
+            min_workers=self.num_workers,
+            mixing=AllReduceOptions(bound=0.0),  # the references have none, and drawn problems are of unequal workers
         )
         parts = Parts(
             peer.transport,

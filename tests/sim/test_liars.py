@@ -112,10 +112,9 @@ def test_values_that_are_not_finite_are_nobodys() -> None:
     assert all(liars <= {peer for peer, _ in event.absent} | set(event.members) for event in mixed)
 
 
-@pytest.mark.parametrize("attack", [pytest.param("reducer-1e6", marks=pytest.mark.slow), "reducer-nan"])
-def test_absurd_means_are_nobodys_and_the_round_goes_on(attack: Lie) -> None:
+def test_means_that_are_not_finite_are_nobodys_and_the_round_goes_on() -> None:
     """What a lying reducer answers is refused by all alike: its shard waits for a round with another reducer."""
-    scenario, lied = played(attack, num_values=8 * MIN_SHARD_VALUES)
+    scenario, lied = played("reducer-nan", num_values=8 * MIN_SHARD_VALUES)
     assert off(scenario, lied) < 0.35
     named = {(event.peer, event.kind, event.share) for event in found(lied, scenario)}
     assert named == {(scenario.peers[i], "mean", 1 / WORKERS) for i in LIARS}

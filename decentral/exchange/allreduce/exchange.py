@@ -13,7 +13,6 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,8 +37,7 @@ from decentral.exchange.allreduce.messages import (
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
-from decentral.exchange.bounds import Kind, is_absurd
-from decentral.exchange.merge import norm_of
+from decentral.exchange.bounds import Kind
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed
@@ -124,7 +122,6 @@ class AllReduce(Exchange):
         self._roster = roster
         self._wire = wire
         self._timing = timing
-        self._usual = [0.0 for _ in wire.numels]
         """By fragment the RMS of its last mean."""
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
@@ -320,7 +317,6 @@ class AllReduce(Exchange):
             return _Reduced(
                 called.missed or Aborted(Reason.REFUSED, "no shard came back as a mean", uncertain=weight > 0)
             )
-        self._usual[called.participants.key.fragment] = norm_of(values.mean_N) / math.sqrt(values.mean_N.numel())
         inside, index = set().union(*contributors), members.index(me) if me in members else -1
         mixed = Mixed(
             values.mean_N,
@@ -348,10 +344,9 @@ class AllReduce(Exchange):
         who = short_id(part.reducer)
         if answer is None:
             return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
-        fragment = called.participants.key.fragment
         try:
             mean = unpack_mean(answer, limit, len(called.participants.members))
-            await self._clock.run_aside(lambda: self._take(mean.frame, part, values, self._usual[fragment]))
+            await self._clock.run_aside(lambda: self._take(mean.frame, part, values))
         except FrameError as err:
             if not self._wire.bound:
                 return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
@@ -368,12 +363,9 @@ class AllReduce(Exchange):
         values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
         return to_wire(Shard(called.packed, part.index, values.weight, frame))
 
-    def _take(self, frame: bytes, part: Part, values: _Values, usual: float) -> None:
+    def _take(self, frame: bytes, part: Part, values: _Values) -> None:
         """Unpack the mean of a shard to its place."""
-        span, mean_S = slice(part.start, part.stop), unpack(frame, self._wire.mean_codec, part.numel)
-        if self._wire.bound and is_absurd(mean_S, values.ours_N[span] if values.weight else None, usual):
-            raise FrameError(f"its norm is {norm_of(mean_S):.3g}, far beyond what is usual")
-        values.mean_N[span] = mean_S
+        values.mean_N[part.start : part.stop] = unpack(frame, self._wire.mean_codec, part.numel)
 
     async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
         """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""

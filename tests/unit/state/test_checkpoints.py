@@ -104,6 +104,7 @@ def test_the_newest_weights_are_in_the_workers_folder_as_well(tmp_path: Path, mo
         "round": "0",
         "digest": "digest-1.0",
         "decentral": "",
+        "format": "pt",
     }
 
 
