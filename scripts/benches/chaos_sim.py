@@ -47,7 +47,6 @@ METHODS = (*SWARMS, *COUNTED, "pipeline")
 FAULTS_S = (5.0, 27.0)
 ROUNDS = 45
 UNTIL_S = 3000.0
-#: A thousand rounds' worth of messages; what takes longer is a hang of another kind.
 _KINDS = [kind for kind in Kind if kind is not Kind.START]  # which follows a kill
 
 
@@ -222,9 +221,8 @@ def summed_up(results: Sequence[Result]) -> Report:
     return {"methods": methods, "failures": failures}
 
 
-def page(*arguments: Any) -> str:
+def page(out: Path, report: Report) -> str:
     """The record for people."""
-    out, report = arguments
     methods = report["methods"]
     rows = [[name, of["seeds"], sum(of["fired"].values()), len(of["failed"])] for name, of in methods.items()]
     kinds = [[f"`{kind.value}`", sum(of["fired"][kind.value] for of in methods.values())] for kind in Kind]

@@ -122,7 +122,6 @@ class AllReduce(Exchange):
         self._roster = roster
         self._wire = wire
         self._timing = timing
-        """By fragment the RMS of its last mean."""
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
