@@ -6,9 +6,8 @@ its pieces, and kept until it is let go.
 
 import asyncio
 import contextlib
-import hashlib
 import io
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
@@ -20,9 +19,11 @@ from decentral.errors import CallRefused, CallTimeout, FrameError
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.checkpoints.checkpoint import TrainerStateError, read_trainer, write_trainer
+from decentral.state.guard import digest_of
 from decentral.state.worker_state import WorkerState
 from decentral.swarm.message import Message, Text, from_wire, to_wire
 from decentral.swarm.timing import Timing
+from decentral.tensors.nested import mapped
 from decentral.types import Count, PeerId
 
 HEAD, PIECE = "parcel.head", "parcel.piece"
@@ -106,7 +107,7 @@ class Parcels:
                 if state is None:
                     return b""
                 data = await self._clock.run_aside(lambda: packed(state))
-                name = await self._clock.run_aside(lambda: _digest(data))
+                name = await self._clock.run_aside(lambda: digest_of(data))
                 while len(self._packed) >= _MAX_KEPT:
                     del self._packed[next(iter(self._packed))]
                 self._packed[key] = _Head(len(data), name), data
@@ -143,7 +144,7 @@ class Parcels:
             offsets = range(begin, min(begin + _AT_ONCE * PIECE_BYTES, head.size), PIECE_BYTES)
             parts += await asyncio.gather(*[self._piece(peer, _Wanted(key, head.digest, at)) for at in offsets])
         data = await self._clock.run_aside(lambda: b"".join(parts))
-        if len(data) != head.size or await self._clock.run_aside(lambda: _digest(data)) != head.digest:
+        if len(data) != head.size or await self._clock.run_aside(lambda: digest_of(data)) != head.digest:
             raise FrameError("the state has not the digest that it was announced with")
         return await self._clock.run_aside(lambda: unpacked(data))
 
@@ -168,9 +169,8 @@ def packed(state: WorkerState) -> bytes:
     tensors = {"anchors": state.anchors, "outer": state.outer, "own": state.own, "trainer": state.trainer}
     file = io.BytesIO()
     try:
-        write_trainer(
-            file, {"plain": msgspec.json.encode(plain).decode(), **{k: _apart(v) for k, v in tensors.items()}}
-        )
+        apart = mapped(tensors, lambda _, value: value.clone())
+        write_trainer(file, {"plain": msgspec.json.encode(plain).decode(), **apart})
     except TrainerStateError as err:
         raise FrameError(str(err)) from err
     return file.getvalue()
@@ -204,20 +204,3 @@ def _tensors(found: Any) -> dict[str, Tensor]:
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name!r} has values that are not finite")
     return found
-
-
-def _apart(value: Any) -> Any:
-    """The same with tensors that share memory with nothing."""
-    match value:
-        case Tensor():
-            return value.clone()
-        case Mapping():
-            return {key: _apart(each) for key, each in value.items()}
-        case list() | tuple():
-            return type(value)(map(_apart, value))
-        case _:
-            return value
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
