@@ -24,7 +24,15 @@ from decentral.cli.models import (
 from decentral.cli.signals import stopping
 from decentral.config.names import METHODS
 from decentral.config.pipeline import check_founder
-from decentral.config.resolve import import_task, on_machine, resolve, stated_here
+from decentral.config.resolve import (
+    ensure_named_here,
+    import_task,
+    may_import,
+    on_machine,
+    resolve,
+    resolve_method,
+    stated_here,
+)
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load, value_of, with_values
 from decentral.errors import ConfigError, DecentralError, UsageError
@@ -269,7 +277,9 @@ def settled(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
     Raises:
         ConfigError: see ``resolve`` and ``stages.settle``; or this worker insists on what a founder cannot hold.
     """
-    swarm = resolve(swarm)
+    ensure_named_here(swarm, own)
+    # Of a run that was joined with a task of this machine's own the settings are the founder's, and complete.
+    swarm = resolve(swarm) if may_import(swarm.task.factory, own) else resolve_method(swarm)
     if own.stage:
         check_founder(own.stage, swarm.pipeline.stages)
     from decentral.run.stages import settle

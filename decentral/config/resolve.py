@@ -111,13 +111,18 @@ def ensure_named_here(swarm: SwarmConfig, own: WorkerConfig) -> None:
         ConfigError: it is none of ours, and nobody on this machine has said that it may be imported.
     """
     factory = swarm.task.factory
-    if factory and not (own.task or own.trust_config or _OURS.fullmatch(factory)):
+    if factory and not (own.task or may_import(factory, own)):
         raise ConfigError(
             f"The swarm's configuration names a task that nobody has named on this machine: task.factory is "
             f"{factory!r}. It is not imported.",
             hint=f"If that module is yours, or you have read it: --task {factory}. If you trust whoever founded the "
             "swarm with this machine: --trust-config.",
         )
+
+
+def may_import(factory: str, own: WorkerConfig) -> bool:
+    """Whether a task that a configuration names may be imported on this machine, whoever wrote that."""
+    return own.trust_config or factory == own.task or _OURS.fullmatch(factory) is not None
 
 
 def stated_here(settings: Settings, before: SwarmConfig | None = None) -> WorkerConfig:

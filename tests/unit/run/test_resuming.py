@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from decentral.cli.worker import settled
 from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load
@@ -51,6 +52,15 @@ def test_a_port_that_is_asked_for_now_is_that_one_or_none(tmp_path: Path) -> Non
     for start in (taken(tmp_path, "worker.port=7"), taken(tmp_path, **{"worker.port": 7})):
         assert start.resumption is not None
         assert (start.own.port, start.resumption.any_port) == (7, False)
+
+
+def test_a_task_that_only_the_founder_named_is_not_imported(tmp_path: Path) -> None:
+    """A worker that joined with a task of its own goes on with that, as it joined."""
+    theirs = load(None, [*TOY, "task.factory=nobody_has:this"]).swarm
+    found = settled(theirs, WorkerConfig(task="decentral.workers.toy:build"))
+    assert found.task == theirs.task
+    with pytest.raises(ConfigError, match=r"nobody_has:this'\. It is not imported"):
+        settled(theirs, WorkerConfig())
 
 
 class TestReshape:
