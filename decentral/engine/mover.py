@@ -284,13 +284,12 @@ class Mover:
 
     async def look(self) -> None:
         """If the head has another cut, or a move hangs here, ask what is in force; to be called now and then."""
-        head = self._holders.head()
-        if head in (None, self._transport.peer_id):
+        there = next((presence for presence in self._holders.present() if 0 in stages_of(presence.holds)), None)
+        if there is None or there.peer == self._transport.peer_id:
             return
-        there = next(presence for presence in self._holders.present() if presence.peer == head)
         if self._move is None and number_of(there.cut) == self._cut.number:
             return
-        where = await self._ask(head)
+        where = await self._ask(there.peer)
         if where is not None and (self._move is None or where.preparing != self._move.order.new.number):
             await self.follow(where.cut)
 
