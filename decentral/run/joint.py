@@ -23,8 +23,6 @@ from decentral.run.spread import SpreadModel
 from decentral.run.swarm import UNKNOWN, Standing, Swarm, loss_of, tokens_of
 
 T = TypeVar("T")
-#: What all ranks may call together; a number of each goes round in a meeting.
-_CALLS = ("step", "average", "checkpoint", "leave")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +78,18 @@ class JointSwarm(Swarm):
             Exception: what rank 0's work failed with; on other ranks a ``RankError`` in its place.
         """
         stretch, self._stretch = self._stretch, Stretch()
-        told = self._ranks.numbers_of_all([_CALLS.index(call), *stretch.sums()])
-        if any(numbers[:2] != told[0][:2] for numbers in told):
+        told = self._ranks.all_do(lambda: (call, stretch.sums()))
+        if any((other, sums[0]) != (call, stretch.steps) for other, sums in told):
             where = ", ".join(
-                f"rank {rank} in {_CALLS[int(numbers[0])]} at step {self._standing.step + int(numbers[1])}"
-                for rank, numbers in enumerate(told)
+                f"rank {rank} in {other} at step {self._standing.step + sums[0]}"
+                for rank, (other, sums) in enumerate(told)
             )
             self._ranks.part(f"The ranks of this worker are not in the same call: {where}.")
             raise self._ranks.problem or AssertionError
         if (own := self._own) is None:
             self._follow()
             return None
-        return self._lead(lambda: work(own, Stretch.of_ranks([numbers[1:] for numbers in told])))
+        return self._lead(lambda: work(own, Stretch.of_ranks([sums for _, sums in told])))
 
     def _lead(self, work: Callable[[], T]) -> T:
         """On rank 0: do ``work``, during which the others are given orders, and tell how it ended."""

@@ -7,7 +7,7 @@ that. Knows neither models nor swarms.
 
 import contextlib
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -78,14 +78,6 @@ class Ranks:
             dist.broadcast_object_list(heard, src=0, group=self._group)
         words: tuple[Any, ...] = heard[0]
         return words
-
-    def numbers_of_all(self, mine: Sequence[float]) -> list[list[float]]:
-        """As many numbers of each rank, told to all."""
-        with self.together():
-            told = torch.tensor(mine, dtype=torch.float64)
-            heard = [torch.empty_like(told) for _ in range(self.size)]
-            dist.all_gather(heard, told, group=self._group)
-        return [numbers.tolist() for numbers in heard]
 
     def collect(self, mine: Any) -> list[Any]:
         """What each rank has, on rank 0; elsewhere nothing."""
