@@ -15,12 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from decentral.ports.trainer import Seat, StepReport
 from decentral.tensors.inner import InnerModel
 from decentral.workers.hf.data import TrainingData
+from decentral.workers.hf.data.packing import IGNORED
 from decentral.workers.hf.settings import HfSettings
 from decentral.workers.optimizer import make_optimizers
 
 _log = logging.getLogger(__name__)
-#: Label of a token that is not predicted.
-NOT_COUNTED = -100
 #: Text of a token, roughly.
 _BYTES_PER_TOKEN = 4
 
@@ -191,4 +190,4 @@ def _parts(batch: Batch, rows: int) -> Iterator[tuple[Batch, int]]:
 
 def _num_counted(batch: Batch) -> int:
     """Tokens that are predicted; the first of a sequence never is."""
-    return int((batch["labels"][:, 1:] != NOT_COUNTED).sum())
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
