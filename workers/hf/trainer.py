@@ -72,16 +72,16 @@ class HfTrainer(InnerModel):
         whose means are then not finite either.
         """
         self._model.train()
-        loss_sum = grad_norm_sum = 0.0
-        tokens, waited_s = 0, self._data.waited_s
+        losses: list[Tensor] = []
+        tokens, grad_norm_sum, waited_s = 0, 0.0, self._data.waited_s
         for step in range(first_step, first_step + count):
             batch = next(self._data)
-            loss = self._backward(batch)
-            grad_norm_sum += self.step(step, loss=loss)
-            loss_sum += loss.item()
+            losses.append(self._backward(batch))
+            grad_norm_sum += self.step(step, loss=losses[-1])
             tokens += _num_counted(batch)
-        data_s = self._data.waited_s - waited_s
-        return StepReport(tokens, loss=loss_sum / count, grad_norm=grad_norm_sum / count, data_s=data_s)
+        # Read at the end: behind a step, it would wait until a GPU has taken that before the next one is queued.
+        loss = sum(torch.stack(losses).tolist()) / count
+        return StepReport(tokens, loss, grad_norm_sum / count, self._data.waited_s - waited_s)
 
     def _backward(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss of a batch's tokens, in as many parts as the memory asks for; returns the loss."""

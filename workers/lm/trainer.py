@@ -44,15 +44,13 @@ class LmTrainer(InnerModel):
         A step whose loss or gradient is not finite leaves parameters and moments as they were; it shows in the
         report, whose means are then not finite either.
         """
-        loss_sum = grad_norm_sum = 0.0
-        for step in range(first_step, first_step + count):
-            loss, grad_norm = self._step(step)
-            loss_sum += loss
-            grad_norm_sum += grad_norm
+        losses, grad_norms = zip(*map(self._step, range(first_step, first_step + count)), strict=True)
+        # Read at the end: behind a step, it would wait until a GPU has taken that before the next one is queued.
+        loss = sum(torch.stack(losses).tolist()) / count
         tokens = count * self._settings.batch_sequences // self._seat.num_ranks * self._settings.model.context
-        return StepReport(tokens=tokens, loss=loss_sum / count, grad_norm=grad_norm_sum / count)
+        return StepReport(tokens, loss, sum(grad_norms) / count)
 
-    def _step(self, step: int) -> tuple[float, float]:
+    def _step(self, step: int) -> tuple[Tensor, float]:
         """One inner step; its loss and the norm of its gradient before clipping."""
         settings = self._settings
         window_BT = self._corpus.batch(self._seat.stream_seed, step, settings.batch_sequences, settings.window)
@@ -60,7 +58,7 @@ class LmTrainer(InnerModel):
         loss.backward()  # type: ignore[no-untyped-call]
         # All ranks must take the step or none: what is not finite on one of them is not in the gradient of all.
         grad_norm = self.step(step, loss=loss.detach() if self._seat.num_ranks == 1 else 0.0)
-        return loss.item(), grad_norm
+        return loss.detach(), grad_norm
 
     @torch.no_grad()
     def validate(self) -> float:
