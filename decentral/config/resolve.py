@@ -23,6 +23,14 @@ _AUTO: Final = "auto"
 _OLD_NAMES = frozenset({"workers.lm", "workers.toy"})
 #: Tasks that a swarm may name to anybody.
 _OURS = re.compile(r"decentral\.workers\.[a-z_]+(\.[a-z_]+)*:build")
+#: What this machine has of its own, and by which key of the swarm's it may be stated as well.
+_NAMED: Final = {
+    "task": "task.factory",
+    "data": "data.paths",
+    "model": "task.settings.model.name",
+    "tokenizer": "task.settings.tokenizer.name",
+    "dataset": "task.settings.data.dataset",
+}
 _OUR_TASKS = Path(decentral.__file__).with_name("workers")
 
 
@@ -133,16 +141,12 @@ def stated_here(settings: Settings, before: SwarmConfig | None = None) -> Worker
         before: what the folder has of a run that goes on; what is stated now goes before it.
     """
     own, stated = settings.worker, settings.explicit
-    was = before or SwarmConfig(task=TaskSection(factory=""))
-    values: dict[str, Any] = {}
-    if stated.get("task.factory") and own.task in ("", was.task.factory):
-        values["task"] = stated["task.factory"]
-    if stated.get("data.paths") and own.data in ((), was.data.paths):
-        values["data"] = stated["data.paths"]
-    for name in ("model", "tokenizer"):
-        key = f"task.settings.{name}.name"
-        if stated.get(key) and getattr(own, name) in ("", flatten(was).get(key)):
-            values[name] = stated[key]
+    was = flatten(before) if before is not None else {}
+    values = {
+        name: stated[key]
+        for name, key in _NAMED.items()
+        if stated.get(key) and getattr(own, name) in ("", (), was.get(key))
+    }
     return own.model_copy(update=values)
 
 

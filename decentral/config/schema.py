@@ -199,6 +199,8 @@ class WorkerConfig(Section):
     """Folder or name of weights here, in place of those that the swarm's task names."""
     tokenizer: str = ""
     """Folder or name of a tokenizer here, likewise."""
+    dataset: str = ""
+    """Data sets of the swarm's task that were named here: of others no folder is opened."""
     allow_download: bool = False
     """Whether weights, tokenizer and data sets that the swarm names may be downloaded to this machine."""
     max_upload: Annotated[float, BeforeValidator(_max_upload)] = Field(default=0.0, description=rate.RATE)

@@ -191,6 +191,8 @@ class Seat:
     """Folder or name of weights that this machine has of its own; empty for those that the task names."""
     tokenizer: str = ""
     """Folder or name of a tokenizer, likewise."""
+    dataset: str = ""
+    """Data sets that were named on this machine; of others no folder is opened."""
     allow_download: bool = False
     """Whether what is named and not here may be downloaded."""
     founding: bool = False

@@ -134,6 +134,7 @@ def seat_of(swarm: SwarmConfig, own: WorkerConfig, stream_seed: int, *, founding
         data=own.data or swarm.data.paths,
         model=own.model,
         tokenizer=own.tokenizer,
+        dataset=own.dataset,
         allow_download=own.allow_download,
         founding=founding,
     )

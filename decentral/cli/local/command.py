@@ -162,8 +162,7 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     swarm = with_values(swarm, processes.values)
     threads = own.threads or max(1, cores // processes.size)
     of_one = {"identity": "", "announce": "", "data": swarm.data.paths, "task": swarm.task.factory}
-    named = stated_here(settings)
-    own = own.model_copy(update={"threads": threads, "model": named.model, "tokenizer": named.tokenizer, **of_one})
+    own = stated_here(settings).model_copy(update={"threads": threads, **of_one})
     import torch
 
     from decentral.run.stages import parts_of, settle

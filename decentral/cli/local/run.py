@@ -179,6 +179,7 @@ class LocalRun:
             *("--set", f"worker.task={json.dumps(own.task)}"),
             *("--set", f"worker.data={json.dumps(own.data)}", "--set", f"worker.model={json.dumps(own.model)}"),
             *("--set", f"worker.tokenizer={json.dumps(own.tokenizer)}"),
+            *("--set", f"worker.dataset={json.dumps(own.dataset)}"),
         ]
         config = ["--config", str(self._folder / CONFIG)]
         first = self._going_on.indices if self._going_on else (0,)

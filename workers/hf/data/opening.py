@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _BUILDERS = {
     ".md": "text",
 }
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
+#: A data set of somebody's on the hub.
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 #: What is said of a row that cannot be read is looked for in so many bytes at most.
 _SEARCHED_BYTES = 1 << 30
 
@@ -106,8 +109,17 @@ def _from_files(paths: Sequence[str], settings: DataSettings) -> Opened:
 
 
 def _by_name(name: str, settings: DataSettings, seat: Seat) -> Opened:
-    """A data set of the hub, or a folder that is laid out like one."""
+    """A data set of the hub, or a folder that is laid out like one if it was named on this machine.
+
+    Raises:
+        ConfigError: others have named what may be a folder. Of a format's name (``text``) it is the current one.
+    """
     path, _, config = name.partition(":")
+    if settings.dataset != seat.dataset and (not _ON_HUB.fullmatch(path) or Path(path).exists()):
+        raise ConfigError(
+            f"The swarm has its data set in {name}, which nobody has named on this machine and may be a folder of it.",
+            hint=f"If it is what you want to train on: --dataset {settings.dataset}",
+        )
     downloads = seat.allow_download or seat.founding or Path(path).exists()
     try:
         with contextlib.nullcontext() if downloads else _offline():

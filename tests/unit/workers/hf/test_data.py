@@ -13,6 +13,8 @@ import torch
 
 pytest.importorskip("datasets")
 
+from decentral.config.resolve import stated_here
+from decentral.config.settings import load
 from decentral.errors import ConfigError, DataError
 from decentral.ports.trainer import Seat
 from decentral.run.rows import Alone
@@ -50,8 +52,8 @@ def rows(tmp_path) -> str:
     return _write(tmp_path / "rows.jsonl", range(NUM_ROWS))
 
 
-def _open(*data, claims=None, length=16, **changed) -> TrainingData:
-    seat = Seat(run_seed=5, stream_seed=0, total_steps=10, data=data, claims=claims)
+def _open(*data, claims=None, length=16, named="", **changed) -> TrainingData:
+    seat = Seat(run_seed=5, stream_seed=0, total_steps=10, data=data, dataset=named, claims=claims)
     settings = DataSettings(**{"prefetch": 0, "held_out": 0.1, **changed})
     return open_data(settings, Letters(), seat=seat, run_seed=5, seq_len=length, batch_rows=2)
 
@@ -158,6 +160,18 @@ def test_what_is_wrong_is_said(tmp_path, rows, streaming):
         with pytest.raises(error) as caught:
             _open(*data, streaming=streaming, **changed)
         assert words in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_folder_that_only_others_have_named_is_not_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some").mkdir()
+    _write(tmp_path / "some" / "rows.jsonl", range(NUM_ROWS))
+    (tmp_path / "words.txt").write_text("a secret")
+    for name in (str(tmp_path / "some"), "some", "./some", "../nowhere", "text", "json:x"):
+        with pytest.raises(ConfigError, match="nobody has named on this machine"):
+            _open(dataset=name)
+    stated = stated_here(load(None, [f"task.settings.data.dataset={tmp_path / 'some'}"]))
+    assert "rows held out" in _open(dataset=stated.dataset, named=stated.dataset).describe()
 
 
 @pytest.mark.slow
