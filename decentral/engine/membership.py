@@ -7,7 +7,7 @@ a lost or spoilt directory stops nobody.
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,8 @@ _NUM_TOLD = 8
 #: A newcomer, who knows nobody yet, gets so many at once.
 _NUM_FOR_NEWCOMER = 256
 _MAX_MESSAGE_BYTES = (_NUM_FOR_NEWCOMER + 2) * (MAX_RECORD_BYTES + 32)
+#: Whom a worker asks for the state at once.
+_NUM_DONORS = 8
 #: So many beats between two visits to the directory.
 _DIRECTORY_BEATS = 2
 #: What the last record of a peer that went in order says.
@@ -106,6 +108,19 @@ class Membership:
         self._own = replace(self._own, seq=seq, **changes)
         self.roster.observe(self._own, self._clock.monotonic())
 
+    def live_others(self) -> list[Presence]:
+        """Records of all others that live."""
+        return [p for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
+
+    def others(self) -> list[Presence]:
+        """Records of the other members."""
+        return [p for p in self.roster.active(self._clock.monotonic()) if p.peer != self._own.peer]
+
+    def donors(self, first: Sequence[PeerId]) -> list[PeerId]:
+        """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
+        furthest = sorted(self.others(), key=lambda presence: -presence.round)
+        return [*first, *(presence.peer for presence in furthest if presence.peer not in first)][:_NUM_DONORS]
+
     async def start(self) -> None:
         """Begin to answer."""
         await self._transport.serve(PRESENCE, self._on_presence, max_request_bytes=_MAX_MESSAGE_BYTES)
@@ -134,8 +149,7 @@ class Membership:
         await self.catch_up()
         self._at_beat()
         self.update()
-        live = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
-        if others := [peer for peer in live if peer not in self._telling]:
+        if others := [p.peer for p in self.live_others() if p.peer not in self._telling]:
             peer = self._random.choice(others)
             telling = self._telling[peer] = asyncio.create_task(self.tell(peer))
             telling.add_done_callback(lambda _: self._telling.pop(peer))
@@ -177,7 +191,7 @@ class Membership:
         Args:
             within_s: whoever has not answered by then may not have heard of it.
         """
-        others = [p.peer for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
+        others = [presence.peer for presence in self.live_others()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
                 for peer in self._random.sample(others, min(len(others), _NUM_TOLD)):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decentral.engine.background import Background
 from decentral.engine.membership import Membership
 from decentral.ports.clock import Clock
-from decentral.swarm.presence import ACTIVE, Presence, State
+from decentral.swarm.presence import ACTIVE, State
 from decentral.types import PeerId
 
 #: Machines that were switched on together are up within this time, as a rule.
@@ -71,7 +71,7 @@ class Reunion:
             for peer in self._known.peers():
                 beside.begin(self._seek(peer))
             while True:
-                others = self._others()
+                others = self._membership.live_others()
                 running = [each for each in others if each.state in _RUNNING]
                 returning = [each for each in others if each.state is State.JOINING and each.digest]
                 # One that is behind this worker's own state came back alone with less: it is the one to repair.
@@ -83,10 +83,6 @@ class Reunion:
                     return Found([each.peer for each in ahead], [each.peer for each in returning])
                 self._explain(f"comes back, and waits for {len(missing)} more of those it knew")
                 await asyncio.sleep(self._beat_s / 4)
-
-    def _others(self) -> list[Presence]:
-        live = self._membership.roster.live(self._clock.monotonic())
-        return [presence for presence in live if presence.peer != self._membership.own.peer]
 
     async def _seek(self, peer: PeerId) -> None:
         """Try to reach a peer until it is heard of."""

@@ -217,7 +217,7 @@ class Worker:
             for peer in peers:
                 await self.membership.tell(peer)
             have = back.snapshot if back else None
-            download = await self._downloader.fetch(self._donors(peers), have, self._report.downloading)
+            download = await self._downloader.fetch(self.membership.donors(peers), have, self._report.downloading)
             if isinstance(download, Download):
                 return await self._take_over(download, back, began)
             problem = download
@@ -231,7 +231,7 @@ class Worker:
         if self._clock.monotonic() - began > self._options.timing.beat_s:  # others may be rounds further by now
             await self.membership.tell(download.donor)
         if back is None:
-            await self._protection.take_up([presence.peer for presence in self._others()])
+            await self._protection.take_up([other.peer for other in self.membership.others()])
         await self._adopt(download, back)
         # Else those who know it as joining would go on without it, and the round would split in two.
         await self.membership.announce()
@@ -387,8 +387,9 @@ class Worker:
                 slack_s = timetable.delay_steps * course.step_s or math.inf
                 group, share = timetable.group_of(key.fragment), self._share(key.fragment)
                 await self._syncs.launch(key, course.step, group, share, slack_s)
-            self._report.paced(timetable.delay_steps, timetable.follow_the_link(self._others()))
-            course.launched(self._paces_s())
+            others = self.membership.others()
+            self._report.paced(timetable.delay_steps, timetable.follow_the_link(others))
+            course.launched([other.round_s for other in others])
         for sync in timetable.to_land(course.step):
             await self._land(sync, stop)
 
@@ -399,7 +400,7 @@ class Worker:
 
     def _share(self, fragment: int) -> float:
         """Of this worker in the next mean, as the last one was."""
-        return 1 / (self._num_members[fragment] or 1 + len(self._others()))
+        return 1 / (self._num_members[fragment] or 1 + len(self.membership.others()))
 
     async def _land(self, sync: InFlightSync, stop: asyncio.Event) -> None:
         """Take in what came of a sync, waiting for it if it is still under way."""
@@ -452,8 +453,10 @@ class Worker:
             self._report.mixed(end, held=held, delay_steps=self._course.step - sync.step, excuse=excuse)
         else:
             self._report.aborted(end, held=held)
-        if not self._syncs and (round_ := self._course.go_on(self._paces_s())) is not None:
-            self._replica.jump(round_)
+        if not self._syncs:
+            round_ = self._course.go_on([other.round_s for other in self.membership.others()])
+            if round_ is not None:
+                self._replica.jump(round_)
         self._tell(State.TRAINING)
         return end
 
@@ -507,10 +510,8 @@ class Worker:
 
     def _show_anchors(self) -> None:
         """Tell the exchange of new anchors."""
-        for fragment in range(self._timetable.plan.num_fragments):
-            held = self._replica.anchor(fragment)
-            if held is not None:
-                self._exchange.adopted(fragment, *held)
+        for fragment, of in enumerate(self._replica.fragments):
+            self._exchange.adopted(fragment, of.state.digest, of.state.anchor_N)
 
     async def _move(self, fragment: int, shift_N: Tensor, partner: PeerId, spread: float) -> None:
         """Move an anchor as a swap outside of any round demands."""
@@ -524,7 +525,7 @@ class Worker:
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
         first = [verdict.source] if verdict.source is not None else []
-        fetching = self._downloader.fetch(self._donors(first), report=self._report.downloading)
+        fetching = self._downloader.fetch(self.membership.donors(first), report=self._report.downloading)
         task = self._background.begin(fetching)
         await self._rest(task, stop)
         if not task.done():
@@ -556,20 +557,6 @@ class Worker:
         self.membership.update(since=min(snapshot.rounds) + 1)
         self._tell(State.TRAINING)
 
-    def _donors(self, first: Sequence[PeerId]) -> list[PeerId]:
-        """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
-        furthest = sorted(self._others(), key=lambda presence: -presence.round)
-        return [*first, *(presence.peer for presence in furthest if presence.peer not in first)][:8]
-
-    def _others(self) -> list[Presence]:
-        """Records of the other members."""
-        active = self.membership.roster.active(self._clock.monotonic())
-        return [presence for presence in active if presence.peer != self._parts.transport.peer_id]
-
-    def _paces_s(self) -> list[float]:
-        """Of the other members."""
-        return [presence.round_s for presence in self._others()]
-
     async def _snapshot(self) -> Snapshot | None:
         return self._replica.snapshot(self._course.step) if self._replica.has_state else self._saved
 
@@ -582,7 +569,7 @@ class Worker:
         if state in ACTIVE and self._watchdog.stalled:
             state = State.STALLED
         elif state in ACTIVE and self._exchange.has_common_anchor:
-            others = self._others()
+            others = self.membership.others()
             if others and self.round < min(middle_round(others), self._options.rounds) - 1:
                 state = State.CATCHING_UP
         # Where everybody has an anchor of its own there is nothing to agree on.
