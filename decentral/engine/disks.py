@@ -9,9 +9,9 @@ from typing import ClassVar, Final, Protocol
 
 from torch import Tensor
 
-from decentral.engine.recut import recut
+from decentral.engine.recut import blocks_of
 from decentral.errors import CallTimeout, ConfigError, FrameError, TransportError
-from decentral.pipeline.parcels import Parcels
+from decentral.pipeline.parcels import Parcels, most_bytes
 from decentral.pipeline.scoped import Scoped
 from decentral.pipeline.stored import Part, Span, Stored, span_of
 from decentral.ports.clock import Clock
@@ -22,9 +22,6 @@ from decentral.swarm.timing import Timing
 from decentral.types import Count, PeerId, short_id
 
 _SCOPE: Final = "disk"
-#: A state has anchors, outer momentum, local parameters, what was launched and AdamW's moments: 28 bytes a value.
-_BYTES_A_VALUE: Final = 64
-_BYTES_BESIDES: Final = 64 << 20
 #: Who has a checkpoint reads it first, which may last longer than a call: it is asked so often.
 _TRIES: Final = 8
 _PAUSE_S: Final = 1.0
@@ -109,7 +106,7 @@ class Disks:
     async def _fetch(self, peer: PeerId, stored: Stored, parameters: Mapping[str, Tensor]) -> WorkerState:
         first, stop = span_of(parameters)
         wanted = _Wanted(stored, max(first, stored.first), min(stop, stored.stop))
-        max_bytes = _BYTES_A_VALUE * sum(value.numel() for value in parameters.values()) + _BYTES_BESIDES
+        max_bytes = most_bytes(parameters)
         for _ in range(_TRIES):
             try:
                 state = await self._parcels.fetch(peer, to_wire(wanted), max_bytes)
@@ -131,7 +128,4 @@ class Disks:
             state = await self._clock.run_on_disk(lambda: self._store.load(wanted.of))
         except (OSError, ConfigError):
             return None
-        names = [
-            name for name in state.anchors if wanted.first <= span_of([name])[0] <= max(wanted.first, wanted.stop - 1)
-        ]
-        return await self._clock.run_aside(lambda: recut([state], names))
+        return await self._clock.run_aside(lambda: blocks_of(state, wanted.first, wanted.stop))

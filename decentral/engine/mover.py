@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol
 
 from decentral.engine.background import Background
 from decentral.engine.membership import Membership
-from decentral.engine.recut import recut
+from decentral.engine.recut import blocks_of, recut
 from decentral.engine.takeover import Brought
 from decentral.errors import (
     CallRefused,
@@ -32,9 +32,9 @@ from decentral.errors import (
 from decentral.pipeline.compute import StageCompute
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.moves import FOLLOW, PREPARE, WHERE, Follow, Prepare, Prepared, Where
-from decentral.pipeline.parcels import Parcels
+from decentral.pipeline.parcels import Parcels, most_bytes
 from decentral.pipeline.placement import CutInForce, Placement, number_of
-from decentral.pipeline.stored import Span
+from decentral.pipeline.stored import Span, span_of
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.worker_state import WorkerState
@@ -47,8 +47,6 @@ from decentral.types import Count, PeerId
 _PAUSE_S = 0.1
 #: Who is asked to stop gives its blocks away first, if that does not take longer.
 _LEAVE_S = 60.0
-#: A state has anchors, outer momentum, local parameters, what was launched and AdamW's moments: 28 bytes a value.
-_BYTES_A_VALUE, _BYTES_BESIDES = 64, 64 << 20
 #: The head's word is asked for so often.
 _TRIES = 3
 
@@ -213,10 +211,9 @@ class Mover:
             if not order.now.bounds:
                 return await self._first(compute, (first, stop), order.step)
             began = self._clock.monotonic()
-            numel = sum(value.numel() for value in compute.parameters().values())
-            states, num_fetched = await self._states(order, own, first, stop, numel)
-            names = compute.parameters().keys()
-            state = await self._clock.run_aside(lambda: recut(states, names))
+            parameters = compute.parameters()
+            states, num_fetched = await self._states(order, own, (first, stop), most_bytes(parameters))
+            state = await self._clock.run_aside(lambda: recut(states, parameters))
         except (ConfigError, IncapableError) as err:
             return _Next(Prepared("unfit", err.message[:200], 0, 0.0))
         except (DecentralError, TransportError, FrameError, ValueError) as err:
@@ -236,24 +233,23 @@ class Mover:
         return _Next(Prepared("ready", "", 0, 0.0), compute, brought.state)
 
     async def _states(
-        self, order: Prepare, own: WorkerState | None, first: int, stop: int, numel: int
+        self, order: Prepare, own: WorkerState | None, span: Span, max_bytes: int
     ) -> tuple[list[WorkerState], int]:
-        """States that have blocks ``first`` to ``stop - 1`` and perhaps others, in order; how many blocks were fetched.
+        """States that have these blocks and perhaps others, in order; how many blocks were fetched.
 
         Raises:
             TransportError: who holds some of them is gone.
             FrameError: what came is no state.
         """
-        me, calls = self._transport.peer_id, list[tuple[PeerId, int, int]]()
+        (first, stop), me, calls = span, self._transport.peer_id, list[tuple[PeerId, int, int]]()
         for (low, high), peer in zip(order.now.spans, order.now.peers, strict=True):
             if max(low, first) < min(high, stop) and not (peer == me and own is not None):
                 calls.append((peer, max(low, first), min(high, stop)))
-        max_bytes = _BYTES_A_VALUE * numel + _BYTES_BESIDES
         found = await asyncio.gather(
             *[self._fetch(peer, _Blocks(order.new.number, low, high), max_bytes) for peer, low, high in calls]
         )
         states = [*found, own] if own is not None else list(found)
-        return sorted(states, key=_first_block), sum(high - low for _, low, high in calls)
+        return sorted(states, key=lambda state: span_of(state.anchors)), sum(high - low for _, low, high in calls)
 
     async def _fetch(self, peer: PeerId, blocks: _Blocks, max_bytes: int) -> WorkerState:
         """Some blocks of one who holds them, as soon as its stage stands still.
@@ -277,8 +273,7 @@ class Mover:
         state = move.frozen.result()
         if state is None:
             return None
-        names = [name for name in state.anchors if wanted.first <= _block(name) < wanted.stop]
-        return await self._clock.run_aside(lambda: recut([state], names))
+        return await self._clock.run_aside(lambda: blocks_of(state, wanted.first, wanted.stop))
 
     # -- the cut in force ---------------------------------------------------------------------------------------------
 
@@ -369,12 +364,3 @@ class Mover:
             except TransportError:
                 continue
         return None
-
-
-def _first_block(state: WorkerState) -> int:
-    return min(map(_block, state.anchors))
-
-
-def _block(name: str) -> int:
-    """Of a parameter of a stage, as ``StageCompute`` names it."""
-    return int(name.split(".", 2)[1])

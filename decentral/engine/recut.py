@@ -14,6 +14,7 @@ from decentral.engine.facts import Facts, FragmentFacts, Span, SyncFacts
 from decentral.errors import MismatchError
 from decentral.outer.rule import OuterState
 from decentral.pipeline.position import POSITION, Position
+from decentral.pipeline.stored import HEAD, span_of
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout, Slot
@@ -68,6 +69,16 @@ def recut(states: Sequence[WorkerState], names: Collection[str]) -> WorkerState:
         facts=facts.to_json(),
         trainer=_trainer([state.trainer for state in used], wanted),
     )
+
+
+def blocks_of(state: WorkerState, first: int, stop: int) -> WorkerState:
+    """What the state of a stage has of the blocks [first, stop); all that a head has, for none.
+
+    Raises:
+        MismatchError: it has nothing of them.
+    """
+    wanted = range(first, stop)
+    return recut([state], [name for name in state.anchors if (first, stop) == HEAD or span_of([name])[0] in wanted])
 
 
 def _behind_a_role(found: Iterable[Mapping[str, _Value]], wanted: Collection[str]) -> dict[str, _Value]:

@@ -7,7 +7,7 @@ its pieces, and kept until it is let go.
 import asyncio
 import contextlib
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
@@ -36,6 +36,9 @@ _MAX_KEPT: Final = 64
 _MAX_KEY_BYTES: Final = 256
 #: A piece that did not come is asked for so often.
 _TRIES: Final = 3
+#: A state has anchors, outer momentum, local parameters, what was launched and AdamW's moments: 28 bytes a value.
+_BYTES_A_VALUE: Final = 64
+_BYTES_BESIDES: Final = 64 << 20
 
 _Key = Annotated[bytes, Meta(max_length=_MAX_KEY_BYTES)]
 
@@ -157,6 +160,11 @@ class Parcels:
 
     async def _call(self, peer: PeerId, method: str, request: bytes, timeout_s: float) -> bytes:
         return await self._transport.call(peer, method, request, timeout_s=timeout_s, max_reply_bytes=PIECE_BYTES)
+
+
+def most_bytes(parameters: Mapping[str, Tensor]) -> int:
+    """What the state of a stage with these parameters takes at most; a longer one is none."""
+    return _BYTES_A_VALUE * sum(value.numel() for value in parameters.values()) + _BYTES_BESIDES
 
 
 def packed(state: WorkerState) -> bytes:

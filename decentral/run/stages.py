@@ -1,6 +1,5 @@
 """What a task says of its blocks, and whether they can be cut as the configuration wants. Imports torch."""
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -11,10 +10,9 @@ from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import with_values
 from decentral.errors import ConfigError
 from decentral.pipeline.cut import Cut, check_equal, cut
+from decentral.pipeline.stored import HEAD, span_of
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.run.options import seat_of
-
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def blocks_of(swarm: SwarmConfig, own: WorkerConfig) -> ModelBlocks:
@@ -104,6 +102,6 @@ def parts_of(swarm: SwarmConfig, own: WorkerConfig, parameters: Mapping[str, Ten
     parts: list[dict[str, Tensor]] = [{} for _ in range(len(spans) + 1)]
     stage_of = {block: stage for stage, span in enumerate(spans, 1) for block in range(*span)}
     for name, value in parameters.items():
-        block = _BLOCK.match(name)
-        parts[stage_of[int(block[1])] if block else 0][name] = value
+        span = span_of([name])
+        parts[0 if span == HEAD else stage_of[span[0]]][name] = value
     return list(parts)
