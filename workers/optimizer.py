@@ -15,6 +15,7 @@ from torch import nn
 
 from decentral.errors import ConfigError
 from decentral.schedule.inner_lr import warmup_cosine
+from decentral.workers.settings import require
 
 MUON: Final = "Muon"
 #: Where a name before the dot leads.
@@ -84,12 +85,6 @@ def make_optimizers(
         options = {"adjust_lr_fn": "match_rms_adamw", **config.options}
         made.append(_made(_class_of(MUON), hidden.values(), config, options))
     return made
-
-
-def require(holds: bool, key: str, value: object, allowed: str) -> None:
-    """Raise a ``ConfigError`` that says what a setting may be, unless it holds."""
-    if not holds:
-        raise ConfigError(f"{key} is {value}", hint=f"It must be {allowed}.")
 
 
 def _made(

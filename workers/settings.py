@@ -11,6 +11,12 @@ from decentral.errors import ConfigError
 T = TypeVar("T")
 
 
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise a ``ConfigError`` that says what a setting may be, unless it holds."""
+    if not holds:
+        raise ConfigError(f"{key} is {value}", hint=f"It must be {allowed}.")
+
+
 def read(kind: type[T], given: Mapping[str, Any], where: str = "", default: T | None = None) -> T:
     """Build the frozen dataclass ``kind`` from a mapping; what is not given keeps its default.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from decentral.errors import ConfigError, IncapableError
 from decentral.ports.trainer import Seat, StepReport
-from decentral.workers import settings as reader
+from decentral.workers.settings import read, require, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,11 @@ class ToySettings:
     def __post_init__(self) -> None:
         """Refuse values out of range with a ``ConfigError``."""
         for key in ("numel", "num_layers", "observations"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} is {getattr(self, key)}", hint="It must be at least 1.")
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         if self.numel < self.num_layers:
             raise ConfigError(f"numel is {self.numel}", hint=f"Each of the {self.num_layers} layers needs a value.")
-        if not 0 < self.learning_rate <= 1:
-            raise ConfigError(f"learning_rate is {self.learning_rate}", hint="It must be above 0 and at most 1.")
-        if not 0 <= self.noise < math.inf:
-            raise ConfigError(f"noise is {self.noise}", hint="It must be at least 0.")
+        require(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "above 0 and at most 1")
+        require(0 <= self.noise < math.inf, "noise", self.noise, "at least 0")
 
 
 class ToyTrainer:
@@ -95,7 +92,7 @@ class ToyTrainer:
 
 def build(settings: Mapping[str, Any], seat: Seat) -> ToyTrainer:
     """Make the trainer of one worker. Raises ``ConfigError`` for an unknown setting or one out of range."""
-    return ToyTrainer(reader.read(ToySettings, settings), seat)
+    return ToyTrainer(read(ToySettings, settings), seat)
 
 
 def defaults() -> dict[str, Any]:
@@ -105,11 +102,11 @@ def defaults() -> dict[str, Any]:
 
 def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     """``settings`` with every default filled in."""
-    return reader.write(reader.read(ToySettings, settings))
+    return write(read(ToySettings, settings))
 
 
 def check(settings: Mapping[str, Any], device: str) -> None:
     """Raise ``IncapableError`` for any device but the CPU, the only one the toy runs on."""
-    reader.read(ToySettings, settings)
+    read(ToySettings, settings)
     if device != "cpu":
         raise IncapableError(f"the toy task runs on the CPU, not on {device!r}", hint="Use --device cpu.")

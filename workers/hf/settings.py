@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decentral.errors import ConfigError
-from decentral.workers import settings as reader
 from decentral.workers.hf.data import DataSettings
 from decentral.workers.machine import PRECISIONS
-from decentral.workers.optimizer import OptimizerConfig, require
+from decentral.workers.optimizer import OptimizerConfig
+from decentral.workers.settings import read, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +103,4 @@ class HfSettings:
 
 def read_settings(settings: Mapping[str, Any]) -> HfSettings:
     """Settings with defaults filled in. Raises ``ConfigError`` naming the key, its value and what it may be."""
-    return reader.read(HfSettings, settings)
+    return read(HfSettings, settings)

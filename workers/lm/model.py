@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decentral.errors import ConfigError
+from decentral.workers.settings import require
 
 NUM_BYTES = 256
 #: Names of the parameters that bytes are looked up in, on their way in and out.
@@ -40,17 +41,14 @@ class ModelConfig:
             ConfigError: with the key, its value, and what it may be.
         """
         for key in ("d_model", "num_layers", "num_heads", "context"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"model.{key} is {getattr(self, key)}", hint="It must be at least 1.")
-        if self.d_ff < 0:
-            raise ConfigError(f"model.d_ff is {self.d_ff}", hint="It must be positive, or 0 for 8/3 of model.d_model.")
+            require(getattr(self, key) >= 1, f"model.{key}", getattr(self, key), "at least 1")
+        require(self.d_ff >= 0, "model.d_ff", self.d_ff, "positive, or 0 for 8/3 of model.d_model")
         if self.d_model % (2 * self.num_heads):
             raise ConfigError(
                 f"model.d_model is {self.d_model} with {self.num_heads} heads",
                 hint="Rotary positions turn pairs of values: d_model must be a multiple of 2 * num_heads.",
             )
-        if self.rope_base <= 1.0:
-            raise ConfigError(f"model.rope_base is {self.rope_base}", hint="It must be above 1, commonly 10000.")
+        require(self.rope_base > 1.0, "model.rope_base", self.rope_base, "above 1, commonly 10000")
 
     @property
     def hidden(self) -> int:

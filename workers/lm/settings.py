@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from decentral.workers import settings as reader
 from decentral.workers.lm.model import NUM_BYTES, ModelConfig
 from decentral.workers.machine import PRECISIONS, VALUES_PER_PARAMETER, check_device, check_memory
-from decentral.workers.optimizer import OptimizerConfig, require
+from decentral.workers.optimizer import OptimizerConfig
+from decentral.workers.settings import read, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class LmSettings:
 
 def read_settings(settings: Mapping[str, Any]) -> LmSettings:
     """Settings with defaults filled in. Raises ``ConfigError`` naming the key, its value and what it may be."""
-    return reader.read(LmSettings, settings)
+    return read(LmSettings, settings)
 
 
 def check_machine(settings: LmSettings, device: str) -> None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from decentral.errors import ConfigError
+from decentral.workers.settings import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,7 @@ class DataSettings:
         """Refuse values out of range with a ``ConfigError``."""
         for name, low, high in (("held_out", 0.0, 0.5), ("val_batches", 1, 10_000), ("prefetch", 0, 64)):
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"data.{name} is {value}", hint=f"It must be from {low} to {high}.")
+            require(low <= value <= high, f"data.{name}", value, f"from {low} to {high}")
         if not self.text_field:
             raise ConfigError("data.text_field is empty", hint="Name the field of a row that has its text.")
         self.shares()
