@@ -18,8 +18,8 @@ def figures_of(held: Mapping[int, StageWorker], device: str) -> Metrics:
         device: where they compute.
     """
     stage_workers = [held[stage] for stage in sorted(held)]
-    figures = stage_workers[0].worker.metrics() if stage_workers else Metrics(version=__version__, device=device)
-    others = [stage_worker.worker.metrics() for stage_worker in stage_workers[1:]]
+    figures = stage_workers[0].worker.report.metrics() if stage_workers else Metrics(version=__version__, device=device)
+    others = [stage_worker.worker.report.metrics() for stage_worker in stage_workers[1:]]
     loops = [stage_worker.loop for stage_worker in stage_workers]
     stages = [loop for loop in loops if isinstance(loop, StageLoop)]
     figures = replace(

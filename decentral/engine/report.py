@@ -1,27 +1,30 @@
-"""What a worker tells of its rounds: events for the journal, figures for its presence record."""
+"""What a worker tells of itself: events for the journal, figures for its presence record."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from decentral.engine.meter import Meter
+from decentral.engine.options import Parts
 from decentral.engine.syncs import Kept, Stepped
 from decentral.exchange.api import Excuse, Met, Verdict
 from decentral.monitor.events import (
     Avoided,
     Downloading,
+    Joined,
     OneSided,
     Paced,
     Pulled,
+    Repaired,
     Restrained,
     RoundAborted,
     RoundMixed,
+    SatOut,
 )
 from decentral.monitor.figures import download
-from decentral.monitor.journal import Journal
-from decentral.ports.clock import Clock
-from decentral.ports.transport import Transport
+from decentral.state.download.downloader import Download
 from decentral.state.download.sources import Progress
+from decentral.swarm.presence import Metrics
 from decentral.types import PeerId, SyncKey
 
 #: A download is told of so often at most.
@@ -48,24 +51,29 @@ class Held:
 
 
 class Report:
-    """Passes on what comes of rounds.
+    """Passes on what comes of rounds and downloads.
 
     Args:
-        journal: hears of every event.
+        parts: the journal, which hears of every event; the transport, which counts bytes; the clock.
         meter: keeps the figures.
-        transport: counts bytes.
-        clock: for the time.
     """
 
-    def __init__(self, journal: Journal, meter: Meter, transport: Transport, clock: Clock) -> None:
-        self._journal = journal
+    def __init__(self, parts: Parts, meter: Meter) -> None:
+        self._journal = parts.journal
         self._meter = meter
-        self._transport = transport
-        self._clock = clock
+        self._transport = parts.transport
+        self._clock = parts.clock
+        self._note = parts.note
         self._avoided: frozenset[PeerId] = frozenset()
         self._pace: Paced | None = None
-        self._told_at = clock.monotonic()
+        self._told_at = parts.clock.monotonic()
         """When a download was last told of, or what came before it."""
+
+    def metrics(self) -> Metrics:
+        """This worker's figures as they stand."""
+        traffic, now = self._transport.traffic(), self._clock.monotonic()
+        self._meter.moved(now, sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
+        return replace(self._meter.metrics(now), note=self._note())
 
     def mixed(self, end: Stepped, *, held: Held = Held(), delay_steps: int = 0, excuse: Excuse | None = None) -> None:
         """A round has ended with a result, which was applied ``delay_steps`` inner steps after its launch."""
@@ -131,6 +139,22 @@ class Report:
             event = Downloading(progress.received_bytes, progress.total_bytes, progress.num_donors, left_s)
             self._journal.record(event)
             self._meter.explain(download(event.received_bytes, event.total_bytes, event.num_donors, left_s))
+
+    def joined(self, download: Download, seconds: float, residual_norm: float) -> None:
+        """This worker has become a member by a download; so much it still had to send."""
+        round_ = min(download.head.rounds)
+        self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds, residual_norm))
+
+    def repaired(self, download: Download, seconds: float, reason: str) -> None:
+        """A member went on from a download."""
+        self._meter.downloaded(seconds)
+        round_ = min(download.head.rounds)
+        self._journal.record(Repaired(download.donor, round_, download.received_bytes, seconds, reason))
+
+    def sat_out(self, key: SyncKey, excuse: Excuse) -> None:
+        """This worker had nothing to give in a round."""
+        self._journal.record(SatOut(key.round, excuse))
+        self._meter.explain(excuse)
 
     def pulled(self, key: SyncKey, partner: PeerId, spread: float) -> None:
         """Anchors were swapped outside of any round."""

@@ -48,13 +48,13 @@ from decentral.engine.validation import Validation
 from decentral.engine.watchdog import Watchdog
 from decentral.errors import DivergedError, IdentityError, UnreachableError, UsageError
 from decentral.exchange.api import Aborted, Excuse
-from decentral.monitor.events import Joined, Repaired, SatOut, Stopped
+from decentral.monitor.events import Stopped
 from decentral.state.download.donor import Donor
 from decentral.state.download.downloader import Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.swarm.matching import middle_round
-from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
+from decentral.swarm.presence import ACTIVE, Presence, State
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
 
@@ -87,9 +87,10 @@ class Worker:
         self._background = Background()
         self._replica = Replica(parts.model, layout, options.rule, feedback, onward, me, options.weight_by)
         self._meter = Meter(layout.total_numel, __version__, parts.device)
+        self.report = Report(parts, self._meter)
         self.membership = Membership(
             Presence(me, options.run_id, 0, State.JOINING, 0, 0, ""),
-            metrics=self.metrics,
+            metrics=self.report.metrics,
             transport=parts.transport,
             directory=parts.directory,
             clock=parts.clock,
@@ -98,7 +99,6 @@ class Worker:
             journal=parts.journal,
             at_beat=self._look_at_trainer,
         )
-        self._report = Report(parts.journal, self._meter, parts.transport, parts.clock)
         self._exchange = make_exchange(
             options,
             parts,
@@ -180,7 +180,7 @@ class Worker:
                 with suppress(UnreachableError):  # They have died since: it goes on with what it has itself.
                     await self._download_from(found.members)
             elif found.returning and self._exchange.has_common_anchor:
-                download = await self._downloader.fetch_newest(found.returning, saved, self._report.downloading)
+                download = await self._downloader.fetch_newest(found.returning, saved, self.report.downloading)
                 if isinstance(download, Download) and download.snapshot.name != saved.name:
                     await self._take_over(download, await self._comeback(back.saved, go_on=False), began)
         return self._replica.has_state
@@ -217,7 +217,7 @@ class Worker:
             for peer in peers:
                 await self.membership.tell(peer)
             have = back.snapshot if back else None
-            download = await self._downloader.fetch(self.membership.donors(peers), have, self._report.downloading)
+            download = await self._downloader.fetch(self.membership.donors(peers), have, self.report.downloading)
             if isinstance(download, Download):
                 return await self._take_over(download, back, began)
             problem = download
@@ -235,8 +235,7 @@ class Worker:
         await self._adopt(download, back)
         # Else those who know it as joining would go on without it, and the round would split in two.
         await self.membership.announce()
-        seconds, owed = self._clock.monotonic() - began, self._replica.residual_norm
-        self._journal.record(Joined(download.donor, min(download.head.rounds), download.received_bytes, seconds, owed))
+        self.report.joined(download, self._clock.monotonic() - began, self._replica.residual_norm)
         if back is not None:
             self._journal.record(back.event(self.round, self._replica.pending_steps))
 
@@ -388,7 +387,7 @@ class Worker:
                 group, share = timetable.group_of(key.fragment), self._share(key.fragment)
                 await self._syncs.launch(key, course.step, group, share, slack_s)
             others = self.membership.others()
-            self._report.paced(timetable.delay_steps, timetable.follow_the_link(others))
+            self.report.paced(timetable.delay_steps, timetable.follow_the_link(others))
             course.launched([other.round_s for other in others])
         for sync in timetable.to_land(course.step):
             await self._land(sync, stop)
@@ -435,7 +434,7 @@ class Worker:
         if landing.passed:
             await self._bring_home(sync)
             for passed in landing.passed:
-                self._report.mixed(passed)
+                self.report.mixed(passed)
             self._course.passed(sync, landing)
         if excuse is not None:
             self._sit_out(end.key, excuse)
@@ -450,9 +449,9 @@ class Worker:
             self._replica.skip(end.key)
         held = Held.of(end.verdict, sync.held_s, waited_s, self._clock.monotonic() - began)
         if isinstance(end, Stepped):
-            self._report.mixed(end, held=held, delay_steps=self._course.step - sync.step, excuse=excuse)
+            self.report.mixed(end, held=held, delay_steps=self._course.step - sync.step, excuse=excuse)
         else:
-            self._report.aborted(end, held=held)
+            self.report.aborted(end, held=held)
         if not self._syncs:
             round_ = self._course.go_on([other.round_s for other in self.membership.others()])
             if round_ is not None:
@@ -476,8 +475,7 @@ class Worker:
 
     def _sit_out(self, key: SyncKey, excuse: Excuse) -> None:
         """Nothing to give: listen in this round; give up after several without anything finite."""
-        self._journal.record(SatOut(key.round, excuse))
-        self._meter.explain(excuse)
+        self.report.sat_out(key, excuse)
         if self._replica.rounds_diverged >= _MAX_DIVERGED:
             raise DivergedError(
                 f"the parameters were not finite in {_MAX_DIVERGED} rounds in a row (round {key.round})",
@@ -516,7 +514,7 @@ class Worker:
     async def _move(self, fragment: int, shift_N: Tensor, partner: PeerId, spread: float) -> None:
         """Move an anchor as a swap outside of any round demands."""
         await self._clock.run_aside(lambda: self._replica.move(fragment, shift_N))
-        self._report.pulled(SyncKey(self.round, fragment), partner, spread)
+        self.report.pulled(SyncKey(self.round, fragment), partner, spread)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -525,7 +523,7 @@ class Worker:
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
         first = [verdict.source] if verdict.source is not None else []
-        fetching = self._downloader.fetch(self.membership.donors(first), report=self._report.downloading)
+        fetching = self._downloader.fetch(self.membership.donors(first), report=self.report.downloading)
         task = self._background.begin(fetching)
         await self._rest(task, stop)
         if not task.done():
@@ -536,11 +534,7 @@ class Worker:
             self._tell(State.REPAIRING)
             return
         await self._adopt(download)
-        seconds, round_ = self._clock.monotonic() - began, min(download.head.rounds)
-        self._meter.downloaded(seconds)
-        self._journal.record(
-            Repaired(download.donor, round_, download.received_bytes, seconds=seconds, reason=verdict.reason)
-        )
+        self.report.repaired(download, self._clock.monotonic() - began, verdict.reason)
 
     async def _adopt(self, download: Download, back: Comeback | None = None) -> None:
         """Go on from a downloaded state, where its donor is, and from that of an earlier life as far as it is good."""
@@ -575,12 +569,6 @@ class Worker:
         # Where everybody has an anchor of its own there is nothing to agree on.
         digest = self._replica.digest_of(self.round) if self._exchange.has_common_anchor else ""
         self.membership.update(state=state, round=self.round, digest=digest, round_s=self._course.pace_s)
-
-    def metrics(self) -> Metrics:
-        """This worker's figures as they stand."""
-        traffic, now = self._parts.transport.traffic(), self._clock.monotonic()
-        self._meter.moved(now, sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
-        return replace(self._meter.metrics(now), note=self._parts.note())
 
     def _outcome(self, done: bool) -> Outcome:
         digest = self._replica.snapshot(self._course.step).name

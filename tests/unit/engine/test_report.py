@@ -23,7 +23,9 @@ def made() -> tuple[Report, Meter, list[Event]]:
     events: list[Event] = []
     meter = Meter(1, "", "")
     transport = SimpleNamespace(peer_id=ME, traffic=lambda: Traffic(7, 8))
-    report = Report(SimpleNamespace(record=events.append), meter, transport, SimpleNamespace(monotonic=lambda: 5.0))  # type: ignore[arg-type]
+    journal, clock = SimpleNamespace(record=events.append), SimpleNamespace(monotonic=lambda: 5.0)
+    parts = SimpleNamespace(journal=journal, transport=transport, clock=clock, note=str)
+    report = Report(parts, meter)  # type: ignore[arg-type]
     return report, meter, events
 
 
