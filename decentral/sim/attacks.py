@@ -10,7 +10,7 @@ import asyncio
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,9 +18,12 @@ from torch import Tensor
 
 from decentral.codecs.codec import Codec
 from decentral.codecs.frame import MAGIC, frame_overhead
+from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.reducer import RESULT, SHARD
 from decentral.exchange.api import Contribution, Exchange, Verdict
 from decentral.ports.transport import Handler, Transport
+from decentral.sim.scenario import Meddle
+from decentral.sim.world import SimPeer
 from decentral.types import PeerId, SyncKey
 
 #: What a liar brings in place of its own, given what honest workers brought.
@@ -99,7 +102,35 @@ ATTACKS: Mapping[str, Attack] = {
 REDUCERS: Mapping[str, float] = {"reducer-negate": -1.0, "reducer-1e6": 1e6, "reducer-nan": math.nan}
 
 
-def watch(exchange: Exchange, peer: PeerId, board: Board) -> None:
+#: Frames hold NaN.
+NAN = "nan"
+
+
+def liars(attack: str, numbers: Collection[int], codec: Codec, mean_codec: Codec) -> Meddle:
+    """Make liars of some workers.
+
+    Args:
+        attack: ``NAN`` or a key of ``ATTACKS`` or ``REDUCERS``; with anything else nobody lies.
+        numbers: theirs.
+        codec: of contributions.
+        mean_codec: of means.
+    """
+    board = Board()
+
+    def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
+        if number not in numbers or attack not in (NAN, *ATTACKS, *REDUCERS):
+            _watch(worker._exchange, peer.peer_id, board)
+        elif attack == NAN:
+            _spoil_frames(peer.transport, codec)
+        elif attack in REDUCERS:
+            _lie_as_reducer(peer.transport, mean_codec, REDUCERS[attack])
+        else:
+            _lie(worker._exchange, ATTACKS[attack], board, number)
+
+    return meddle
+
+
+def _watch(exchange: Exchange, peer: PeerId, board: Board) -> None:
     """Note on the board what an honest worker brings."""
     mix = exchange.mix
     board.num_honest += 1
@@ -112,15 +143,8 @@ def watch(exchange: Exchange, peer: PeerId, board: Board) -> None:
     exchange.mix = watched  # type: ignore[method-assign]
 
 
-def lie(exchange: Exchange, attack: Attack, board: Board, seed: int) -> None:
-    """Replace all that a worker brings.
-
-    Args:
-        exchange: the worker's.
-        attack: what it brings instead.
-        board: what the honest bring.
-        seed: of what is drawn.
-    """
+def _lie(exchange: Exchange, attack: Attack, board: Board, seed: int) -> None:
+    """Replace all that a worker brings."""
     mix, dice = exchange.mix, torch.Generator().manual_seed(seed)
 
     async def lying(key: SyncKey, mine: Contribution) -> Verdict:
@@ -137,7 +161,7 @@ def lie(exchange: Exchange, attack: Attack, board: Board, seed: int) -> None:
     exchange.mix = lying  # type: ignore[method-assign]
 
 
-def spoil_frames(transport: Transport, codec: Codec) -> None:
+def _spoil_frames(transport: Transport, codec: Codec) -> None:
     """Send frames whose values are not finite, with checksums that fit."""
     call = transport.call
 
@@ -148,19 +172,12 @@ def spoil_frames(transport: Transport, codec: Codec) -> None:
     transport.call = spoilt  # type: ignore[method-assign]
 
 
-def lie_as_reducer(transport: Transport, codec: Codec, lie: str) -> None:
-    """Answer all members with means that were changed, the same bytes to all.
-
-    Args:
-        transport: the liar's, before it serves.
-        codec: of means.
-        lie: a key of ``REDUCERS``.
-    """
+def _lie_as_reducer(transport: Transport, codec: Codec, factor: float) -> None:
+    """Answer all members with means times ``factor``, the same bytes to all; ``transport`` does not serve yet."""
     serve = transport.serve
 
     def change(payload: bytes, numel: int) -> bytes:
-        factor = REDUCERS[lie]
-        if factor != factor:
+        if math.isnan(factor):
             return b"\xff" * len(payload)
         return codec.encode((codec.decode(payload, numel) * factor).clamp_(-_HUGE, _HUGE), 0)
 

@@ -48,6 +48,10 @@ _FORLORN_S = 60.0
 _STATE = "state"
 
 
+#: Told a worker's number, the worker and its machine before it starts; makes liars of some (``sim.attacks``).
+Meddle = Callable[[int, Worker, SimPeer], None]
+
+
 def all_honest(number: int, worker: Worker, peer: SimPeer) -> None:
     """Every worker is as it is."""
 
@@ -99,8 +103,7 @@ class Scenario:
     """Whether workers with a state on their disks look for all others before they go on."""
     patient: bool = False
     """Whether a worker that finds nobody to join is started again until it does, as a service would."""
-    meddle: Callable[[int, Worker, SimPeer], None] = all_honest
-    """Told a worker's number, the worker and its machine before it starts; makes liars of some (``sim.attacks``)."""
+    meddle: Meddle = all_honest
 
     @cached_property
     def problem(self) -> ToyProblem:

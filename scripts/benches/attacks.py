@@ -22,11 +22,10 @@ from torch.nn.functional import cross_entropy
 
 from decentral.codecs.codec import make_codec
 from decentral.config.schema import SwarmConfig
-from decentral.engine.worker import Worker
 from decentral.monitor.events import Avoided, Restrained, RoundAborted, RoundMixed
 from decentral.ports.trainer import Trainer
-from decentral.sim.attacks import ATTACKS, REDUCERS, Board, lie, lie_as_reducer, spoil_frames, watch
-from decentral.sim.world import SimPeer, peer_id
+from decentral.sim.attacks import ATTACKS, NAN, REDUCERS, liars
+from decentral.sim.world import peer_id
 from decentral.types import PeerId
 from decentral.workers.lm.trainer import LmTrainer
 from scripts.benches.lib.command import Parser, enter
@@ -57,8 +56,8 @@ DEFENCES: Mapping[str, tuple[str, ...]] = {
     "median": ("method.merge=median", f"method.liars={len(LIARS)}"),
     "centred": ("method.merge=centred", f"method.liars={len(LIARS)}"),
 }
-#: All are honest; frames hold NaN; the labels of two are wrong.
-CLEAN, NAN, LABELS = "none", "nan", "label-flip"
+#: All are honest; the labels of two are wrong.
+CLEAN, LABELS = "none", "label-flip"
 ALL = (CLEAN, NAN, LABELS, *ATTACKS, *REDUCERS)
 
 
@@ -75,17 +74,7 @@ class Cell:
         """The swarm from its start to its end."""
         settings = (*MODEL, *METHODS[self.method], *DEFENCES[self.defence])
         swarm = with_rounds(configured(settings, seed=self.seed, workers=WORKERS), ROUNDS)
-        board, codec, mean_codec = Board(), make_codec(swarm.method.codec), make_codec(swarm.method.mean_codec)
-
-        def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
-            if self.attack in ATTACKS and number not in LIARS:
-                watch(worker._exchange, peer.peer_id, board)
-            elif self.attack in ATTACKS:
-                lie(worker._exchange, ATTACKS[self.attack], board, number)
-            elif self.attack == NAN and number in LIARS:
-                spoil_frames(peer.transport, codec)
-            elif self.attack in REDUCERS and number in LIARS:
-                lie_as_reducer(peer.transport, mean_codec, self.attack)
+        meddle = liars(self.attack, LIARS, make_codec(swarm.method.codec), make_codec(swarm.method.mean_codec))
 
         def make(swarm: SwarmConfig, stream: int) -> Trainer:
             trainer = made_by_task(swarm, stream)
@@ -112,8 +101,8 @@ def flip_labels(trainer: Trainer) -> None:
 def measure(cell: Cell) -> Record:
     """One cell: losses of the honest, who was named and when."""
     play = cell.play()
-    liars = {peer_id(number) for number in LIARS} if cell.attack != CLEAN else set[PeerId]()
-    honest = {peer: outcome for peer, outcome in play.outcomes.items() if peer not in liars}
+    lying = {peer_id(number) for number in LIARS} if cell.attack != CLEAN else set[PeerId]()
+    honest = {peer: outcome for peer, outcome in play.outcomes.items() if peer not in lying}
     by_digest = {outcome.digest: outcome.anchors for outcome in honest.values()}
     losses = [play.loss(anchors) for anchors in by_digest.values()]
     return {
@@ -127,7 +116,7 @@ def measure(cell: Cell) -> Record:
         "worst": max(losses),
         "replicas": len(by_digest),
         "ended": len(honest),
-        **named(play, liars),
+        **named(play, lying),
         "sent_bytes_a_round": statistics.mean(
             play.members[peer].sent_a_round() for peer in honest if rounds(play, peer)
         ),

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from decentral.sim.faults import ISLANDS, MOMENTS, Fault, Kind, Plan, Script, draw, from_json, script, to_json
-from scripts.benches.lib.chaos import folder_option, run_chaos, verdict, violations_in
+from scripts.benches.lib.chaos import chaos_options, run_chaos, verdict, violations_in
 from scripts.benches.lib.command import BenchError, Parser, enter
 from scripts.benches.lib.faults import Player, small_disks, unable
 from scripts.benches.lib.links import LOOPBACK, Host, Link, Links
@@ -165,11 +165,7 @@ def drawn(options: argparse.Namespace) -> Script:
     length_s = 60.0 * options.minutes
     plan = Plan(20.0, length_s - 20.0, num, num_deaths=options.deaths, slow_bytes_per_s=5e4, longest_s=45.0)
     faults = draw(options.seed, range(options.workers), plan)
-    return _all_come_back(faults, options.workers) if _stages_of(options) else faults
-
-
-def _stages_of(options: argparse.Namespace) -> int:
-    return int(dict(text.split("=", 1) for text in options.set).get("pipeline.stages", 0))
+    return _all_come_back(faults, options.workers) if options.stages else faults
 
 
 def _all_come_back(faults: Script, workers: int) -> Script:
@@ -186,7 +182,6 @@ def _all_come_back(faults: Script, workers: int) -> Script:
 
 def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
     """The run under faults, and the one without."""
-    settings = {**TASK, **dict(text.split("=", 1) for text in options.set)}
     flags = ("--checkpoint-every", options.checkpoint_every)
     with ExitStack() as stack, violations_in(report):
         links = stack.enter_context(Links([HOME] * options.workers)) if options.links else None
@@ -194,11 +189,11 @@ def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
         disturbed = Together(folder / "disturbed", hosts)
         if os.geteuid() == 0:
             stack.enter_context(small_disks([worker.folder for worker in disturbed.workers]))
-        disturbed.stages = report["stages"] = _stages_of(options)
+        disturbed.stages = options.stages
         player = Player(disturbed, options.faults, links, HOME)
         try:
             with disturbed:
-                disturbed.begin(settings, flags)
+                disturbed.begin(options.settings, flags)
                 disturbed.reunite()
                 player.play(disturbed.look)
                 report["all_again_s"] = disturbed.reunite()
@@ -208,9 +203,9 @@ def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
             summed_up(disturbed, player, report)
     if options.reference and not report["violations"]:
         calm = Together(folder / "undisturbed", [LOOPBACK] * options.workers)
-        calm.stages = disturbed.stages
+        calm.stages = options.stages
         with violations_in(report, "undisturbed: "), calm:
-            calm.begin(settings, flags)
+            calm.begin(options.settings, flags)
             limit_s = 3 * 60 * options.minutes + DEADLINE_S
             calm.until(lambda: (calm.tokens() or [(0.0, 0)])[-1][1] >= report["tokens"], "as many tokens", limit_s)
             calm.end()
@@ -285,17 +280,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--script", default="drawn", help="a file of faults as JSON; default: drawn from the seed")
     parser.add_argument("--deaths", type=int, default=1, help="of all workers at once, in a drawn script")
-    parser.add_argument("--seed", type=int, help="of a drawn script; default: by the clock")
     parser.add_argument("--links", action="store_true", help="behind emulated links, which can be cut (root)")
     parser.add_argument("--checkpoint-every", default="10s")
     parser.add_argument("--tolerance", type=float, default=0.01, help="of the loss, against an undisturbed run")
     parser.add_argument("--no-reference", dest="reference", action="store_false", help="no undisturbed run")
     parser.settings()
-    folder_option(parser)
-    options = parser.parse_args()
-    options.seed = int(time.time()) if options.seed is None else options.seed
+    options = chaos_options(parser)
+    options.settings = TASK | dict(text.split("=", 1) for text in options.set)
+    options.stages = int(options.settings.get("pipeline.stages", 0))
     if options.script == "drawn":
-        print(f"seed {options.seed}")
         options.faults = drawn(options)
     else:
         try:
@@ -308,12 +301,8 @@ def main() -> int:
     if missing := {number for fault in options.faults for number in fault.machines if number >= options.workers}:
         raise BenchError(f"the script has machines {sorted(missing)}, and there are {options.workers} workers")
     print(to_json(options.faults), flush=True)
-    report: Record = {"seed": options.seed, "minutes": options.minutes, "workers": options.workers}
-    report |= {
-        "links": options.links,
-        "task": TASK | dict(text.split("=", 1) for text in options.set),
-        "faults": to_json(options.faults).splitlines(),
-    }
+    stated = {key: getattr(options, key) for key in ("seed", "minutes", "workers", "links", "stages")}
+    report: Record = {**stated, "task": options.settings, "faults": to_json(options.faults).splitlines()}
     return run_chaos(SCRIPT, options, report, lambda folder: play(options, folder, report), page)
 
 

@@ -170,7 +170,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--calm-s", type=float, default=60.0, help="time in which the pace without faults is taken")
     parser.add_argument("--tolerance", type=float, default=0.05, help="by how much those not struck may be slower")
-    options = chaos_options(parser, 6, 15.0)
+    parser.add_argument("--iterations", type=int, default=6)
+    parser.add_argument("--stop-s", type=float, default=15.0, help="how long a stopped worker stays so")
+    options = chaos_options(parser)
     print(head(_COLUMNS), flush=True)
     stated = {key: getattr(options, key) for key in ("seed", "workers", "calm_s", "stop_s", "tolerance")}
     report: Record = {**stated, "settings": SETTINGS, "iterations": []}

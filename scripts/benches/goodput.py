@@ -14,7 +14,7 @@ import functools
 import itertools
 import random
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +33,6 @@ from decentral.monitor.events import Event, Joined, Repaired, RoundAborted, Roun
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.follow import Follow
 from decentral.outer.noloco import NoLoCo
-from decentral.ports.trainer import StepReport
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.loop import virtual_loop
@@ -216,20 +215,19 @@ class Launches(Feedback):
 Lives = defaultdict[PeerId, list[Launches]]
 
 
-class Stalling(ToyTrainer):
-    """A trainer whose steps stand still for a while when a chip fails, and go on as if nothing had been."""
+def stalling(charge: Callable[[float], None], stops_s: Sequence[float], stop_s: float) -> Callable[[float], None]:
+    """A clock of a learner whose steps stand still for a while when a chip fails, and go on as if nothing had been."""
+    coming = deque(stops_s)
 
-    stops_s: list[float]
-    stop_s: float
+    def stalled(seconds: float) -> None:
+        ends_s = virtual_loop().time() + seconds
+        while coming and coming[0] < ends_s:
+            coming.popleft()
+            charge(stop_s)
+            ends_s += stop_s
+        charge(seconds)
 
-    def train_steps(self, first_step: int, count: int) -> StepReport:
-        """See ``Trainer``."""
-        ends_s = virtual_loop().time() + self._step_s * count
-        while self.stops_s and self.stops_s[0] < ends_s:
-            self.stops_s.pop(0)
-            self._charge(self.stop_s)
-            ends_s += self.stop_s
-        return super().train_steps(first_step, count)
+    return stalled
 
 
 @dataclass(frozen=True)
@@ -241,17 +239,10 @@ class StallingProblem(ToyProblem):
     stop_s: float = 0.0
 
     def trainer(
-        self,
-        worker: int,
-        charge: Callable[[float], None] = lambda seconds: None,
-        *,
-        step_s: float = 0.0,
-        nan_at_step: int | None = None,
+        self, worker: int, charge: Callable[[float], None] = lambda seconds: None, **settings: Any
     ) -> ToyTrainer:
         """See ``ToyProblem``."""
-        trainer = Stalling(self, self.goal + self._offsets[worker], charge, step_s, nan_at_step)
-        trainer.stops_s, trainer.stop_s = list(self.stops_s[worker]), self.stop_s
-        return trainer
+        return super().trainer(worker, stalling(charge, self.stops_s[worker], self.stop_s), **settings)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from scripts.benches.lib.report import Record, places
 from scripts.benches.lib.stats import grouped, spread
 from scripts.benches.lib.tables import table
+
+if TYPE_CHECKING:  # which makes this page
+    from scripts.benches.goodput import Case
 
 #: Decoupled DiLoCo's own figures by chips and learners; none for data-parallel, rigid and elastic.
 PAPER: Mapping[tuple[int, int], float] = {
@@ -19,49 +22,10 @@ PAPER_RIGID, PAPER_ELASTIC = {1_200_000: 0.27, 2_400_000: 0.18}, {1_200_000: 0.5
 GOAL = 0.90
 
 
-class Case(Protocol):
-    """What the page says of a case."""
-
-    @property
-    def arm(self) -> str:
-        """How learners mix."""
-        ...
-
-    @property
-    def learners(self) -> int:
-        """How many."""
-        ...
-
-    @property
-    def chips(self) -> int:
-        """Of all."""
-        ...
-
-    @property
-    def stop_s(self) -> float:
-        """Of a learner at a failure."""
-        ...
-
-    @property
-    def model_s(self) -> float:
-        """What a line takes for the model."""
-        ...
-
-    @property
-    def length_s(self) -> float:
-        """Of a run."""
-        ...
-
-    @property
-    def mtbf_s(self) -> float:
-        """Of a learner."""
-        ...
-
-
 Runs = Mapping[str, Sequence[Record]]
 
 
-def page(records: Sequence[Record], cases: Mapping[str, Case], arms: Mapping[str, str]) -> str:
+def page(records: Sequence[Record], cases: Mapping[str, "Case"], arms: Mapping[str, str]) -> str:
     """The page.
 
     Args:
@@ -157,7 +121,7 @@ def _mean(runs: Sequence[Record], key: str) -> float:
     return statistics.mean(float(run[key]) for run in runs)
 
 
-def _result(runs: Runs, cases: Mapping[str, Case]) -> list[list[object]]:
+def _result(runs: Runs, cases: Mapping[str, "Case"]) -> list[list[object]]:
     """A row for each number of chips and learners at the usual stop."""
     usual = next(iter(cases.values()))
     rows: list[list[object]] = []
@@ -193,14 +157,14 @@ def _result(runs: Runs, cases: Mapping[str, Case]) -> list[list[object]]:
     return rows
 
 
-def _of_case(case: Case) -> str:
+def _of_case(case: "Case") -> str:
     return (
         f"{_millions(case.chips)} chips, M = {case.learners}: a learner fails once in {case.mtbf_s:.0f} s and stops "
         f"for {case.stop_s:g} s. A run lasts {case.length_s:.0f} s.\n"
     )
 
 
-def _overheads(run: Record, case: Case) -> dict[str, float]:
+def _overheads(run: Record, case: "Case") -> dict[str, float]:
     """For each failure the seconds of its kind, and all of them together."""
     names = ("joining_s", "waiting_s", "moving_s", "repairing_s")
     whole = (run["up"] - run["goodput"]) * case.learners * case.length_s
@@ -209,7 +173,7 @@ def _overheads(run: Record, case: Case) -> dict[str, float]:
     return {name: seconds / run["failures"] for name, seconds in parts.items()}
 
 
-def _methods(runs: Runs, cases: Mapping[str, Case]) -> list[list[object]]:
+def _methods(runs: Runs, cases: Mapping[str, "Case"]) -> list[list[object]]:
     """A row for each arm of the first setting."""
     usual = next(iter(cases.values()))
     rows: list[list[object]] = []
@@ -231,18 +195,18 @@ def _methods(runs: Runs, cases: Mapping[str, Case]) -> list[list[object]]:
     return rows
 
 
-def _at_the_rate(each: Sequence[Record], case: Case) -> float:
+def _at_the_rate(each: Sequence[Record], case: "Case") -> float:
     """Goodput at the mean rate of failures, from what each failure cost: the draw of their number has no part in it."""
     overhead_s = statistics.mean(_overheads(run, case)["whole_s"] for run in each)
     return (case.mtbf_s - overhead_s) / (case.mtbf_s + case.stop_s)
 
 
-def _possible(case: Case) -> float:
+def _possible(case: "Case") -> float:
     """The same if nothing was lost but the stops."""
     return case.mtbf_s / (case.mtbf_s + case.stop_s)
 
 
-def _is_usual(case: Case, usual: Case) -> bool:
+def _is_usual(case: "Case", usual: "Case") -> bool:
     """Whether a case differs from the first in nothing but how learners mix."""
     return all(
         getattr(case, name) == getattr(usual, name) for name in ("learners", "chips", "stop_s", "model_s", "length_s")
@@ -253,7 +217,7 @@ def _arms(arms: Mapping[str, str]) -> str:
     return "\n".join(f"* **{name}**: {text}" for name, text in arms.items())
 
 
-def _sensitivity(runs: Runs, cases: Mapping[str, Case]) -> list[list[object]]:
+def _sensitivity(runs: Runs, cases: Mapping[str, "Case"]) -> list[list[object]]:
     """A row for each case with 1.2 million chips and 8 learners, by stop and line."""
     usual = next(iter(cases.values()))
     rows: list[list[object]] = []
@@ -266,7 +230,7 @@ def _sensitivity(runs: Runs, cases: Mapping[str, Case]) -> list[list[object]]:
     return sorted(rows, key=lambda cells: (cells[1], cells[0], cells[2]))
 
 
-def _findings(runs: Runs, cases: Mapping[str, Case]) -> str:
+def _findings(runs: Runs, cases: Mapping[str, "Case"]) -> str:
     usual = next(iter(cases.values()))
     by_arm = {cases[name].arm: cases[name] for name in runs if _is_usual(cases[name], usual)}
     found = {cases[name].arm: each for name, each in runs.items() if _is_usual(cases[name], usual)}

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
 
 import decentral
 from decentral.config.resolve import resolve_task
@@ -38,8 +37,10 @@ from decentral.workers.hf.trainer import HfTrainer
 from decentral.workers.optimizer import OptimizerConfig, make_optimizers
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, load_average, signature, stamp, write
+from scripts.benches.lib.stats import between
 from scripts.benches.lib.tables import table
-from scripts.benches.overhead import REQUIRED
+from scripts.benches.overhead import REQUIRED, exit_code, in_words, judged
+from tests.support.hf import make_tokenizer
 
 SCRIPT = "bench-hf-overhead"
 VOCAB, CONTEXT = 1024, 128
@@ -54,16 +55,7 @@ def make_model(folder: Path) -> tuple[Path, Path]:
         size += len(texts[-1])
         if size > ROWS_BYTES:
             break
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts[:20], trainer)
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    whole.save_pretrained(folder)
+    make_tokenizer(texts[:20], VOCAB).save_pretrained(folder)
     LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=256,
@@ -194,12 +186,7 @@ def measure(folder: Path, pairs: int, inner_steps: int, settings: list[str]) -> 
 
 def summed_up(records: list[Record], about: Record, inner_steps: int) -> Record:
     """The report."""
-    found: Record = {}
-    for name in ("ratio", "cpu_ratio"):
-        lower, median, upper = statistics.quantiles([record[name] for record in records], n=4)
-        verdict = "met" if lower >= REQUIRED else "missed" if upper < REQUIRED else "open"
-        print(f"{name}: median {median:.3f}, quartiles {lower:.3f} and {upper:.3f}: {verdict}")
-        found[name] = {"median": round(median, 4), "quartiles": [round(lower, 4), round(upper, 4)], "verdict": verdict}
+    found = {name: judged(name, records) for name in ("ratio", "cpu_ratio")}
     waited = statistics.median(record["data_share"] for record in records)
     return {**found, "data_share": waited, "inner_steps": inner_steps, **about, "pairs": records, **stamp(SCRIPT)}
 
@@ -215,13 +202,7 @@ def page(report: Record) -> str:
         ]
         for pair in report["pairs"]
     ]
-    words = {
-        name: f"median {found['median']:.3f}, quartiles {found['quartiles'][0]:.3f} and {found['quartiles'][1]:.3f}: "
-        f"{found['verdict']}"
-        for name, found in (("time", report["ratio"]), ("processor time", report["cpu_ratio"]))
-    }
     loads = [pair["load_average"] for pair in report["pairs"]]
-    load = f"{min(loads):.0f} to {max(loads):.0f}"
     shape = (
         f"{report['numel'] / 1e6:.1f} million parameters, {report['batch_sequences']} sequences of {report['seq_len']}"
     )
@@ -231,13 +212,13 @@ def page(report: Record) -> str:
 Written by `scripts/bench-hf-overhead`; the raw record is `hf-overhead.json`. Tokens per second of a worker alone
 (`decentral.workers.hf` in a DiLoCo swarm of one) against a bare loop of transformers on the same batches: a Llama of
 {shape} tokens, fp32, one thread. Both are in one process and take turns
-step by step; a row is a round of {report["inner_steps"]} steps of each. Two cores, load average {load}:
-with more than two, other work takes part of the time, and the ratio of processor time says more. Required is a ratio of
-at least {REQUIRED}.
+step by step; a row is a round of {report["inner_steps"]} steps of each. Two cores,
+load average {between(loads, ".0f")}: with more than two, other work takes part of the time, and the ratio of processor
+time says more. Required is a ratio of at least {REQUIRED}.
 
 {table(columns, rows)}
 
-Ratio of time: {words["time"]}. Of processor time: {words["processor time"]}. Waiting for data: median
+Ratio of time: {in_words(report["ratio"])}. Of processor time: {in_words(report["cpu_ratio"])}. Waiting for data: median
 {100 * report["data_share"]:.2f} % of the worker's time.
 
 {signature(report)}"""
@@ -254,7 +235,7 @@ def main() -> int:
         records, about = measure(Path(folder), options.pairs, options.inner_steps, options.set)
     report = summed_up(records, about, options.inner_steps)
     write(options.out, report, page(report))
-    return {"met": 0, "missed": 1, "open": 2}[report["ratio"]["verdict"]]
+    return exit_code(report["ratio"])
 
 
 if __name__ == "__main__":

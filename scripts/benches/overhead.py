@@ -94,17 +94,32 @@ def bare_loop(rounds: int, settings: list[str], journal: Path) -> float:
     return tokens / (time.perf_counter() - began)
 
 
-def summed_up(options: argparse.Namespace, records: list[Record]) -> Record:
-    """The report."""
-    ratios = [record["ratio"] for record in records]
+def judged(name: str, records: list[Record]) -> Record:
+    """Median and quartiles of a ratio of this name, and whether they are what is required."""
+    ratios = [record[name] for record in records]
     lower, median, upper = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else 3 * ratios
     verdict = "met" if lower >= REQUIRED else "missed" if upper < REQUIRED else "open"
-    print(f"ratio: median {median:.3f}, quartiles {lower:.3f} and {upper:.3f}: {verdict}")
+    found = {"median": round(median, 4), "quartiles": [round(lower, 4), round(upper, 4)], "verdict": verdict}
+    print(f"{name}: {in_words(found)}")
+    return found
+
+
+def in_words(found: Record) -> str:
+    """What was ``judged``."""
+    lower, upper = found["quartiles"]
+    return f"median {found['median']:.3f}, quartiles {lower:.3f} and {upper:.3f}: {found['verdict']}"
+
+
+def exit_code(found: Record) -> int:
+    """Of a bench."""
+    return {"met": 0, "missed": 1, "open": 2}[found["verdict"]]
+
+
+def summed_up(options: argparse.Namespace, records: list[Record]) -> Record:
+    """The report."""
     swarm = resolve_task(load(assignments=[f"run.rounds={options.rounds}", *options.set]).swarm)
     return {
-        "median": round(median, 4),
-        "quartiles": [round(lower, 4), round(upper, 4)],
-        "verdict": verdict,
+        **judged("ratio", records),
         "pairs": records,
         "config": swarm.model_dump(mode="json"),
         **stamp(SCRIPT),
@@ -119,7 +134,6 @@ def page(report: Record) -> str:
         for pair in report["pairs"]
     ]
     rounds, inner_steps = report["config"]["run"]["rounds"], report["config"]["method"]["inner_steps"]
-    lower, upper = report["quartiles"]
     return f"""# What the engine costs
 
 Written by `scripts/bench-overhead`; the raw record is `overhead.json`. Tokens per second of one worker alone
@@ -131,7 +145,7 @@ ratio of at least {REQUIRED}.
 
 {table("core of the worker | worker (tokens/s): | bare loop (tokens/s): | ratio:", rows)}
 
-Median {report["median"]:.3f}, quartiles {lower:.3f} and {upper:.3f}: {report["verdict"]}.
+{in_words(report).capitalize()}.
 
 {signature(report)}"""
 
@@ -160,7 +174,7 @@ def main() -> int:
             records.append(record)
     report = summed_up(options, records)
     write(options.out, report, page(report))
-    return {"met": 0, "missed": 1, "open": 2}[report["verdict"]]
+    return exit_code(report)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.options import AllReduceOptions, Mean
 from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import Restrained, RoundMixed
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.attacks import ATTACKS, REDUCERS, Board, lie, lie_as_reducer, spoil_frames, watch
+from decentral.sim.attacks import liars
 from decentral.sim.scenario import Record, Scenario, simulate
-from decentral.sim.world import SimPeer
 
 WORKERS, LIARS, VALUES = 8, (3, 6), 6_000
 Lie = str
@@ -24,20 +22,9 @@ STREAMING = {"plan": SyncPlan(12, 3, 2), "mix_alpha": 0.5}
 
 
 def played(attack: Lie, **settings: Any) -> tuple[Scenario, Record]:
-    board = Board()
-
-    def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
-        if attack == "nan" and number in LIARS:
-            spoil_frames(peer.transport, make_codec("fp32"))
-        elif attack in REDUCERS and number in LIARS:
-            lie_as_reducer(peer.transport, make_codec("fp32"), attack)
-        elif number in LIARS and attack:
-            lie(worker._exchange, ATTACKS[attack], board, number)
-        else:
-            watch(worker._exchange, peer.peer_id, board)
-
+    fp32 = make_codec("fp32")
     settings = {"rounds": 6, "min_workers": WORKERS, "together": True, "num_values": VALUES, **settings}
-    scenario = Scenario(3, WORKERS, meddle=meddle, **settings)
+    scenario = Scenario(3, WORKERS, meddle=liars(attack, LIARS, fp32, fp32), **settings)
     return scenario, simulate(scenario)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,18 +41,18 @@ def write_rows(path: Path, count: int = 400, seed: int = 0) -> Path:
     return path
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A BPE tokenizer trained on the spot."""
+def make_tokenizer(texts: Sequence[str] = (), vocab_size: int = VOCAB) -> PreTrainedTokenizerFast:
+    """A BPE tokenizer trained on the spot, without texts on ``sentences``."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(200), trainer)
+    tokenizer.train_from_iterator(texts or sentences(200), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 

@@ -12,14 +12,11 @@ from scripts.benches.lib.command import BenchError, Parser
 from scripts.benches.lib.report import Record, load_average, stamp, write
 
 
-def chaos_options(parser: Parser, iterations: int, stop_s: float) -> argparse.Namespace:
-    """Parse what runs of drawn faults have in common, with these defaults, and what ``parser`` has."""
-    parser.add_argument("--iterations", type=int, default=iterations)
-    parser.add_argument("--stop-s", type=float, default=stop_s, help="how long a stopped worker stays so")
-    parser.add_argument("--seed", type=int, help="of moments and victims; default: by the clock")
+def chaos_options(parser: Parser) -> argparse.Namespace:
+    """Parse what runs of drawn faults have in common, and what ``parser`` has."""
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of what is drawn; default: by the clock")
     folder_option(parser)
     options = parser.parse_args()
-    options.seed = int(time.time()) if options.seed is None else options.seed
     print(f"seed {options.seed}")
     return options
 

@@ -23,7 +23,7 @@ from decentral.run.options import run_options
 from decentral.run.tasks import build_trainer
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run, virtual_loop
-from decentral.sim.scenario import all_honest
+from decentral.sim.scenario import Meddle, all_honest
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.types import PeerId
 
@@ -31,8 +31,6 @@ from decentral.types import PeerId
 Watch = Callable[[int, Mapping[str, Tensor]], None]
 #: Makes the trainer with this stream of data.
 Make = Callable[[SwarmConfig, int], Trainer]
-#: Told a worker's number, the worker and its machine before it starts.
-Meddle = Callable[[int, Worker, SimPeer], None]
 #: What happens to a swarm, each at its virtual time, ascending.
 Changes = Iterable[tuple[float, Callable[[], None]]]
 

@@ -22,6 +22,7 @@ MODULES = {
 OF_RECORD = (
     "async",
     "bounds",
+    "checkpoint",
     "churn",
     "codecs",
     "download",
