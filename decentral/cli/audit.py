@@ -36,7 +36,7 @@ _ROUND = typer.Option("--round", metavar="R", help="Show what everybody says of 
 def audit(
     folders: Annotated[list[Path], _FOLDERS],
     round: Annotated[int | None, _ROUND] = None,
-    format: Annotated[Format, typer.Option(help="json is described in docs/operating.md.")] = Format.TABLE,
+    format: Annotated[Format, typer.Option(help="json is described in docs/journal.md.")] = Format.TABLE,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Put the journals of several workers side by side: what each did, who was restrained, who contradicts whom.

@@ -28,7 +28,7 @@ _VERIFY = typer.Option("--verify", help="Read every file and compare its digest,
 def runs(
     folder: Annotated[Path, _FOLDER] = Path("runs"),
     verify: Annotated[bool, _VERIFY] = False,
-    format: Annotated[Format, typer.Option(help="json is described in docs/operating.md.")] = Format.TABLE,
+    format: Annotated[Format, typer.Option(help="json is described in docs/resuming.md.")] = Format.TABLE,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """List runs, their checkpoints, and what can be resumed. Exit code 0: all whole, 20: some damaged, 21: none."""

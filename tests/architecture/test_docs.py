@@ -1,6 +1,11 @@
 """What users can meet is described where they look for it."""
 
+import ast
+import os
 import re
+import shlex
+from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,10 @@ import typer
 from decentral import errors
 from decentral.cli.app import app
 from decentral.errors import DecentralError, ExitCode
+from tests.support.docs import PAGES, ROOT, anchors, blocks, links, name
 
-ROOT = Path(__file__).parents[2]
-DOCS = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/configuration.md") if (ROOT / name).exists())
+DOCS = "\n".join(page.read_text() for page in PAGES if "benchmarks" not in page.parts)
+ANCHORS = {page: anchors(page) for page in PAGES}
 
 GROUP: Any = typer.main.get_command(app)
 FLAGS = sorted(
@@ -27,15 +33,72 @@ FLAGS = sorted(
 )
 
 
-@pytest.mark.parametrize("code", ExitCode)
-def test_every_exit_code_is_described(code: ExitCode) -> None:
-    text = (ROOT / "docs/exit-codes.md").read_text()
-    assert re.search(rf"^\| {code.value} \| `{code.name}` \| \w.+ \|", text, re.MULTILINE)
+def test_every_exit_code_has_a_section_and_no_other_has() -> None:
+    sections = re.findall(
+        r"^## Exit code (\d+): (\w+)\n\n(?=[A-Z])", (ROOT / "docs/exit-codes.md").read_text(), re.MULTILINE
+    )
+    assert [(int(number), name) for number, name in sections] == [(code.value, code.name) for code in ExitCode]
 
 
-def test_no_exit_code_is_described_that_does_not_exist() -> None:
-    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", (ROOT / "docs/exit-codes.md").read_text(), re.MULTILINE)
-    assert {(int(number), name) for number, name in rows} == {(code.value, code.name) for code in ExitCode}
+def _warnings() -> Iterator[tuple[str, str]]:
+    """Where the package warns, and of what: the longest piece of it that is always the same."""
+    for file in (*ROOT.glob("decentral/**/*.py"), *ROOT.glob("workers/**/*.py")):
+        source = file.read_text()
+        for call in ast.walk(ast.parse(source)) if ".warning(" in source else ():
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "warning":
+                text = ast.literal_eval(call.args[0])
+                yield f"{file.name}:{call.lineno}", max(re.split(r"%[.\d]*[a-z]", text), key=len).strip(" :;()")
+
+
+def test_every_warning_is_described() -> None:
+    page = " ".join((ROOT / "docs/warnings.md").read_text().split())
+    warnings = list(_warnings())
+    assert len(warnings) > 20
+    assert [(where, text) for where, text in warnings if text not in page] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        if ":" in path:  # to the rest of the world, which no test can reach
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in ANCHORS.get(target, ())):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_is_one(page: Path) -> None:
+    """That the real command line takes it; whether it works is for the tests of processes."""
+    for block in blocks(page):
+        for words in block.commands:
+            _parse(words, block.where)
+
+
+def _parse(words: tuple[str, ...], where: str) -> None:
+    program, *rest = dropwhile(re.compile(r"[A-Z_]+=").match, words)
+    if program.startswith("scripts/"):
+        assert os.access(ROOT / program, os.X_OK), f"{where}: there is no {program}"
+    if program == "torchrun" and "decentral" in rest:
+        program, rest = "decentral", rest[rest.index("decentral") + 1 :]
+    command = GROUP
+    if program != "decentral" or rest == ["--version"]:
+        return
+    try:
+        while isinstance(command, typer.core.TyperGroup):
+            command = command.commands[rest.pop(0)]
+        command.make_context(words[0], rest)
+    except Exception as err:
+        raise AssertionError(f"{where}: {shlex.join(words)}: {err!r}") from err
+
+
+def test_wrong_commands_are_found() -> None:
+    for wrong in ("decentral wroker --new", "decentral worker --gnu", "decentral local --workers two", "scripts/none"):
+        with pytest.raises(AssertionError):
+            _parse(tuple(wrong.split()), "here")
 
 
 def test_every_error_has_an_exit_code_of_its_own() -> None:
@@ -51,4 +114,4 @@ def test_the_flags_are_found() -> None:
 
 @pytest.mark.parametrize("flag", FLAGS)
 def test_every_flag_is_described(flag: str) -> None:
-    assert re.search(rf"{flag}(?![\w-])", DOCS), f"{flag} is neither in README.md nor in docs/configuration.md"
+    assert re.search(rf"{flag}(?![\w-])", DOCS), f"{flag} is on no page"

@@ -215,7 +215,10 @@ def test_every_error_ends_in_its_documented_code(running, request, tmp_path, kin
     result = run("worker", "--join", "a:1", "--out", str(tmp_path))
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr == "error: What happened.\nhint: What to do.\n"
-    assert f"| {code} | `{ExitCode(code).name}` |" in (request.config.rootpath / "docs" / "exit-codes.md").read_text()
+    assert (
+        f"## Exit code {code}: {ExitCode(code).name}\n"
+        in (request.config.rootpath / "docs" / "exit-codes.md").read_text()
+    )
 
 
 def test_a_fault_of_our_own_shows_its_traceback_only_with_debug(running, tmp_path):
