@@ -8,7 +8,10 @@ from decentral.monitor.journal import finite
 from decentral.types import PeerId
 
 #: Of ``StatusReport.to_json``, described in docs/status-schema.md. Raised when a field changes meaning or goes away.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+#: ``WorkerRow.state`` of a worker that is gone without a word: no worker says that of itself.
+LOST = "lost"
 
 
 class Health(StrEnum):
@@ -78,6 +81,7 @@ class WorkerRow:
     """Short id, for people."""
     peer: PeerId
     state: str
+    """As it said last; ``LOST`` if it has been silent for too long since, and neither left nor finished the run."""
     contributes: bool
     """Whether it takes part in rounds."""
     reason: str

@@ -10,17 +10,21 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from decentral.monitor.report import Health, RunFacts, StatusReport, Totals, WorkerRow
+from decentral.monitor.report import LOST, Health, RunFacts, StatusReport, Totals, WorkerRow
 from decentral.monitor.stages import is_spare, name_of, stage_numbers, stage_rows
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
 from decentral.swarm.timing import lifetime_s
 from decentral.types import PeerId, short_id
 
+#: Whoever said so last has gone in order.
+_FAREWELLS = (State.LEAVING, State.DONE)
 #: A worker may be in the round before the newest without being late: records travel slowly.
 _MAX_ROUNDS_BEHIND = 1
 
 
-def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: float) -> StatusReport:
+def summarize(
+    run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: float, ended: Mapping[PeerId, str] = {}
+) -> StatusReport:
     """Sum up what is known of the workers.
 
     Args:
@@ -28,6 +32,7 @@ def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: f
         rows: records with the seconds since each was last seen; of several by one peer the newest counts.
         ttl_s: a worker not seen for longer than this does not count as present, as long as there are few
             (see ``lifetime_s``).
+        ended: workers that are known to be gone, however new their records are, and what is known of their end.
 
     Returns:
         One row a worker, sorted by peer id, and the whole.
@@ -39,19 +44,26 @@ def summarize(run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: f
             newest[presence.peer] = presence, max(age_s, 0.0)
     records = [newest[peer] for peer in sorted(newest)]
     ttl_s = lifetime_s(ttl_s, len(records))
-    seen = [presence for presence, age_s in records if age_s <= ttl_s]
+    lost = {
+        presence.peer: ended.get(presence.peer, f"not seen for {age_s:.0f} s")
+        for presence, age_s in records
+        if (age_s > ttl_s or presence.peer in ended) and presence.state not in _FAREWELLS
+    }
+    seen = [presence for presence, age_s in records if age_s <= ttl_s and presence.peer not in lost]
     present = [presence for presence in seen if presence.state is not State.LEAVING]
     active = [presence for presence in present if presence.state in ACTIVE]
     front = max((presence.round for presence in active or present or [p for p, _ in records]), default=0)
     strays = _out_of_sync(active)
     fronts = _fronts(run, active)
-    troubles = [
-        _trouble(presence, age_s, ttl_s, _front(run, presence, front, fronts), presence.peer in strays)
-        for presence, age_s in records
-    ]
     workers = tuple(
-        _row(presence, age_s, run.num_stages, trouble)
-        for (presence, age_s), trouble in zip(records, troubles, strict=True)
+        _row(
+            presence,
+            age_s,
+            run.num_stages,
+            lost.get(presence.peer, ""),
+            _trouble(presence, _front(run, presence, front, fronts), presence.peer in strays),
+        )
+        for presence, age_s in records
     )
     stages = stage_rows(run.num_stages, records, workers, ttl_s=ttl_s)
     troubled = any(not row.healthy for row in workers) or any(stage.reason for stage in stages)
@@ -97,12 +109,10 @@ def _out_of_sync(active: Iterable[Presence]) -> set[PeerId]:
     return strays
 
 
-def _trouble(presence: Presence, age_s: float, ttl_s: float, front: int, stray: bool) -> str:
-    """Why this worker does not contribute though it should; empty if all is well."""
-    if presence.state in (State.LEAVING, State.DONE):
+def _trouble(presence: Presence, front: int, stray: bool) -> str:
+    """Why this worker, as long as it is there, does not contribute though it should; empty if all is well."""
+    if presence.state in _FAREWELLS:
         return ""
-    if age_s > ttl_s:
-        return f"not seen for {age_s:.0f} s"
     if presence.metrics.reason and presence.state is not State.JOINING:
         return presence.metrics.reason
     if presence.state is State.STALLED:
@@ -127,7 +137,7 @@ _CALM = {
 
 def _calm(presence: Presence, num_stages: int) -> str:
     """Why this worker does not contribute and need not; empty if it does."""
-    if num_stages and presence.state not in (State.LEAVING, State.DONE):
+    if num_stages and presence.state not in _FAREWELLS:
         if is_spare(presence):
             return "waits as a spare"
         if not presence.holds:
@@ -137,18 +147,19 @@ def _calm(presence: Presence, num_stages: int) -> str:
     return _CALM.get(presence.state, "")
 
 
-def _row(presence: Presence, age_s: float, num_stages: int, trouble: str) -> WorkerRow:
-    """The row of one worker."""
+def _row(presence: Presence, age_s: float, num_stages: int, lost: str, trouble: str) -> WorkerRow:
+    """The row of one worker; ``lost`` says what is known of its end, if it is gone without a word."""
     metrics = presence.metrics
     wall_s = _amount(metrics.wall_s)
     peak_up, peak_down = _amount(metrics.peak_sent_bytes_per_s), _amount(metrics.peak_received_bytes_per_s)
     compute, waiting, transfer = _shares(wall_s, metrics.compute_s, metrics.waiting_s, metrics.transfer_s)
+    trouble = lost or trouble
     reason = trouble or _calm(presence, num_stages)
-    note = metrics.note if presence.state not in (State.LEAVING, State.DONE) else ""
+    note = metrics.note if presence.state not in _FAREWELLS else ""
     return WorkerRow(
         id=short_id(presence.peer),
         peer=presence.peer,
-        state=presence.state.value,
+        state=LOST if lost else presence.state.value,
         contributes=not reason,
         reason=reason,
         note=note,

@@ -41,7 +41,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
     def is_healthy() -> bool:
         code, report = status_of(tmp_path / "status", founder.address)
         if code == 0:
-            assert report["schema_version"] == 1
+            assert report["schema_version"] == 2
             assert {row["peer"] for row in report["workers"]} == {worker.peer for worker in swarm}
         return code == 0
 
@@ -82,7 +82,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
         code, report = status_of(tmp_path / "status", founder.address)
         assert {row["peer"] for row in report.get("workers", [])} <= {worker.peer for worker in swarm}
         dead = [row for row in report.get("workers", []) if row["peer"] == back.peer]
-        return code == 20 and any(row["reason"].startswith("not seen for") for row in dead)
+        return code == 20 and any(row["state"] == "lost" and row["reason"].startswith("not seen for") for row in dead)
 
     wait_for(is_degraded, "a degraded status that names the dead worker")
 

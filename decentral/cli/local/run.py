@@ -208,9 +208,10 @@ class LocalRun:
 
     async def _ask(self) -> None:
         """Keep up with what a pipeline says of itself."""
-        async with contextlib.aclosing(follow(self._addresses, every_s=_ASK_EVERY_S)) as reports:
-            async for report in reports:
-                self._told = report
+        async with contextlib.aclosing(follow(self._addresses, every_s=_ASK_EVERY_S)) as answers:
+            async for answer in answers:
+                if isinstance(answer, StatusReport):
+                    self._told = answer
 
     async def _listen(self, child: Child) -> None:
         """Note that a worker is up and where it can be asked, should others be gone."""
@@ -256,18 +257,18 @@ class LocalRun:
         for reader, replay in zip(self._readers, self._replays, strict=True):
             for event in reader.read():
                 replay.take(event)
-        rows = []
+        rows, ended = [], {}
         for child in self._children:
             replay = self._replays[child.index]
             presence = replay.presence
             if presence is None:
                 continue
             if child.code:
-                metrics = replace(presence.metrics, reason=ending(child.code), tokens_per_s=0.0)
-                presence = replace(presence, metrics=metrics)
+                ended[presence.peer] = ending(child.code)
             rows.append((presence, replay.age_s(time.time())))
         # A record is as old as the worker's last event, which may be a whole round: only its process tells its death.
-        return summarize(replace(self._facts, run_id=rows[0][0].run) if rows else self._facts, rows, ttl_s=math.inf)
+        facts = replace(self._facts, run_id=rows[0][0].run) if rows else self._facts
+        return summarize(facts, rows, ttl_s=math.inf, ended=ended)
 
     def _finish(self, seconds: float) -> Chosen | None:
         """Write what the run leaves and print the summary; returns the model that was kept, if there is any."""

@@ -61,6 +61,14 @@ def test_one_worker_in_trouble_degrades_the_swarm_and_its_row_says_why(troubled,
     assert row(report, "b").reason == reason
     assert not row(report, "b").contributes
     assert [worker.contributes for worker in report.workers] == [True, False, True]
+    assert row(report, "b").state == ("lost" if age_s > 6 else troubled.state)
+
+
+def test_whoever_is_known_to_have_ended_is_lost_although_its_record_is_new_and_its_speed_does_not_count():
+    rows = [(record("a", tokens_per_s=5.0), 0.1), (record("b", tokens_per_s=5.0, round=9), 0.1)]
+    report = summarize(RUN, rows, ttl_s=6.0, ended={PeerId("b"): "was killed by SIGKILL"})
+    assert (row(report, "b").state, row(report, "b").reason) == ("lost", "was killed by SIGKILL")
+    assert (report.totals.tokens_per_s, report.totals.round) == (5.0, 5)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,9 @@ def test_coming_and_going_is_no_trouble(state, reason):
 
 
 def test_a_worker_that_left_and_went_silent_is_no_trouble():
-    assert status(record("a"), (record("b", state=State.LEAVING), 99.0)).health is Health.HEALTHY
+    report = status(record("a"), (record("b", state=State.LEAVING), 99.0), (record("c", state=State.DONE), 99.0))
+    assert report.health is Health.HEALTHY
+    assert [worker.state for worker in report.workers] == ["training", "leaving", "done"]
 
 
 def test_if_all_are_silent_or_gone_the_swarm_is_empty_but_still_shown():
@@ -226,7 +236,7 @@ def test_replicas_each_validate_their_own_anchor_and_the_newest_counts():
 def test_the_json_is_versioned_strict_and_fully_documented(request):
     pipeline = replace(RUN, num_stages=2)
     parsed = json.loads(status(record("a"), run=pipeline).to_json(), parse_constant=pytest.fail)
-    assert parsed["schema_version"] == 1
+    assert parsed["schema_version"] == 2
     assert parsed["health"] == "degraded"
     assert parsed["stages"][2]["load"] is None
     assert parsed["totals"]["dp_ratio"] is None
