@@ -4,7 +4,7 @@ Texts in a report come from strangers: nothing that is not printable reaches the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from rich.console import Console, Group
@@ -12,12 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from decentral.monitor.figures import amount, loss, mbit, percent, size, traffic
-from decentral.monitor.report import Health, StageRow, StatusReport, WorkerRow
+from decentral.monitor.report import Health, RunFacts, StageRow, StatusReport, WorkerRow
 
-#: From this width on, the reason has a column of its own; below it follows the table.
+_WHY = "why not contributing"
+#: Columns that are left out one after the other until the table fits; the reasons then follow it.
+_EXPENDABLE = (_WHY, "up mbit/s mean/peak", "launches", "in", "out", "overlap", "seen", "partner", "spread")
+#: Between two columns.
+_GAP = 2
+#: From this width on, what happened to a stage has a column of its own; below it follows the table.
 _WIDE = 110
-#: From this width on, there is room for the rates of the uplink and the pace of the exchanges.
-_WIDER = 140
 #: Of an id in a report, which may be longer than ours are.
 _ID_WIDTH = 6
 #: A worker without a partner in more than this share of its rounds is shown as such; a few happen to everybody.
@@ -37,32 +40,46 @@ def console(file: IO[str]) -> Console:
     return Console(file=file, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
 
 
-def view(report: StatusReport, width: int) -> Group:
-    """The line of the run, a row for each stage and each worker, why some do not contribute, and what went wrong."""
+def view(report: StatusReport, width: int, max_workers: int | None = None) -> Group:
+    """The line of the run, a row for each stage and each worker, why some do not contribute, and what went wrong.
+
+    Args:
+        report: to show.
+        width: of the terminal.
+        max_workers: where there are more, those who are not well are shown first, and the others are counted.
+    """
+    workers, num_more = report.workers, 0
+    if max_workers is not None and len(workers) > max_workers:
+        num_more = len(workers) - max_workers
+        workers = tuple(sorted(workers, key=lambda row: row.healthy)[:max_workers])
     parts: list[Text | Table] = [run_line(report)]
     if report.stages:
         parts.append(_stages(report.stages, width))
     if width < _WIDE:
         parts += [_text(note, style) for row in report.stages for note, style in [_event(row)] if note]
-    if report.workers:
-        parts.append(_table(report, width))
-    if width < _WIDE:
-        parts += [_text(f"{row.id}: {_trouble(row)}", _colour(row)) for row in report.workers if not row.healthy]
-    restrained = sorted({peer for row in report.workers for peer in row.restrained})
+    columns = _columns(report, workers, width)
+    if workers:
+        parts.append(_table(columns))
+    if num_more:
+        parts.append(_text(f"and {num_more} more", "dim"))
+    if _WHY not in columns:
+        parts += [_text(f"{row.id}: {_trouble(row)}", _colour(row)) for row in workers if not row.healthy]
+    restrained = sorted({peer for row in workers for peer in row.restrained})
     if restrained:
         parts.append(_text(f"cut down or left out in the last round: {', '.join(restrained)}", "yellow"))
-    starved = [row for row in report.workers if row.data_share >= _STARVED_SHARE]
+    starved = [row for row in workers if row.data_share >= _STARVED_SHARE]
     parts += [_text(f"{row.id}: waits for data {row.data_share:.0%} of its time", "default") for row in starved]
     if report.run.gossip:
-        parts += [_text(f"{row.id}: {trouble}", "default") for row in report.workers if (trouble := _lone(row))]
+        parts += [_text(f"{row.id}: {trouble}", "default") for row in workers if (trouble := _lone(row))]
     return Group(*parts)
 
 
 def run_line(report: StatusReport) -> Text:
     """The run in one line."""
     run, totals = report.run, report.totals
+    stages = [f"{run.num_stages} stages"] if run.num_stages else []
     parts = [
-        f"{run.run_id}: {run.method}, {run.codec}" + (f", {run.num_stages} stages" if run.num_stages else ""),
+        ", ".join([f"{run.run_id}: {run.method}", run.codec, *stages, *_pace(report.workers)]),
         f"round {totals.round} of {run.rounds}",
         f"{amount(totals.tokens)} tokens",
         f"loss {loss(totals.loss)}" + (f" (val {loss(totals.val_loss)})" if math.isfinite(totals.val_loss) else ""),
@@ -74,6 +91,20 @@ def run_line(report: StatusReport) -> Text:
     ]
     line = Text(f"{report.health.value}  ", style=_COLOURS[report.health])
     return line.append_text(_text(" | ".join(parts), "default"))
+
+
+def _pace(workers: Sequence[WorkerRow]) -> list[str]:
+    """Overlap and launches a round, as far as they are the same for all; nothing of workers that block."""
+    delays, groups = _same([row.delay_steps for row in workers]), _same([row.num_groups for row in workers])
+    return [
+        *([f"overlap {amount(delays)} steps"] if delays else []),
+        *([f"{amount(groups)} launches a round"] if groups and groups > 1 else []),
+    ]
+
+
+def _same(values: Sequence[int]) -> int | None:
+    """What all have; ``None`` if they differ."""
+    return values[0] if len(set(values)) == 1 else None
 
 
 def _stages(stages: Sequence[StageRow], width: int) -> Table:
@@ -108,22 +139,33 @@ def _event(row: StageRow) -> tuple[str, str]:
     return row.recovery, "default"
 
 
-def _table(report: StatusReport, width: int) -> Table:
-    wide = width >= _WIDE
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    pipeline = report.run.num_stages > 0
-    for name in ("worker", *(["stage"] if pipeline else []), "state"):
-        table.add_column(name, no_wrap=True)
-    short = report.run.gossip or pipeline
-    figures = [_figures(row, report.run.gossip, short, width) for row in report.workers]
-    for name in figures[0]:
-        table.add_column(name, no_wrap=True, justify="right")
-    if wide:
-        table.add_column("why not contributing")
-    for row, cells in zip(report.workers, figures, strict=True):
-        why = [_text(_trouble(row), _colour(row))] if wide else []
-        place = [_place(row)] if pipeline else []
-        table.add_row(_text(row.id, "default"), *place, _text(row.state, _colour(row)), *cells.values(), *why)
+def _columns(report: StatusReport, workers: Sequence[WorkerRow], width: int) -> dict[str, list[Text]]:
+    """The cells of the workers by the name of their column: as many columns as there is room for."""
+    columns: dict[str, list[Text]] = {}
+    for row in workers:
+        for name, cell in _cells(row, report.run).items():
+            columns.setdefault(name, []).append(cell)
+    pace = {
+        "overlap": [row.delay_steps for row in report.workers],
+        "launches": [row.num_groups for row in report.workers],
+    }
+    for name, values in pace.items():
+        if workers and _same(values) is not None:  # the line of the run has it
+            columns.pop(name)
+    for name in _EXPENDABLE:
+        widths = [max(len(name), *(cell.cell_len for cell in cells)) for name, cells in columns.items()]
+        if sum(widths) + _GAP * (len(widths) - 1) <= width:
+            break
+        columns.pop(name, None)
+    return columns
+
+
+def _table(columns: Mapping[str, Sequence[Text]]) -> Table:
+    table = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim", pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=True, justify="left" if name in ("worker", "stage", "state", _WHY) else "right")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 
@@ -145,20 +187,28 @@ def ranges(stages: Sequence[int]) -> str:
     return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-def _figures(row: WorkerRow, gossip: bool, short: bool, width: int) -> dict[str, str | Text]:
-    """The figures of a worker by the name of their column. With ``short`` there is no room for bytes in 80 columns."""
+def _cells(row: WorkerRow, run: RunFacts) -> dict[str, Text]:
+    """All that there is to show of a worker, by the name of its column, in their order."""
     shares = (row.compute_share, row.waiting_share, row.transfer_share)
-    cells: dict[str, str | Text] = {"round": str(row.round), "loss": loss(row.loss), "tok/s": amount(row.tokens_per_s)}
-    if gossip:
-        cells |= {"partner": _text(_partner(row.partners), "default"), "spread": percent(row.spread)}
-    cells["work/wait/move"] = "/".join(f"{share:.0%}" for share in shares)
-    if width >= _WIDE or not short:
-        cells |= {"in": size(row.received_bytes), "out": size(row.sent_bytes)}
-    if width >= _WIDER:
-        rates = f"{mbit(row.sent_bytes_per_s)}/{mbit(row.peak_sent_bytes_per_s)}"
-        pace = {"overlap": amount(row.delay_steps), "launches": amount(row.num_groups)}
-        cells |= {"up mbit/s mean/peak": rates} | pace
-    return cells | {"seen": f"{min(row.age_s, 99_999):.0f}s"}
+    texts = {
+        **({"stage": _place(row)} if run.num_stages else {}),
+        "state": row.state,
+        "round": str(row.round),
+        "loss": loss(row.loss),
+        "tok/s": amount(row.tokens_per_s),
+        **({"partner": _partner(row.partners), "spread": percent(row.spread)} if run.gossip else {}),
+        "work/wait/move": "/".join(f"{share:.0%}" for share in shares),
+        "in": size(row.received_bytes),
+        "out": size(row.sent_bytes),
+        "up mbit/s mean/peak": f"{mbit(row.sent_bytes_per_s)}/{mbit(row.peak_sent_bytes_per_s)}",
+        "overlap": amount(row.delay_steps),
+        "launches": amount(row.num_groups),
+        "seen": f"{min(row.age_s, 99_999):.0f}s",
+        _WHY: _trouble(row),
+    }
+    coloured = ("state", _WHY)
+    cells = {name: _text(text, _colour(row) if name in coloured else "default") for name, text in texts.items()}
+    return {"worker": _text(row.id, "default"), **cells}
 
 
 def _partner(partners: Sequence[str]) -> str:

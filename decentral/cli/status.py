@@ -1,8 +1,9 @@
 """``decentral status``: is the swarm well, and who contributes?"""
 
 import asyncio
+import contextlib
+import os
 import sys
-import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
@@ -12,15 +13,21 @@ from rich.live import Live
 
 from decentral.cli.command import show_error, with_invitation, without_token
 from decentral.cli.render import console, view
+from decentral.cli.watch import Screen
 from decentral.cli.worker import DEBUG
-from decentral.errors import ExitCode, UnreachableError, UsageError
+from decentral.errors import DecentralError, ExitCode, UnreachableError, UsageError
 from decentral.monitor.report import Health, StatusReport
 
-#: The answer comes within this time. Starting Python has taken up to a second of the five that users are promised.
+#: Where a core is free for us. Starting Python has taken up to a second of the five that users are promised.
 _DEADLINE_S = 4.0
-#: Of that, left for stopping our own node.
-_RESERVE_S = 0.5
+#: On a machine whose processes wait for a core, longer in proportion, and never longer than this.
+_MAX_DEADLINE_S = 60.0
+#: What is left of the deadline is for stopping our own node.
+_ANSWER_SHARE = 0.875
 _REFRESH_S = 2.0
+_TIMEOUT = typer.Option(
+    min=1.0, max=3600.0, help="Seconds to wait for an answer; 4 by default, more on a busy machine.", metavar="SECONDS"
+)
 
 _EXIT_CODES = {
     Health.HEALTHY: ExitCode.OK,
@@ -38,70 +45,85 @@ class Format(StrEnum):
 
 def status(
     addresses: Annotated[list[str], typer.Argument(metavar="ADDR", help="Of any worker of the swarm.")],
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh every two seconds until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Ask every two seconds until Ctrl-C.")] = False,
     format: Annotated[Format, typer.Option(help="json is described in docs/status-schema.md.")] = Format.TABLE,
+    timeout: Annotated[float | None, _TIMEOUT] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Show the run and its workers. Exit code 0: healthy, 20: degraded, 21: empty, 5: unreachable."""
     if not all(address.strip() for address in addresses):
         raise UsageError("The address is empty.", hint="Is the variable set?")
     addresses = [with_invitation(address) for address in addresses]
+    timeout_s = timeout or deadline_s()
     if watch:
-        return _watch(addresses, format)
-    report = _ask(addresses)
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_watch(addresses, format, timeout_s))
+        return ExitCode.OK
+    report = _ask(addresses, timeout_s)
     _show(report, format)
     return _EXIT_CODES[report.health]
 
 
-def _ask(addresses: Sequence[str]) -> StatusReport:
+def deadline_s() -> float:
+    """How long to wait for an answer on this machine as busy as it is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        load = os.getloadavg()[0]
+    except OSError:  # it does not say
+        load = 0.0
+    return min(_MAX_DEADLINE_S, _DEADLINE_S * max(1.0, load / cores))
+
+
+def _ask(addresses: Sequence[str], timeout_s: float) -> StatusReport:
     """The swarm's answer, or an error, within the deadline."""
-    started = time.monotonic()
     from decentral.run import asking
 
-    left_s = max(_DEADLINE_S - (time.monotonic() - started), 1.0)
-
     async def ask() -> StatusReport:
-        async with asyncio.timeout(left_s):
-            return await asking.ask_status(addresses, timeout_s=max(left_s - _RESERVE_S, 0.5))
+        async with asyncio.timeout(timeout_s):
+            return await asking.ask_status(addresses, timeout_s=_ANSWER_SHARE * timeout_s)
 
     try:
         return asyncio.run(ask())
     except TimeoutError as err:
         raise UnreachableError(
-            f"No answer from {', '.join(map(without_token, addresses))} within {_DEADLINE_S:.0f} s.",
-            hint="Does the worker run? A firewall between may drop the packets.",
+            f"No answer from {_places(addresses)} within {timeout_s:.0f} s.",
+            hint="Does the worker run? A firewall between may drop the packets. --timeout waits longer.",
         ) from err
 
 
-def _show(report: StatusReport, format: Format) -> None:
+def _places(addresses: Sequence[str]) -> str:
+    return ", ".join(map(without_token, addresses))
+
+
+def _show(report: StatusReport, format: Format, *, indent: int | None = 2) -> None:
     if format is Format.JSON:
-        print(report.to_json(), flush=True)
+        print(report.to_json(indent=indent), flush=True)
         return
     screen = console(sys.stdout)
     screen.print(view(report, screen.width))
 
 
-def _watch(addresses: Sequence[str], format: Format) -> int:
-    """Ask and show until Ctrl-C, which is the ordinary end. A swarm that cannot be reached now may come back."""
-    screen = console(sys.stdout)
-    try:
-        if format is Format.TABLE and screen.is_terminal:
-            with Live(console=screen, auto_refresh=False) as live:
-                while True:
-                    try:
-                        live.update(view(_ask(addresses), screen.width), refresh=True)
-                    except UnreachableError as err:
-                        live.update(f"{time.strftime('%H:%M:%S')} {err.message}", refresh=True)
-                    time.sleep(_REFRESH_S)
-        while True:
-            try:
-                report = _ask(addresses)
-                if format is Format.JSON:
-                    print(report.to_json(indent=None), flush=True)
+async def _watch(addresses: Sequence[str], format: Format, timeout_s: float) -> None:
+    """Ask and show for ever. A swarm that cannot be reached now may come back.
+
+    Raises:
+        DecentralError: asking again would not help.
+    """
+    from decentral.run import asking
+
+    terminal = console(sys.stdout)
+    screen = Screen(terminal, _places(addresses))
+    full = format is Format.TABLE and terminal.is_terminal and not terminal.is_dumb_terminal
+    live = Live(get_renderable=screen.frame, console=terminal, screen=True, refresh_per_second=1)
+    with live if full else contextlib.nullcontext():
+        async with contextlib.aclosing(asking.follow(addresses, every_s=_REFRESH_S, timeout_s=timeout_s)) as answers:
+            async for answer in answers:
+                if isinstance(answer, DecentralError) and not isinstance(answer, UnreachableError):
+                    raise answer
+                if full:
+                    screen.take(answer)
+                    live.refresh()
+                elif isinstance(answer, UnreachableError):
+                    show_error(answer.message, answer.hint)
                 else:
-                    _show(report, format)
-            except UnreachableError as err:
-                show_error(err.message, err.hint)
-            time.sleep(_REFRESH_S)
-    except KeyboardInterrupt:
-        return ExitCode.OK
+                    _show(answer, format, indent=None)

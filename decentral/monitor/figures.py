@@ -1,6 +1,9 @@
 """Figures in words, for logs and tables: losses, shares, counts, rates, sizes. Pure; must not import torch."""
 
 import math
+from collections.abc import Sequence
+
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 def loss(value: float) -> str:
@@ -82,3 +85,20 @@ def restraint(kind: str, ratio: float) -> str:
         case "mean":
             return "was no mean of its shard, which nobody uses"
     return "was nothing and was left out"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A series as a row of bars from its lowest to its highest value, in at most ``width`` characters.
+
+    Of more values each character is the mean of several; one that is not known is a space.
+    """
+    groups = min(width, len(values))
+    means = []
+    for index in range(groups):
+        part = values[index * len(values) // groups : (index + 1) * len(values) // groups]
+        known = [value for value in part if math.isfinite(value)]
+        means.append(sum(known) / len(known) if known else math.nan)
+    known = [value for value in means if math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((value - low) * scale)] if math.isfinite(value) else " " for value in means)

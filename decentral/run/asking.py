@@ -34,20 +34,28 @@ async def ask_status(addresses: Sequence[str], *, timeout_s: float) -> StatusRep
         return _report(hello)
 
 
-async def follow(addresses: Sequence[str], *, every_s: float) -> AsyncGenerator[StatusReport, None]:
+async def follow(
+    addresses: Sequence[str], *, every_s: float, timeout_s: float = HELLO_TIMEOUT_S
+) -> AsyncGenerator[StatusReport | DecentralError, None]:
     """Ask for a swarm's status again and again, over one node as long as the worker that is asked lives; never ends.
 
     Args:
         addresses: of workers of one swarm, tried in order; may grow meanwhile.
         every_s: between an answer and the next question.
+        timeout_s: of one question.
+
+    Yields:
+        What was answered, or why there is no answer.
     """
     while True:
-        with contextlib.suppress(DecentralError):
-            async with asking(addresses, option="ADDR", timeout_s=HELLO_TIMEOUT_S) as (node, hello):
+        try:
+            async with asking(addresses, option="ADDR", timeout_s=timeout_s) as (node, hello):
                 while True:
                     yield _report(hello)
                     await asyncio.sleep(every_s)
-                    hello = await ask_hello(node.transport, hello.peer, node.identity.verify, timeout_s=HELLO_TIMEOUT_S)
+                    hello = await ask_hello(node.transport, hello.peer, node.identity.verify, timeout_s=timeout_s)
+        except DecentralError as err:
+            yield err
         await asyncio.sleep(every_s)
 
 

@@ -1,10 +1,12 @@
 """Commands through the runner: what they print where, and how they end. No network is involved."""
 
+import io
 import subprocess
 import sys
 from types import ModuleType
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from decentral import PROTOCOL, __version__
@@ -26,7 +28,6 @@ from decentral.errors import (
 )
 from decentral.monitor.report import RunFacts
 from decentral.monitor.status import summarize
-from decentral.run import asking
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 
@@ -57,7 +58,6 @@ def answers(monkeypatch):
 
     def answer(*rows):
         async def ask_status(addresses, timeout_s):
-            assert 0 < timeout_s < 5
             return summarize(RunFacts("demo", "diloco", "int8-b128", 9, 1, "0.1", "c0"), rows, ttl_s=6.0)
 
         monkeypatch.setattr("decentral.run.asking.ask_status", ask_status)
@@ -365,35 +365,66 @@ def test_status_tells_health_by_its_exit_code(answers, rows, code):
     assert all(name in result.stdout for name, _ in [(row[0].peer, 0) for row in rows])
 
 
-def test_status_gives_up_on_a_swarm_that_does_not_answer(monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "flags", "waited_s"), [(0.3, (), 4), (30.0, (), 40), (9000.0, (), 60), (30.0, ("--timeout", "7"), 7)]
+)
+def test_status_gives_up_on_a_swarm_that_does_not_answer_and_has_patience_on_a_busy_machine(
+    monkeypatch, load, flags, waited_s
+):
     async def ask_status(addresses, timeout_s):
+        assert timeout_s == pytest.approx(0.875 * waited_s)
         raise TimeoutError
 
     monkeypatch.setattr("decentral.run.asking.ask_status", ask_status)
-    result = run("status", "203.0.113.7:31337", "--format", "json")
+    monkeypatch.setattr("decentral.cli.status.os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("decentral.cli.status.os.sched_getaffinity", lambda pid: {0, 1, 2})
+    result = run("status", "203.0.113.7:31337", "--format", "json", *flags)
     assert (result.exit_code, result.stdout) == (ExitCode.UNREACHABLE, "")
-    assert result.stderr.startswith("error: No answer from 203.0.113.7:31337 within 4 s.\nhint: ")
+    assert result.stderr.startswith(f"error: No answer from 203.0.113.7:31337 within {waited_s} s.\nhint: ")
 
 
-def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(answers, monkeypatch):
-    answers(record("aaaaaa"))
-    there = asking.ask_status
-    replies = iter([there, None, there])
+@pytest.fixture
+def follows(monkeypatch):
+    """Makes the swarm answer so to one question after the other; then somebody presses Ctrl-C."""
 
-    async def ask_status(addresses, timeout_s):
-        reply = next(replies, KeyboardInterrupt)
-        if reply is None:
-            raise UnreachableError("Nobody there.")
-        if reply is KeyboardInterrupt:
+    def follow_with(*answers):
+        async def follow(addresses, *, every_s, timeout_s):
+            for answer in answers:
+                yield answer
             raise KeyboardInterrupt
-        return await reply(addresses, timeout_s)
 
-    monkeypatch.setattr("decentral.run.asking.ask_status", ask_status)
-    monkeypatch.setattr("decentral.cli.status.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("decentral.run.asking.follow", follow)
+
+    return follow_with
+
+
+REPORT = summarize(RunFacts("demo", "diloco", "int8-b128", 9, 1, "0.1", "c0"), [record("aaaaaa")], ttl_s=6.0)
+
+
+def test_watch_repeats_until_interrupted_and_outlives_a_swarm_that_is_away(follows):
+    follows(REPORT, UnreachableError("Nobody there."), REPORT)
     result = run("status", "a:1", "--watch", "--format", "json")
     assert result.exit_code == 0
     assert [line[:20] for line in result.stdout.splitlines()] == ['{"health": "healthy"'] * 2
     assert "error: Nobody there." in result.stderr
+
+
+def test_watch_ends_where_asking_again_would_not_help(follows):
+    follows(REPORT, WrongPeerError("Somebody else lives there."), REPORT)
+    result = run("status", "a:1", "--watch")
+    assert result.exit_code == ExitCode.WRONG_PEER
+    assert result.stdout.count("demo: diloco") == 1
+
+
+def test_on_a_terminal_watch_has_the_whole_screen_and_gives_it_back(follows, monkeypatch):
+    follows(REPORT)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    monkeypatch.setattr("decentral.cli.status.console", lambda file: terminal)
+    assert run("status", "a:1", "--watch").exit_code == 0
+    begin, shown, end = terminal.file.getvalue().partition("demo: diloco")
+    assert "\x1b[?1049h" in begin
+    assert shown
+    assert "\x1b[?1049l" in end
 
 
 def test_the_second_signal_exits_at_once(tmp_path):

@@ -5,12 +5,13 @@ import pytest
 from rich.console import Console
 
 from decentral.cli.render import console, ranges, view
-from decentral.monitor.figures import amount, loss, mbit, percent, size
+from decentral.monitor.figures import amount, loss, mbit, percent, size, sparkline
 from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.types import PeerId
 
+FACTS = RunFacts("demo-3f2a", "diloco", "int8-b128", 40, 1, "0.1.0", "c0ffee")
 REASON = "out of sync: its weights differ from other workers' in round 123456"
 
 
@@ -30,15 +31,19 @@ def report(**changes: object) -> StatusReport:
         received_bytes=987_654_321,
         dp_bytes=1_234_567_890,
     )
-    facts = RunFacts("demo-3f2a", "diloco", "int8-b128", 40, 1, "0.1.0", "c0ffee")
     well = Presence(PeerId("QmWell"), "demo-3f2a", 1, State.TRAINING, 39, 0, "d", metrics=metrics)
-    ill = Presence(PeerId("QmIll1"), "demo-3f2a", 1, State.REPAIRING, 1, 0, "d", metrics=Metrics(reason=REASON))
-    return summarize(facts, [(well, 0.4), (ill, 12345678.0)], ttl_s=math.inf)
+    pace = Metrics(reason=REASON, delay_steps=7, num_groups=4)
+    ill = Presence(PeerId("QmIll1"), "demo-3f2a", 1, State.REPAIRING, 1, 0, "d", metrics=pace)
+    return summarize(FACTS, [(well, 0.4), (ill, 12345678.0)], ttl_s=math.inf, ended={ill.peer: REASON})
 
 
 def rendered(width: int) -> list[str]:
+    return drawn(report(), width)
+
+
+def drawn(of: StatusReport, width: int, max_workers: int | None = None) -> list[str]:
     file = io.StringIO()
-    Console(file=file, width=width, highlight=False).print(view(report(), width))
+    Console(file=file, width=width, highlight=False).print(view(of, width, max_workers))
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -50,23 +55,59 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_of_a_row_is_cut(width):
     row = next(line for line in lines if line.startswith("QmWell"))
     for cell in ("training", "39", "2.346", "98.8k", "90%/9%/1%", "988MB", "12.3MB", "0s"):
         assert cell in row.split()
-    assert (row.split()[8:11] == ["1.0/20.0", "7", "4"]) is (width == 150)
+    assert ("1.0/20.0" in row.split()) is (width > 80)
+    assert "overlap 7 steps, 4 launches a round" in " ".join(" ".join(lines).split())
 
 
-def test_a_narrow_terminal_has_reasons_below_the_table_and_a_wide_one_in_the_row():
-    assert rendered(80)[-1] == f"QmIll1: {REASON}"
-    assert any(line.startswith("QmIll1  repairing") and REASON[:20] in line for line in rendered(120))
+@pytest.mark.parametrize("width", [80, 180])
+def test_the_reason_is_in_the_row_if_there_is_room_and_else_below_the_table(width):
+    lines = rendered(width)
+    assert (lines[-1] == f"QmIll1: {REASON}") is (width == 80)
+    assert any(line.startswith("QmIll1  lost") and line.endswith(REASON) for line in lines) is (width == 180)
+
+
+def test_the_widest_figures_of_a_worker_fit_80_columns():
+    most = Metrics(
+        loss=1e9, tokens_per_s=1e18, compute_s=1.0, wall_s=1.0, sent_bytes=(1 << 62) - 1, received_bytes=(1 << 62) - 1
+    )
+    record = Presence(PeerId("QmMost"), "demo-3f2a", 1, State.CATCHING_UP, 9_999_999, 0, "", metrics=most)
+    shown = drawn(summarize(FACTS, [(record, 99_999.0)], ttl_s=math.inf), 80)
+    assert max(map(len, shown)) <= 80
+    assert "…" not in "".join(shown)
+    assert shown[-1].split()[:3] == ["QmMost", "catching", "up"]
+
+
+@pytest.mark.parametrize(
+    ("paces", "line", "row"),
+    [
+        (((0, 1), (0, 1)), "int8-b128 | round", ["0.00/0.00", "0s"]),
+        (((7, 4), (7, 4)), "int8-b128, overlap 7 steps, 4 launches a round | round", ["0.00/0.00", "0s"]),
+        (((12, 4), (7, 4)), "int8-b128, 4 launches a round | round", ["0.00/0.00", "12", "0s"]),
+        (((7, 4), (7, 2)), "int8-b128, overlap 7 steps | round", ["0.00/0.00", "4", "0s"]),
+    ],
+)
+def test_the_pace_is_told_once_if_it_is_the_same_for_all_and_else_of_each_worker(paces, line, row):
+    records = [
+        (Presence(PeerId(f"Qm{n}"), "demo-3f2a", 1, State.TRAINING, 9, 0, "", metrics=Metrics(**pace)), 0.0)
+        for n, pace in enumerate({"delay_steps": delay, "num_groups": groups} for delay, groups in paces)
+    ]
+    shown = drawn(summarize(FACTS, records, ttl_s=6.0), 400)
+    assert line in shown[0]
+    assert next(each.split() for each in shown if each.startswith("Qm0"))[8:] == row
+
+
+def test_where_not_all_workers_fit_those_that_are_not_well_come_first():
+    shown = drawn(report(), 80, max_workers=1)
+    assert [line.split()[0] for line in shown if line.startswith("Qm")] == ["QmIll1", "QmIll1:"]
+    assert "and 1 more" in shown
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_note_is_shown_of_a_worker_that_contributes(width):
-    facts = RunFacts("demo-3f2a", "diloco", "int8-b128", 40, 1, "0.1.0", "c0ffee")
     noted = Presence(PeerId("QmFull"), "demo-3f2a", 1, State.TRAINING, 1, 0, "d", metrics=Metrics(note="cannot save"))
-    file = io.StringIO()
-    shown = view(summarize(facts, [(noted, 0.4)], ttl_s=math.inf), width)
-    Console(file=file, width=width, highlight=False).print(shown)
-    assert file.getvalue().startswith("degraded")
-    assert "contributes, but cannot save" in file.getvalue()
+    shown = drawn(summarize(FACTS, [(noted, 0.4)], ttl_s=math.inf), width)
+    assert shown[0].startswith("degraded")
+    assert "contributes, but cannot save" in "\n".join(shown)
 
 
 def test_a_pipe_gets_one_line_a_worker_without_colour():
@@ -255,3 +296,17 @@ def test_a_worker_of_a_pipeline_shows_its_stages():
 @pytest.mark.parametrize(("stages", "text"), [((), ""), ((0,), "0"), ((1, 2, 3), "1-3"), ((0, 2, 3, 5), "0,2-3,5")])
 def test_ranges_of_stages(stages, text):
     assert ranges(stages) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([], ""),
+        ([5.0], "▁"),
+        ([0.0, 7.0, math.nan, 3.0, math.inf], "▁█ ▄ "),
+        ([float(n) for n in range(16)], "▁▂▃▄▅▆▇█"),
+        ([1.0, 3.0, math.nan, math.nan] * 4, "▁ " * 4),
+    ],
+)
+def test_a_sparkline_is_as_wide_as_it_may_be_and_shows_lowest_to_highest(values, bars):
+    assert sparkline(values, 8) == bars
