@@ -138,20 +138,31 @@ def mutants(seed: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(f"messages {seed}")
     while True:
         kind, good = rng.choice(_GOOD)
-        if rng.random() < 0.5:
-            yield kind, _with_other_fields(rng, good)
-            continue
-        data = bytearray(good)
-        for _ in range(rng.choice((1, 1, 2, 4))):
-            rng.choice(BREAKS_OF_BYTES)(rng, data, rng.choice(_GOOD)[1])
-        if rng.random() < 0.1:
-            at = rng.randrange(len(data) + 1)
-            data[at:at] = rng.choice(_WRONG_HEADS)
-        yield kind, bytes(data)
+        yield kind, broken(rng, good)
 
 
-def _with_other_fields(rng: random.Random, good: bytes) -> bytes:
-    fields: list[Any] = msgpack.unpackb(good)
+def broken(rng: random.Random, good: bytes) -> bytes:
+    """A mutant of a message; of one that is no list of fields only the bytes are broken."""
+    if rng.random() < 0.5 and (fields := _fields(good)):
+        return _with_other_fields(rng, fields)
+    data = bytearray(good)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        rng.choice(BREAKS_OF_BYTES)(rng, data, rng.choice(_GOOD)[1])
+    if rng.random() < 0.1:
+        at = rng.randrange(len(data) + 1)
+        data[at:at] = rng.choice(_WRONG_HEADS)
+    return bytes(data)
+
+
+def _fields(message: bytes) -> list[Any]:
+    try:
+        fields = msgpack.unpackb(message)
+    except ValueError:
+        return []
+    return fields if isinstance(fields, list) else []
+
+
+def _with_other_fields(rng: random.Random, fields: list[Any]) -> bytes:
     for _ in range(rng.choice((1, 1, 2))):
         fields[rng.randrange(len(fields))] = _nonsense(rng)
     match rng.random():

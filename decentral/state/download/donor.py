@@ -13,7 +13,7 @@ from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.download.pieces import HEAD, PIECE, Ask, Cut, Head, head_of
 from decentral.state.snapshot import Snapshot, to_bytes
-from decentral.swarm.message import from_wire, to_wire
+from decentral.swarm.message import below, from_wire, to_wire
 from decentral.types import PeerId
 
 #: Pieces on their way at a time; whoever asks beyond that is refused and asks again.
@@ -90,9 +90,11 @@ class Donor:
         if ask.digest not in self._places:
             return b""
         offer, fragment = self._places[ask.digest]
+        pieces = offer.cut.pieces[fragment]
+        below(len(pieces), "piece", ask.index)
         if sender in self._askers:
             self._askers[sender] = self._askers[sender][0], self._clock.monotonic()
-        piece = offer.cut.pieces[fragment][ask.index]
+        piece = pieces[ask.index]
         values_N = offer.snapshot.fragments[fragment].tensors[piece.part]
         return bytes(to_bytes(values_N)[piece.start : piece.stop])
 
