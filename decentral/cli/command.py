@@ -31,9 +31,8 @@ class Command(TyperCommand):
             return int(super().invoke(ctx) or ExitCode.OK)
         except KeyboardInterrupt:
             return ExitCode.INTERRUPTED
-        except BrokenPipeError:  # `| head` has read enough; nothing more can be printed, not even at exit
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # `| head` has read enough
+            let_go_of_stdout()
             return ExitCode.OK
         except DecentralError as err:
             if isinstance(err, TrainerError):  # the user's own fault: where it was is what helps
@@ -50,6 +49,12 @@ class Command(TyperCommand):
                 "This is a fault of decentral's own." + ("" if debug else " Run it again with --debug and report it."),
             )
             return ExitCode.INTERNAL
+
+
+def let_go_of_stdout() -> None:
+    """Nothing more can be printed, not even what is still buffered at exit: it goes nowhere, where it is no error."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def with_invitation(address: str) -> str:

@@ -1,5 +1,6 @@
 """``decentral worker``: one worker of a swarm, founding it or joining it."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from decentral.cli.command import with_invitation
+from decentral.cli.command import let_go_of_stdout, with_invitation
 from decentral.cli.models import (
     ALLOW_DOWNLOAD,
     DATASET,
@@ -313,4 +314,8 @@ def make_folder(given: str, name: str) -> Path:
 
 
 def _announce_join(address: str) -> None:
-    print(f"decentral worker --join {address}", flush=True)
+    try:
+        print(f"decentral worker --join {address}", flush=True)
+    except OSError as err:  # the disk of a file is full, or a pipe's reader has gone: no reason to end
+        let_go_of_stdout()
+        logging.getLogger(__name__).warning("cannot print how others join (%s); `decentral invite` does", err.strerror)

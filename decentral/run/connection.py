@@ -1,6 +1,7 @@
 """A worker's place on the network: how it comes there, and what it has then. Builds no model and imports no torch."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from decentral.run.book import Book
 from decentral.run.folder import IDENTITY, RUN, save_config
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +113,33 @@ def opened(
     """The connection of an open node to its run, written down in the worker's folder.
 
     Raises:
-        ConfigError: that cannot be done.
+        ConfigError: that cannot be done. Who comes back has it all there from before, and goes on.
     """
     book.port = own.port if own.announce else parse_address(node.addresses()[0]).port
     if own.out:
-        folder = Path(own.out)
-        save_config(folder, book.run, swarm, own)
+        policy = node.gate.policy
+        if access is not None and policy is not None:
+            access = replace(access, policy=policy.data)
         try:
-            book.save(folder)
-            if access is not None:
-                policy = node.gate.policy
-                access = access if policy is None else replace(access, policy=policy.data)
-                access.save(folder)
-                node.gate.on_policy.append(lambda newer: access.keep(newer, folder))
-        except OSError as err:
-            raise ConfigError(f"Cannot write {folder / RUN}: {err}.", hint="Choose another folder with --out.") from err
+            _write_down(Path(own.out), book, swarm, own, access)
+        except ConfigError as err:
+            if not is_back:
+                raise
+            _log.error("%s Training goes on with what is there from before.", err.message)
+        if access is not None:
+            kept = access
+            node.gate.on_policy.append(lambda newer: kept.keep(newer, Path(own.out)))
     return Connection(node, swarm, own, book.run, tuple(peers), book, access, is_back)
+
+
+def _write_down(folder: Path, book: Book, swarm: SwarmConfig, own: WorkerConfig, access: Access | None) -> None:
+    save_config(folder, book.run, swarm, own)
+    try:
+        book.save(folder)
+        if access is not None:
+            access.save(folder)
+    except OSError as err:
+        raise ConfigError(f"Cannot write {folder / RUN}: {err}.", hint="Choose another folder with --out.") from err
 
 
 def node_options(own: WorkerConfig, initial: Sequence[str], access: Access | None) -> NodeOptions:

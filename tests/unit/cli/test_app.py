@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -70,6 +71,13 @@ def record(name: str, state: State = State.TRAINING, reason: str = "") -> tuple[
 
 
 TOY = ("--set", "task.factory=decentral.workers.toy:build")
+
+
+def test_a_worker_goes_on_when_nobody_can_read_how_others_join():
+    program = "from decentral.cli import worker; worker._announce_join('203.0.113.7:31337')"
+    with Path("/dev/full").open("w") as full:  # as a file on a disk without room
+        ended = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr.split("(")[0]) == (0, "cannot print how others join ")
 
 
 def test_the_version_names_release_and_protocol():
