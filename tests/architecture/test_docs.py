@@ -4,6 +4,8 @@ import ast
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
@@ -55,6 +57,12 @@ def test_every_warning_is_described() -> None:
     warnings = list(_warnings())
     assert len(warnings) > 20
     assert [(where, text) for where, text in warnings if text not in page] == []
+
+
+def test_words_are_spelt_right() -> None:
+    folders = ("README.md", "docs", "decentral", "workers", "scripts")
+    found = subprocess.run([sys.executable, "-m", "codespell_lib", *folders], cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
