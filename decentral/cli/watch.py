@@ -13,8 +13,8 @@ from rich.text import Text
 from decentral.cli.render import printable, view
 from decentral.errors import DecentralError
 from decentral.monitor.figures import age, amount, loss, mbit, sparkline
-from decentral.monitor.history import History, Point
 from decentral.monitor.report import StatusReport
+from decentral.monitor.trend import Point, Trend
 
 _LABEL_WIDTH = 12
 _VALUE_WIDTH = 7
@@ -42,7 +42,7 @@ class Screen:
         self._console = console
         self._asked = asked
         self._clock = clock
-        self._history = History()
+        self._trend = Trend()
         self._answer: tuple[float, StatusReport] | None = None
         """The last one, and when it came."""
         self._problem = ""
@@ -54,7 +54,7 @@ class Screen:
             self._problem = answer.message
             return
         now = self._clock()
-        self._history.take(now, answer)
+        self._trend.take(now, answer)
         self._answer, self._problem = (now, answer), ""
 
     def frame(self) -> Group:
@@ -77,7 +77,7 @@ class Screen:
         return Text(printable(f"{self._asked} answered {ago} ago; Ctrl-C ends this"), style="dim")
 
     def _trends(self) -> list[Text]:
-        points = list(self._history.points)
+        points = list(self._trend.points)
         width = min(_MAX_SPARK_WIDTH, self._console.width - _LABEL_WIDTH - _VALUE_WIDTH - 2)
         lines = []
         for name, figure, text in _TRENDS:

@@ -121,6 +121,12 @@ class Membership:
         furthest = sorted(self.others(), key=lambda presence: -presence.round)
         return [*first, *(presence.peer for presence in furthest if presence.peer not in first)][:_NUM_DONORS]
 
+    def everybody(self) -> list[tuple[Presence, float]]:
+        """Every remembered record with the seconds since it was news; the own one with this worker's figures."""
+        known = self.roster.with_ages(self._clock.monotonic())
+        own = replace(self._own, metrics=self._metrics())
+        return [(own, 0.0) if presence.peer == own.peer else (presence, age_s) for presence, age_s in known]
+
     async def start(self) -> None:
         """Begin to answer."""
         await self._transport.serve(PRESENCE, self._on_presence, max_request_bytes=_MAX_MESSAGE_BYTES)

@@ -327,7 +327,7 @@ class Swarm:
         return "alone" if alone else membership.own.state.value
 
     async def _status(self) -> StatusReport:
-        return self._connection.report(self._worker.membership.roster.with_ages(time.monotonic()))
+        return self._connection.report(self._worker.membership.everybody())
 
     async def _average(self) -> dict[str, Tensor]:
         """Own anchors where all have the same; else the mean of everybody's, as ``decentral export`` makes it."""

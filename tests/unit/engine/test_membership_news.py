@@ -20,12 +20,12 @@ from decentral.types import PeerId
 TIMING = Timing()
 
 
-async def started(world: World, number: int, journal: MemoryJournal | None = None) -> Membership:
+async def started(world: World, number: int, journal: MemoryJournal | None = None, tokens: int = 0) -> Membership:
     """A member that answers; its heart does not beat yet."""
     peer = world.add(peer_id(number))
     member = Membership(
         Presence(peer.peer_id, "run", 0, State.TRAINING, 0, 0, ""),
-        metrics=Metrics,
+        metrics=lambda: Metrics(tokens=tokens),
         transport=peer.transport,
         directory=peer.directory,
         clock=peer.clock,
@@ -35,6 +35,16 @@ async def started(world: World, number: int, journal: MemoryJournal | None = Non
     )
     await member.start()
     return member
+
+
+def test_everybody_is_known_with_the_figures_of_this_moment_the_worker_itself_as_well() -> None:
+    async def play() -> None:
+        world = World(seed=0)
+        members = [await started(world, number, tokens=7 + number) for number in range(2)]
+        await members[0].tell(peer_id(1))
+        assert {(p.peer, p.metrics.tokens) for p, _ in members[0].everybody()} == {(peer_id(0), 7), (peer_id(1), 8)}
+
+    loop.run(play(), until_s=1e4)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ class Point(NamedTuple):
     contributing: int
 
 
-class History:
+class Trend:
     """Points in the order in which they came.
 
     Args:
