@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from decentral.errors import ConfigError, IncapableError
-from decentral.ports.trainer import Seat, StepReport
+from decentral.ports.trainer import Seat, Size, StepReport
 from decentral.workers.settings import read, require, write
 
 
@@ -110,3 +110,9 @@ def check(settings: Mapping[str, Any], device: str) -> None:
     read(ToySettings, settings)
     if device != "cpu":
         raise IncapableError(f"the toy task runs on the CPU, not on {device!r}", hint="Use --device cpu.")
+
+
+def size(settings: Mapping[str, Any]) -> Size:
+    """How large the vector is; its tokens are observations."""
+    toy = read(ToySettings, settings)
+    return Size(toy.numel, toy.num_layers, toy.observations)

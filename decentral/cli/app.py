@@ -9,8 +9,8 @@ from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
 from decentral.cli.export import export
 from decentral.cli.local.command import local
+from decentral.cli.plan import plan
 from decentral.cli.runs import runs
-from decentral.cli.simulate import simulate
 from decentral.cli.status import status
 from decentral.cli.worker import worker
 
@@ -33,7 +33,7 @@ app.command(cls=Command)(export)
 app.command(cls=Command)(runs)
 app.command(cls=Command)(audit)
 app.command(cls=Command)(codecs)
-app.add_typer(simulate, name="simulate")
+app.command(cls=Command)(plan)
 
 
 @app.callback(invoke_without_command=True)

@@ -71,6 +71,8 @@ KEEP = typer.Option(help="Newest checkpoints to keep, beside the best one.", met
 ON_PREEMPT = typer.Option(help="When the machine may be taken away (SIGUSR1).", metavar="save|leave")
 _INNER = typer.Option(help="Under torchrun: how this machine's processes train one model.", metavar="ddp|fsdp")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
+#: Chosen again when the method is.
+_AGAIN = {f"method.{key}": "auto" for key in ("mean_codec", "mix_alpha")}
 
 
 def worker(
@@ -167,7 +169,7 @@ def _start(
     settings = load(config, assignments, flags)
     own = stated_here(settings)
     # A joiner's statements are compared with the swarm's, whose task may be another than the default.
-    swarm = None if join else settled(settings.swarm, own)
+    swarm = None if join else with_method(settled(settings.swarm, own), settings.explicit, own)
     return Start(swarm, own, [with_invitation(address) for address in join], settings.explicit, overwrite)
 
 
@@ -288,6 +290,31 @@ def settled(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
     here = on_machine(swarm, own)
     import_task(here.task.factory)
     return with_values(swarm, {"pipeline.recovery": settle(here, own).pipeline.recovery})
+
+
+def with_method(swarm: SwarmConfig, stated: Mapping[str, Any], own: WorkerConfig) -> SwarmConfig:
+    """A new swarm's configuration with the method that fits its model, this machine and the internet.
+
+    It is chosen once, by the founder, and then part of the run like everything else.
+
+    Args:
+        swarm: settled.
+        stated: what its founder stated, by dotted key; whoever states a method, or what makes one, has chosen.
+        own: this machine's.
+
+    Raises:
+        DecentralError: the task cannot be built here.
+        TrainerError: it failed.
+    """
+    from decentral.run.sizing import choice_of_founder
+
+    chosen = choice_of_founder(on_machine(swarm, own), stated, own, alone=_num_processes() == 1)
+    if chosen is None:
+        return swarm
+    choice, case = chosen
+    told = ", ".join(f"{key.partition('.')[2]} {value}" for key, value in choice.values.items())
+    typer.echo(f"method: {told}; for {case}. `decentral plan` says why, --method NAME takes another.", err=True)
+    return resolve_method(with_values(swarm, {**choice.values, **_AGAIN}))
 
 
 def make_folder(given: str, name: str) -> Path:

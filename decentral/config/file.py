@@ -18,6 +18,11 @@ def to_toml(swarm: SwarmConfig, own: WorkerConfig | None = None) -> str:
     values = swarm.model_dump()
     if own is not None:
         values["worker"] = own.model_dump(exclude={"out"})
+    return as_toml(values)
+
+
+def as_toml(values: Mapping[str, Any]) -> str:
+    """Nested values as TOML."""
     return "\n".join(_table("", values)).lstrip() + "\n"
 
 

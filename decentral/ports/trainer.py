@@ -13,6 +13,18 @@ from decentral.types import Grant, Page
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """How large a task is, as its module may tell without building it (``size(settings) -> Size``)."""
+
+    parameters: int
+    """Values that the swarm shares."""
+    layers: int
+    """By which the model can be cut, at least 1."""
+    tokens_per_step: int
+    """Of an inner step of one worker."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """What a stretch of inner steps did."""
 

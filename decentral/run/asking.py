@@ -30,8 +30,17 @@ async def ask_status(addresses: Sequence[str], *, timeout_s: float) -> StatusRep
     Raises:
         DecentralError: nobody can be asked; the error of the last address.
     """
+    return (await ask_swarm(addresses, timeout_s=timeout_s))[1]
+
+
+async def ask_swarm(addresses: Sequence[str], *, timeout_s: float) -> tuple[SwarmConfig, StatusReport]:
+    """Ask the first worker of ``addresses`` that answers what its swarm trains, and how it is.
+
+    Raises:
+        DecentralError: nobody can be asked; the error of the last address.
+    """
     async with asking(addresses, option="ADDR", timeout_s=timeout_s) as (_, hello):
-        return _report(hello)
+        return SwarmConfig.from_json(hello.config), _report(hello)
 
 
 async def follow(

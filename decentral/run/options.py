@@ -49,7 +49,7 @@ def run_options(swarm: SwarmConfig, run_id: str, parameters: "Mapping[str, Tenso
         auto_delay=method.delay_steps == "auto",
         auto_groups=method.fragments == "auto",
         eager=_eager(method),
-        rule=_rule(method),
+        rule=rule_of(method),
         codec=codec,
         mean_codec=make_codec(method.mean_codec),
         feedback=_feedback(method, lossless=codec.lossless),
@@ -168,8 +168,8 @@ def _eager(method: MethodSection) -> "Eager | None":
     return Eager(method.outer_lr, method.outer_momentum) if method.family is Family.EAGER else None
 
 
-def _rule(method: MethodSection) -> "OuterRule":
-    """The outer rule."""
+def rule_of(method: MethodSection) -> "OuterRule":
+    """The outer rule of a method."""
     from decentral.outer.diloco import DiLoCo
     from decentral.outer.ef21 import Ef21
     from decentral.outer.follow import Follow

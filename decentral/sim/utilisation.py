@@ -1,4 +1,4 @@
-"""How much of its time a worker computes, by arithmetic. Knows no engine and no tensors.
+"""How much of its time a worker computes, by arithmetic. Knows no engine, no configuration and no tensors.
 
 A model is ``layers`` equal layers. An inner step is a chain of equal pieces of work on one processor: the forward pass
 of every layer; then, from the last layer down, the gradient towards the layer below (which the first layer does not
@@ -53,6 +53,7 @@ class Method:
         layers_per_fragment: 0 for the whole model in one.
         delay_steps: tau, steps that a result may take without anybody waiting, below H.
         bits: of a value on the wire, above 0.
+        at_end: whether what is due is sent when the step is over, as our engine does, not layer by layer within it.
 
     Raises:
         ValueError: an argument out of range.
@@ -63,6 +64,7 @@ class Method:
     layers_per_fragment: int = 0
     delay_steps: int = 0
     bits: float = 16.0
+    at_end: bool = False
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:
@@ -205,6 +207,8 @@ def _ends(model: Model, method: Method, reduce_s: float, latency_s: float) -> li
             now_s += layers * piece_s
         if reduced:
             arriving: dict[int, float] = {}
+            if method.at_end:
+                link_free_s = max(now_s + (2 * layers - 1) * piece_s, link_free_s)
             for layer in reversed(range(layers)):
                 now_s += 2 * piece_s if layer else piece_s
                 if layer in reduced:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from decentral.errors import ConfigError
-from decentral.ports.trainer import Publisher, Seat
+from decentral.ports.trainer import Publisher, Seat, Size
 from decentral.workers.hf import lora, sources
 from decentral.workers.hf.data import open_data
 from decentral.workers.hf.model import (
@@ -32,7 +32,7 @@ from decentral.workers.hf.settings import HfSettings, read_settings
 from decentral.workers.hf.trainer import HfTrainer
 from decentral.workers.settings import write
 
-__all__ = ["build", "check", "publisher", "resolve"]
+__all__ = ["build", "check", "publisher", "resolve", "size"]
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +98,21 @@ def check(settings: Mapping[str, Any], device: str) -> None:
     read = read_settings(settings)
     config = config_from(read.model.config)
     check_machine(read, config, _num_trained(read, config), device)
+
+
+def size(settings: Mapping[str, Any]) -> Size:
+    """How large what is trained and a worker's batch are, by the model's configuration alone.
+
+    Raises:
+        ConfigError: a setting, or the model's configuration, cannot be used.
+    """
+    read = read_settings(settings)
+    if read.model.config:
+        config = config_from(read.model.config)
+    else:
+        config = config_from(architecture_of(sources.read_config(read.model.name, download=False)))
+    tokens = read.batch_sequences * sequence_length(read, config)
+    return Size(_num_trained(read, config), config.get_text_config().num_hidden_layers, tokens)
 
 
 def publisher(settings: Mapping[str, Any], seat: Seat) -> Publisher:

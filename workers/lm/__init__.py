@@ -1,14 +1,14 @@
 """A byte-level language model on text files: the task ``decentral.workers.lm:build``.
 
 Beside ``build`` the module offers what the command line asks of a task (see ``docs/tasks.md``): ``defaults``,
-``resolve`` and ``check``, and ``blocks``, the same model in pieces for a pipeline.
+``resolve``, ``check`` and ``size``, and ``blocks``, the same model in pieces for a pipeline.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from decentral.ports.model_blocks import ModelBlocks
-from decentral.ports.trainer import Seat
+from decentral.ports.trainer import Seat, Size
 from decentral.workers.lm.blocks import make_blocks
 from decentral.workers.lm.corpus import load_corpus
 from decentral.workers.lm.settings import check_machine, read_settings
@@ -18,7 +18,7 @@ from decentral.workers.settings import write
 #: How several processes can train one model (``--inner``).
 inner = ("ddp", "fsdp")
 
-__all__ = ["blocks", "build", "check", "defaults", "inner", "resolve"]
+__all__ = ["blocks", "build", "check", "defaults", "inner", "resolve", "size"]
 
 
 def build(settings: Mapping[str, Any], seat: Seat) -> LmTrainer:
@@ -54,3 +54,9 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
 def check(settings: Mapping[str, Any], device: str) -> None:
     """Raise ``IncapableError`` if this machine cannot train with ``settings`` on ``device``."""
     check_machine(read_settings(settings), device)
+
+
+def size(settings: Mapping[str, Any]) -> Size:
+    """How large the model and a worker's batch are. Raises ``ConfigError`` as ``build`` does."""
+    read = read_settings(settings)
+    return Size(read.model.num_parameters, read.model.num_layers, read.batch_sequences * read.model.context)

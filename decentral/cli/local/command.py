@@ -7,8 +7,7 @@ takes no part in the swarm (see ``local_run``).
 import asyncio
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,8 +57,6 @@ from decentral.errors import UsageError
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
     from torch import Tensor
-
-    from decentral.ports.trainer import Trainer
 
 RESULT = typer.Option(
     help="What becomes of the workers' weights; the average with noloco, else the newest.",
@@ -165,6 +162,7 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     own = stated_here(settings).model_copy(update={"threads": threads, **of_one})
     import torch
 
+    from decentral.run.sizing import measure
     from decentral.run.stages import parts_of, settle
     from decentral.run.tasks import build_trainer
 
@@ -237,22 +235,6 @@ def check_cut(swarm: SwarmConfig, parts: "Iterable[Mapping[str, Tensor]]") -> No
     for parameters in parts:
         options = run_options(swarm, "", parameters)
         Layout.of(parameters, options.plan.num_fragments, options.pattern)
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast one worker alone trains on this machine."""
-
-    step_s: float
-    tokens_per_step: int
-
-
-def measure(trainer: "Trainer", *, steps: int, clock: Callable[[], float] = time.perf_counter) -> Pace:
-    """Time ``steps`` inner steps after a first one that warms up. The trainer's parameters change."""
-    tokens = trainer.train_steps(0, 1).tokens
-    began = clock()
-    trainer.train_steps(1, steps)
-    return Pace((clock() - began) / steps, tokens)
 
 
 def rounds_for(seconds: float, step_s: float, swarm: SwarmConfig) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decentral.cli.local.command import check_cut, check_length_and_result, measure
+from decentral.cli.local.command import check_cut, check_length_and_result
 from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.worker import settled
 from decentral.config.pipeline import PipelineSection
@@ -45,6 +45,7 @@ def resume(
     from decentral.cli.local.run import GoingOn, LocalRun
     from decentral.run.folder import folders_of
     from decentral.run.resuming import go_on, refuse_the_end
+    from decentral.run.sizing import measure
     from decentral.run.stages import blocks_of, cut_of, parts_of
     from decentral.run.tasks import build_trainer
     from decentral.state.checkpoints.checkpoint import About

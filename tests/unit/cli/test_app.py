@@ -271,6 +271,16 @@ def test_the_method_of_a_founder_and_of_a_joiner(running, tmp_path):
     assert explicit == {"method.name": "noloco"}
 
 
+def test_a_founder_that_states_no_method_has_one_that_fits_the_internet(running, tmp_path):
+    result = run("worker", "--new", *TOY, "--out", str(tmp_path), "--codec", "fp32")
+    ((swarm, *_, explicit),) = running.calls
+    assert swarm.method.inner_steps >= 10
+    assert (swarm.method.codec, swarm.method.mean_codec) == ("fp32", "fp32")
+    assert f"inner_steps {swarm.method.inner_steps}" in result.stderr
+    assert "1k values" in result.stderr
+    assert not {"method.name", "method.inner_steps"} & explicit.keys()  # a joiner need not have chosen the same
+
+
 def test_overlap_of_a_founder_and_of_a_joiner(running, tmp_path):
     flags = (
         "--out",

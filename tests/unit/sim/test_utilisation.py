@@ -62,6 +62,13 @@ def test_overlap_by_hand() -> None:
     assert period_s(method, 1 / 7) == pytest.approx(20.0 + 2.0)
 
 
+def test_a_sync_at_the_end_of_its_step_by_hand() -> None:
+    """As our engine does it: both layers are on the link from 5 s on."""
+    method = Method("DiLoCo", 1, bits=1.0, at_end=True)
+    assert period_s(method, 1 / 3) == pytest.approx(5.0 + 3.0 + 3.0)
+    assert period_s(Method("data parallel", 1, bits=1.0), 1 / 3) == pytest.approx(10.0)
+
+
 def test_strided_fragments_leave_no_layer_out() -> None:
     due = Method("streaming", 100, layers_per_fragment=3).due(24)
     assert [step + 1 for step in due] == [12, 25, 37, 50, 62, 75, 87, 100]

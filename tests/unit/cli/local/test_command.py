@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from decentral.cli.app import app
 from decentral.cli.local import children, outcome
-from decentral.cli.local.command import measure, rounds_for
+from decentral.cli.local.command import rounds_for
 from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.local.replay import Replay
 from decentral.cli.local.run import LocalRun, _cancel
@@ -39,6 +39,7 @@ from decentral.monitor.journal import JournalReader, JsonLinesJournal
 from decentral.monitor.status import summarize
 from decentral.ports.trainer import Seat, StepReport
 from decentral.run.folder import MODEL
+from decentral.run.sizing import measure
 from decentral.state.average import Chosen, Replica
 from decentral.swarm.presence import State
 from decentral.types import PeerId
