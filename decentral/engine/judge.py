@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from decentral.exchange.api import Aborted, Contribution, Reason, Verdict
+from decentral.exchange.bounds import Kind
+from decentral.exchange.merge import norm_of
 from decentral.outer.rule import Mixed
 from decentral.types import PeerId, SyncKey
 
 #: The anchor is not the swarm's: no round will count this worker's work as long as that is so.
 _REPAIR = frozenset({Reason.BEHIND, Reason.OUT_OF_SYNC})
+#: Whose contribution was left out as wild, and is so many times longer than the mean indeed, is not sound. A reducer
+#: that lies cannot make that of an honest one.
+_UNSOUND = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,9 @@ class TakeStep:
     """Ranges whose work enters the next round, as they were closed without ours; ``None`` if that is all of it."""
     again: bool
     """Whether the round was over before this worker came to it, and the same work may go on to the next one at once."""
+    unsound: bool = False
+    """Whether what this worker brought was no contribution, though it lies to nobody: its memory, its GPU or its inner
+    optimizer is broken."""
 
     @property
     def counted(self) -> bool:
@@ -58,4 +66,6 @@ def judge(key: SyncKey, mine: Contribution, verdict: Verdict, me: PeerId, rounds
         verdict.sent_N if counted else None,
         outcome.missed if counted else None,
         again=verdict.missed and mine.weight > 0 and key.round + 1 < rounds,
+        unsound=any((each.peer, each.kind) == (me, Kind.WILD) for each in verdict.restrained)
+        and norm_of(mine.delta_N) > _UNSOUND * norm_of(outcome.delta_N),
     )

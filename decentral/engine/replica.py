@@ -23,10 +23,11 @@ from decentral.exchange.merge import WeightBy, weight_of
 from decentral.outer.blend import blend, blend_, rebase
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
-from decentral.ports.trainer import Model, Spread, StepReport
+from decentral.ports.trainer import Model, Spread, Stateful, StepReport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
+from decentral.tensors.nested import begun_anew
 from decentral.tensors.staging import Staging
 from decentral.types import PeerId, SyncKey
 
@@ -366,11 +367,18 @@ class Replica:
             fragments[fragment].doubtful = False
 
     def reset(self) -> None:
-        """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back."""
+        """Go back to the anchors; work not counted yet is lost, also what is on its way and may come back.
+
+        So is what the inner optimizer has kept of steps that led nowhere: it would lead there again.
+        """
         for each, anchor_N in zip(self._fragments, self.load_anchors(), strict=True):
             each.base_N = anchor_N
             each.lose_work()
         self._feedback.forget()
+        if isinstance(self._model, Stateful) and not self._is_spread:  # ranks have a part each, and meet for it
+            state = begun_anew(self._model.state_dict())
+            if state is not None:
+                self._model.load_state_dict(state)
 
     @property
     def residual_norm(self) -> float:

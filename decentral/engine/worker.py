@@ -17,6 +17,7 @@ longer than others so that the algorithm stands in one place.
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -47,7 +48,7 @@ from decentral.engine.timetable import Timetable
 from decentral.engine.validation import Validation
 from decentral.engine.watchdog import Watchdog
 from decentral.errors import DivergedError, IdentityError, UnreachableError, UsageError
-from decentral.exchange.api import Aborted, Excuse
+from decentral.exchange.api import Aborted, Excuse, Reason
 from decentral.monitor.events import Stopped
 from decentral.state.download.donor import Donor
 from decentral.state.download.downloader import Download, Downloader, NoDownload
@@ -131,6 +132,8 @@ class Worker:
         """What was on its way in an earlier life and is to be sent off again."""
         common = self._exchange.has_common_anchor
         self._validation = Validation(options, parts, self._replica, self.membership, common=common)
+        self._unsound = Counter[int]()
+        """Rounds in a row in which what it brought was none, by fragment."""
         self._done = self._closed = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -406,18 +409,17 @@ class Worker:
         if self._syncs.get(sync.key.fragment) is not sync:  # before a repair
             return
         end = await self._take_in(sync, stop)
-        if isinstance(end, Stepped):
+        if isinstance(end, Stepped) and end.judged.unsound:
+            await self._reload(end.key, stop)
+        elif isinstance(end, Stepped):
+            self._unsound.pop(end.key.fragment, None)
             if (validated := await self._validation.after(end)) is not None:
                 self._meter.validated(end.key.round + 1, validated.loss)
                 self._capture.validated(validated.digest, validated.loss)
                 if validated.best:
                     await self._saving.at_rest(self._course.step, best=True)
         elif end is not None and end.judged.repair:
-            # What else is on its way counts for the state that is about to be replaced: first see what comes of it.
-            for other in self._syncs:
-                await self._take_in(other, stop)
-            if not stop.is_set():
-                await self._repair(end.judged.aborted, stop)
+            await self._repair(end.judged.aborted, stop)
 
     async def _take_in(self, sync: InFlightSync, stop: asyncio.Event) -> Stepped | Kept | None:
         """Wait for the end of a sync and take it in; ``None`` if the worker is to stop before that.
@@ -520,6 +522,11 @@ class Worker:
 
     async def _repair(self, verdict: Aborted, stop: asyncio.Event) -> None:
         """Download the swarm's state; if that fails, train on and try again after the next round's verdict."""
+        # What else is on its way counts for the state that is about to be replaced: first see what comes of it.
+        for other in self._syncs:
+            await self._take_in(other, stop)
+        if stop.is_set():
+            return
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
         first = [verdict.source] if verdict.source is not None else []
@@ -535,6 +542,23 @@ class Worker:
             return
         await self._adopt(download)
         self.report.repaired(download, self._clock.monotonic() - began, verdict.reason)
+
+    async def _reload(self, key: SyncKey, stop: asyncio.Event) -> None:
+        """What this worker brought was nothing, though it means no harm: its work is lost, and it begins anew.
+
+        The anchors come from others: its own may be as broken.
+        """
+        self.report.sat_out(key, Excuse.UNSOUND)
+        self._unsound[key.fragment] += 1
+        if self._unsound[key.fragment] >= _MAX_DIVERGED:
+            raise DivergedError(
+                f"what this worker brought was far from all others' in {_MAX_DIVERGED} rounds in a row "
+                f"(round {key.round})",
+                hint="The others train on. Look at this machine's memory, GPU and data before it joins again.",
+            )
+        await self._clock.run(self._replica.reset)
+        if self.membership.others():
+            await self._repair(Aborted(Reason.UNSOUND, Excuse.UNSOUND), stop)
 
     async def _adopt(self, download: Download, back: Comeback | None = None) -> None:
         """Go on from a downloaded state, where its donor is, and from that of an earlier life as far as it is good."""

@@ -21,6 +21,7 @@ class Excuse(StrEnum):
 
     NOT_FINITE = "the parameters were not finite; went back to the anchor"
     FORGOTTEN = "listens once: what the others count of this worker was lost"
+    UNSOUND = "what it brought was many times too long to be a contribution; its machine may be broken: reloads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class Reason(StrEnum):
     """The round did not finish in time; the anchor is unchanged."""
     REFUSED = "refused"
     """Our contribution was refused (not finite, wrong size)."""
+    UNSOUND = "unsound"
+    """What we brought ourselves was none: repair (see ``engine.judge``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ class Validated:
 
 @dataclass(frozen=True, slots=True)
 class SatOut:
-    """The worker kept its contribution to itself, for instance because it was not finite."""
+    """The worker kept its contribution to itself or lost it, for instance because it was not finite."""
 
     round: int
     reason: str

@@ -5,12 +5,15 @@ Knows nothing of what a state means, and imports no distributed torch: a shard i
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 #: The keys and indices that lead to a tensor.
 Path = tuple[Any, ...]
+#: Far beyond what moments of gradients are, and far below what a flipped bit of an exponent makes of them.
+_ABSURD: Final = 1e12
 
 
 def mapped(value: Any, work: Callable[[Path, Tensor], Any], path: Path = ()) -> Any:
@@ -26,6 +29,24 @@ def mapped(value: Any, work: Callable[[Path, Tensor], Any], path: Path = ()) -> 
             return type(value)([mapped(each, work, (*path, index)) for index, each in enumerate(value)])
         case _:
             return copy.deepcopy(value)
+
+
+def begun_anew(state: Any) -> Any | None:
+    """The same nested state with 0 for all values of tensors that hold an absurd one; ``None`` if none does.
+
+    Absurd is what is not finite, or beyond 10^12. For inner optimizers: their moments are 0 at the start as well.
+    """
+    found = False
+
+    def sound(path: Path, tensor: Tensor) -> Tensor:
+        nonlocal found
+        if not tensor.is_floating_point() or not tensor.numel() or bool((tensor.abs() <= _ABSURD).all()):
+            return tensor
+        found = True
+        return torch.zeros_like(tensor)
+
+    anew = mapped(state, sound)
+    return anew if found else None
 
 
 def is_sharded(tensor: Tensor) -> bool:
