@@ -1,5 +1,7 @@
 """What a person pastes after ``--join``: a multiaddr, ``host:port`` or ``host:port/PEERID``, perhaps with ``#TOKEN``.
 
+A multiaddr may lead through a relay: place and id of that one, ``/p2p-circuit``, and the id of the peer behind it.
+
 The token is a secret. ``str`` and ``multiaddr`` leave it away, so that no log and no error shows it.
 """
 
@@ -14,6 +16,7 @@ from decentral.types import PeerId
 
 _MAX_TEXT = 1000
 _HOST_KINDS = ("ip4", "ip6", "dns", "dns4", "dns6")
+_PEER_KINDS = ("p2p", "ipfs")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 _EXAMPLE = "203.0.113.7:31337"
 
@@ -27,6 +30,8 @@ class Address:
     port: int
     peer: PeerId | None = None
     """Who is expected there; ``None`` if the address does not say."""
+    relay: PeerId | None = None
+    """Who listens there and passes everything on to ``peer``; ``None`` if that is the peer itself."""
     invitation: Invitation | None = None
     """To the private swarm there."""
 
@@ -39,7 +44,12 @@ class Address:
             kind = f"ip{ipaddress.ip_address(self.host).version}"
         except ValueError:
             kind = "dns"
-        return f"/{kind}/{self.host}/tcp/{self.port}" + (f"/p2p/{self.peer}" if self.peer else "")
+        through = f"/p2p/{self.relay}/p2p-circuit" if self.relay else ""
+        return f"/{kind}/{self.host}/tcp/{self.port}{through}" + (f"/p2p/{self.peer}" if self.peer else "")
+
+    def listener(self) -> "Address":
+        """Who listens at the place itself: the relay, if the address leads through one."""
+        return replace(self, peer=self.relay, relay=None) if self.relay else self
 
     def with_peer(self, peer: PeerId) -> "Address":
         """The same place with its peer id filled in."""
@@ -73,8 +83,6 @@ def parse_address(text: str, *, option: str = "--join") -> Address:
 
 def _from_multiaddr(text: str, option: str) -> Address:
     parts = text.strip("/").split("/")
-    if "p2p-circuit" in parts:
-        raise UsageError(f"{_quoted(text)} leads through a relay, which {option} does not take yet.")
     if parts[0] not in _HOST_KINDS:
         raise UsageError(_wrong(text, f"it starts with /{parts[0]}, expected is one of /{', /'.join(_HOST_KINDS)}"))
     if len(parts) < 2:
@@ -82,10 +90,14 @@ def _from_multiaddr(text: str, option: str) -> Address:
     if len(parts) < 4 or parts[2] != "tcp":
         found = "/".join(parts[2:4])
         raise UsageError(_wrong(text, f"it has /{found} where /tcp/PORT belongs" if found else "it has no /tcp/PORT"))
-    rest = parts[4:]
-    if rest and (len(rest) != 2 or rest[0] not in ("p2p", "ipfs")):
+    rest, relay = parts[4:], None
+    if "p2p-circuit" in rest:
+        if len(rest) not in (3, 5) or rest[0] not in _PEER_KINDS or rest[2] != "p2p-circuit":
+            raise UsageError(_wrong(text, "through a relay it is .../p2p/RELAY/p2p-circuit/p2p/PEERID"))
+        rest, relay = rest[3:], _peer(rest[1], text)
+    if rest and (len(rest) != 2 or rest[0] not in _PEER_KINDS):
         raise UsageError(_wrong(text, f"after the port comes /{'/'.join(rest)}, expected is /p2p/PEERID"))
-    return Address(_host(parts[1], text), _port(parts[3], text), _peer(rest[1], text) if rest else None)
+    return Address(_host(parts[1], text), _port(parts[3], text), _peer(rest[1], text) if rest else None, relay)
 
 
 def _from_short_form(text: str, option: str) -> Address:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -33,7 +34,11 @@ _STOP_TIMEOUT_S = 3.0
 _CONTROL_TIMEOUT_S = 10.0
 _ROUTING_TIMEOUT_S = 3.0
 _ROUTING_PAUSE_S = 0.02
+_RELAY_TIMEOUT_S = 3.0
+_RELAY_PAUSE_S = 0.1
 _LAST_WORDS_BYTES = 4096
+#: Whoever is forgotten is known again when it opens the next stream.
+_MAX_SEEN = 1024
 
 
 class DaemonError(Exception):
@@ -58,6 +63,8 @@ class DaemonOptions:
     """Multiaddrs to tell others instead of the ones it listens on."""
     map_port: bool = False
     """Ask the router to forward the port (UPnP, NAT-PMP)."""
+    relays: tuple[str, ...] = ()
+    """Full multiaddrs of peers to be reached through, of a peer that nobody reaches otherwise."""
 
 
 class Daemon:
@@ -70,6 +77,7 @@ class Daemon:
         self._incoming = folder / "incoming"
         self._server: asyncio.Server | None = None
         self._tail = b""
+        self._seen: OrderedDict[PeerId, str] = OrderedDict()
         self._ready = asyncio.Event()
         self._reading = asyncio.create_task(self._read_output())
 
@@ -124,6 +132,14 @@ class Daemon:
             peer=_packed_id(peer), addrs=[Multiaddr(text).to_bytes() for text in addresses]
         )
         await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=request))
+
+    async def wait_for_relay(self) -> bool:
+        """Wait until one of the relays has a place for this peer, for three seconds at most; whether one has."""
+        for _ in range(int(_RELAY_TIMEOUT_S / _RELAY_PAUSE_S)):
+            if any(address.endswith("/p2p-circuit") for address in (await self.identify())[1]):
+                return True
+            await asyncio.sleep(_RELAY_PAUSE_S)
+        return False
 
     async def addresses_of(self, peer: PeerId) -> list[str]:
         """The multiaddrs (without the id) at which a peer says it is, as far as this daemon can find out.
@@ -182,13 +198,25 @@ class Daemon:
             except (OSError, asyncio.IncompleteReadError, DecodeError, TimeoutError):
                 writer.close()
                 return
-            await handlers[info.proto](PeerId(PeerID(info.peer).to_base58()), reader, writer)
+            sender = PeerId(PeerID(info.peer).to_base58())
+            self._see(sender, str(Multiaddr(info.addr)))
+            await handlers[info.proto](sender, reader, writer)
 
         self._server = await asyncio.start_unix_server(accept, self._incoming)
         request = p2pd_pb2.StreamHandlerRequest(
             addr=Multiaddr(f"/unix{self._incoming}").to_bytes(), proto=list(handlers), balanced=False
         )
         await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=request))
+
+    def _see(self, peer: PeerId, place: str) -> None:
+        self._seen[peer] = place
+        self._seen.move_to_end(peer)
+        if len(self._seen) > _MAX_SEEN:
+            self._seen.popitem(last=False)
+
+    def seen_at(self, peer: PeerId) -> str:
+        """The multiaddr from which a peer's last stream came, as this machine saw it; empty if it is not known."""
+        return self._seen.get(peer, "")
 
     async def attach_p2p(self, kind: type[P2P] = P2P) -> P2P:
         """A handle of hivemind's own kind on this daemon, as its DHT wants it."""
@@ -269,9 +297,13 @@ async def start_daemon(options: DaemonOptions) -> Daemon:
         f"-id={options.identity_path}",
         "-dhtServer=1" if options.listen else "-dhtClient=1",
         f"-natPortMap={int(options.map_port)}",
-        "-autonat=1",
+        "-autonat=1",  # with it comes hole punching
         "-connManager=1",
     ]
+    if options.relays:
+        # Without discovery: libp2p's takes three minutes to begin, and asks others than these of its own accord.
+        command += ["-forceReachabilityPrivate=1", "-autoRelay=1", "-relayDiscovery=0"]
+        command += [f"-trustedRelays={','.join(options.relays)}"]
     command += [f"-hostAddrs={','.join(options.listen)}"] if options.listen else ["-noListenAddrs=1"]
     command += [f"-announceAddrs={','.join(options.announce)}"] if options.announce else []
     try:

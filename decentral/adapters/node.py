@@ -21,7 +21,9 @@ from decentral.adapters.directory import HivemindDirectory, open_directory
 from decentral.adapters.gate import Gate, Pass
 from decentral.adapters.identity import IdentityFile, KeyIdentity
 from decentral.adapters.port import ensure_free
+from decentral.adapters.reach import Dialled, Reached, Way, ask_reach, serve_reach
 from decentral.adapters.runtime_dir import RuntimeDir
+from decentral.adapters.speed import serve_speed
 from decentral.adapters.transport import HivemindTransport
 from decentral.errors import AdmissionError, DecentralError, IdentityError, UnreachableError, UsageError
 from decentral.types import PeerId, short_id
@@ -30,6 +32,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 #: A peer that is alive is found much sooner.
 _FIND_TIMEOUT_S = 5.0
+#: Of those it joins, so many are asked whether they reach it.
+_NUM_ASKED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Node:
         identity: KeyIdentity,
         addresses: tuple[str, ...],
         daemon: Daemon,
+        reached: Reached,
         resources: contextlib.AsyncExitStack,
     ) -> None:
         self.transport = transport
@@ -79,6 +84,8 @@ class Node:
         self.identity = identity
         self._addresses = addresses
         self.daemon = daemon
+        self.reached = reached
+        """How others reach it, as it was at the start."""
         self._resources = resources
 
     def addresses(self) -> tuple[str, ...]:
@@ -198,30 +205,94 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
         identity = file.identity
         if initial and not file.is_new:
             await _ensure_unused(identity.peer_id, options)
-    daemon = await start_daemon(_daemon_options(options, folder.path, key_path))
-    resources.push_async_callback(daemon.stop)
-    gate = Gate(identity.peer_id, options.held, options.allow, options.deny)
-    transport = HivemindTransport(daemon, identity.peer_id, options.max_upload_bytes_per_s, gate)
-    resources.push_async_callback(transport.close)
-    joined = await _join(daemon, initial)
+    started = _daemon_options(options, folder.path, key_path)
+    begun = await _begin(options, started, identity.peer_id, initial)
+    reached = await _reached(options, begun, initial)
+    better = await _better(options, started, begun.daemon, reached, initial)
+    if better is not None:  # what a daemon does about it is decided at its start
+        await begun.resources.aclose()
+        begun = await _begin(options, better, identity.peer_id, initial)
+        if reached.way is Way.NONE and await begun.daemon.wait_for_relay():
+            reached = replace(reached, way=Way.RELAYED)
+    resources.push_async_callback(begun.resources.aclose)
     directory = None
     addresses: tuple[str, ...] = ()
     if not options.asker:
-        await transport.listen()  # those who hear of us by the directory may ask to be let in at once
-        p2p = await daemon.attach_p2p(guarded(transport.admission))
+        p2p = await begun.daemon.attach_p2p(guarded(begun.transport.admission))
         resources.push_async_callback(p2p.shutdown)
-        directory = await open_directory(p2p, joined)
-        resources.push_async_callback(_leave, directory, daemon)
-        _, listening = await daemon.identify()
+        directory = await open_directory(p2p, begun.joined)
+        resources.push_async_callback(_leave, directory, begun.daemon)
+        _, listening = await begun.daemon.identify()
         addresses = _pasteable(listening, identity.peer_id)
     return Node(
-        transport=transport,
+        transport=begun.transport,
         directory=directory,
         identity=identity,
         addresses=addresses,
-        daemon=daemon,
+        daemon=begun.daemon,
+        reached=reached,
         resources=resources,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A daemon that has joined, and what speaks through it."""
+
+    daemon: Daemon
+    transport: HivemindTransport
+    joined: list[PeerId]
+    resources: contextlib.AsyncExitStack
+
+
+async def _begin(options: NodeOptions, started: DaemonOptions, own: PeerId, initial: list[Address]) -> _Begun:
+    gate = Gate(own, options.held, options.allow, options.deny)
+    async with contextlib.AsyncExitStack() as resources:
+        daemon = await start_daemon(started)
+        resources.push_async_callback(daemon.stop)
+        transport = HivemindTransport(daemon, own, options.max_upload_bytes_per_s, gate)
+        resources.push_async_callback(transport.close)
+        joined = await _join(daemon, initial)
+        if not options.asker:
+            # Those who hear of us by the directory may ask to be let in at once; this listens as well.
+            await serve_reach(transport, daemon.seen_at)
+            await serve_speed(transport)
+        return _Begun(daemon, transport, joined, resources.pop_all())
+
+
+async def _reached(options: NodeOptions, begun: _Begun, initial: list[Address]) -> Reached:
+    """How those whom it joined reach it: one of them is enough."""
+    if options.asker or ipaddress.ip_address(options.host).is_loopback:
+        return Reached(Way.UNKNOWN)
+    if options.announce:
+        port = parse_address(options.announce[0], option="announce").port
+    else:
+        port = _places((await begun.daemon.identify())[1])[0].port
+    peers = dict.fromkeys(address.relay or address.peer for address in initial if address.peer in begun.joined)
+    asked = [ask_reach(begun.transport, peer, port) for peer in list(peers)[:_NUM_ASKED] if peer is not None]
+    sights = [sight for sight in await asyncio.gather(*asked) if sight is not None and sight.place is not None]
+    is_open = [sight for sight in sights if sight.dialled is Dialled.OPEN]
+    if not sights:
+        return Reached(Way.UNKNOWN)
+    return Reached(Way.DIRECT, is_open[0]) if is_open else Reached(Way.NONE, sights[0])
+
+
+async def _better(
+    options: NodeOptions, started: DaemonOptions, daemon: Daemon, reached: Reached, initial: list[Address]
+) -> DaemonOptions | None:
+    """How the daemon should have been started, as is known now that others have dialled it; ``None`` if it was so."""
+    sight = reached.sight
+    if sight is None or sight.place is None or options.announce:
+        return None
+    started = replace(started, listen=(_listening_address(replace(options, port=sight.port)),))
+    if reached.way is Way.NONE:
+        return replace(started, relays=tuple(dict.fromkeys(_listener(address).multiaddr() for address in initial)))
+    own = _places((await daemon.identify())[1])
+    if sight.place.host in {address.host for address in own}:
+        return None
+    # A router passes on what comes to its address. libp2p itself believes that when four others have seen it there.
+    outer = replace(sight.place, port=sight.port)
+    return replace(started, announce=tuple(address.multiaddr() for address in (outer, *own)))
 
 
 async def _leave(directory: HivemindDirectory, daemon: Daemon) -> None:
@@ -294,13 +365,26 @@ def _listening_address(options: NodeOptions) -> str:
     return f"/ip{ipaddress.ip_address(options.host).version}/{options.host}/tcp/{options.port}"
 
 
+def _listener(address: Address) -> Address:
+    """Who listens there: the relay, if the address leads through one."""
+    return replace(address, peer=address.relay or address.peer, relay=None)
+
+
+def _places(listening: Sequence[str]) -> list[Address]:
+    """Where a daemon says that it is; what is no TCP is left out."""
+    direct = [text for text in listening if "/tcp/" in text and "/p2p/" not in text]
+    relayed = [text for text in listening if "/tcp/" in text and text.endswith("/p2p-circuit")]
+    return [parse_address(text, option="listening") for text in (*relayed, *direct)]
+
+
 def _pasteable(listening: Sequence[str], peer: PeerId) -> tuple[str, ...]:
-    """Full multiaddrs, those that reach furthest first."""
-    found = [parse_address(text, option="listening") for text in listening if "/tcp/" in text and "/p2p" not in text]
-    return tuple(address.with_peer(peer).multiaddr() for address in sorted(found, key=_reach))
+    """Full multiaddrs, those that reach furthest first; through a relay before any, for who has one needs it."""
+    return tuple(address.with_peer(peer).multiaddr() for address in sorted(_places(listening), key=_reach))
 
 
 def _reach(address: Address) -> int:
+    if address.relay:
+        return -1
     try:
         ip = ipaddress.ip_address(address.host)
     except ValueError:

@@ -14,7 +14,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryptography import x509
 from cryptography.x509.oid import ObjectIdentifier
@@ -45,6 +45,8 @@ class Probe:
 async def probe(address: Address, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Probe:
     """Check that a peer listens at ``address`` and complete the address with its id.
 
+    Of an address that leads through a relay it is the relay that is looked for.
+
     Raises:
         UnreachableError: no such name, nothing listens there, nothing answers, or it is no peer.
         WrongPeerError: a peer, but not the one the address names.
@@ -67,13 +69,15 @@ async def probe(address: Address, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Pr
         raise _timed_out(address, stage.what, timeout_s) from None
     except (OSError, ssl.SSLError) as err:
         raise _not_a_peer(address, f"it broke the connection off: {err}") from err
-    if address.peer not in (None, peer):
+    expected = address.relay or address.peer
+    if expected not in (None, peer):
         raise WrongPeerError(
-            f"{address} is a peer, but its id is {_brief(peer)} and you gave {_brief(address.peer or peer)}.",
+            f"{address} is a peer, but its id is {_brief(peer)} and you gave {_brief(expected or peer)}.",
             hint="It was restarted with a new identity, or its address now belongs to another worker. "
             "Use the line that it prints now.",
         )
-    return Probe(Address(ip, address.port, peer), loop.time() - started)
+    found = replace(address, host=ip, peer=address.peer or peer, invitation=None)
+    return Probe(found, loop.time() - started)
 
 
 @dataclass(slots=True)

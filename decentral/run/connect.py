@@ -13,6 +13,7 @@ from decentral.run.asking import HELLO_TIMEOUT_S, find
 from decentral.run.book import Book, read_book
 from decentral.run.connection import Connection, Start, joined_config, node_options, opened
 from decentral.run.folder import clear_run, has_run, run_of
+from decentral.run.reachable import tell
 from decentral.run.reconnect import reconnect
 
 #: To find a worker at the addresses given.
@@ -39,6 +40,7 @@ async def connect(start: Start) -> Connection:
         access = Access(address.invitation) if address.invitation is not None else None
     node = await open_node(node_options(own, initial, access))
     try:
+        tell(node)
         if swarm is None:
             hello = await ask_hello(node.transport, peers[0], node.identity.verify, timeout_s=HELLO_TIMEOUT_S)
             swarm, run_id = joined_config(hello, start), hello.run_id

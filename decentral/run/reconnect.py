@@ -27,6 +27,7 @@ from decentral.errors import (
 from decentral.run.access import Access
 from decentral.run.connection import Connection, Resumption, Start, joined_config, node_options, opened
 from decentral.run.folder import ACCESS
+from decentral.run.reachable import tell
 from decentral.types import PeerId, short_id
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ async def reconnect(start: Start, found: Resumption) -> Connection:
     port = _port(own.host, own.port or book.port, any_port=found.any_port)
     node = await _open_among(list(places.values())[:_MAX_INITIAL], own.model_copy(update={"port": port}), access)
     try:
+        tell(node)
         hellos = await _of_run(node, [peer for peer in places if peer != node.identity.peer_id], book.run)
         if hellos:
             swarm = _settings_of(hellos, start)

@@ -3,7 +3,7 @@
  *     links SEED LINK...      LINK = up:down:delay:jitter:loss:up_queue:down_queue
  *
  * Rates in bits per second ("inf" for none), delay and jitter in seconds and each way, loss from 0 to 1, queues in
- * bytes. Host i has the address 10.99.0.(i + 1). The first line on stdout names a descriptor of this process for each
+ * bytes. Host i has the address 11.99.0.(i + 1). The first line on stdout names a descriptor of this process for each
  * namespace; every line on stdin is answered with one line of counters. A line "HOST:up:down:up_loss:down_loss" changes
  * that host's link first; queues and what is under way stay. It ends when stdin does, and with it go the devices and,
  * once nobody is inside, the namespaces.
@@ -33,7 +33,7 @@
 #include <unistd.h>
 
 enum { MTU = 1500, MAX_HOSTS = 200, BATCH = 256, QUEUE_OF_DEVICE = 20000 };
-static const uint32_t NETWORK = 0x0a630000; /* 10.99.0.0/24 */
+static const uint32_t NETWORK = 0x0b630000; /* 11.99.0.0/24: libp2p treats what looks private as not of the internet */
 static const double JITTER_CHANGES_S = 0.01;
 /* While packets are on their way they are handled once in this time, together: a turn for each would cost more than all
  * the rest. They arrived half of it ago on average, and what is due within half of it goes now. */

@@ -187,7 +187,7 @@ class Links:
 
     def host(self, number: int) -> Host:
         """A host by its number."""
-        return Host(f"10.99.0.{number + 1}", ("nsenter", f"--net={self.namespace(number)}", "--"))
+        return Host(f"11.99.0.{number + 1}", ("nsenter", f"--net={self.namespace(number)}", "--"))
 
     @property
     def hosts(self) -> list[Host]:

@@ -19,6 +19,7 @@ ED25519 = PeerId("12D3KooWEhMyxzTiHd93uqNo4neU2xGe96RBojmisGEeVaij9STL")
         (f"/ip4/203.0.113.7/tcp/31337/p2p/{RSA}", Address("203.0.113.7", 31337, RSA)),
         (f"/ip6/2001:db8::7/tcp/31337/p2p/{ED25519}", Address("2001:db8::7", 31337, ED25519)),
         (f"/dns4/gpu-box.example.org/tcp/31337/ipfs/{RSA}", Address("gpu-box.example.org", 31337, RSA)),
+        (f"/ip4/203.0.113.7/tcp/5/p2p/{RSA}/p2p-circuit/p2p/{ED25519}", Address("203.0.113.7", 5, ED25519, RSA)),
     ],
 )
 def test_what_people_paste(text: str, expected: Address) -> None:
@@ -26,7 +27,14 @@ def test_what_people_paste(text: str, expected: Address) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["/ip4/1.2.3.4/tcp/5", "/ip6/::1/tcp/5", "/dns/box/tcp/5", f"/ip4/1.2.3.4/tcp/5/p2p/{RSA}"]
+    "text",
+    [
+        "/ip4/1.2.3.4/tcp/5",
+        "/ip6/::1/tcp/5",
+        "/dns/box/tcp/5",
+        f"/ip4/1.2.3.4/tcp/5/p2p/{RSA}",
+        f"/ip4/1.2.3.4/tcp/5/p2p/{RSA}/p2p-circuit/p2p/{ED25519}",
+    ],
 )
 def test_multiaddr_is_the_inverse(text: str) -> None:
     assert parse_address(text).multiaddr() == text
@@ -60,7 +68,8 @@ def test_multiaddr_is_the_inverse(text: str) -> None:
         ("/ip4/1.2.3.4/udp/5/quic-v1", "it has /udp/5 where /tcp/PORT belongs"),
         ("/ip4/1.2.3.4/tcp/5/p2p", "after the port comes /p2p, expected is /p2p/PEERID"),
         (f"/ip4/1.2.3.4/tcp/5/p2p/{RSA[:-3]}", "not a peer id"),
-        (f"/ip4/1.2.3.4/tcp/5/p2p/{RSA}/p2p-circuit/p2p/{ED25519}", "leads through a relay"),
+        ("/ip4/1.2.3.4/tcp/5/p2p-circuit", "through a relay it is .../p2p/RELAY/p2p-circuit/p2p/PEERID"),
+        (f"/ip4/1.2.3.4/tcp/5/p2p/{RSA}/p2p-circuit/p2p/QmCut", "not a peer id"),
         ("x" * 2000, "2000 characters long"),
     ],
 )
