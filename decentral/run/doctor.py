@@ -24,13 +24,14 @@ from decentral.run.access import Access
 from decentral.run.asking import HELLO_TIMEOUT_S, find
 from decentral.run.findings import Finding, Mark
 from decentral.run.machine import firewall, machine_findings, port_finding
-from decentral.run.reachable import PAGE, advice, in_words
+from decentral.run.reachable import advice, in_words
 from decentral.types import short_id
 
 _FIND_TIMEOUT_S = 10.0
 #: Of the swarm's workers, so many are asked.
 _NUM_ASKED = 4
 _HOST = "0.0.0.0"
+_PAGE = "see docs/network.md"
 #: hivemind's directory refuses who is further off than three.
 _MAX_SKEW_S = 2.0
 #: What is below is worth a word, for it is less than half.
@@ -107,7 +108,7 @@ def _port(node: Node, sights: Sequence[Sight], opens: str) -> Finding:
     if reached.way is Way.UNKNOWN:  # a worker of this machine has the port, and is what was dialled
         known = [sight for sight in sights if sight.dialled is not Dialled.RELAYED]
         if not known:
-            return Finding("port", Mark.NOTE, "nobody could tell whether others reach this machine", f"see {PAGE}")
+            return Finding("port", Mark.NOTE, "nobody could tell whether others reach this machine", _PAGE)
         answered = [sight for sight in known if sight.dialled in (Dialled.OPEN, Dialled.OTHER)]
         reached = Reached(Way.DIRECT if answered else Way.NONE, (answered or known)[0])
     mark = {Way.DIRECT: Mark.FINE, Way.RELAYED: Mark.NOTE, Way.NONE: Mark.MEND}[reached.way]
@@ -129,7 +130,7 @@ def _router(node: Node, sights: Sequence[Sight]) -> Finding | None:
     if len({place.port for place in places}) == 1:
         return Finding("router", Mark.FINE, f"{text}, all of them the same port (cone): holes can be punched")
     text = f"{text}, each of them another port (symmetric): only who is reached directly comes together with it"
-    return Finding("router", Mark.NOTE, text, f"see {PAGE}")
+    return Finding("router", Mark.NOTE, text, _PAGE)
 
 
 def _own_host(place: Address) -> str:

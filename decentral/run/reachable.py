@@ -7,7 +7,6 @@ from decentral.adapters.reach import Reached, Sight, Way
 from decentral.types import short_id
 
 _log = logging.getLogger(__name__)
-PAGE = "docs/network.md"
 
 
 def in_words(reached: Reached) -> str:
@@ -25,9 +24,11 @@ def in_words(reached: Reached) -> str:
 
 def tell(node: Node) -> None:
     """Say it to whoever reads the log of a worker that starts."""
-    if text := in_words(node.reached):
-        is_well = node.reached.way is Way.DIRECT
-        _log.log(logging.INFO if is_well else logging.WARNING, "%s%s", text, "" if is_well else f"; see {PAGE}")
+    text = in_words(node.reached)
+    if text and node.reached.way is Way.DIRECT:
+        _log.info("%s", text)
+    elif text:
+        _log.warning("%s; see docs/network.md", text)
 
 
 def advice(reached: Reached, firewall: str) -> str:

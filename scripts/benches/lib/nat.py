@@ -81,7 +81,7 @@ def rule(host: Host, rules: str) -> None:
 
 
 @contextmanager
-def home(links: Links, router: int, nat: Nat) -> Iterator[Host]:
+def behind(links: Links, router: int, nat: Nat) -> Iterator[Host]:
     """A machine behind a host of the emulated network, which becomes its router.
 
     Args:
