@@ -17,6 +17,16 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{key} is {value}", hint=f"It must be {allowed}.")
 
 
+def per_microbatch(batch_sequences: int, num_microbatches: int) -> int:
+    """Sequences of a micro-batch. Raises ``ConfigError`` unless a batch can be dealt out evenly."""
+    if batch_sequences % num_microbatches:
+        raise ConfigError(
+            f"batch_sequences is {batch_sequences} with {num_microbatches} micro-batches",
+            hint="Micro-batches are equal: batch_sequences must be a multiple of pipeline.microbatches.",
+        )
+    return batch_sequences // num_microbatches
+
+
 def read(kind: type[T], given: Mapping[str, Any], where: str = "", default: T | None = None) -> T:
     """Build the frozen dataclass ``kind`` from a mapping; what is not given keeps its default.
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from decentral.engine.recut import blocks_of
 from decentral.errors import CallTimeout, ConfigError, FrameError, TransportError
 from decentral.pipeline.parcels import Parcels, most_bytes
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.scoped import Scoped
-from decentral.pipeline.stored import Part, Span, Stored, span_of
+from decentral.pipeline.stored import Part, Span, Stored
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.worker_state import WorkerState, Written
@@ -70,13 +71,15 @@ class Disks:
     Args:
         transport: to the others.
         store: what this member has.
+        cut: of the run.
         timing: bounds of calls.
         clock: for its threads.
     """
 
-    def __init__(self, transport: Transport, store: Store, timing: Timing, clock: Clock) -> None:
+    def __init__(self, transport: Transport, store: Store, cut: CutInForce, timing: Timing, clock: Clock) -> None:
         self._me = transport.peer_id
         self._store = store
+        self._cut = cut
         self._clock = clock
         self._parcels = Parcels(Scoped(transport, _SCOPE), clock, timing, self._give)
 
@@ -104,7 +107,7 @@ class Disks:
         return f"the checkpoint at step {part.stored.step} cannot be had: {'; '.join(problems)}"
 
     async def _fetch(self, peer: PeerId, stored: Stored, parameters: Mapping[str, Tensor]) -> WorkerState:
-        first, stop = span_of(parameters)
+        first, stop = self._cut.span_of(parameters)
         wanted = _Wanted(stored, max(first, stored.first), min(stop, stored.stop))
         max_bytes = most_bytes(parameters)
         for _ in range(_TRIES):
@@ -128,4 +131,4 @@ class Disks:
             state = await self._clock.run_on_disk(lambda: self._store.load(wanted.of))
         except (OSError, ConfigError):
             return None
-        return await self._clock.run_aside(lambda: blocks_of(state, wanted.first, wanted.stop))
+        return await self._clock.run_aside(lambda: blocks_of(state, self._cut, wanted.first, wanted.stop))

@@ -34,7 +34,7 @@ from decentral.pipeline.holders import Holders
 from decentral.pipeline.moves import FOLLOW, PREPARE, WHERE, Follow, Prepare, Prepared, Where
 from decentral.pipeline.parcels import Parcels, most_bytes
 from decentral.pipeline.placement import CutInForce, Placement, number_of
-from decentral.pipeline.stored import Span, span_of
+from decentral.pipeline.stored import Span
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.worker_state import WorkerState
@@ -249,7 +249,8 @@ class Mover:
             *[self._fetch(peer, _Blocks(order.new.number, low, high), max_bytes) for peer, low, high in calls]
         )
         states = [*found, own] if own is not None else list(found)
-        return sorted(states, key=lambda state: span_of(state.anchors)), sum(high - low for _, low, high in calls)
+        num_fetched = sum(high - low for _, low, high in calls)
+        return sorted(states, key=lambda state: self._cut.span_of(state.anchors)), num_fetched
 
     async def _fetch(self, peer: PeerId, blocks: _Blocks, max_bytes: int) -> WorkerState:
         """Some blocks of one who holds them, as soon as its stage stands still.
@@ -273,7 +274,7 @@ class Mover:
         state = move.frozen.result()
         if state is None:
             return None
-        return await self._clock.run_aside(lambda: blocks_of(state, wanted.first, wanted.stop))
+        return await self._clock.run_aside(lambda: blocks_of(state, self._cut, wanted.first, wanted.stop))
 
     # -- the cut in force ---------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from decentral.engine.facts import Facts, FragmentFacts, Span, SyncFacts
 from decentral.errors import MismatchError
 from decentral.outer.rule import OuterState
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.position import POSITION, Position
-from decentral.pipeline.stored import HEAD, span_of
+from decentral.pipeline.stored import HEAD
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout, Slot
@@ -71,14 +72,21 @@ def recut(states: Sequence[WorkerState], names: Collection[str]) -> WorkerState:
     )
 
 
-def blocks_of(state: WorkerState, first: int, stop: int) -> WorkerState:
+def blocks_of(state: WorkerState, cut: CutInForce, first: int, stop: int) -> WorkerState:
     """What the state of a stage has of the blocks [first, stop); all that a head has, for none.
+
+    Args:
+        state: of any cut of the model.
+        cut: knows which names are those of a block.
+        first: see above.
+        stop: see above.
 
     Raises:
         MismatchError: it has nothing of them.
     """
     wanted = range(first, stop)
-    return recut([state], [name for name in state.anchors if (first, stop) == HEAD or span_of([name])[0] in wanted])
+    is_head = (first, stop) == HEAD
+    return recut([state], [name for name in state.anchors if is_head or cut.span_of([name])[0] in wanted])
 
 
 def _behind_a_role(found: Iterable[Mapping[str, _Value]], wanted: Collection[str]) -> dict[str, _Value]:

@@ -99,7 +99,7 @@ class Takeover:
         self._timing = timing
         self._clock = clock
         self._store = store
-        self._disks = Disks(transport, store, timing, clock)
+        self._disks = Disks(transport, store, cut, timing, clock)
 
     async def start(self) -> None:
         """Begin to give others what is on this worker's disk."""

@@ -155,7 +155,7 @@ class StageCompute(_Part):
     def __init__(self, blocks: ModelBlocks, first: int, stop: int, device: str = "cpu") -> None:
         layers = [blocks.block(number).to(device) for number in range(first, stop)]
         named = {
-            f"blocks.{first + offset}.{name}": parameter
+            f"{blocks.path}.{first + offset}.{name}": parameter
             for offset, layer in enumerate(layers)
             for name, parameter in layer.named_parameters()
         }

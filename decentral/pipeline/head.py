@@ -493,7 +493,8 @@ class HeadLoop:
         every = options.eval_every_rounds * options.inner_steps
         if not every or self.step % every or not self.step or self._slot != min(self._holders.slots() | {self._slot}):
             return
-        count = min(self._source.num_held_out, MAX_MICROBATCHES)
+        if not (count := min(self._source.num_held_out, MAX_MICROBATCHES)):
+            return
         data = await self._clock.run(lambda: [self._source.held_out(index) for index in range(count)])
         batch = self._open(Batch(self._number, self.step, False, Ledger(len(data)), data))
         await self._drive(batch, stop)

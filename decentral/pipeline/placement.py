@@ -4,12 +4,13 @@ Knows no tensors and makes no calls. Legend: S = stages, without the head.
 """
 
 import functools
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from decentral.pipeline.stored import HEAD, Span
+from decentral.pipeline.stored import HEAD, Span, span_of
 from decentral.swarm.message import Message, Peer
 from decentral.types import Count, PeerId
 
@@ -76,9 +77,11 @@ class CutInForce:
     Args:
         spans: that the run begins with, and keeps if it is no run whose cut changes.
         num_blocks: of the model, if it is one.
+        path: where its blocks are in it (``ModelBlocks.path``).
     """
 
-    def __init__(self, spans: tuple[Span, ...] = (), num_blocks: int = 0) -> None:
+    def __init__(self, spans: tuple[Span, ...] = (), num_blocks: int = 0, path: str = "blocks") -> None:
+        self._path = path
         self.whole = spans or ((0, num_blocks),)
         """Spans that have all blocks, which a run that comes back has to find."""
         self.spans = spans
@@ -99,6 +102,10 @@ class CutInForce:
     def span(self, stage: int) -> Span:
         """The blocks of a stage; those of the head are none."""
         return self.spans[stage - 1] if stage else HEAD
+
+    def span_of(self, names: Iterable[str]) -> Span:
+        """The blocks that parameters of these names are of; those of the head are none."""
+        return span_of(names, self._path)
 
     def change(self, placement: Placement) -> None:
         """From now on it is this one."""

@@ -23,7 +23,6 @@ Span = tuple[int, int]
 HEAD: Span = (0, 0)
 #: Checkpoints in an inventory: those that a spare keeps of all stages of the longest pipeline are fewer.
 _MAX_STORED = 4096
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 class Stored(Message, frozen=True, order=True):
@@ -97,9 +96,10 @@ class Lacking:
         return f"nobody here has a checkpoint of {what}" + (f" at step {self.step}" if self.step else "")
 
 
-def span_of(names: Iterable[str]) -> Span:
-    """The blocks that parameters of these names are of; those of a head for none."""
-    numbers = [int(found[1]) for each in names if (found := _BLOCK.match(each))]
+def span_of(names: Iterable[str], path: str = "blocks") -> Span:
+    """The blocks that parameters of these names are of, those behind ``{path}.{i}.``; those of a head for none."""
+    block = re.compile(rf"{re.escape(path)}\.(\d+)\.")
+    numbers = [int(found[1]) for each in names if (found := block.match(each))]
     return (min(numbers), max(numbers) + 1) if numbers else HEAD
 
 

@@ -43,7 +43,7 @@ class ModelBlocks:
     """What a task's ``blocks(settings, seat, num_microbatches)`` returns.
 
     The modules' parameter names together are those of the whole model: those of the embedding and of the output layer
-    as they are, those of block i behind ``blocks.{i}.``. No name may stand for two parameters; one that embedding and
+    as they are, those of block i behind ``{path}.{i}.``. No name may stand for two parameters; one that embedding and
     output share (tied weights) counts once, under its name in the embedding. Parameters that take no gradient are
     neither trained nor shared. Every module is initialised from the run's seed and its own place alone, so that a
     machine builds only what it holds and all machines build the same.
@@ -70,3 +70,5 @@ class ModelBlocks:
     """Opened by heads alone. Raises ``DataError``."""
     check: Callable[[int, bool, str], None]
     """``check(num_blocks, is_head, device)`` raises ``IncapableError`` if this machine cannot train so much of it."""
+    path: str = "blocks"
+    """Where the blocks are in the whole model; no name of the embedding or the output layer begins like theirs."""

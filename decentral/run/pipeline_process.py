@@ -44,7 +44,7 @@ def make_pipeline_process(
         _log.info("blocks follow the machines that are there; a stage that is lost comes back from a checkpoint")
     about = About(run_id, swarm.method.name, swarm.run.rounds)
     pipeline = pipeline_options(swarm, blocks.num_blocks)
-    cut = CutInForce(pipeline.spans, blocks.num_blocks)
+    cut = CutInForce(pipeline.spans, blocks.num_blocks, blocks.path)
     store = StageFiles(Path(own.out), about, cut, own.keep, disk, clock.wall)
     every = interval.parse(own.checkpoint_every)
     options = PipelineProcessOptions(

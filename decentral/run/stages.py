@@ -98,10 +98,11 @@ def parts_of(swarm: SwarmConfig, own: WorkerConfig, parameters: Mapping[str, Ten
     """
     if not swarm.pipeline.stages:
         return [parameters]
-    spans = cut_of(swarm, blocks_of(swarm, own).num_blocks).spans
+    blocks = blocks_of(swarm, own)
+    spans = cut_of(swarm, blocks.num_blocks).spans
     parts: list[dict[str, Tensor]] = [{} for _ in range(len(spans) + 1)]
     stage_of = {block: stage for stage, span in enumerate(spans, 1) for block in range(*span)}
     for name, value in parameters.items():
-        span = span_of([name])
+        span = span_of([name], blocks.path)
         parts[0 if span == HEAD else stage_of[span[0]]][name] = value
     return list(parts)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from decentral.errors import ConfigError
 from decentral.pipeline.placement import CutInForce
-from decentral.pipeline.stored import HEAD, Span, Stored, span_of
+from decentral.pipeline.stored import HEAD, Span, Stored
 from decentral.run.disk import Disk
 from decentral.run.folder import stage_folder
 from decentral.state.checkpoints import checkpoint, manifest
@@ -136,17 +136,16 @@ class StageFiles:
             about = one.manifest
             if about is None or about.run != self._about.run or one.folder in self._damaged:
                 continue
-            span = _span_in(one.folder / MODEL)
+            span = self._span_in(one.folder / MODEL)
             if (not found or about.step < found[-1][0].step) and span is not None and (span == HEAD) == (stage == 0):
                 full = about.files[FACTS].size > _NO_FACTS
                 found.append((Stored(*span, about.step, about.state, full), one.folder))
         return found
 
-
-def _span_in(path: Path) -> Span | None:
-    """The blocks of which a file has weights; ``None`` if it cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return span_of(file.keys())
-    except (OSError, SafetensorError):
-        return None
+    def _span_in(self, path: Path) -> Span | None:
+        """The blocks of which a file has weights; ``None`` if it cannot be read."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                return self._cut.span_of(file.keys())
+        except (OSError, SafetensorError):
+            return None

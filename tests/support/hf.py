@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PretrainedConfig, PreTrainedTokenizerFast
 
 VOCAB, CONTEXT = 320, 32
 WORDS = [
@@ -56,14 +56,15 @@ def make_tokenizer(texts: Sequence[str] = (), vocab_size: int = VOCAB) -> PreTra
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
-def make_config(kind: str, vocab_size: int = VOCAB) -> PretrainedConfig:
-    """A tiny ``llama`` (grouped queries, tied embedding) or ``gpt2`` (without dropout)."""
-    if kind == "llama":
-        return LlamaConfig(
+def make_config(kind: str, vocab_size: int = VOCAB, num_layers: int = 2) -> PretrainedConfig:
+    """A tiny ``gpt2`` (without dropout), or a model of a family like ``llama`` (grouped queries, tied embedding)."""
+    if kind != "gpt2":
+        return AutoConfig.for_model(
+            kind,
             vocab_size=vocab_size,
             hidden_size=32,
             intermediate_size=64,
-            num_hidden_layers=2,
+            num_hidden_layers=num_layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=CONTEXT,
@@ -74,7 +75,7 @@ def make_config(kind: str, vocab_size: int = VOCAB) -> PretrainedConfig:
     return GPT2Config(
         vocab_size=vocab_size,
         n_embd=32,
-        n_layer=2,
+        n_layer=num_layers,
         n_head=2,
         n_positions=CONTEXT,
         resid_pdrop=0.0,
@@ -85,9 +86,9 @@ def make_config(kind: str, vocab_size: int = VOCAB) -> PretrainedConfig:
     )
 
 
-def make_folder(folder: Path, kind: str = "llama", *, weights: bool = True, seed: int = 0) -> Path:
+def make_folder(folder: Path, kind: str = "llama", *, weights: bool = True, seed: int = 0, num_layers: int = 2) -> Path:
     """A model's folder as ``save_pretrained`` leaves it, or its configuration and tokenizer alone."""
-    config = make_config(kind)
+    config = make_config(kind, num_layers=num_layers)
     if weights:
         torch.manual_seed(seed)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -8,6 +8,7 @@ Beside ``build`` the module offers what the command line asks of a task (see ``d
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from decentral.errors import ConfigError
+from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Publisher, Seat, Size
 from decentral.workers.hf import lora, sources
-from decentral.workers.hf.data import open_data
+from decentral.workers.hf.blocks import make_blocks
+from decentral.workers.hf.cutting import empty
+from decentral.workers.hf.data import TrainingData, open_data
 from decentral.workers.hf.model import (
     architecture_of,
     build_model,
@@ -30,9 +34,10 @@ from decentral.workers.hf.model import (
 from decentral.workers.hf.publish import Folder
 from decentral.workers.hf.settings import HfSettings, read_settings
 from decentral.workers.hf.trainer import HfTrainer
+from decentral.workers.seeds import seed_of
 from decentral.workers.settings import write
 
-__all__ = ["build", "check", "publisher", "resolve", "size"]
+__all__ = ["blocks", "build", "check", "publisher", "resolve", "size"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,20 +53,30 @@ def build(settings: Mapping[str, Any], seat: Seat) -> HfTrainer:
     read = read_settings(settings)
     config = config_from(read.model.config)
     tokenizer = _tokenizer(read, seat)
-    data = open_data(
-        read.data,
-        tokenizer,
-        seat=seat,
-        run_seed=seat.run_seed,
-        seq_len=sequence_length(read, config),
-        batch_rows=read.batch_sequences,
-    )
+    data = _data(read, config, seat, tokenizer)
     model, name = _model(read, config, seat)
     if read.lora.rank:
         lora.ensure_same_base(model, read.lora.base_digest, name)
         model = lora.with_adapter(model, read.lora, seat.run_seed)
         return HfTrainer(read, seat, model, lora.adapter_values(model), tokenizer, data)
     return HfTrainer(read, seat, model, dict(model.named_parameters()), tokenizer, data)
+
+
+def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> ModelBlocks:
+    """The model in pieces, for a pipeline whose batches have ``num_microbatches`` equal parts.
+
+    Raises:
+        ConfigError: as ``build`` does; or the model's blocks cannot be found.
+    """
+    read = read_settings(settings)
+    config = config_from(read.model.config)
+
+    def open_slot(slot: int) -> TrainingData:
+        # Each head goes through the rows in an order of its own, the first one in that of a worker that is alone.
+        order = replace(seat, run_seed=seed_of(seat.run_seed, slot)) if slot else seat
+        return _data(read, config, order, _tokenizer(read, seat))
+
+    return make_blocks(read, config, seat, num_microbatches, lambda: _weights(read, seat), open_slot)
 
 
 def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,9 +144,25 @@ def publisher(settings: Mapping[str, Any], seat: Seat) -> Publisher:
 def _model(read: HfSettings, config: PretrainedConfig, seat: Seat) -> tuple[nn.Module, str]:
     """The model on the CPU, with the weights that this worker has to have of its own, and where they are from."""
     if read.lora.rank or (seat.founding and not read.model.from_scratch):
-        name = seat.model or _not_a_path("model", read.model.name)
+        name = _weights(read, seat)
         return sources.load_weights(name, config, download=seat.founding or seat.allow_download), name
     return build_model(config, seat.run_seed), ""
+
+
+def _weights(read: HfSettings, seat: Seat) -> str:
+    """Where this machine has the weights that the run begins with."""
+    return seat.model or _not_a_path("model", read.model.name)
+
+
+def _data(read: HfSettings, config: PretrainedConfig, seat: Seat, tokenizer: Tokenizer) -> TrainingData:
+    return open_data(
+        read.data,
+        tokenizer,
+        seat=seat,
+        run_seed=seat.run_seed,
+        seq_len=sequence_length(read, config),
+        batch_rows=read.batch_sequences,
+    )
 
 
 def _tokenizer(read: HfSettings, seat: Seat) -> Tokenizer:
@@ -160,4 +191,4 @@ def _not_a_path(what: str, name: str) -> str:
 def _num_trained(read: HfSettings, config: PretrainedConfig) -> int:
     if not read.lora.rank:
         return num_parameters(config)
-    return lora.num_adapter_values(build_model(config, 0, device="meta"), read.lora)
+    return lora.num_adapter_values(empty(config), read.lora)

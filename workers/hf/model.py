@@ -4,7 +4,8 @@ The text may come from a founder that nobody knows: what of it would fetch code 
 """
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from decentral.errors import ConfigError
+from decentral.workers.hf.cutting import empty, find
+from decentral.workers.hf.parts import drawn
 from decentral.workers.hf.settings import HfSettings
 from decentral.workers.hf.sources import config_of
 from decentral.workers.machine import VALUES_PER_PARAMETER, check_device, check_memory
@@ -66,12 +69,16 @@ def config_from(architecture: str) -> PretrainedConfig:
         ) from err
 
 
-def build_model(config: PretrainedConfig, seed: int, *, device: str = "cpu") -> nn.Module:
-    """The model in float32, its weights drawn from ``seed``; on ``meta`` it has none and takes no memory."""
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(seed)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model
+def build_model(config: PretrainedConfig, seed: int) -> nn.Module:
+    """The model in float32, its weights drawn from ``seed``: the same as in stages, if it can be cut into these."""
+    try:
+        cut = find(config)
+    except ConfigError:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return model
+    return drawn(config, cut, seed, range(cut.num_blocks), ends=True)
 
 
 def sequence_length(settings: HfSettings, config: PretrainedConfig) -> int:
@@ -86,9 +93,17 @@ def sequence_length(settings: HfSettings, config: PretrainedConfig) -> int:
     return settings.seq_len or min(most, _DEFAULT_LEN)
 
 
+def ends_of(model: nn.Module, named: Mapping[str, nn.Parameter]) -> set[str]:
+    """Which of these parameters of a model are those of an embedding or an output layer."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    layers += [layer for layer in [cast(Any, model).get_output_embeddings()] if layer is not None]
+    ends = {id(value) for layer in layers for value in layer.parameters()}
+    return {name for name, value in named.items() if id(value) in ends}
+
+
 def num_parameters(config: PretrainedConfig) -> int:
     """Of the whole model, tied ones once, without building it."""
-    return sum(parameter.numel() for parameter in build_model(config, 0, device="meta").parameters())
+    return sum(parameter.numel() for parameter in empty(config).parameters())
 
 
 def required_values(settings: HfSettings, config: PretrainedConfig, num_trained: int, per_trained: int) -> int:
@@ -100,11 +115,20 @@ def required_values(settings: HfSettings, config: PretrainedConfig, num_trained:
         num_trained: parameters that are trained; the others are only kept.
         per_trained: values for each of them.
     """
-    text: Any = config.get_text_config()
-    width, layers = getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
-    kept = _OF_A_LAYER * (1 if settings.activation_checkpointing else layers) + layers
-    activations: int = sequence_length(settings, config) * (kept * width + _OF_THE_OUTPUT * text.vocab_size)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    activations = _of_layers(settings, config, layers) + _of_the_output(settings, config)
     return per_trained * num_trained + (num_parameters(config) - num_trained) + activations
+
+
+def _of_layers(settings: HfSettings, config: PretrainedConfig, layers: int) -> int:
+    """Values that autograd keeps of a sequence in so many layers, roughly."""
+    kept = _OF_A_LAYER * (min(layers, 1) if settings.activation_checkpointing else layers) + layers
+    return sequence_length(settings, config) * kept * getattr(config.get_text_config(), "hidden_size", 0)
+
+
+def _of_the_output(settings: HfSettings, config: PretrainedConfig) -> int:
+    """The same behind the last layer."""
+    return sequence_length(settings, config) * _OF_THE_OUTPUT * int(config.get_text_config().vocab_size)
 
 
 def check_machine(settings: HfSettings, config: PretrainedConfig, num_trained: int, device: str) -> None:
@@ -122,6 +146,34 @@ def check_machine(settings: HfSettings, config: PretrainedConfig, num_trained: i
     check_memory(4 * values, what, device, hint)
     if not on_cpu:
         check_memory(4 * (VALUES_PER_PARAMETER - _ON_DEVICE) * num_trained, what, "cpu", hint)
+
+
+def check_part(
+    settings: HfSettings, config: PretrainedConfig, num_trained: int, num_blocks: int, num_at_output: int, device: str
+) -> None:
+    """Make sure that this machine can train some blocks, with all of a batch in flight.
+
+    Args:
+        settings: of the run.
+        config: of the model.
+        num_trained: parameters of the blocks, and of what is beside them if this machine is to have it.
+        num_blocks: of the model.
+        num_at_output: sequences whose loss is computed at a time; 0 on a machine that has blocks alone.
+        device: of this machine.
+
+    Raises:
+        ConfigError: ``device`` is not a device's name.
+        IncapableError: it is absent, lacks bf16, or has not enough memory.
+    """
+    check_device(device, bf16=settings.precision == "bf16")
+    activations = settings.batch_sequences * _of_layers(settings, config, num_blocks)
+    activations += num_at_output * _of_the_output(settings, config)
+    check_memory(
+        4 * (VALUES_PER_PARAMETER * num_trained + activations),
+        f"training {num_trained:,} parameters",
+        device,
+        hint="Give this machine fewer blocks: more stages have fewer each.",
+    )
 
 
 def _harmless(values: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from decentral import __version__
 from decentral.ports.trainer import Lineage
 from decentral.workers.hf import lora, sources
-from decentral.workers.hf.model import build_model
+from decentral.workers.hf.cutting import empty
 from decentral.workers.hf.settings import HfSettings
 
 #: Of one file; larger models have several, and an index.
@@ -43,7 +43,7 @@ class Folder:
         self._source = source
         self._adapter = None
         if settings.lora.rank:
-            self._adapter = lora.peft_config(build_model(config, 0, device="meta"), settings.lora)
+            self._adapter = lora.peft_config(empty(config), settings.lora)
             self._adapter.base_model_name_or_path = source or settings.model.name
             self._adapter.inference_mode = True
 

@@ -82,14 +82,14 @@ def ensure_vocabulary_fits(tokenizer: Tokenizer, config: PretrainedConfig) -> No
         )
 
 
-def load_weights(name: str, config: PretrainedConfig, *, download: bool) -> nn.Module:
-    """The model with weights of a folder or of the hub, in float32 on the CPU.
+def load_weights(name: str, config: PretrainedConfig, *, download: bool, kind: Any = AutoModelForCausalLM) -> nn.Module:
+    """The model with weights of a folder or of the hub, in float32 on the CPU; of another class with ``kind``.
 
     Raises:
         ConfigError: they cannot be read, or are of another architecture.
     """
     with _reading("model", name, download=download):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = kind.from_pretrained(
             name, config=config, dtype=torch.float32, local_files_only=not download, output_loading_info=True
         )
     missing = sorted(found["missing_keys"])

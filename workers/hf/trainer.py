@@ -16,6 +16,7 @@ from decentral.ports.trainer import Seat, StepReport
 from decentral.tensors.inner import InnerModel
 from decentral.workers.hf.data import TrainingData
 from decentral.workers.hf.data.packing import IGNORED
+from decentral.workers.hf.model import ends_of
 from decentral.workers.hf.settings import HfSettings
 from decentral.workers.optimizer import make_optimizers
 
@@ -60,7 +61,7 @@ class HfTrainer(InnerModel):
         self._forward: Any = torch.compile(self._model) if settings.compile else self._model
         super().__init__(
             named,
-            lambda trained: make_optimizers(trained, config, _ends(model, trained)),
+            lambda trained: make_optimizers(trained, config, ends_of(model, trained)),
             lambda step: config.learning_rate_at(step, seat.total_steps),
             config.clip_norm,
         )
@@ -164,14 +165,6 @@ class HfTrainer(InnerModel):
         whole = sum(value.numel() for value in self._model.parameters())
         of = f"{whole:,} parameters" if trained == whole else f"{whole:,} parameters, of which {trained:,} are trained"
         return f"{self._model.config.model_type} of {of}\n{self._data.describe()}"
-
-
-def _ends(model: nn.Module, named: Mapping[str, nn.Parameter]) -> set[str]:
-    """Names of what is an embedding or an output layer."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
-    layers += [layer for layer in [cast(Any, model).get_output_embeddings()] if layer is not None]
-    ends = {id(value) for layer in layers for value in layer.parameters()}
-    return {name for name, value in named.items() if id(value) in ends}
 
 
 def _checkpoint_activations(model: Any) -> None:

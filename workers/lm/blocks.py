@@ -6,18 +6,18 @@ that the weights of all stages together are a file that ``LmTrainer`` loads. Eac
 Legend: B = sequences of a micro-batch, T = positions, D = width of the model.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from decentral.errors import ConfigError
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from decentral.workers.lm.corpus import Corpus, load_corpus
 from decentral.workers.lm.model import ENDS, NUM_BYTES, Block, Cache, ModelConfig, cross_entropy, initialise, logits
 from decentral.workers.lm.settings import LmSettings, check_part
 from decentral.workers.optimizer import make_optimizers
+from decentral.workers.seeds import seed_of
+from decentral.workers.settings import per_microbatch
 
 
 def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> ModelBlocks:
@@ -31,14 +31,9 @@ def make_blocks(settings: LmSettings, seat: Seat, num_microbatches: int) -> Mode
     Raises:
         ConfigError: the sequences of a batch cannot be dealt out evenly.
     """
-    if settings.batch_sequences % num_microbatches:
-        raise ConfigError(
-            f"batch_sequences is {settings.batch_sequences} with {num_microbatches} micro-batches",
-            hint="Micro-batches are equal: batch_sequences must be a multiple of pipeline.microbatches.",
-        )
     config, optimizer = settings.model, settings.optimizer
     bf16 = settings.precision == "bf16"
-    num_sequences = settings.batch_sequences // num_microbatches
+    num_sequences = per_microbatch(settings.batch_sequences, num_microbatches)
 
     def embedding() -> nn.Module:
         return _drawn(_Embedding(config), seat.run_seed, config.num_layers)
@@ -98,7 +93,7 @@ class Windows:
     def batch(self, slot: int, batch: int, index: int) -> tuple[Tensor, Tensor]:
         """Bytes and those that follow them, int64 [B, T] each; drawn from the run's seed, the slot and the batch."""
         if self._last is None or self._last[0] != (slot, batch):
-            settings, stream_seed = self._settings, _seed(self._run_seed, slot)
+            settings, stream_seed = self._settings, seed_of(self._run_seed, slot)
             drawn = self._corpus.batch(stream_seed, batch, settings.batch_sequences, settings.window)
             self._last = (slot, batch), drawn
         window_BT = self._last[1][index * self._num_sequences :][: self._num_sequences]
@@ -147,9 +142,5 @@ def _autocast(x: Tensor, bf16: bool) -> torch.autocast:
 
 def _drawn(module: nn.Module, run_seed: int, place: int) -> nn.Module:
     """``module`` with initial weights; ``place`` tells the pieces of a model apart."""
-    initialise(module, torch.Generator().manual_seed(_seed(run_seed, place)))
+    initialise(module, torch.Generator().manual_seed(seed_of(run_seed, place)))
     return module
-
-
-def _seed(run_seed: int, part: int) -> int:
-    return int(np.random.SeedSequence((run_seed, part)).generate_state(1, np.uint64)[0])

@@ -14,7 +14,7 @@ from decentral.errors import ConfigError
 from decentral.types import PeerId
 
 if TYPE_CHECKING:
-    from decentral.pipeline.stored import Span
+    from decentral.pipeline.placement import CutInForce
     from decentral.state.checkpoints.checkpoint import About
     from decentral.state.checkpoints.manifest import Manifest
 
@@ -43,6 +43,7 @@ def resume(
     import torch
 
     from decentral.cli.local.run import GoingOn, LocalRun
+    from decentral.pipeline.placement import CutInForce
     from decentral.run.folder import folders_of
     from decentral.run.resuming import go_on, refuse_the_end
     from decentral.run.sizing import measure
@@ -63,8 +64,9 @@ def resume(
     swarm, own = setting.swarm, setting.own
     if swarm.pipeline.stages:
         processes = _with_stages(swarm.pipeline, workers, len(had))
-        spans = cut_of(swarm, blocks_of(swarm, own).num_blocks).spans
-        step = _common_step(had, About(furthest.run, swarm.method.name, swarm.run.rounds), spans)
+        blocks = blocks_of(swarm, own)
+        cut = CutInForce(cut_of(swarm, blocks.num_blocks).spans, blocks.num_blocks, blocks.path)
+        step = _common_step(had, About(furthest.run, swarm.method.name, swarm.run.rounds), cut)
         refuse_the_end(folder, furthest.run, setting, step // swarm.method.inner_steps, step)
     else:
         processes = Processes(size)
@@ -86,20 +88,19 @@ def _with_stages(pipeline: PipelineSection, workers: int | None, size: int) -> P
     return processes_for(pipeline, workers, max(0, size - taken))
 
 
-def _common_step(folders: Sequence[Path], about: "About", spans: Sequence["Span"]) -> int:
+def _common_step(folders: Sequence[Path], about: "About", cut: "CutInForce") -> int:
     """The step from which a pipeline goes on.
 
     Raises:
         ConfigError: there is none, and which stage is missing.
     """
-    from decentral.pipeline.placement import CutInForce
     from decentral.pipeline.stored import HEAD, Lacking, start_of
     from decentral.run.disk import Disk
     from decentral.run.store import StageFiles
 
-    stores = {PeerId(path.name): StageFiles(path, about, CutInForce(), 1, Disk(), time.time) for path in folders}
+    stores = {PeerId(path.name): StageFiles(path, about, cut, 1, Disk(), time.time) for path in folders}
     inventories = {name: store.stored() for name, store in stores.items()}
-    start = start_of(inventories, (HEAD, *spans))
+    start = start_of(inventories, (HEAD, *cut.spans))
     if isinstance(start, Lacking):
         raise ConfigError(
             f"{about.run} cannot go on: {start}.",
