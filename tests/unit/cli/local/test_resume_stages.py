@@ -8,6 +8,7 @@ import torch
 from decentral.cli.local.resume import _common_step, _with_stages
 from decentral.config.pipeline import PipelineSection
 from decentral.errors import ConfigError, UsageError
+from decentral.pipeline.placement import CutInForce
 from tests.unit.run.test_store import ABOUT, state, store
 
 
@@ -23,13 +24,13 @@ def saved(folder: Path, stages: dict[int, tuple[int, ...]]) -> list[Path]:
 
 def test_from_the_newest_that_all_stages_have(tmp_path: Path) -> None:
     folders = saved(tmp_path, {0: (10, 20, 30), 1: (10, 20), 2: (20, 30)})
-    assert _common_step(folders, ABOUT, [(0, 1), (1, 2)]) == 20
-    assert _common_step(folders, ABOUT, [(0, 2)]) == 20
+    assert _common_step(folders, ABOUT, CutInForce(((0, 1), (1, 2)))) == 20
+    assert _common_step(folders, ABOUT, CutInForce(((0, 2),))) == 20
 
 
 def test_the_stage_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="demo-1 cannot go on: nobody here has a checkpoint of stage 1 at step 30"):
-        _common_step(saved(tmp_path, {0: (10, 30), 2: (20, 30)}), ABOUT, [(0, 1), (1, 2)])
+        _common_step(saved(tmp_path, {0: (10, 30), 2: (20, 30)}), ABOUT, CutInForce(((0, 1), (1, 2))))
 
 
 def test_processes_beyond_stages_and_replicas_are_spares() -> None:
