@@ -7,6 +7,7 @@ from decentral.cli.access import ban, invite, revoke
 from decentral.cli.audit import audit
 from decentral.cli.codecs import codecs
 from decentral.cli.command import Command
+from decentral.cli.dashboard import dashboard
 from decentral.cli.doctor import doctor
 from decentral.cli.export import export
 from decentral.cli.local.command import local
@@ -28,6 +29,7 @@ app.command(cls=Command)(local)
 app.command(cls=Command)(worker)
 app.command(cls=Command)(status)
 app.command(cls=Command)(doctor)
+app.command(cls=Command)(dashboard)
 app.command(cls=Command)(invite)
 app.command(cls=Command)(revoke)
 app.command(cls=Command)(ban)

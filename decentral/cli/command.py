@@ -1,18 +1,25 @@
 """How a command ends: its exit code, and the one message that an error is shown as."""
 
 import contextlib
+import itertools
 import os
+import re
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from decentral.dashboard.place import AUTO
 from decentral.errors import DecentralError, ExitCode, TrainerError
 
 #: The token of an address, where that is better kept out of the command line.
 INVITATION = "DECENTRAL_INVITATION"
+
+#: What may follow ``--dashboard``; else it stands for itself.
+_PLACE = re.compile(r"(\S+:)?\d+|auto")
 
 
 class Command(TyperCommand):
@@ -20,6 +27,10 @@ class Command(TyperCommand):
 
     An error becomes a message and a hint on stderr; its traceback is shown only with ``--debug``.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click; a value that may be left out is put in."""
+        return super().parse_args(ctx, _with_values(args))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command and exit with its code."""
@@ -55,6 +66,16 @@ def let_go_of_stdout() -> None:
     """Nothing more can be printed, not even what is still buffered at exit: it goes nowhere, where it is no error."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _with_values(args: Sequence[str]) -> list[str]:
+    """The arguments, with a value behind every option that needs none."""
+    full: list[str] = []
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        full.append(arg)
+        if arg == "--dashboard" and not _PLACE.fullmatch(following):
+            full.append(AUTO)
+    return full
 
 
 def with_invitation(address: str) -> str:

@@ -69,6 +69,9 @@ CHECKPOINT_EVERY = typer.Option(
 PROTECT = typer.Option(help="Other workers that keep this one's inner optimizer in memory.", metavar="K")
 KEEP = typer.Option(help="Newest checkpoints to keep, beside the best one.", metavar="K")
 ON_PREEMPT = typer.Option(help="When the machine may be taken away (SIGUSR1).", metavar="save|leave")
+DASHBOARD = typer.Option(
+    help="Serve a page of the swarm: on loopback, or with a token on HOST.", metavar="[[HOST:]PORT]"
+)
 _INNER = typer.Option(help="Under torchrun: how this machine's processes train one model.", metavar="ddp|fsdp")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 #: Chosen again when the method is.
@@ -118,6 +121,7 @@ def worker(
     stage: Annotated[str | None, _STAGE] = None,
     max_upload: Annotated[str | None, MAX_UPLOAD] = None,
     on_preempt: Annotated[str | None, ON_PREEMPT] = None,
+    dashboard: Annotated[str | None, DASHBOARD] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Take part in a swarm: found one with --new, join one with --join ADDR, or go on with --resume DIR.
@@ -130,7 +134,7 @@ def worker(
     flags = {
         **_own(port=port, host=host, announce=announce, identity=identity, device=device, inner=inner),
         **_own(checkpoint_every=checkpoint_every, keep=keep, protect=protect, on_preempt=on_preempt),
-        **_own(threads=threads, out=out, max_upload=max_upload, stage=stage),
+        **_own(threads=threads, out=out, max_upload=max_upload, stage=stage, dashboard=dashboard),
         **_own(trust_config=trust_config or None, allow=allow, deny=deny),
         **_own(log_level="debug" if debug else None),
         # What a founder says of task and model is the run's; a joiner's stands for it on the joiner's machine.

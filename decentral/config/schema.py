@@ -21,6 +21,7 @@ from decentral.errors import ConfigError
 
 _NAME = "up to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit"
 _FACTORY = r"^([A-Za-z_][\w.]*:[A-Za-z_]\w*)?$"
+_PLACE = r"^(auto|(\S+:)?\d{1,5})?$"
 _FACTORY_IN_WORDS = "the dotted name of a function, such as package.module:build, or empty"
 
 #: How a machine takes its own in place of the swarm's.
@@ -231,6 +232,8 @@ class WorkerConfig(Section):
     """If there are any, this worker has to do with these peers alone."""
     deny: tuple[_Peer, ...] = ()
     """This worker has nothing to do with these peers."""
+    dashboard: str = Field(default="", pattern=_PLACE, description="PORT, HOST:PORT or auto")
+    """Where the worker serves a page of its swarm; empty for nowhere, ``auto`` for the usual port of loopback."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

@@ -49,7 +49,7 @@ from decentral.engine.validation import Validation
 from decentral.engine.watchdog import Watchdog
 from decentral.errors import DivergedError, IdentityError, UnreachableError, UsageError
 from decentral.exchange.api import Aborted, Excuse, Reason
-from decentral.monitor.events import Stopped
+from decentral.monitor.events import Launched, Stopped
 from decentral.state.download.donor import Donor
 from decentral.state.download.downloader import Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
@@ -389,6 +389,7 @@ class Worker:
                 slack_s = timetable.delay_steps * course.step_s or math.inf
                 group, share = timetable.group_of(key.fragment), self._share(key.fragment)
                 await self._syncs.launch(key, course.step, group, share, slack_s)
+                self._journal.record(Launched(key.round, key.fragment, course.step))
             others = self.membership.others()
             self.report.paced(timetable.delay_steps, timetable.follow_the_link(others))
             course.launched([other.round_s for other in others])

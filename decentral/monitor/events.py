@@ -63,6 +63,19 @@ class StretchDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Launched:
+    """A fragment was sent on its way to ``round``.
+
+    It ends with a ``RoundMixed`` or ``RoundAborted`` of that round, or of a later one if it was over by then.
+    """
+
+    round: int
+    fragment: int
+    step: int
+    """Inner steps taken."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoundMixed:
     """A fragment was mixed and its new anchor applied."""
 
@@ -359,6 +372,7 @@ Event = (
     | Downloading
     | Joined
     | StretchDone
+    | Launched
     | RoundMixed
     | RoundAborted
     | Paced

@@ -6,6 +6,7 @@ from pathlib import Path
 from decentral.adapters.node import open_node
 from decentral.config.pipeline import check_joiner
 from decentral.config.schema import WorkerConfig
+from decentral.dashboard.place import check
 from decentral.engine.hello import ask_hello
 from decentral.errors import UsageError
 from decentral.run.access import Access, new_access
@@ -30,6 +31,8 @@ async def connect(start: Start) -> Connection:
             another run lies in the folder.
     """
     swarm, own = start.swarm, start.own
+    if own.dashboard:
+        check(own.dashboard)
     initial, peers = [], []
     access = None if swarm is None or swarm.run.public else new_access()
     if start.resumption is not None:

@@ -20,6 +20,8 @@ IDENTITY = "identity.key"
 #: What `--config` reads back; of a worker and of a local run.
 CONFIG = "config.toml"
 JOURNAL = "journal.jsonl"
+#: The run as a page, written at its end.
+REPORT = "report.html"
 #: Which run it is of, and where the others were (``book``).
 RUN = "run.json"
 #: Of a file of weights.

@@ -18,7 +18,8 @@ from decentral.config.settings import Settings, load
 from decentral.engine.options import Every, Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
-from decentral.monitor.journal import StagedJournal
+from decentral.monitor.history import History, HistoryJournal
+from decentral.monitor.journal import FanOut, StagedJournal
 from decentral.ports.trainer import Model, Publisher, Spread, Stateful
 from decentral.run.connect import CONNECT_S, connect
 from decentral.run.connection import Connection, Start
@@ -33,6 +34,7 @@ from decentral.run.saving import estimated_bytes, last_state, open_journal, save
 from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
+from decentral.run.watch import watch
 from decentral.state.checkpoints.checkpoint import About
 from decentral.state.checkpoints.folder import newest
 
@@ -270,11 +272,14 @@ def take_part(
     if connection.own.out and not isinstance(model, Stateful):
         logger.warning("what is trained has no state_dict: its inner optimizer starts anew after a resume")
     try:
+        history = History()
+        told = FanOut(told, HistoryJournal(history, clock.wall, connection.node.identity.peer_id))
         disk, journal = Disk(), open_journal(connection, clock, told, resources)
         guarded = model if isinstance(model, Spread) else Guarded(model)
         worker = _worker(connection, hand, guarded, journal, disk, publish)
         if claims is not None:
             claims.bind(network, worker.rows, connection.swarm.run.seed)
+        network.call(watch(connection, worker.membership, history, resources), timeout_s=CONNECT_S)
         swarm = Swarm(connection, network, hand, worker, model, disk, resources)
         hand.wait_for(network.submit(swarm.begin()))
     except BaseException:

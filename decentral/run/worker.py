@@ -17,6 +17,8 @@ import torch
 from decentral.adapters.clock import RealClock
 from decentral.config.resolve import on_machine
 from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
+from decentral.monitor.history import History, HistoryJournal
+from decentral.monitor.journal import FanOut
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.run.acquaintances import Acquaintances
 from decentral.run.connect import CONNECT_S, connect
@@ -31,6 +33,7 @@ from decentral.run.saving import open_journal
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import build_trainer, description_of, publisher_of
+from decentral.run.watch import watch
 
 if TYPE_CHECKING:
     from decentral.engine.pipeline_process import PipelineProcess
@@ -163,12 +166,15 @@ async def _run_process(
         resources.push_async_callback(connection.node.close)
         clock = RealClock()
         resources.callback(clock.close)
-        journal = open_journal(connection, clock, told, resources)
+        history = History()
+        shown = HistoryJournal(history, clock.wall, connection.node.identity.peer_id)
+        journal = open_journal(connection, clock, FanOut(told, shown), resources)
         process, check_disk = await clock.run(lambda: make_pipeline_process(connection, clock, journal))
         leave = functools.partial(loop.call_soon_threadsafe, stopped.set)
         on_preempt = leave if connection.own.on_preempt == "leave" else None
         at_once = functools.partial(save_at_once, process.save_now, on_preempt)
         stop.then(leave, preempted=lambda: asyncio.run_coroutine_threadsafe(at_once(), loop))
+        await watch(connection, process.membership, history, resources)
         acquaintances = Acquaintances(connection, process.membership, clock)
         if connection.is_back:
             telling = asyncio.create_task(_tell(process))

@@ -29,6 +29,7 @@ from decentral.cli.worker import (
     CHECKPOINT_EVERY,
     CODEC,
     CONFIG,
+    DASHBOARD,
     DATA,
     DEBUG,
     FRAGMENTS,
@@ -53,6 +54,7 @@ from decentral.cli.worker import (
 from decentral.config.resolve import resolve, stated_here
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load, with_values
+from decentral.dashboard.place import check
 from decentral.errors import UsageError
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
@@ -106,6 +108,7 @@ def local(
     keep: Annotated[int | None, KEEP] = None,
     result: Annotated[str | None, RESULT] = None,
     on_preempt: Annotated[str | None, ON_PREEMPT] = None,
+    dashboard: Annotated[str | None, DASHBOARD] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
@@ -121,6 +124,7 @@ def local(
         "worker.out": out,
         "worker.checkpoint_every": checkpoint_every,
         "worker.keep": keep,
+        "worker.dashboard": dashboard,
         "worker.log_level": "debug" if debug else None,
     }
     if resume is not None:
@@ -145,6 +149,8 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     from decentral.run.folder import clear_run, folders_of, has_run
 
     own = settings.worker
+    if own.dashboard:
+        check(own.dashboard)
     if own.stage:
         raise UsageError(
             f"worker.stage is {own.stage}, but in a local run every stage finds a worker by itself.",

@@ -32,8 +32,10 @@ from decentral.cli.sources import from_paths, parts_from_paths
 from decentral.config.names import Family
 from decentral.config.rate import show_rate
 from decentral.config.schema import SwarmConfig, WorkerConfig
+from decentral.dashboard.place import serve
 from decentral.engine.background import unless
 from decentral.errors import ConfigError, DecentralError, ExitCode
+from decentral.monitor.history import History
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
@@ -42,7 +44,9 @@ from decentral.run.asking import follow
 from decentral.run.disk import cannot_write
 from decentral.run.folder import CONFIG, JOURNAL, MODEL, WORKERS, save_config
 from decentral.run.tasks import publisher_of
+from decentral.run.watch import write_report
 from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
+from decentral.types import PeerId
 
 #: Importing torch and opening a node on a busy machine.
 _START_S = 120.0
@@ -93,6 +97,11 @@ class LocalRun:
         going_on: GoingOn | None = None,
     ) -> None:
         self._take = take
+        # Of this process, which sees the whole run, not of each worker.
+        self._dashboard, own = own.dashboard, own.model_copy(update={"dashboard": ""})
+        self._history = History()
+        self._peers = [PeerId("") for _ in range(processes.size)]
+        """Of the workers, as far as their journals have told."""
         self._going_on = going_on
         self._swarm, self._own, self._folder, self._trainer = swarm, own, folder, trainer
         self._processes = processes
@@ -135,6 +144,14 @@ class LocalRun:
         """
         save_config(self._folder, self._going_on.run if self._going_on else None, self._swarm, self._own)
         self._say(f"{self._processes.describe()}, {self._swarm.run.rounds} rounds, in {self._folder}")
+        with contextlib.ExitStack() as resources:
+            if self._dashboard:
+                server = serve(self._history, self._dashboard)
+                resources.callback(server.close)
+                self._say(f"page: {server.url}")
+            return await self._run()
+
+    async def _run(self) -> int:
         began = time.monotonic()
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()
         with stopping(
@@ -235,6 +252,7 @@ class LocalRun:
         with live or contextlib.nullcontext():
             while not stopped.is_set():
                 report, now = self._report(), time.monotonic()
+                self._history.sample(time.time(), report)
                 bar.update(task, completed=report.totals.round)
                 if live is not None:
                     shown = view(report, self._screen.width) if report.workers else "starting ..."
@@ -252,11 +270,9 @@ class LocalRun:
 
     def _report(self) -> StatusReport:
         """What the journals say now, or what a pipeline said last."""
+        self._read()
         if self._processes.num_stages:
             return self._told or summarize(self._facts, [], ttl_s=math.inf)
-        for reader, replay in zip(self._readers, self._replays, strict=True):
-            for event in reader.read():
-                replay.take(event)
         rows, ended = [], {}
         for child in self._children:
             replay = self._replays[child.index]
@@ -270,6 +286,16 @@ class LocalRun:
         facts = replace(self._facts, run_id=rows[0][0].run) if rows else self._facts
         return summarize(facts, rows, ttl_s=math.inf, ended=ended)
 
+    def _read(self) -> None:
+        """Take in what the journals have told since the last time."""
+        for index, reader in enumerate(self._readers):
+            for event in reader.read():
+                if event["event"] == "started":
+                    self._peers[index] = PeerId(event["peer"])
+                self._history.take(event, self._peers[index])
+                if not self._processes.num_stages:
+                    self._replays[index].take(event)
+
     def _finish(self, seconds: float) -> Chosen | None:
         """Write what the run leaves and print the summary; returns the model that was kept, if there is any."""
         import torch
@@ -279,7 +305,10 @@ class LocalRun:
         events = outcome.merge_journals(journals, self._folder / JOURNAL)
         outcome.draw_losses(events, self._swarm.method.inner_steps, self._folder / "loss.png")
         chosen, what = self._keep_model()
-        totals = self._report().totals
+        report = self._report()
+        self._history.sample(time.time(), report)
+        write_report(self._folder, self._history, report.run.run_id)
+        totals = report.totals
         if self._processes.num_stages:  # what it said last may be a round old, and journals forget
             totals = replace(totals, tokens=max(totals.tokens, outcome.tokens_of_heads(events)))
         print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))

@@ -1,0 +1,65 @@
+"""A run as one worker sees it, kept to be shown: live in a page (``worker.dashboard``), and as a report at its end."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from decentral.dashboard import page
+from decentral.dashboard.place import serve
+from decentral.engine.membership import Membership
+from decentral.monitor.history import History
+from decentral.run.connection import Connection
+from decentral.run.folder import REPORT, whole_file
+
+_log = logging.getLogger(__name__)
+#: Between two looks at what the others say of themselves, which they say no more often.
+_LOOK_S = 2.0
+
+
+async def watch(connection: Connection, membership: Membership, history: History, resources: AsyncExitStack) -> None:
+    """Begin to keep what this worker knows of its swarm, and to serve it if that is wanted; ends with ``resources``.
+
+    Raises:
+        ConfigError: the page cannot be served there.
+        PortTakenError: likewise.
+    """
+    own = connection.own
+    if not (own.out or own.dashboard):
+        return
+
+    def look() -> None:
+        gate = connection.node.gate
+        banned = gate.policy.policy.banned if gate.policy is not None else ()
+        history.sample(time.time(), connection.report(membership.everybody()), banned)
+
+    async def keep() -> None:
+        while True:
+            look()
+            await asyncio.sleep(_LOOK_S)
+
+    async def end() -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        look()
+        if own.out:
+            await asyncio.to_thread(write_report, Path(own.out), history, connection.run_id)
+
+    if own.dashboard:
+        server = serve(history, own.dashboard)
+        resources.push_async_callback(asyncio.to_thread, server.close)
+        _log.info("page: %s", server.url)
+    task = asyncio.create_task(keep())
+    resources.push_async_callback(end)
+
+
+def write_report(folder: Path, history: History, run: str) -> None:
+    """Write what is known of a run as one page into its folder. A disk that is full keeps nothing else from its end."""
+    try:
+        with whole_file(folder / REPORT) as file:
+            file.write(page.report(history.state(), run))
+    except OSError as err:
+        _log.warning("no report in %s: %s", folder, err.strerror or err)
