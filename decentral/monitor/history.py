@@ -97,7 +97,7 @@ class History:
         self._banned: tuple[str, ...] = ()
 
     def sample(self, time: float, report: StatusReport, banned: Iterable[str] = ()) -> None:
-        """Take the newest report; it becomes a sample if the last one is old enough.
+        """Take the newest report; it becomes a sample if the last one is old enough and somebody trains.
 
         Args:
             time: of the report.
@@ -109,7 +109,8 @@ class History:
                 self._compare(time, self._report, report)
             self._report, self._sampled_at, self._banned = report, time, tuple(banned)
             times = self._columns["time"]
-            if report.workers and (not times or time - (times[-1] or 0) >= self._every_s):
+            goes_on = report.totals.contributing or (times and self._columns["contributing"][-1])
+            if goes_on and (not times or time - (times[-1] or 0) >= self._every_s):
                 self._keep(time, report)
 
     def take(self, line: Line, by: PeerId) -> None:
@@ -159,9 +160,9 @@ class History:
 
     def _keep(self, time: float, report: StatusReport) -> None:
         """One more sample."""
-        busy = [row for row in report.workers if row.contributes] or list(report.workers)
+        begun = [each for each in report.workers if each.contributes and each.wall_s]
         row: dict[str, float | int | None] = {name: getattr(report.totals, name) for name in _TOTALS}
-        row |= {name: sum(getattr(each, name) for each in busy) / len(busy) for name in _SHARES}
+        row |= {name: sum(getattr(each, name) for each in begun) / len(begun) if begun else None for name in _SHARES}
         row["step"] = max(each.step for each in report.workers)
         for name, value in row.items():
             self._columns[name].append(_short(value))

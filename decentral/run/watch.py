@@ -62,4 +62,4 @@ def write_report(folder: Path, history: History, run: str) -> None:
         with whole_file(folder / REPORT) as file:
             file.write(page.report(history.state(), run))
     except OSError as err:
-        _log.warning("no report in %s: %s", folder, err.strerror or err)
+        _log.warning("no report in %s (%s)", folder, err.strerror or err)

@@ -101,7 +101,7 @@ const charts = (() => {
       this.plot = new uPlot({
         ...this.size(),
         legend: { show: false },
-        padding: [8, 8, 0, 0],
+        padding: [8, 22, 0, 0],
         cursor: { y: false, points: { show: !this.stack, size: 6 }, focus: { prox: this.more.length ? 12 : -1 }, drag: { x: true, y: false } },
         focus: { alpha: 0.35 },
         scales: { x: { time: against === "time" }, y },

@@ -93,7 +93,8 @@
     at("progress").max = run.rounds;
     at("progress").value = Math.min(totals.round, run.rounds);
     text(at("progress-text"), `round ${words.whole(totals.round)} of ${words.whole(run.rounds)}`);
-    const busy = rows.filter((row) => row.contributes);
+    const contributing = rows.filter((row) => row.contributes);
+    const busy = contributing.length ? contributing : rows;
     const mean = (name) => (busy.length ? busy.reduce((sum, row) => sum + row[name], 0) / busy.length : null);
     const troubled = rows.filter((row) => !row.healthy).length;
     tables.totals(at("figures"), [
@@ -115,10 +116,10 @@
     // A validation counts once, not as long as it is the last one.
     const validated = (samples.val_loss ?? []).map((value, index, all) => (index && value === all[index - 1] ? null : value));
     const none = (values) => values.map((value) => value || null);
-    const spent = x.map((_, index) => tables.parts({ compute_share: samples.compute_share[index], data_share: samples.data_share[index], waiting_share: samples.waiting_share[index], transfer_share: samples.transfer_share[index] }));
+    const spent = x.map((_, index) => samples.compute_share[index] !== null && tables.parts({ compute_share: samples.compute_share[index], data_share: samples.data_share[index], waiting_share: samples.waiting_share[index], transfer_share: samples.transfer_share[index] }));
     lossChart.set(against, x, [samples.loss ?? [], validated], each.length > 1 ? each : []);
     speedChart.set(against, x, [samples.tokens_per_s ?? []]);
-    shareChart.set(against, x, SHARES.map((_, part) => spent.map((shares) => shares[part])));
+    shareChart.set(against, x.map((value, index) => (spent[index] ? value : null)), SHARES.map((_, part) => spent.map((shares) => shares && shares[part])));
     bytesChart.set(against, x, [none(samples.sent_bytes ?? []), none(samples.dp_bytes ?? [])]);
   };
 

@@ -64,7 +64,7 @@ const tables = (() => {
   const parts = (row) => {
     const data = Math.min(row.data_share ?? 0, row.compute_share ?? 0);
     const spent = [(row.compute_share ?? 0) - data, data, row.waiting_share ?? 0, row.transfer_share ?? 0];
-    return [...spent, row.wall_s || row.compute_share ? Math.max(0, 1 - spent.reduce((a, b) => a + b)) : 0];
+    return [...spent, row.wall_s !== 0 ? Math.max(0, 1 - spent.reduce((a, b) => a + b)) : 0];
   };
   const timeCell = (row) => {
     const shares = parts(row);
