@@ -14,12 +14,12 @@ from decentral.cli.local.command import local
 from decentral.cli.plan import plan
 from decentral.cli.runs import runs
 from decentral.cli.status import status
+from decentral.cli.version import commit
 from decentral.cli.worker import worker
 
 app = typer.Typer(
     help="Train one model on many poorly connected machines.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     # --log_level is --log-level.
@@ -42,8 +42,9 @@ app.command(cls=Command)(plan)
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(False, "--version", help="Print the release and the protocol, and exit."),
+    version: bool = typer.Option(False, "--version", help="Print release, commit and protocol, and exit."),
 ) -> None:
     if version:
-        typer.echo(f"decentral {decentral.__version__}, protocol {decentral.PROTOCOL}")
+        built_from = f" ({known})" if (known := commit()) else ""
+        typer.echo(f"decentral {decentral.__version__}{built_from}, protocol {decentral.PROTOCOL}")
         raise typer.Exit

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from decentral.monitor.figures import amount, loss, traffic
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.report import Totals
@@ -33,10 +35,14 @@ def draw_losses(events: Sequence[dict[str, Any]], inner_steps: int, target: Path
     Of a pipeline the heads alone have a loss of their own.
 
     Returns:
-        Whether there was anything to draw.
+        Whether it was drawn: there must be something to draw, and matplotlib, which a lean install leaves out.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        typer.echo(f"no {target.name}: it takes matplotlib (pip install 'decentral[plot]')", err=True)
+        return False
 
     lines: dict[int, list[tuple[int, float]]] = {}
     dots: list[tuple[int, float]] = []

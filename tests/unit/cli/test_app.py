@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from decentral import PROTOCOL, __version__
 from decentral.cli.app import app
+from decentral.cli.version import commit
 from decentral.errors import (
     ConfigError,
     DataError,
@@ -80,8 +81,24 @@ def test_a_worker_goes_on_when_nobody_can_read_how_others_join():
     assert (ended.returncode, ended.stderr.split("(")[0]) == (0, "cannot print how others join ")
 
 
-def test_the_version_names_release_and_protocol():
-    assert run("--version").stdout == f"decentral {__version__}, protocol {PROTOCOL}\n"
+@pytest.mark.parametrize(("built_from", "shown"), [("0123abc", " (0123abc)"), ("", "")])
+def test_the_version_names_release_commit_and_protocol(monkeypatch, built_from, shown):
+    monkeypatch.setattr("decentral.cli.app.commit", lambda: built_from)
+    assert run("--version").stdout == f"decentral {__version__}{shown}, protocol {PROTOCOL}\n"
+
+
+def test_the_commit_is_what_the_build_noted_or_git_knows(monkeypatch, tmp_path):
+    package = tmp_path / "decentral"
+    package.mkdir()
+    monkeypatch.setattr("decentral.cli.version._PACKAGE", package)
+    assert commit() == ""
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), (*identity, "commit", "-q", "--allow-empty", "-m", "one")):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    head = subprocess.run(["git", "-C", tmp_path, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert commit() == head.stdout[:12]
+    (package / "commit.txt").write_text("f" * 40 + "\n")
+    assert commit() == "f" * 12
 
 
 def test_importing_the_app_imports_neither_torch_nor_hivemind():

@@ -167,6 +167,12 @@ class TestOutcome:
         assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
+    def test_without_matplotlib_there_is_no_loss_curve_and_one_line_says_so(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+        assert not outcome.draw_losses([{"event": "stretch_done"}], 25, tmp_path / "loss.png")
+        assert "pip install 'decentral[plot]'" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
     def test_of_a_pipeline_the_heads_alone_have_tokens_and_a_loss(self, tmp_path):
         journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0, 1_000_000)
         for stage in range(3):
