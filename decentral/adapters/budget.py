@@ -1,10 +1,14 @@
-"""An upload budget: when which bytes may go, so that a node leaves the rest of its uplink to others.
+"""Budgets: of a node's uplink, the rest of which is for others, and of what one peer may ask of another.
 
-Pure: the time is an argument, and whoever asks does the waiting. The budget is of what the link carries, so bytes are
-charged with what Noise, TCP, IP and the frames of the link put around them.
+Pure: the time is an argument, and whoever asks does the waiting. The upload budget is of what the link carries, so
+bytes are charged with what Noise, TCP, IP and the frames of the link put around them.
 """
 
+from collections import OrderedDict
 from math import inf
+from typing import Final
+
+from decentral.types import PeerId
 
 #: Share that is added to what is sent: 52 bytes of headers to each 1448 of an IP packet, and what is around those.
 OVERHEAD = 0.04
@@ -54,3 +58,58 @@ class Budget:
             return max(0.0, self._all_paid_at - now)
         self._first_paid_at = max(self._first_paid_at, now - _BURST_S) + cost_s
         return max(0.0, self._first_paid_at - now)
+
+
+#: A peer has so many short calls a second in the long run, and so many seconds' worth of them at once after a silence:
+#: a call takes a millisecond of a core, most of it in the daemon (docs/benchmarks/flood.md).
+_CALLS_PER_S: Final = 150.0
+_CALLS_BURST_S: Final = 10.0
+#: Values are worth their bytes: so many cost as much as a short call.
+_SHORT_BYTES: Final = 16 << 10
+_BYTES_A_CALL: Final = 1 << 20
+#: A message that is none costs as much as so many calls, and its bytes come dearer: no honest peer sends it.
+_BAD_CALL: Final = 15.0
+_BYTES_A_BAD_CALL: Final = 16 << 10
+#: Peers that are remembered; whoever called longest ago is forgotten first.
+_MAX_PEERS: Final = 4096
+
+
+class Account:
+    """What one peer has had of this one: a token bucket of calls that goes into debt."""
+
+    def __init__(self) -> None:
+        self.active = 0
+        """Its streams that are being served."""
+        self._paid_at = -inf
+
+    def wait_s(self, now: float) -> float:
+        """So many seconds until its debt is paid; 0 if it has none."""
+        return max(0.0, self._paid_at - now)
+
+    def charge(self, now: float, num_bytes: int, *, bad: bool) -> None:
+        """It has called.
+
+        Args:
+            now: monotonic seconds.
+            num_bytes: of the request and the reply.
+            bad: whether it sent what no honest peer sends.
+        """
+        calls = 1.0 if num_bytes <= _SHORT_BYTES else num_bytes / _BYTES_A_CALL
+        if bad:
+            calls = _BAD_CALL + num_bytes / _BYTES_A_BAD_CALL
+        self._paid_at = max(self._paid_at, now - _CALLS_BURST_S) + calls / _CALLS_PER_S
+
+
+class Accounts:
+    """Those of all peers."""
+
+    def __init__(self) -> None:
+        self._accounts: OrderedDict[PeerId, Account] = OrderedDict()
+
+    def of(self, peer: PeerId) -> Account:
+        """A peer's account, which may be a new one."""
+        account = self._accounts.setdefault(peer, Account())
+        self._accounts.move_to_end(peer)
+        if len(self._accounts) > _MAX_PEERS:
+            self._accounts.popitem(last=False)
+        return account

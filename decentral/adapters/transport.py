@@ -12,13 +12,13 @@ import asyncio
 import contextlib
 import math
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from decentral.adapters.admission import ADMISSION, Admission, refusal_in
-from decentral.adapters.budget import Budget
+from decentral.adapters.budget import Account, Accounts, Budget
 from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone
 from decentral.adapters.gate import Gate
 from decentral.adapters.policy import MAX_POLICY_BYTES, SignedPolicy
@@ -26,6 +26,7 @@ from decentral.adapters.wire import MAX_REFUSAL_BYTES, Meter, Status, reply_head
 from decentral.errors import (
     CallRefused,
     CallTimeout,
+    FrameError,
     NotAdmitted,
     NotAdmittedBy,
     PeerUnreachable,
@@ -43,8 +44,10 @@ POLICY = "policy"
 _NUM_TOLD = 16
 _MAX_CALLED = 256
 _TELL_TIMEOUT_S = 5.0
-#: Streams served at a time over all methods; libp2p's own limits are far above.
-_MAX_STREAMS = 512
+#: Streams served at a time over all methods, and of one peer; libp2p's own limits are far above.
+_MAX_STREAMS, _MAX_STREAMS_OF_ONE = 1024, 128
+#: Of a method's places one peer has so many at most.
+_SHARE_OF_ONE = 0.75
 _HEAD_TIMEOUT_S = 10.0
 #: A peer that is slower than this over a whole message is cut off, or it could hold a slot for ever.
 _MIN_BYTES_PER_S = 16_384
@@ -60,24 +63,30 @@ class _Method:
     max_concurrent: int
     budget: Budget | None
     """Of its replies, within that of everything."""
-    active: int = 0
+    active: Counter[PeerId] = field(default_factory=Counter)
+    """Handlers at work, by whom they are for."""
 
-    def objection(self, name: str, size: int) -> str:
+    def objection(self, name: str, sender: PeerId, size: int) -> str:
         """Why a request of that size is refused, before it is read; empty if it is not."""
         if size > self.max_request_bytes:
             return f"{name} takes {self.max_request_bytes} bytes, the request has {size}"
-        if self.active >= self.max_concurrent:
-            return f"busy: {self.active} calls of {name} are at work"
+        num_active = self.active.total()
+        if num_active >= self.max_concurrent:
+            return f"busy: {num_active} calls of {name} are at work"
+        if self.active[sender] >= max(1, int(_SHARE_OF_ONE * self.max_concurrent)):
+            return f"busy: {self.active[sender]} calls of {name} are at work for you"
         return ""
 
     @contextlib.contextmanager
-    def slot(self) -> Iterator[None]:
+    def slot(self, sender: PeerId) -> Iterator[None]:
         """One of the ``max_concurrent`` places."""
-        self.active += 1
+        self.active[sender] += 1
         try:
             yield
         finally:
-            self.active -= 1
+            self.active[sender] -= 1
+            if not self.active[sender]:
+                del self.active[sender]
 
 
 class HivemindTransport:
@@ -107,6 +116,7 @@ class HivemindTransport:
         self._methods: dict[str, _Method] = {}
         self._max_upload_bytes_per_s = math.inf if max_upload_bytes_per_s is None else max_upload_bytes_per_s
         self._meter = Meter(Budget(self._max_upload_bytes_per_s))
+        self._accounts = Accounts()
         self._tasks: set[asyncio.Task[Any]] = set()  # Handlers at work and streams being served.
         self._writers: set[asyncio.StreamWriter] = set()  # Calls in flight.
         self._listening = False
@@ -186,18 +196,18 @@ class HivemindTransport:
 
     async def _call_self(self, name: str, request: bytes, timeout_s: float) -> bytes:
         method = self._methods.get(name)
-        objection = method.objection(name, len(request)) if method else f"unknown method {name!r:.100}"
+        objection = method.objection(name, self._peer_id, len(request)) if method else f"unknown method {name!r:.100}"
         if method is None or objection:
             raise CallRefused(objection)
         slot = contextlib.ExitStack()
-        slot.enter_context(method.slot())
+        slot.enter_context(method.slot(self._peer_id))
         # The handler goes on after a timeout, as it would at another peer.
         work = self._spawn(self._handle(method, self._peer_id, request))
         work.add_done_callback(lambda _: slot.close())
         done, _ = await asyncio.wait({work}, timeout=timeout_s)
         if not done or work.cancelled():
             raise CallTimeout(f"no reply from myself to {name} within {timeout_s:.3g} s")
-        status, reply = work.result()
+        status, reply, _ = work.result()
         if status is Status.REFUSED:
             raise CallRefused(reply.decode(errors="replace"))
         return reply
@@ -243,26 +253,42 @@ class HivemindTransport:
         if self.gate.objection(sender) is not None:
             await self.admission.turn_away(sender, reader, writer)
             return
-        task = self._spawn(self._serve_stream(sender, reader, writer))
+        account = self._accounts.of(sender)
+        if account.active >= _MAX_STREAMS_OF_ONE:
+            writer.close()
+            return
+        account.active += 1
+        task = self._spawn(self._serve_stream(sender, account, reader, writer))
         try:
             await asyncio.wait({task})
         finally:
+            account.active -= 1
             writer.close()
 
-    async def _serve_stream(self, sender: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_stream(
+        self, sender: PeerId, account: Account, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         # A caller that breaks off, stalls or sends nonsense is its own business.
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+            # Who asks for too much waits: an honest one in a hurry is late by that, and nobody else is. If it would be
+            # for too long this comes to nothing, but not at once: the next stream would be there at once.
+            wait_s = account.wait_s(self._now())
+            await asyncio.sleep(min(wait_s, _HEAD_TIMEOUT_S))
+            if wait_s > _HEAD_TIMEOUT_S:
+                return
             async with asyncio.timeout(_HEAD_TIMEOUT_S):
                 name, size = await self._meter.read_request_head(reader)
             method = self._methods.get(name)
-            objection = method.objection(name, size) if method else f"unknown method {name!r:.100}"
+            objection = method.objection(name, sender, size) if method else f"unknown method {name!r:.100}"
             if method is None or objection:
+                account.charge(self._now(), 0, bad=False)
                 await self._refuse_unread(objection, reader, writer)
                 return
-            with method.slot():  # Bodies on their way in and out are bounded with the handlers.
+            with method.slot(sender):  # Bodies on their way in and out are bounded with the handlers.
                 async with asyncio.timeout(_GRACE_S + size / _MIN_BYTES_PER_S):
                     request = await self._meter.read(reader, size)
-                status, reply = await self._handle(method, sender, request)
+                status, reply, bad = await self._handle(method, sender, request)
+                account.charge(self._now(), len(request) + len(reply), bad=bad)
                 async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
                     await self._meter.write(writer, reply_head(status, len(reply)), reply, budget=method.budget)
             await self._linger(reader, _GRACE_S)
@@ -283,14 +309,17 @@ class HivemindTransport:
             while await reader.read(1 << 16):
                 pass
 
-    async def _handle(self, method: _Method, sender: PeerId, request: bytes) -> tuple[Status, bytes]:
-        """What the handler says, or how it failed."""
+    async def _handle(self, method: _Method, sender: PeerId, request: bytes) -> tuple[Status, bytes, bool]:
+        """What the handler says, or how it failed, and whether the request was none."""
         try:
-            return Status.OK, await method.handler(sender, request)
+            return Status.OK, await method.handler(sender, request), False
         except CallRefused as err:
-            return Status.REFUSED, _cut(str(err))
+            return Status.REFUSED, _cut(str(err)), False
         except Exception as err:  # A handler's bug is reported to its caller and harms nobody else.
-            return Status.REFUSED, _cut(f"{type(err).__name__}: {err}")
+            return Status.REFUSED, _cut(f"{type(err).__name__}: {err}"), isinstance(err, FrameError)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from decentral.adapters.budget import MESSAGE_BYTES, OVERHEAD, Budget
+from decentral.adapters.budget import MESSAGE_BYTES, OVERHEAD, Account, Accounts, Budget
+from decentral.types import PeerId
 
 CAP = 1e6
 
@@ -54,3 +55,32 @@ def test_pieces_take_a_twentieth_of_a_second_within_bounds(rate: float, piece: i
 def test_a_budget_of_nothing_is_none(rate: float) -> None:
     with pytest.raises(ValueError, match="budget"):
         Budget(rate)
+
+
+def debt_s(calls: int, num_bytes: int, *, bad: bool = False) -> float:
+    """What a peer owes after so many calls at once."""
+    account = Account()
+    for _ in range(calls):
+        account.charge(100.0, num_bytes, bad=bad)
+    return account.wait_s(100.0)
+
+
+def test_a_peer_has_ten_seconds_worth_at_once_and_150_calls_a_second_then() -> None:
+    assert debt_s(1500, 600) == pytest.approx(0)
+    assert debt_s(1800, 600) == pytest.approx(2)
+    # Values cost by their bytes: 150 MB a second.
+    assert debt_s(1800, 1 << 20) == pytest.approx(2)
+    assert debt_s(9000, 200 << 10) == pytest.approx(9000 * 200 / 1024 / 150 - 10)
+    # What no honest peer sends: 10 a second, or 2.5 MB.
+    assert debt_s(101, 0, bad=True) == pytest.approx(0.1)
+    assert debt_s(100, 300 << 10, bad=True) == pytest.approx(100 * (15 + 300 / 16) / 150 - 10)
+
+
+def test_accounts_are_of_each_peer_and_bounded() -> None:
+    accounts = Accounts()
+    first = accounts.of(PeerId("0"))
+    assert accounts.of(PeerId("0")) is first
+    for number in range(1, 5000):
+        accounts.of(PeerId(str(number)))
+    assert accounts.of(PeerId("4999")) is not first
+    assert accounts.of(PeerId("0")) is not first

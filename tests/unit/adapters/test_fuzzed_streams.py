@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
@@ -9,9 +10,11 @@ import pytest
 
 from decentral.adapters.daemon import Daemon, StreamHandler
 from decentral.adapters.gate import Gate, Meeting, Role
-from decentral.adapters.transport import _PROTOCOL, HivemindTransport
+from decentral.adapters.transport import _MAX_STREAMS_OF_ONE, _PROTOCOL, HivemindTransport
 from decentral.adapters.wire import request_head
+from decentral.errors import FrameError
 from decentral.run.access import new_access
+from decentral.sim.loop import run
 from decentral.types import PeerId
 from tests.support.mutant_messages import broken
 
@@ -47,13 +50,13 @@ class _Written:
         self.closed = True
 
 
-async def fed(handler: StreamHandler, data: bytes) -> None:
+async def fed(handler: StreamHandler, data: bytes, sender: PeerId = MEMBER) -> None:
     """Serve a stream on which these bytes come, and no more."""
     reader, writer = asyncio.StreamReader(), _Written()
     reader.feed_data(data)
     reader.feed_eof()
-    async with asyncio.timeout(5):
-        await handler(MEMBER, reader, cast(asyncio.StreamWriter, writer))
+    async with asyncio.timeout(60):
+        await handler(sender, reader, cast(asyncio.StreamWriter, writer))
     assert writer.closed
 
 
@@ -72,13 +75,14 @@ def test_whatever_comes_on_a_stream_it_ends_and_only_whole_requests_are_handed_o
         await open_.serve("echo", echo, max_request_bytes=SIZE)
         dice = random.Random("streams")
         call = request_head("echo", 20) + bytes(20)
-        for _ in range(count // 2):
-            await fed(daemon.handlers[_PROTOCOL], broken(dice, call))
+        for number in range(count // 2):
+            # From many: one alone would have to wait.
+            await fed(daemon.handlers[_PROTOCOL], broken(dice, call), PeerId(f"member{number % 100}"))
         for _ in range(count // 2):
             await fed(private.receive, broken(dice, bytes(32) + (40).to_bytes(4, "big") + bytes(40)))
         assert len(served) > count / 20
         assert max(map(len, served)) <= SIZE
-        assert (open_._tasks, open_._methods["echo"].active, private._num_strangers) == (set(), 0, 0)
+        assert (open_._tasks, open_._methods["echo"].active.total(), private._num_strangers) == (set(), 0, 0)
         await open_.close()
 
     asyncio.run(scenario())
@@ -97,3 +101,67 @@ def test_a_proof_that_is_broken_lets_nobody_in_under_another_key(count: int) -> 
         admitted = {**callee._admitted, **caller._admitted}
         assert set(admitted.values()) <= {held.key.public}
         assert set(admitted) <= {MEMBER, ME}
+
+
+FLOODER = PeerId("flooder")
+
+
+@pytest.mark.parametrize(
+    ("request_", "most_per_s"),
+    [
+        pytest.param(b"", 150, id="short calls"),
+        pytest.param(b"x", 10, id="messages that are none"),
+    ],
+)
+def test_who_floods_waits_and_others_do_not(request_: bytes, most_per_s: float) -> None:
+    """In virtual time: of what comes a burst is served, and what the budget allows."""
+    seconds, burst = 3.0, 10 * most_per_s
+
+    async def scenario() -> None:
+        daemon, served = _Streams(), Counter[PeerId]()
+        transport = HivemindTransport(cast(Daemon, daemon), ME)
+
+        async def serve(sender: PeerId, request: bytes) -> bytes:
+            served[sender] += 1
+            if request == b"x":
+                raise FrameError("no message")
+            return b""
+
+        await transport.serve("serve", serve, max_request_bytes=1)
+        handler, data = daemon.handlers[_PROTOCOL], request_head("serve", len(request_)) + request_
+        loop = asyncio.get_running_loop()
+        calls = []
+        for _ in range(int(50 * seconds)):
+            calls += [loop.create_task(fed(handler, data, FLOODER)) for _ in range(4 if request_ else 15)]
+            began = loop.time()
+            await fed(handler, request_head("serve", 0), MEMBER)
+            assert loop.time() == began
+            await asyncio.sleep(0.02)
+        assert served[MEMBER] == 50 * seconds
+        assert burst <= served[FLOODER] <= burst + most_per_s * seconds + _MAX_STREAMS_OF_ONE
+        await asyncio.gather(*calls)
+
+    run(scenario(), until_s=200.0)
+
+
+def test_of_a_methods_places_some_are_left_for_others() -> None:
+    async def scenario() -> None:
+        daemon = _Streams()
+        transport = HivemindTransport(cast(Daemon, daemon), ME)
+        over = asyncio.Event()
+
+        async def hold(sender: PeerId, request: bytes) -> bytes:
+            await over.wait()
+            return b""
+
+        await transport.serve("hold", hold, max_request_bytes=0, max_concurrent=8)
+        calls = [
+            asyncio.create_task(fed(daemon.handlers[_PROTOCOL], request_head("hold", 0), sender))
+            for sender in [FLOODER] * 20 + [MEMBER]
+        ]
+        await asyncio.sleep(0.1)
+        assert transport._methods["hold"].active == {FLOODER: 6, MEMBER: 1}
+        over.set()
+        await asyncio.gather(*calls)
+
+    run(scenario(), until_s=200.0)
