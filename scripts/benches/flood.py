@@ -169,7 +169,9 @@ def page(out: Path, records: list[Record]) -> str:
         ]
         for run in records
     ]
-    return "\n".join([_HEAD, kept(out), "## Measured\n", table(columns, rows), *(f"\n{place}\n" for place in places(records))])
+    return "\n".join(
+        [_HEAD, kept(out), "## Measured\n", table(columns, rows), *(f"\n{place}\n" for place in places(records))]
+    )
 
 
 _HEAD = f"""# What a flood costs
