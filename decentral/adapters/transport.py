@@ -46,8 +46,8 @@ _MAX_CALLED = 256
 _TELL_TIMEOUT_S = 5.0
 #: Streams served at a time over all methods, and of one peer; libp2p's own limits are far above.
 _MAX_STREAMS, _MAX_STREAMS_OF_ONE = 1024, 128
-#: Of a method's places one peer has so many at most.
-_SHARE_OF_ONE = 0.75
+#: Of so many places of a method one is for others than the peer that has all the rest.
+_PLACES_A_RESERVE = 4
 _HEAD_TIMEOUT_S = 10.0
 #: A peer that is slower than this over a whole message is cut off, or it could hold a slot for ever.
 _MIN_BYTES_PER_S = 16_384
@@ -73,7 +73,7 @@ class _Method:
         num_active = self.active.total()
         if num_active >= self.max_concurrent:
             return f"busy: {num_active} calls of {name} are at work"
-        if self.active[sender] >= max(1, int(_SHARE_OF_ONE * self.max_concurrent)):
+        if self.active[sender] >= self.max_concurrent - self.max_concurrent // _PLACES_A_RESERVE:
             return f"busy: {self.active[sender]} calls of {name} are at work for you"
         return ""
 

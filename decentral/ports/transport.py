@@ -51,8 +51,9 @@ class Transport(Protocol):
         """Answer ``method`` with ``handler``.
 
         A request above ``max_request_bytes`` or above ``max_concurrent`` handlers at work is refused before it is
-        read. A handler that raises refuses its caller with the text of the error and harms nobody else. Of an upload
-        limit, where one is set, replies take at most ``upload_share``.
+        read; one caller may have to leave a part of these places to others. A handler that raises refuses its caller
+        with the text of the error and harms nobody else. Of an upload limit, where one is set, replies take at most
+        ``upload_share``.
         """
         ...
 
