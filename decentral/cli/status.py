@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,8 +15,10 @@ from rich.live import Live
 from decentral.cli.command import show_error, with_invitation, without_token
 from decentral.cli.render import console, view
 from decentral.cli.watch import Screen
-from decentral.cli.worker import DEBUG
+from decentral.cli.worker import DEBUG, LOG_TO
 from decentral.errors import DecentralError, ExitCode, UnreachableError, UsageError
+from decentral.metrics import loggers
+from decentral.metrics.log_to import LogTo
 from decentral.monitor.report import Health, StatusReport
 
 #: Where a core is free for us. Starting Python has taken up to a second of the five that users are promised.
@@ -48,16 +51,20 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Ask every two seconds until Ctrl-C.")] = False,
     format: Annotated[Format, typer.Option(help="json is described in docs/status-schema.md.")] = Format.TABLE,
     timeout: Annotated[float | None, _TIMEOUT] = None,
+    log_to: Annotated[list[str] | None, LOG_TO] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Show the run and its workers. Exit code 0: healthy, 20: degraded, 21: empty, 5: unreachable."""
     if not all(address.strip() for address in addresses):
         raise UsageError("The address is empty.", hint="Is the variable set?")
     addresses = [with_invitation(address) for address in addresses]
+    loggers.check(log_to or ())
+    if log_to and not watch:
+        raise UsageError("--log-to logs what --watch sees.", hint="Add --watch, or leave --log-to out.")
     timeout_s = timeout or deadline_s()
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_watch(addresses, format, timeout_s))
+            asyncio.run(_watch(addresses, format, timeout_s, log_to or ()))
         return ExitCode.OK
     report = _ask(addresses, timeout_s)
     _show(report, format)
@@ -103,8 +110,13 @@ def _show(report: StatusReport, format: Format, *, indent: int | None = 2) -> No
     screen.print(view(report, screen.width))
 
 
-async def _watch(addresses: Sequence[str], format: Format, timeout_s: float) -> None:
-    """Ask and show for ever. A swarm that cannot be reached now may come back.
+def _logs(names: Sequence[str], run: str) -> LogTo:
+    """Loggers of a swarm as a whole, which is all that is known of it here."""
+    return LogTo(names, loggers.About(run, "swarm", Path("runs") / run, {}), None)
+
+
+async def _watch(addresses: Sequence[str], format: Format, timeout_s: float, log_to: Sequence[str]) -> None:
+    """Ask and show for ever, and have it logged. A swarm that cannot be reached now may come back.
 
     Raises:
         DecentralError: asking again would not help.
@@ -115,11 +127,18 @@ async def _watch(addresses: Sequence[str], format: Format, timeout_s: float) -> 
     screen = Screen(terminal, _places(addresses))
     full = format is Format.TABLE and terminal.is_terminal and not terminal.is_dumb_terminal
     live = Live(get_renderable=screen.frame, console=terminal, screen=True, refresh_per_second=1)
-    with live if full else contextlib.nullcontext():
+    logs: LogTo | None = None
+    with contextlib.ExitStack() as resources:
+        if full:
+            resources.enter_context(live)
         async with contextlib.aclosing(asking.follow(addresses, every_s=_REFRESH_S, timeout_s=timeout_s)) as answers:
             async for answer in answers:
                 if isinstance(answer, DecentralError) and not isinstance(answer, UnreachableError):
                     raise answer
+                if log_to and isinstance(answer, StatusReport):
+                    if logs is None:
+                        logs = resources.enter_context(contextlib.closing(_logs(log_to, answer.run.run_id)))
+                    logs.take(answer)
                 if full:
                     screen.take(answer)
                     live.refresh()

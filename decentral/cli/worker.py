@@ -37,6 +37,7 @@ from decentral.config.resolve import (
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load, value_of, with_values
 from decentral.errors import ConfigError, DecentralError, UsageError
+from decentral.metrics.loggers import OPEN
 from decentral.run.preempt import watching
 from decentral.run.stop import Stop
 
@@ -72,6 +73,8 @@ ON_PREEMPT = typer.Option(help="When the machine may be taken away (SIGUSR1).", 
 DASHBOARD = typer.Option(
     help="Serve a page of the swarm: on loopback, or with a token on HOST.", metavar="[[HOST:]PORT]"
 )
+METRICS = typer.Option(help="Serve metrics for Prometheus: on loopback, unless HOST is another.", metavar="[HOST:]PORT")
+LOG_TO = typer.Option(help=f"Log figures to {', '.join(OPEN)}. Repeatable.", metavar="NAME")
 _INNER = typer.Option(help="Under torchrun: how this machine's processes train one model.", metavar="ddp|fsdp")
 DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 #: Chosen again when the method is.
@@ -122,6 +125,8 @@ def worker(
     max_upload: Annotated[str | None, MAX_UPLOAD] = None,
     on_preempt: Annotated[str | None, ON_PREEMPT] = None,
     dashboard: Annotated[str | None, DASHBOARD] = None,
+    metrics: Annotated[str | None, METRICS] = None,
+    log_to: Annotated[list[str] | None, LOG_TO] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Take part in a swarm: found one with --new, join one with --join ADDR, or go on with --resume DIR.
@@ -134,9 +139,9 @@ def worker(
     flags = {
         **_own(port=port, host=host, announce=announce, identity=identity, device=device, inner=inner),
         **_own(checkpoint_every=checkpoint_every, keep=keep, protect=protect, on_preempt=on_preempt),
-        **_own(threads=threads, out=out, max_upload=max_upload, stage=stage, dashboard=dashboard),
-        **_own(trust_config=trust_config or None, allow=allow, deny=deny),
-        **_own(log_level="debug" if debug else None),
+        **_own(threads=threads, out=out, max_upload=max_upload, stage=stage),
+        **_own(dashboard=dashboard, metrics=metrics, log_to=log_to),
+        **_own(trust_config=trust_config or None, allow=allow, deny=deny, log_level="debug" if debug else None),
         # What a founder says of task and model is the run's; a joiner's stands for it on the joiner's machine.
         **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download, task).by_key(new),
         # So is a founder's text.

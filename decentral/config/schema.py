@@ -234,6 +234,10 @@ class WorkerConfig(Section):
     """This worker has nothing to do with these peers."""
     dashboard: str = Field(default="", pattern=_PLACE, description="PORT, HOST:PORT or auto")
     """Where the worker serves a page of its swarm; empty for nowhere, ``auto`` for the usual port of loopback."""
+    metrics: str = Field(default="", pattern=r"^((\S+:)?\d{1,5})?$", description="PORT or HOST:PORT")
+    """Where the worker serves metrics for Prometheus; empty for nowhere, without a host on loopback."""
+    log_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+    """Experiment loggers that the worker's figures and the swarm's are told."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

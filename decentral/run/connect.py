@@ -9,6 +9,7 @@ from decentral.config.schema import WorkerConfig
 from decentral.dashboard.place import check
 from decentral.engine.hello import ask_hello
 from decentral.errors import UsageError
+from decentral.run import telemetry
 from decentral.run.access import Access, new_access
 from decentral.run.asking import HELLO_TIMEOUT_S, find
 from decentral.run.book import Book, read_book
@@ -31,6 +32,7 @@ async def connect(start: Start) -> Connection:
             another run lies in the folder.
     """
     swarm, own = start.swarm, start.own
+    telemetry.check(own)
     if own.dashboard:
         check(own.dashboard)
     initial, peers = [], []

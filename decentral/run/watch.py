@@ -1,4 +1,7 @@
-"""A run as one worker sees it, kept to be shown: live in a page (``worker.dashboard``), and as a report at its end."""
+"""A run as one worker sees it, kept to be shown: live in a page (``worker.dashboard``), and as a report at its end.
+
+Whatever else takes reports of it is told the same ones (``telemetry``).
+"""
 
 import asyncio
 import contextlib
@@ -13,6 +16,7 @@ from decentral.engine.membership import Membership
 from decentral.monitor.history import History
 from decentral.run.connection import Connection
 from decentral.run.folder import REPORT, whole_file
+from decentral.run.telemetry import takers_of
 
 _log = logging.getLogger(__name__)
 #: Between two looks at what the others say of themselves, which they say no more often.
@@ -23,17 +27,25 @@ async def watch(connection: Connection, membership: Membership, history: History
     """Begin to keep what this worker knows of its swarm, and to serve it if that is wanted; ends with ``resources``.
 
     Raises:
-        ConfigError: the page cannot be served there.
+        ConfigError: the page or the metrics cannot be served there.
         PortTakenError: likewise.
     """
     own = connection.own
-    if not (own.out or own.dashboard):
+    if own.dashboard:
+        server = serve(history, own.dashboard)
+        resources.push_async_callback(asyncio.to_thread, server.close)
+        _log.info("page: %s", server.url)
+    takers = takers_of(connection)
+    if not (own.out or own.dashboard or takers):
         return
 
     def look() -> None:
         gate = connection.node.gate
         banned = gate.policy.policy.banned if gate.policy is not None else ()
-        history.sample(time.time(), connection.report(membership.everybody()), banned)
+        report = connection.report(membership.everybody())
+        history.sample(time.time(), report, banned)
+        for taker in takers:
+            taker.take(report)
 
     async def keep() -> None:
         while True:
@@ -45,13 +57,10 @@ async def watch(connection: Connection, membership: Membership, history: History
         with contextlib.suppress(asyncio.CancelledError):
             await task
         look()
+        await asyncio.gather(*(asyncio.to_thread(taker.close) for taker in takers))
         if own.out:
             await asyncio.to_thread(write_report, Path(own.out), history, connection.run_id)
 
-    if own.dashboard:
-        server = serve(history, own.dashboard)
-        resources.push_async_callback(asyncio.to_thread, server.close)
-        _log.info("page: %s", server.url)
     task = asyncio.create_task(keep())
     resources.push_async_callback(end)
 

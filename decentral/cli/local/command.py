@@ -34,6 +34,7 @@ from decentral.cli.worker import (
     DEBUG,
     FRAGMENTS,
     KEEP,
+    LOG_TO,
     MAX_UPLOAD,
     METHOD,
     MIX,
@@ -56,6 +57,7 @@ from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load, with_values
 from decentral.dashboard.place import check
 from decentral.errors import UsageError
+from decentral.metrics import loggers
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
     from torch import Tensor
@@ -109,22 +111,19 @@ def local(
     result: Annotated[str | None, RESULT] = None,
     on_preempt: Annotated[str | None, ON_PREEMPT] = None,
     dashboard: Annotated[str | None, DASHBOARD] = None,
+    log_to: Annotated[list[str] | None, LOG_TO] = None,
     debug: Annotated[bool, DEBUG] = False,
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
+    loggers.check(log_to or ())
     flags = {
         **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download).by_key(resume is None),
         "data.paths": data_paths(data, more_data),
         **method_flags(method, codec, fragments, overlap, mix),
         **{"pipeline.stages": word_or_number(stages), "pipeline.replicas": replicas},
-        "worker.device": device,
-        "worker.threads": threads,
-        "worker.max_upload": max_upload,
-        "worker.on_preempt": on_preempt,
-        "worker.out": out,
-        "worker.checkpoint_every": checkpoint_every,
-        "worker.keep": keep,
-        "worker.dashboard": dashboard,
+        **{"worker.device": device, "worker.threads": threads, "worker.max_upload": max_upload, "worker.out": out},
+        **{"worker.checkpoint_every": checkpoint_every, "worker.keep": keep, "worker.on_preempt": on_preempt},
+        **{"worker.dashboard": dashboard, "worker.log_to": log_to},
         "worker.log_level": "debug" if debug else None,
     }
     if resume is not None:

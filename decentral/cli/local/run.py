@@ -35,6 +35,7 @@ from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.dashboard.place import serve
 from decentral.engine.background import unless
 from decentral.errors import ConfigError, DecentralError, ExitCode
+from decentral.metrics.log_to import LogTo
 from decentral.monitor.history import History
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.report import RunFacts, StatusReport
@@ -44,6 +45,7 @@ from decentral.run.asking import follow
 from decentral.run.disk import cannot_write
 from decentral.run.folder import CONFIG, JOURNAL, MODEL, WORKERS, save_config
 from decentral.run.tasks import publisher_of
+from decentral.run.telemetry import log_to
 from decentral.run.watch import write_report
 from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
 from decentral.types import PeerId
@@ -98,7 +100,9 @@ class LocalRun:
     ) -> None:
         self._take = take
         # Of this process, which sees the whole run, not of each worker.
-        self._dashboard, own = own.dashboard, own.model_copy(update={"dashboard": ""})
+        self._dashboard, self._log_to = own.dashboard, own.log_to
+        own = own.model_copy(update={"dashboard": "", "log_to": (), "metrics": ""})
+        self._logs: LogTo | None = None
         self._history = History()
         self._peers = [PeerId("") for _ in range(processes.size)]
         """Of the workers, as far as their journals have told."""
@@ -162,6 +166,8 @@ class LocalRun:
                 await unless(stopped, self._start())
                 await self._follow(stopped)
             finally:
+                if self._logs is not None:
+                    await asyncio.to_thread(self._logs.close)
                 await _cancel(self._beside)
                 await stop(self._children, _LEAVE_S)
         seconds = time.monotonic() - began
@@ -253,6 +259,7 @@ class LocalRun:
             while not stopped.is_set():
                 report, now = self._report(), time.monotonic()
                 self._history.sample(time.time(), report)
+                self._log(report)
                 bar.update(task, completed=report.totals.round)
                 if live is not None:
                     shown = view(report, self._screen.width) if report.workers else "starting ..."
@@ -267,6 +274,12 @@ class LocalRun:
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopped.wait(), _REFRESH_S)
+
+    def _log(self, report: StatusReport) -> None:
+        """Tell experiment loggers, as soon as the run has its id."""
+        if self._log_to and report.workers:
+            self._logs = self._logs or log_to(self._log_to, report.run.run_id, self._folder, self._swarm, None)
+            self._logs.take(report)
 
     def _report(self) -> StatusReport:
         """What the journals say now, or what a pipeline said last."""

@@ -451,6 +451,28 @@ def test_watch_ends_where_asking_again_would_not_help(follows):
     assert result.stdout.count("demo: diloco") == 1
 
 
+def test_watch_has_the_swarm_logged_and_closes_its_loggers(follows, monkeypatch):
+    logged: list[object] = []
+
+    class Logs:
+        def __init__(self, names, about, own) -> None:
+            logged.append((names, about.run, about.name, str(about.folder), own))
+
+        def take(self, report) -> None:
+            logged.append(report)
+
+        def close(self) -> None:
+            logged.append("closed")
+
+    monkeypatch.setattr("decentral.cli.status.LogTo", Logs)
+    monkeypatch.setattr("decentral.metrics.loggers.check", lambda name: None)
+    follows(REPORT, UnreachableError("Nobody there."), REPORT)
+    assert run("status", "a:1", "--watch", "--log-to", "wandb", "--log-to", "mlflow").exit_code == 0
+    assert logged == [(["wandb", "mlflow"], "demo", "swarm", "runs/demo", None), REPORT, REPORT, "closed"]
+    refused = run("status", "a:1", "--log-to", "wandb")
+    assert (refused.exit_code, "Add --watch" in refused.stderr) == (ExitCode.USAGE, True)
+
+
 def test_on_a_terminal_watch_has_the_whole_screen_and_gives_it_back(follows, monkeypatch):
     follows(REPORT)
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
