@@ -8,6 +8,7 @@
   const MAX_SAMPLES = 1000;
   const MAX_ROUNDS = 200;
   const MAX_FLIGHTS = 12;
+  const MAX_BANNED = 12;
   const MAX_EVENTS = 500;
   const at = (id) => document.getElementById(id);
 
@@ -130,10 +131,12 @@
     const fastest = Math.max(...rows.flatMap((row) => [row.peak_sent_bytes_per_s, row.peak_received_bytes_per_s]), 0);
     at("workers").className = `${run.num_stages ? "" : "no-stage"} ${run.gossip ? "" : "no-partners"}`;
     const troubledFirst = [...rows].sort((a, b) => a.healthy - b.healthy);
+    text(at("banned"), known.banned.length ? `banned: ${known.banned.slice(0, MAX_BANNED).map((peer) => peer.slice(-6)).join(", ")}` : "");
     workers.set(troubledFirst.map((row) => {
       const marks = [["banned", banned.has(row.peer)], ["bounded", bounded.has(row.id)], ["avoided", avoided.has(row.id)]].filter(([, is]) => is).map(([mark]) => mark);
       const name = { text: [row.id, ...marks].join(" "), title: `${row.peer}, ${row.device}, decentral ${row.version}`, node: () => el("span", {}, row.id, ...marks.map((mark) => el("span", { class: "chip degraded" }, mark))) };
       const good = row.healthy ? (row.contributes ? "healthy" : "") : "degraded";
+      const reason = row.reason || row.note;
       const stage = row.holds.length ? tables.spans(row.holds) : row.takes.length ? `takes ${tables.spans(row.takes)}` : "spare";
       return {
         key: row.peer,
@@ -141,7 +144,7 @@
         class: row.healthy ? "" : "bad",
         cells: [
           name,
-          { text: `${row.state} ${good}`, node: () => el("span", { class: `state ${good}` }, row.state) },
+          { text: `${row.state} ${good} ${reason}`, node: () => el("span", {}, el("span", { class: `state ${good}` }, row.state), reason && el("span", { class: "narrow" }, reason)) },
           stage,
           words.whole(row.round),
           words.loss(row.loss),
@@ -153,7 +156,7 @@
           `${words.whole(row.rounds_in)}/${words.whole(row.rounds_out)}`,
           row.partners.join(", ") || words.NONE,
           words.age(row.age_s),
-          row.reason || row.note,
+          reason,
         ],
       };
     }));
@@ -219,6 +222,11 @@
     text(at("notice"), message);
   };
 
+  const showLost = (message) => {
+    at("health").className = "chip empty";
+    text(at("health"), message);
+  };
+
   // -- asking -------------------------------------------------------------------------------------------------------
 
   const ask = async () => {
@@ -240,10 +248,10 @@
       notice(state.status && old > STALE_S ? `No worker has answered for ${words.age(old)}. Shown is what was known then.` : empty);
       text(at("fresh"), state.status ? `as of ${words.clock(state.time)}` : "");
       show();
+      if (state.status && old > STALE_S) showLost("no answer");
     } catch (problem) {
       silentSince ||= Date.now() / 1000;
-      at("health").className = "chip empty";
-      text(at("health"), "no connection");
+      showLost("no connection");
       const what = problem instanceof TypeError || problem.name === "TimeoutError" ? `The worker or command that serves this page does not answer since ${words.clock(silentSince)}.` : problem.message;
       notice(`${what} This page asks again.`);
     }
