@@ -57,7 +57,8 @@ class ModelFlags:
             own |= {"worker.model": model, "worker.tokenizer": tokenizer}
         elif model is not None:
             # What an earlier configuration says of another model is read anew.
-            task |= {"model.name": model, "model.config": "", "tokenizer.digest": "", "lora.base_digest": ""}
+            read = ("model.config", "model.digest", "tokenizer.digest", "lora.base_digest")
+            task |= {"model.name": model, **dict.fromkeys(read, "")}
             own |= {"task.factory": HF_TASK}
         if founding:
             task |= {"tokenizer.name": tokenizer}

@@ -287,18 +287,18 @@ def settled(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
     """The configuration of a new swarm, or of one that is brought back, with nothing left open.
 
     Raises:
-        ConfigError: see ``resolve`` and ``stages.settle``; or this worker insists on what a founder cannot hold.
+        ConfigError: see ``resolve`` and ``stages.settled``; or this worker insists on what a founder cannot hold.
     """
     ensure_named_here(swarm, own)
     # Of a run that was joined with a task of this machine's own the settings are the founder's, and complete.
     swarm = resolve(swarm) if may_import(swarm.task.factory, own) else resolve_method(swarm)
     if own.stage:
         check_founder(own.stage, swarm.pipeline.stages)
-    from decentral.run.stages import settle
+    from decentral.run import stages
 
     here = on_machine(swarm, own)
     import_task(here.task.factory)
-    return with_values(swarm, {"pipeline.recovery": settle(here, own).pipeline.recovery})
+    return with_values(swarm, stages.settled(here, own))
 
 
 def with_method(swarm: SwarmConfig, stated: Mapping[str, Any], own: WorkerConfig) -> SwarmConfig:

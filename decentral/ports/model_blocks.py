@@ -8,7 +8,7 @@ Legend: B = sequences of a micro-batch, T = positions, D = width of the model.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,5 +70,7 @@ class ModelBlocks:
     """Opened by heads alone. Raises ``DataError``."""
     check: Callable[[int, bool, str], None]
     """``check(num_blocks, is_head, device)`` raises ``IncapableError`` if this machine cannot train so much of it."""
+    settings: Callable[[], Mapping[str, Any]] = dict
+    """What only a founder finds out, to be added to the task's settings by key. Raises ``ConfigError``."""
     path: str = "blocks"
     """Where the blocks are in the whole model; no name of the embedding or the output layer begins like theirs."""

@@ -1,13 +1,13 @@
 """What a task says of its blocks, and whether they can be cut as the configuration wants. Imports torch."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from decentral.config.resolve import import_task
 from decentral.config.schema import SwarmConfig, WorkerConfig
-from decentral.config.settings import with_values
 from decentral.errors import ConfigError
 from decentral.pipeline.cut import Cut, check_equal, cut
 from decentral.pipeline.stored import HEAD, span_of
@@ -15,15 +15,17 @@ from decentral.ports.model_blocks import ModelBlocks
 from decentral.run.options import seat_of
 
 
-def blocks_of(swarm: SwarmConfig, own: WorkerConfig) -> ModelBlocks:
+def blocks_of(swarm: SwarmConfig, own: WorkerConfig, *, founding: bool = False) -> ModelBlocks:
     """The task's model as blocks; nothing of it is built yet, and no data is read.
 
     Args:
         swarm: resolved, with a pipeline.
         own: what this machine has of its own: its device, its data.
+        founding: whether nobody has the run's weights yet.
 
     Raises:
         ConfigError: the task has no blocks, or its batch cannot be split into so many micro-batches.
+        MismatchError: this machine's weights are not those that the run began with.
     """
     module, _ = import_task(swarm.task.factory)
     make = getattr(module, "blocks", None)
@@ -34,7 +36,8 @@ def blocks_of(swarm: SwarmConfig, own: WorkerConfig) -> ModelBlocks:
             hint="Leave --stages out, or give the task its blocks: docs/tasks.md says how.",
         )
     # The windows of a batch go by its slot, so that a successor draws the same: there is no stream of a worker's own.
-    blocks: ModelBlocks = make(swarm.task.settings, seat_of(swarm, own, stream_seed=0), swarm.pipeline.microbatches)
+    seat = seat_of(swarm, own, stream_seed=0, founding=founding)
+    blocks: ModelBlocks = make(swarm.task.settings, seat, swarm.pipeline.microbatches)
     return blocks
 
 
@@ -49,19 +52,19 @@ def cut_of(swarm: SwarmConfig, num_blocks: int) -> Cut:
     return cut(num_blocks, swarm.pipeline.stages, swarm.pipeline.recovery)
 
 
-def settle(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
-    """The configuration with a pipeline's recovery chosen, after all was checked of it that one machine can check.
+def settled(swarm: SwarmConfig, own: WorkerConfig) -> Mapping[str, Any]:
+    """What is still open in a pipeline's configuration, by key, after all was checked that one machine can check.
 
     Args:
-        swarm: resolved; without a pipeline nothing is to be done.
+        swarm: resolved; without a pipeline nothing is open.
         own: as in ``blocks_of``.
 
     Raises:
         ConfigError: see ``blocks_of`` and ``cut_of``; or stages are to heal from each other, and differ.
     """
     if not swarm.pipeline.stages:
-        return swarm
-    blocks = blocks_of(swarm, own)
+        return {}
+    blocks = blocks_of(swarm, own, founding=True)
     made = cut_of(swarm, blocks.num_blocks)
     healing = made.healing
     if healing != "checkpoint":
@@ -73,7 +76,8 @@ def settle(swarm: SwarmConfig, own: WorkerConfig) -> SwarmConfig:
             if swarm.pipeline.recovery != "auto":
                 raise
             healing = "checkpoint"
-    return with_values(swarm, {"pipeline.recovery": healing})
+    found = {f"task.settings.{key}": value for key, value in blocks.settings().items()}
+    return {"pipeline.recovery": healing, **found}
 
 
 def _shapes(blocks: ModelBlocks, number: int) -> list[tuple[int, ...]]:

@@ -115,15 +115,20 @@ def tiny_blocks(
 
 
 class MemoryStore:
-    """Checkpoints in memory, three of each stage; survives its worker, as a disk does."""
+    """Checkpoints in memory, three of each stage; survives its worker, as a disk does.
 
-    def __init__(self) -> None:
+    Args:
+        path: see ``ModelBlocks``.
+    """
+
+    def __init__(self, path: str = "blocks") -> None:
+        self._path = path
         self.saved: dict[int, list[WorkerState]] = {}
         """By stage, the newest first."""
 
     def stored(self) -> list[Stored]:
         return [
-            _stored(state)
+            self._entry(state)
             for states in self.saved.values()
             for number, state in enumerate(states)
             if all(state.step < newer.step for newer in states[:number])
@@ -133,10 +138,12 @@ class MemoryStore:
         pass
 
     def load(self, one: Stored) -> WorkerState:
-        return next(state for states in self.saved.values() for state in states if _stored(state) == one)
+        return next(state for states in self.saved.values() for state in states if self._entry(state) == one)
 
     def newest(self, span: Span) -> tuple[int, Mapping[str, Tensor]] | None:
-        found = [state for states in self.saved.values() for state in states if span_of(state.anchors) == span]
+        found = [
+            state for states in self.saved.values() for state in states if span_of(state.anchors, self._path) == span
+        ]
         return max(((state.step, state.anchors) for state in found), key=lambda one: one[0], default=None)
 
     def save(self, stage: int, state: WorkerState) -> Written:
@@ -144,9 +151,8 @@ class MemoryStore:
         self.saved[stage] = [state, *before][:3]
         return Written("memory", 0)
 
-
-def _stored(state: WorkerState) -> Stored:
-    return Stored(*span_of(state.anchors), state.step, state.digest, bool(state.facts))
+    def _entry(self, state: WorkerState) -> Stored:
+        return Stored(*span_of(state.anchors, self._path), state.step, state.digest, bool(state.facts))
 
 
 class Watched(MemoryJournal):
@@ -467,8 +473,8 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         journal=journal(),
         stage_journal=journal,
         blocks=blocks,
-        store=record.stores.setdefault(peer.peer_id, MemoryStore()),
-        cut=CutInForce(pipeline.spans, num_blocks),
+        store=record.stores.setdefault(peer.peer_id, MemoryStore(blocks.path)),
+        cut=CutInForce(pipeline.spans, num_blocks, blocks.path),
         save_every=Every(scenario.checkpoint_s or math.inf),
         wanted=scenario.wanted.get(number, spare),
     )

@@ -67,6 +67,7 @@ def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> Mo
 
     Raises:
         ConfigError: as ``build`` does; or the model's blocks cannot be found.
+        MismatchError: the weights on this machine are not the swarm's.
     """
     read = read_settings(settings)
     config = config_from(read.model.config)
@@ -76,6 +77,8 @@ def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> Mo
         order = replace(seat, run_seed=seed_of(seat.run_seed, slot)) if slot else seat
         return _data(read, config, order, _tokenizer(read, seat))
 
+    if read.model.digest:
+        sources.ensure_same_weights(_weights(read, seat), read.model.digest, download=seat.allow_download)
     return make_blocks(read, config, seat, num_microbatches, lambda: _weights(read, seat), open_slot)
 
 

@@ -24,6 +24,7 @@ from decentral.workers.hf.data import TrainingData
 from decentral.workers.hf.data.packing import IGNORED, Batch
 from decentral.workers.hf.model import check_part, ends_of, sequence_length
 from decentral.workers.hf.settings import HfSettings
+from decentral.workers.hf.sources import weights_digest
 from decentral.workers.optimizer import make_optimizers
 from decentral.workers.settings import per_microbatch
 
@@ -73,6 +74,11 @@ def make_blocks(
         assert isinstance(below, _Ends)
         return _Output(below)
 
+    def found() -> dict[str, str]:
+        if settings.model.from_scratch or settings.model.digest:
+            return {}
+        return {"model.digest": weights_digest(source(), download=seat.founding or seat.allow_download)}
+
     def check(num_blocks: int, is_head: bool, device: str) -> None:
         num_trained = num_blocks * largest + (beside if is_head else 0)
         check_part(settings, config, num_trained, num_blocks, num_sequences if is_head else 0, device)
@@ -89,6 +95,7 @@ def make_blocks(
         clip_norm=optimizer.clip_norm,
         data=lambda: Packed(data, num_microbatches),
         check=check,
+        settings=found,
         path=cut.path,
     )
 

@@ -19,6 +19,8 @@ class ModelSource:
     """Folder, ``config.json`` or name on the hub, as its founder sees it."""
     config: str = ""
     """The architecture as JSON, which ``resolve`` reads: from it every worker builds the model."""
+    digest: str = ""
+    """Of the weights that a run in stages begins with, as no worker has all of them; read by its founder."""
     from_scratch: bool = False
     """Whether the founder draws its weights in place of loading them."""
 

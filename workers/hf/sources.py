@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from decentral.errors import ConfigError, DecentralError, MismatchError
 
@@ -99,6 +103,52 @@ def load_weights(name: str, config: PretrainedConfig, *, download: bool, kind: A
             hint="Give weights of a causal language model, or train such a model with --from-scratch.",
         )
     return model  # type: ignore[no-any-return]
+
+
+def weights_digest(name: str, *, download: bool) -> str:
+    """32 hex characters of all tensors' names and shapes, and of the first row of each: all are never read.
+
+    Raises:
+        ConfigError: there are none as safetensors.
+    """
+    where: dict[str, Any] = {"local_files_only": not download, "_raise_exceptions_for_missing_entries": False}
+    with _reading("model", name, download=download):
+        index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **where)
+        if index is not None:
+            files, _ = get_checkpoint_shard_files(name, index, local_files_only=not download)
+        else:
+            files = [cached_file(name, SAFE_WEIGHTS_NAME, **where)]
+        if None in files:
+            raise ConfigError(
+                f"There are no weights as safetensors in {name}, of which each stage reads its own.",
+                hint="Load it with transformers and write it anew: model.save_pretrained(DIR).",
+            )
+        digest = xxhash.xxh3_128()
+        for file in sorted(files):
+            with safe_open(file, framework="pt") as tensors:
+                for key in sorted(tensors.keys()):
+                    part = tensors.get_slice(key)
+                    shape = part.get_shape()
+                    digest.update(f"{key} {shape}".encode())
+                    first = (part[:1] if shape else tensors.get_tensor(key)).reshape(-1).contiguous()
+                    digest.update(first.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def ensure_same_weights(name: str, digest: str, *, download: bool) -> None:
+    """Make sure that the weights of this machine are those that the swarm began with.
+
+    Raises:
+        MismatchError: they are others.
+        ConfigError: see ``weights_digest``.
+    """
+    found = weights_digest(name, download=download)
+    if found != digest:
+        raise MismatchError(
+            f"The weights in {name} are others here ({found}) than in the swarm ({digest}): its stages would not be of "
+            "one model.",
+            hint="Give the swarm's own with --model, or leave that out to take those that the swarm names.",
+        )
 
 
 def generation_config(name: str, config: PretrainedConfig) -> GenerationConfig:

@@ -168,10 +168,10 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     import torch
 
     from decentral.run.sizing import measure
-    from decentral.run.stages import parts_of, settle
+    from decentral.run.stages import parts_of, settled
     from decentral.run.tasks import build_trainer
 
-    swarm = settle(swarm, own)
+    swarm = with_values(swarm, settled(swarm, own))
     torch.set_num_threads(own.threads)
     # Finds what is wrong with task and data before any process starts, and measures the result at the end.
     trainer = build_trainer(swarm, own, stream_seed=0)

@@ -21,6 +21,7 @@ def test_a_founders_model_is_the_runs_and_read_anew(tmp_path: Path, monkeypatch:
         "task.settings.model.name": str(tmp_path / "model"),
         "task.settings.model.from_scratch": True,
         "task.settings.model.config": "",
+        "task.settings.model.digest": "",
         "task.settings.tokenizer.name": "some/tokenizer",
         "task.settings.tokenizer.digest": "",
         "task.settings.lora.rank": 4,

@@ -13,7 +13,7 @@ from decentral.config.settings import load
 from decentral.errors import ConfigError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.run.options import pipeline_options, run_options, stage_options
-from decentral.run.stages import blocks_of, cut_of, parts_of, settle
+from decentral.run.stages import blocks_of, cut_of, parts_of, settled
 from decentral.run.tasks import build_trainer
 
 SMALL = ["task.settings.model.d_model=16", "task.settings.model.num_heads=2", "task.settings.model.context=8"]
@@ -69,27 +69,27 @@ def test_a_stage_is_a_swarm_of_its_own_by_the_method_of_the_run() -> None:
     ("stages", "healing"), [(1, "checkpoint"), (2, "checkpoint"), (3, "checkpoint"), (4, "checkfree+")]
 )
 def test_the_recovery_is_chosen_when_a_run_is_founded(stages: int, healing: str) -> None:
-    assert settle(swarm(f"pipeline.stages={stages}"), HERE).pipeline.recovery == healing
+    assert settled(swarm(f"pipeline.stages={stages}"), HERE) == {"pipeline.recovery": healing}
 
 
 def test_what_was_asked_for_stays_and_without_a_pipeline_there_is_nothing_to_choose() -> None:
     asked = swarm("pipeline.stages=4", "pipeline.recovery=checkpoint")
-    assert settle(asked, HERE).digest() == asked.digest()
-    assert settle(load(None, ["task.factory=decentral.workers.toy:build"]).swarm, HERE).pipeline.recovery == "auto"
+    assert settled(asked, HERE) == {"pipeline.recovery": "checkpoint"}
+    assert settled(load(None, ["task.factory=decentral.workers.toy:build"]).swarm, HERE) == {}
 
 
 def test_stages_that_differ_do_not_heal_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     made = replace(
         blocks_of(swarm("pipeline.stages=4"), HERE), block=lambda number: torch.nn.Linear(2, 2 + number // 3)
     )
-    monkeypatch.setattr("decentral.run.stages.blocks_of", lambda swarm, own: made)
-    assert settle(swarm("pipeline.stages=4"), HERE).pipeline.recovery == "checkpoint"
+    monkeypatch.setattr("decentral.run.stages.blocks_of", lambda swarm, own, **given: made)
+    assert settled(swarm("pipeline.stages=4"), HERE) == {"pipeline.recovery": "checkpoint"}
     with pytest.raises(ConfigError, match=r"stage 4 has a parameter of shape \(3, 2\) where stage 1 has \(2, 2\)"):
-        settle(swarm("pipeline.stages=4", "pipeline.recovery=checkfree"), HERE)
+        settled(swarm("pipeline.stages=4", "pipeline.recovery=checkfree"), HERE)
 
 
 def test_to_choose_it_nothing_is_built_and_no_text_is_read() -> None:
-    settle(swarm("pipeline.stages=4"), WorkerConfig(device="cuda:7", data=("no-such-text",)))
+    settled(swarm("pipeline.stages=4"), WorkerConfig(device="cuda:7", data=("no-such-text",)))
 
 
 def test_the_parts_of_the_whole_model_are_what_its_stages_hold() -> None:

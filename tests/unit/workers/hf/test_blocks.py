@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from decentral.errors import ConfigError
+from decentral.errors import ConfigError, MismatchError
 from decentral.pipeline.compute import StageCompute
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
@@ -197,3 +199,21 @@ def test_a_model_whose_blocks_do_not_follow_each_other_is_refused(
     monkeypatch.setattr("decentral.workers.hf.cutting.empty", lambda config: _Sideways(forward))
     with pytest.raises(ConfigError, match=why):
         find(make_config("llama"))
+
+
+def test_weights_of_all_stages_are_those_of_the_founder(rows: Path, tmp_path: Path) -> None:
+    folder, other = make_folder(tmp_path / "model"), make_folder(tmp_path / "other", seed=1)
+    settings = hf.resolve({"model": {"name": str(folder)}})
+    seat = Seat(1, 2, 3, model=str(folder))
+    found = hf.blocks(settings, replace(seat, founding=True), 2).settings()
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "copy", max_shard_size="20KB")
+    settings["model"] |= {"digest": found["model.digest"]}
+    again = hf.blocks(settings, replace(seat, model=str(tmp_path / "copy")), 2)  # of several files, with an index
+    assert again.settings() == {}
+    with pytest.raises(MismatchError, match="its stages would not be of one model"):
+        hf.blocks(settings, replace(seat, model=str(other)), 2)
+    (other / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="no weights as safetensors"):
+        hf.blocks(settings, replace(seat, model=str(other)), 2)
+    with pytest.raises(ConfigError, match="path of another machine"):
+        hf.blocks(settings, Seat(1, 2, 3), 2)
