@@ -76,8 +76,10 @@ METHODS: Mapping[MethodName, Method] = {
     # Replicas that did not meet for some rounds are honestly far apart: its bound is wider than an all-reduce's.
     "noloco": Method(Family.GOSSIP, {"inner_steps": 50, "outer_lr": 0.7, "outer_momentum": 0.5, "bound": 5.0}),
     # arXiv 2401.09135: workers as fast as each can. The rule itself divides by the number of workers, hence a rate
-    # as large as that of an all-reduce.
-    "async": Method(Family.SERVER, {"inner_steps": 50, "outer_lr": 0.7, "outer_momentum": 0.9, "dylu": True}),
+    # as large as that of an all-reduce. Its bound is wide as well: who is faster takes more steps at a time.
+    "async": Method(
+        Family.SERVER, {"inner_steps": 50, "outer_lr": 0.7, "outer_momentum": 0.9, "dylu": True, "bound": 5.0}
+    ),
 }
 #: What names of earlier releases are called now.
 FORMER_NAMES = {"short": "local-sgd"}

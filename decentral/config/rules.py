@@ -14,7 +14,6 @@ _ONLY_FOR = {
     "nesterov": (Family.DILOCO,),
     "merge": (Family.DILOCO, Family.SPARSELOCO),
     "liars": (Family.DILOCO, Family.SPARSELOCO),
-    "bound": (*ALL_REDUCE, Family.GOSSIP),
     "weight_by": ALL_REDUCE,
     "quorum": ALL_REDUCE,
     "quorum_grace": ALL_REDUCE,

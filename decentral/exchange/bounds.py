@@ -102,20 +102,27 @@ def bounded(weights: Sequence[float], values: Sequence[Tensor], factor: float) -
     median_length = statistics.median_low(lengths)
     for i, length in enumerate(lengths) if median_length > 0 else ():
         ratio = length / median_length
-        if length == 0:
-            inside[i] = None
-            findings.append(Finding(i, Kind.NOTHING, 0.0))
-        elif ratio > _WILD * factor:
-            inside[i] = None
-            findings.append(Finding(i, Kind.WILD, ratio))
-        elif ratio > factor:
+        kind = beyond(ratio, factor)
+        if kind is Kind.LENGTH:
             inside[i], lengths[i] = values[i] * (factor / ratio), factor * median_length
-            findings.append(Finding(i, Kind.LENGTH, ratio))
+        elif kind is not None:
+            inside[i] = None
+        if kind is not None:
+            findings.append(Finding(i, kind, ratio))
     for i, cosine in _against(inside, lengths):
         inside[i] = None
         findings.append(Finding(i, Kind.AGAINST, cosine))
     capped = tuple([min(weight, factor * median_weight) for weight in weights])
     return Bounded(capped, tuple(inside), tuple(sorted(findings, key=lambda each: (each.index, each.kind))))
+
+
+def beyond(ratio: float, factor: float) -> Kind | None:
+    """What is wrong with a length that is so many times what is usual, of which ``factor`` times are allowed."""
+    if ratio == 0:
+        return Kind.NOTHING
+    if ratio > _WILD * factor:
+        return Kind.WILD
+    return Kind.LENGTH if ratio > factor else None
 
 
 def _agreement(values: Sequence[Tensor], lengths: Sequence[float]) -> tuple[list[float], float]:

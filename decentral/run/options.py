@@ -204,6 +204,7 @@ def _mixing(method: MethodSection) -> "Mixing":
             every=method.momentum_every,
             share=method.momentum_share,
             dylu=method.dylu,
+            bound=method.bound,
         )
     if method.family is Family.GOSSIP:
         poisson = method.schedule == "poisson"

@@ -29,7 +29,7 @@ ADD_UP: Mapping[str, Any] = {"rule": DiLoCo(lr=1.0, momentum=0.0), "mixing": All
 #: A server that takes in every pseudo-gradient as it is.
 ADD_UP_AT_SERVERS: Mapping[str, Any] = {
     "rule": Follow(),
-    "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False),
+    "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False, bound=0.0),
 }
 
 

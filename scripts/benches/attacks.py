@@ -48,7 +48,9 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "all-reduce": ("method.name=diloco", f"method.inner_steps={STEPS}"),
     "streaming": ("method.name=streaming", f"method.inner_steps={STEPS}"),
     "gossip": ("method.name=noloco", f"method.inner_steps={STEPS}"),
+    "async": ("method.name=async", f"method.inner_steps={STEPS}"),
 }
+WITHOUT_REDUCERS = ("gossip", "async")
 DEFENCES: Mapping[str, tuple[str, ...]] = {
     "nothing": ("method.bound=0",),
     "default": (),
@@ -209,7 +211,7 @@ Defences: *nothing* is `method.bound = 0`, *default* the method as it comes, the
   know what all honest workers bring, and both liars bring the same.
 * `reducer-negate`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 10^6, NaN.
 
-Missing: lying leaders, poisoned donors, false deaths, replay, Sybils; the asynchronous method; real processes.
+Missing: lying leaders, poisoned donors, false deaths, replay, Sybils; real processes.
 """
 
 
@@ -246,8 +248,7 @@ def missing(options: argparse.Namespace, records: Sequence[Record]) -> list[Cell
         for method in options.method
         for attack in options.attack
         for defence in options.defence
-        if not (method == "gossip" and defence not in ("nothing", "default"))
-        and not (method == "gossip" and attack in REDUCERS)
+        if not (method in WITHOUT_REDUCERS and (defence not in ("nothing", "default") or attack in REDUCERS))
     ]
     if options.only_write:
         return []

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from decentral.codecs.codec import make_codec
 from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import Restrained, RoundMixed
+from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.attacks import liars
 from decentral.sim.scenario import Record, Scenario, simulate
@@ -36,8 +38,12 @@ def anchors(scenario: Scenario, record: Record) -> list[Mapping[str, Tensor]]:
 
 
 def off(scenario: Scenario, record: Record) -> float:
-    """Distance from the goal over the goal's."""
-    [agreed, *_] = anchors(scenario, record)
+    """Distance from the goal over the goal's, of the anchor of all."""
+    return distance(scenario, anchors(scenario, record)[0])
+
+
+def distance(scenario: Scenario, agreed: Mapping[str, Tensor]) -> float:
+    """Of an anchor from the goal over the goal's."""
     values_N = torch.cat([agreed[f"layers.{number}"] for number in range(scenario.num_tensors)]).numpy()
     goal_N = scenario.problem.goal
     return float(np.linalg.norm(values_N - goal_N) / np.linalg.norm(goal_N))
@@ -105,6 +111,27 @@ def test_means_that_are_not_finite_are_nobodys_and_the_round_goes_on() -> None:
     assert off(scenario, lied) < 0.35
     named = {(event.peer, event.kind, event.share) for event in found(lied, scenario)}
     assert named == {(scenario.peers[i], "mean", 1 / WORKERS) for i in LIARS}
+
+
+@pytest.mark.parametrize(
+    ("attack", "kind"), [("huge", "wild"), pytest.param("scale-1e6", "wild", marks=pytest.mark.slow)]
+)
+def test_without_rounds_a_server_leaves_out_what_is_far_too_long_and_names_it(attack: Lie, kind: str) -> None:
+    asynchronous = {"rule": Follow(), "mixing": ServerOptions(lr=0.7, momentum=0.5), "rounds": 12}
+    scenario, honest = played("", **asynchronous)
+    assert not [event for number in range(WORKERS) for event in found(honest, scenario, number)]
+    scenario, lied = played(attack, **asynchronous)
+    # The goal is the mean of all, the two that are left out among them.
+    assert far_off(scenario, honest) < 0.06
+    assert far_off(scenario, lied) < 0.12
+    named = {(event.peer, event.kind) for number in range(WORKERS) for event in found(lied, scenario, number)}
+    assert named == {(scenario.peers[number], kind) for number in LIARS}
+
+
+def far_off(scenario: Scenario, record: Record) -> float:
+    """Distance of the furthest honest anchor from the goal over the goal's."""
+    outcomes = [record.outcomes[scenario.peers[i]].anchors for i in range(WORKERS) if i not in LIARS]
+    return max(distance(scenario, anchors) for anchors in outcomes)
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ def test_a_pipeline_learns_what_one_process_learns(healing: str, num_replicas: i
         {},
         {"plan": SyncPlan(4, 2, 1), "mix_alpha": 0.5},
         {"rule": NoLoCo(), "mixing": GossipOptions(FP32, FP32)},
-        {"rule": Follow(), "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False)},
+        {"rule": Follow(), "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False, bound=0.0)},
     ],
     ids=["all-reduce", "fragments", "pairs", "servers"],
 )

@@ -181,7 +181,8 @@ class Asynchronous(Exchange):
         finally:
             self.progress.finish(key)
         transfer_s = max(0.0, self._clock.monotonic() - began - waiting_s)
-        return Verdict(outcome, sent_N, waiting_s=waiting_s, transfer_s=transfer_s)
+        restrained = self._server.restrained(key.fragment)
+        return Verdict(outcome, sent_N, waiting_s=waiting_s, transfer_s=transfer_s, restrained=restrained)
 
     def _copy(self, fragment: int) -> Copy | None:
         """The anchor that this worker holds; one that came from a donor has no known version."""

@@ -21,6 +21,8 @@ class ServerOptions:
     """c of delayed Nesterov."""
     dylu: bool = True
     """Whether slow workers take fewer inner steps between two pushes (see ``schedule.dylu``)."""
+    bound: float = 5.0
+    """See ``exchange.server.usual``; 0 for no bounds. 5 is the configuration's default as well."""
 
     def __post_init__(self) -> None:
         _ = self.rule

@@ -11,7 +11,7 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -19,10 +19,13 @@ from torch import Tensor
 from decentral.codecs.codec import Codec, make_codec
 from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import FrameError
-from decentral.exchange.api import Memory
+from decentral.exchange.api import Memory, Restrained
+from decentral.exchange.bounds import Kind as Bound
+from decentral.exchange.merge import norm_of
 from decentral.exchange.server.messages import ENVELOPE_BYTES, Kind, Push, Reply
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.pushes import CountedPushes, push_id
+from decentral.exchange.server.usual import Usual
 from decentral.exchange.wire import Wire, seed_of
 from decentral.outer.delayed_nesterov import Delayed
 from decentral.ports.clock import Clock
@@ -39,6 +42,10 @@ _MAX_UPLOADS = 16
 #: A server remembers what workers hold within so many bytes, but of eight workers at least. Whoever is forgotten gets
 #: full values, so beyond it answers grow and nothing else happens.
 _MAX_HELD_BYTES, _MIN_HOLDERS = 8 << 30, 8
+#: Of two nobody can tell which one is unlike the other.
+_FEWEST_TO_BOUND = 3
+#: Bounded pushes to tell of.
+_MAX_RESTRAINED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,11 @@ class _Kept:
     anchor_N: Tensor
     state: Delayed
     counted: CountedPushes
+    usual: Usual
     holders: OrderedDict[PeerId, tuple[str, Tensor]] = field(default_factory=OrderedDict)
     """What each worker was told last, with its digest; the longest silent one first."""
+    restrained: deque[Restrained] = field(default_factory=lambda: deque(maxlen=_MAX_RESTRAINED))
+    """Whose pushes did not count as they were brought, since this was last asked for."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -157,7 +167,8 @@ class ParameterServer:
 
     async def take_over(self, fragment: int, copy: Copy) -> None:
         """Keep a fragment from here on; momentum starts anew."""
-        kept = _Kept(copy.version, copy.anchor_N, self._rule.init(copy.anchor_N), CountedPushes(copy.counted))
+        usual = Usual(self._options.bound)
+        kept = _Kept(copy.version, copy.anchor_N, self._rule.init(copy.anchor_N), CountedPushes(copy.counted), usual)
         await self._remember_own(kept)
         self._kept[fragment] = kept
 
@@ -182,7 +193,18 @@ class ParameterServer:
         )
         for fragment, version, num_gathered, spent, counted in memory.facts["kept"]:
             state = Delayed(momentum[fragment], gathered[fragment], num_gathered, spent)
-            self._kept[fragment] = _Kept(version, anchor[fragment], state, CountedPushes(bytes.fromhex(counted)))
+            names, usual = CountedPushes(bytes.fromhex(counted)), Usual(self._options.bound)
+            self._kept[fragment] = _Kept(version, anchor[fragment], state, names, usual)
+
+    def restrained(self, fragment: int) -> tuple[Restrained, ...]:
+        """Whose pushes were bounded here since this was last asked, the worst of each worker and kind."""
+        kept = self._kept.get(fragment)
+        found: dict[tuple[PeerId, Bound], Restrained] = {}
+        while kept is not None and kept.restrained:
+            each = kept.restrained.popleft()
+            known = found.get((each.peer, each.kind), each)
+            found[each.peer, each.kind] = max(known, each, key=lambda one: abs(one.ratio))
+        return tuple(found.values())
 
     def retire(self, fragment: int) -> None:
         """Keep it no longer: somebody else has counted more."""
@@ -206,6 +228,8 @@ class ParameterServer:
         async with kept.turn:
             me = self._transport.peer_id
             if delta_N is not None and not any(kept.counted.has(me, known) for known in (name, push)):
+                if self._options.bound:
+                    kept.usual.note(me, await self._clock.run_aside(lambda: norm_of(delta_N)))
                 await self._step(kept, delta_N, (me, name))
             await self._remember_own(kept)
             return self.current(fragment) if self._kept.get(fragment) is kept else None
@@ -228,7 +252,11 @@ class ParameterServer:
             delta_N = await self._clock.run_aside(lambda: unpack(message.frame, self._wire.codec, numel))
         async with kept.turn:
             if delta_N is not None and not kept.counted.has(sender, push):
-                await self._step(kept, delta_N, (sender, push))
+                within_N = await self._bounded(kept, sender, delta_N)
+                if within_N is None:  # it is not to come again
+                    kept.counted.note(sender, push)
+                else:
+                    await self._step(kept, within_N, (sender, push))
             copy = Copy(kept.version, kept.anchor_N, kept.counted.pack())
             held_N = self._held(kept, sender, message.base)
             purpose = f"keep/{self._transport.peer_id}/{fragment}/{copy.version}/{sender}"
@@ -244,6 +272,26 @@ class ParameterServer:
             if self._remembers:
                 self._remember(kept, sender, name, told_N)
         return packed
+
+    async def _bounded(self, kept: _Kept, sender: PeerId, delta_N: Tensor) -> Tensor | None:
+        """A push as it may count; ``None`` if it may not.
+
+        Raises:
+            ValueError: nobody else has pushed yet, so nobody can tell; it may come again.
+        """
+        active = self._roster.active(self._clock.monotonic())
+        if not self._options.bound or len(active) < _FEWEST_TO_BOUND:
+            return delta_N
+        length = await self._clock.run_aside(lambda: norm_of(delta_N))
+        kept.usual.note(sender, length)
+        judged = kept.usual.judge(sender, {presence.peer for presence in active})
+        if judged is None:
+            raise ValueError("nobody else has pushed yet; come again")
+        if judged.kind is not None:
+            kept.restrained.append(Restrained(sender, judged.kind, judged.ratio, 1.0))
+        if judged.share == 1:
+            return delta_N
+        return delta_N * judged.share if judged.share else None
 
     async def _step(self, kept: _Kept, delta_N: Tensor, push: tuple[PeerId, bytes]) -> None:
         """Take one pseudo-gradient in.

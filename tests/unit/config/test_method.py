@@ -231,7 +231,6 @@ def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
         ),
         (["merge=centred", "liars=2", "quorum=4"], "at least 5 workers .*, but method.quorum is 4"),
         (["bound=0.5"], "bound is 0.5, which must be at least 1, or 0 for no bounds"),
-        (["name=async", "bound=4"], "bound is 4.0, which only method.name = .* or noloco has a use for, not async"),
         (["weight_by=size"], "must be one of tokens, token-rate, equal"),
         (["quorum=-1"], "method.quorum = -1: must be a whole number, at least 0 and at most 4096"),
         (["quorum_grace=2"], "quorum_grace is 2, but method.quorum is 0, .* set method.quorum"),

@@ -26,7 +26,7 @@ from decentral.types import PeerId, SyncKey
 FP32 = make_codec("fp32")
 N = 8
 #: Every push is taken in as it is.
-PLAIN = ServerOptions(lr=1.0, momentum=0.0, every=1)
+PLAIN = ServerOptions(lr=1.0, momentum=0.0, every=1, bound=0.0)
 
 
 class Crew:
