@@ -13,6 +13,7 @@ from decentral.cli.export import export
 from decentral.cli.local.command import local
 from decentral.cli.plan import plan
 from decentral.cli.runs import runs
+from decentral.cli.simulate import simulate
 from decentral.cli.status import status
 from decentral.cli.version import commit
 from decentral.cli.worker import worker
@@ -38,6 +39,7 @@ app.command(cls=Command)(runs)
 app.command(cls=Command)(audit)
 app.command(cls=Command)(codecs)
 app.command(cls=Command)(plan)
+app.command(cls=Command)(simulate)
 
 
 @app.callback(invoke_without_command=True)

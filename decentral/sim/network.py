@@ -14,9 +14,9 @@ uses the uplink and never arrives: as on a connection that broke, its caller hea
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from decentral.sim.faults import Kind
@@ -46,6 +46,11 @@ class Conditions:
     """Probability that it travels so much longer that others overtake it."""
     give_up_s: float = 3.0
     """How long a caller dials across a partition before it is told that the peer is unreachable."""
+    between: Mapping[frozenset[str], float] = field(default_factory=dict)
+    """Mean latencies between two regions, or within one, where they are not ``latency_s``."""
+    stands_for: Mapping[str, float] = field(default_factory=dict)
+    """By method: its messages, and the replies to them, are so many times as long as what is sent. A swarm with a
+    thousandth of a model's values so has its traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,10 @@ class Network:
         self._endpoints: dict[PeerId, Endpoint] = {}
         self._cuts: list[Cut] = []
         self._latencies: dict[frozenset[PeerId], float] = {}
+        self.regions: dict[PeerId, str] = {}
+        """Of peers that are in one."""
+        self.sent_bytes = 0
+        """By all, whatever became of them."""
 
     def join(self, endpoint: Endpoint) -> None:
         """Make an endpoint reachable.
@@ -225,10 +234,17 @@ class Network:
     def latency_s(self, a: PeerId, b: PeerId) -> float:
         """Draw the time that a byte travels from ``a`` to ``b``."""
         mean_s = self.conditions.latency_s
+        if self.regions:
+            mean_s = self.conditions.between.get(frozenset((self.regions.get(a, ""), self.regions.get(b, ""))), mean_s)
         if self._latencies:
             mean_s = self._latencies.get(frozenset((a, b)), mean_s)
         sigma = self.conditions.jitter
         return mean_s * math.exp(self.random.gauss(-sigma * sigma / 2, sigma)) if sigma else mean_s
+
+    def weight(self, method: str, num_bytes: int) -> int:
+        """How long a message of a method is, or the reply to one."""
+        stands_for = self.conditions.stands_for
+        return int(num_bytes * stands_for.get(method, 1.0)) if stands_for else num_bytes
 
     def is_lost(self) -> bool:
         """Draw whether a message is lost, and count it."""
@@ -243,6 +259,7 @@ class Network:
         start_s = max(now_s, source.up_free_s)
         left_s = source.up_free_s = start_s + size / self._line(source).up_bytes_per_s
         source.sent_bytes += size
+        self.sent_bytes += size
         lost = self.is_lost()
         self.trace.add((now_s, "lost" if lost else "send", source.peer_id, target.peer_id, what, size))
         if lost:

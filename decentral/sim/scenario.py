@@ -20,12 +20,13 @@ from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
+from decentral.ports.trainer import Trainer
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.tape import FaultTape
-from decentral.sim.trainer import ToyProblem
+from decentral.sim.trainer import Charged, ToyProblem
 from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.state.worker_state import WorkerState, Written
 from decentral.swarm.timing import Timing
@@ -77,6 +78,8 @@ class Scenario:
     paces: Mapping[int, float] = field(default_factory=dict)
     """Workers whose steps take so many times as long."""
     codec: str = "fp32"
+    mean_codec: str = ""
+    """Of means; empty for what goes with ``codec``."""
     feedback: Callable[[int], Feedback] = Feedback
     weight_by: WeightBy = "tokens"
     mixing: Mixing = field(default_factory=AllReduceOptions)
@@ -104,6 +107,8 @@ class Scenario:
     patient: bool = False
     """Whether a worker that finds nobody to join is started again until it does, as a service would."""
     meddle: Meddle = all_honest
+    build: Callable[[int], Trainer] | None = None
+    """Makes what a worker trains, by its number, in place of ``problem``."""
 
     @cached_property
     def problem(self) -> ToyProblem:
@@ -245,14 +250,19 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, record: R
         min_workers=scenario.min_workers,
         rule=scenario.rule,
         codec=codec,
-        mean_codec=default_mean_codec(codec),
+        mean_codec=make_codec(scenario.mean_codec) if scenario.mean_codec else default_mean_codec(codec),
         feedback=scenario.feedback,
         weight_by=scenario.weight_by,
         mixing=scenario.mixing,
         timing=scenario.timing,
     )
     step_s = scenario.step_s * scenario.paces.get(number, 1.0)
-    trainer = scenario.problem.trainer(number, _charge(scenario, peer), step_s=step_s)
+    charge = _charge(scenario, peer)
+    trainer: Trainer = (
+        Charged(scenario.build(number), charge, step_s)
+        if scenario.build is not None
+        else scenario.problem.trainer(number, charge, step_s=step_s)
+    )
     inner = LocalSteps(trainer, peer.clock)
     parts = Parts(peer.transport, peer.directory, peer.clock, peer.identity, trainer, inner, journal=journal)
     states = record.states.setdefault(peer.peer_id, [])

@@ -9,6 +9,7 @@ import errno
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from decentral.sim.faults import DAMAGE, ISLANDS, WEATHER, Fault, Kind, script
 from decentral.sim.loop import virtual_loop
@@ -140,7 +141,8 @@ async def _weather(fault: Fault, world: World) -> bool:
     """Messages get lost, or arrive twice, or late."""
     network, field = world.network, fault.kind.value
     before, usual = network.felt[fault.kind], getattr(network.conditions, field)
-    network.conditions = replace(network.conditions, **{field: fault.amount})
+    changes: dict[str, Any] = {field: fault.amount}
+    network.conditions = replace(network.conditions, **changes)
     await asyncio.sleep(fault.for_s)
     network.conditions = replace(network.conditions, **{field: usual})
     return network.felt[fault.kind] > before

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decentral.ports.trainer import StepReport
+from decentral.ports.trainer import StepReport, Trainer
 
 Values = NDArray[np.float32]
 
@@ -174,3 +174,35 @@ class StatefulTrainer(ToyTrainer):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._momentum_N, self._num_batches = state["momentum"].numpy().copy(), state["batch"]
+
+
+class Charged:
+    """A real trainer whose steps take virtual time, however long they take in truth.
+
+    Args:
+        trainer: takes them.
+        charge: told the virtual time of every stretch, usually ``SimClock.charge``.
+        step_s: virtual seconds of an inner step.
+    """
+
+    def __init__(self, trainer: Trainer, charge: Callable[[float], None], step_s: float) -> None:
+        self._trainer = trainer
+        self._charge = charge
+        self._step_s = step_s
+
+    def parameters(self) -> Mapping[str, Tensor]:
+        """See ``Model``."""
+        return self._trainer.parameters()
+
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """See ``Model``."""
+        self._trainer.load(parameters)
+
+    def validate(self) -> float:
+        """See ``Model``."""
+        return self._trainer.validate()
+
+    def train_steps(self, first_step: int, count: int) -> StepReport:
+        """Take ``count`` steps and charge their time."""
+        self._charge(self._step_s * count)
+        return self._trainer.train_steps(first_step, count)

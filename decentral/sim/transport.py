@@ -71,7 +71,8 @@ class MemoryTransport(Endpoint):
             else:
                 assert isinstance(callee, MemoryTransport)
                 callee.in_flight[call] = None
-                self._network.send(self, callee, method, len(request), callee._receive, call, request)
+                num_bytes = self._network.weight(method, len(request))
+                self._network.send(self, callee, method, num_bytes, callee._receive, call, request)
             return await call.future
         finally:
             timer.cancel()
@@ -157,7 +158,8 @@ class MemoryTransport(Endpoint):
         except CallRefused as refusal:
             self._refuse(call, refusal)
         else:
-            self._network.send(self, call.caller, "reply", len(reply), call.reply, reply)
+            num_bytes = self._network.weight(call.method, len(reply))
+            self._network.send(self, call.caller, "reply", num_bytes, call.reply, reply)
         finally:
             self._serving.pop(call, None)
 

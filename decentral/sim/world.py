@@ -41,6 +41,8 @@ class Machine:
     """By how much its wall clock is wrong."""
     aside_s: float = 0.0
     """What each piece of work aside takes (see ``SimClock``)."""
+    region: str = ""
+    """Where it is (see ``Conditions.between``)."""
 
 
 #: What runs on a machine from its start to its end.
@@ -93,6 +95,8 @@ class World:
             ValueError: that machine is alive.
         """
         machine = self._machines.get(peer_id, Machine())
+        if machine.region:
+            self.network.regions[peer_id] = machine.region
         transport = MemoryTransport(self.network, peer_id, machine.line)
         directory = self.directory.seen_by(transport)
         peer = SimPeer(

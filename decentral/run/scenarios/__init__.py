@@ -1,0 +1,1 @@
+"""Scenarios that come along, by name: ``decentral simulate eight-homes``. No code."""
