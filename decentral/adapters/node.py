@@ -22,6 +22,7 @@ from decentral.adapters.gate import Gate, Pass
 from decentral.adapters.identity import IdentityFile, KeyIdentity
 from decentral.adapters.port import ensure_free
 from decentral.adapters.reach import Dialled, Reached, Way, ask_reach, serve_reach
+from decentral.adapters.relay import RELAYED, Relay, Tunnel
 from decentral.adapters.runtime_dir import RuntimeDir
 from decentral.adapters.speed import serve_speed
 from decentral.adapters.transport import HivemindTransport
@@ -60,6 +61,9 @@ class NodeOptions:
     """If there are any, only these are let in here."""
     deny: tuple[PeerId, ...] = ()
     """These are not let in here."""
+    relay: Sequence[int] | None = None
+    """Ports for peers that nobody reaches otherwise, to which this one passes on what comes there; empty for any free
+    ones, ``None`` to relay for nobody."""
 
 
 class Node:
@@ -208,12 +212,15 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
     started = _daemon_options(options, folder.path, key_path)
     begun = await _begin(options, started, identity.peer_id, initial)
     reached = await _reached(options, begun, initial)
-    better = await _better(options, started, begun.daemon, reached, initial)
+    better = await _better(options, started, begun, reached, initial)
     if better is not None:  # what a daemon does about it is decided at its start
+        place = begun.tunnel.place
         await begun.resources.aclose()
-        begun = await _begin(options, better, identity.peer_id, initial)
-        if reached.way is Way.NONE and await begun.daemon.wait_for_relay():
+        begun = await _begin(options, better, identity.peer_id, initial, place)
+        if place is not None:
             reached = replace(reached, way=Way.RELAYED)
+        elif reached.way is Way.NONE and await begun.daemon.wait_for_relay():
+            reached = replace(reached, way=Way.INTRODUCED)
     resources.push_async_callback(begun.resources.aclose)
     directory = None
     addresses: tuple[str, ...] = ()
@@ -241,23 +248,51 @@ class _Begun:
 
     daemon: Daemon
     transport: HivemindTransport
+    tunnel: Tunnel
     joined: list[PeerId]
     resources: contextlib.AsyncExitStack
 
 
-async def _begin(options: NodeOptions, started: DaemonOptions, own: PeerId, initial: list[Address]) -> _Begun:
+async def _begin(
+    options: NodeOptions, started: DaemonOptions, own: PeerId, initial: list[Address], place: Address | None = None
+) -> _Begun:
+    """Start it and join.
+
+    Args:
+        options: of the node.
+        started: those of its daemon.
+        own: its identity.
+        initial: whom to join.
+        place: that it has at a relay.
+    """
     gate = Gate(own, options.held, options.allow, options.deny)
     async with contextlib.AsyncExitStack() as resources:
         daemon = await start_daemon(started)
         resources.push_async_callback(daemon.stop)
         transport = HivemindTransport(daemon, own, options.max_upload_bytes_per_s, gate)
         resources.push_async_callback(transport.close)
-        joined = await _join(daemon, initial)
+        tunnel = Tunnel(transport, daemon, options.host, await _port(started, daemon), place)
         if not options.asker:
-            # Those who hear of us by the directory may ask to be let in at once; this listens as well.
-            await serve_reach(transport, daemon.seen_at)
+            # Those who hear of us by the directory may ask to be let in at once.
+            await transport.listen({RELAYED: tunnel.receive})
+            await serve_reach(transport, tunnel.seen_at)
             await serve_speed(transport)
-        return _Begun(daemon, transport, joined, resources.pop_all())
+        if options.relay is not None:
+            relay = Relay(transport, options.host, options.relay)
+            await relay.serve()
+            resources.push_async_callback(relay.close)
+        joined = await _join(daemon, initial)
+        if place is not None:
+            keeping = asyncio.create_task(tunnel.keep())
+            resources.callback(keeping.cancel)
+        return _Begun(daemon, transport, tunnel, joined, resources.pop_all())
+
+
+async def _port(started: DaemonOptions, daemon: Daemon) -> int:
+    """On which the daemon listens; 0 if on none. What it announces may be another one."""
+    chosen = int(started.listen[0].rpartition("/")[2]) if started.listen else 0
+    places = _places((await daemon.identify())[1]) if started.listen and not chosen else []
+    return places[0].port if places else chosen
 
 
 async def _reached(options: NodeOptions, begun: _Begun, initial: list[Address]) -> Reached:
@@ -278,21 +313,30 @@ async def _reached(options: NodeOptions, begun: _Begun, initial: list[Address]) 
 
 
 async def _better(
-    options: NodeOptions, started: DaemonOptions, daemon: Daemon, reached: Reached, initial: list[Address]
+    options: NodeOptions, started: DaemonOptions, begun: _Begun, reached: Reached, initial: list[Address]
 ) -> DaemonOptions | None:
-    """How the daemon should have been started, as is known now that others have dialled it; ``None`` if it was so."""
+    """How the daemon should have been started, as is known now that others have dialled it; ``None`` if it was so.
+
+    Who is not reached asks those whom it joins for a place, and has it in the tunnel if one gives it.
+    """
     sight = reached.sight
     if sight is None or sight.place is None or options.announce:
         return None
     started = replace(started, listen=(_listening_address(replace(options, port=sight.port)),))
+    own = _places((await begun.daemon.identify())[1])
     if reached.way is Way.NONE:
-        return replace(started, relays=tuple(dict.fromkeys(_listener(address).multiaddr() for address in initial)))
-    own = _places((await daemon.identify())[1])
-    if sight.place.host in {address.host for address in own}:
+        relays = list(dict.fromkeys(_listener(address) for address in initial))
+        for relay in relays[:_NUM_ASKED]:
+            if (outer := await begun.tunnel.open(relay, sight.port)) is not None:
+                break
+        else:
+            return replace(started, relays=tuple(relay.multiaddr() for relay in relays))
+    elif sight.place.host in {address.host for address in own}:
         return None
-    # A router passes on what comes to its address. libp2p itself believes that when four others have seen it there.
-    outer = replace(sight.place, port=sight.port)
-    return replace(started, announce=tuple(address.multiaddr() for address in (outer, *own)))
+    else:
+        # A router passes on what comes to its address. libp2p itself believes that when four others have seen it there.
+        outer = replace(sight.place, port=sight.port)
+    return replace(started, announce=tuple(replace(address, peer=None).multiaddr() for address in (outer, *own)))
 
 
 async def _leave(directory: HivemindDirectory, daemon: Daemon) -> None:

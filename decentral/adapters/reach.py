@@ -75,7 +75,9 @@ class Way(StrEnum):
 
     DIRECT = "direct"
     RELAYED = "relayed"
-    """Only through a relay."""
+    """Through a place at a worker that relays."""
+    INTRODUCED = "introduced"
+    """By others that introduce the two: then only if their routers let them meet."""
     NONE = "none"
     UNKNOWN = "unknown"
     """Nobody was asked, or who was could not tell."""

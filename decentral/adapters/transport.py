@@ -13,13 +13,13 @@ import contextlib
 import math
 import random
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from decentral.adapters.admission import ADMISSION, Admission, refusal_in
 from decentral.adapters.budget import Account, Accounts, Budget
-from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone
+from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone, StreamHandler
 from decentral.adapters.gate import Gate
 from decentral.adapters.policy import MAX_POLICY_BYTES, SignedPolicy
 from decentral.adapters.wire import MAX_REFUSAL_BYTES, Meter, Status, reply_head, request_head
@@ -36,6 +36,8 @@ from decentral.ports.transport import Handler, Traffic
 from decentral.types import PeerId
 
 T = TypeVar("T")
+#: Of a stream, both ways.
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _PROTOCOL = "/decentral/call/1"
 #: The method that takes the swarm's policy.
@@ -54,6 +56,8 @@ _MIN_BYTES_PER_S = 16_384
 _GRACE_S = 30.0
 #: How long a refused caller may take to notice before the stream is cut under it.
 _LINGER_S = 5.0
+#: Of what is passed on for others, read at a time.
+_PASSED_BYTES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -108,7 +112,7 @@ class HivemindTransport:
         gate: Gate | None = None,
     ) -> None:
         self.gate = gate if gate is not None else Gate(peer_id)
-        self.admission = Admission(peer_id, self.gate, self._stream, _PROTOCOL, self._spawn)
+        self.admission = Admission(peer_id, self.gate, self.stream, _PROTOCOL, self._spawn)
         self._called: OrderedDict[PeerId, None] = OrderedDict()
         """Those whose reply we have had, the last one last."""
         self._daemon = daemon
@@ -162,7 +166,7 @@ class HivemindTransport:
 
     async def _call(self, peer: PeerId, call: "_Call") -> bytes:
         await self.admission.introduce(peer)
-        async with self._stream(peer, _PROTOCOL) as (reader, writer):
+        async with self.stream(peer, _PROTOCOL) as (reader, writer):
             reply = await call.exchange(reader, writer)
         self._called[peer] = None
         self._called.move_to_end(peer)
@@ -175,9 +179,7 @@ class HivemindTransport:
         return self.gate.is_barred(peer)
 
     @contextlib.asynccontextmanager
-    async def _stream(
-        self, peer: PeerId, protocol: str
-    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    async def stream(self, peer: PeerId, protocol: str) -> AsyncIterator[Ends]:
         """A stream to ``peer`` for the length of a call; the peer sees it end at once if the call is given up."""
         try:
             reader, writer = await self._daemon.open_stream(peer, protocol)
@@ -226,11 +228,32 @@ class HivemindTransport:
         self._methods[method] = _Method(handler, max_request_bytes, max_concurrent, budget)
         await self.listen()
 
-    async def listen(self) -> None:
-        """Answer others, with whatever is served. Idempotent."""
+    async def listen(self, others: Mapping[str, StreamHandler] | None = None) -> None:
+        """Answer others, with whatever is served. Idempotent.
+
+        Args:
+            others: handlers of further protocols, at the first call.
+        """
         if not self._listening:
             self._listening = True
-            await self._daemon.serve_streams({_PROTOCOL: self._accept, ADMISSION: self.admission.receive})
+            own = {_PROTOCOL: self._accept, ADMISSION: self.admission.receive}
+            await self._daemon.serve_streams({**own, **(others or {})})
+
+    async def splice(self, one: Ends, other: Ends) -> None:
+        """Pass on, within the upload limit, what comes from either of two streams to the other, until one ends."""
+        ways = {self._spawn(self._pass_on(one[0], other[1])), self._spawn(self._pass_on(other[0], one[1]))}
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            for _, writer in (one, other):
+                writer.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(_PASSED_BYTES):
+                await self._meter.write(writer, b"", piece)
 
     async def _on_policy(self, sender: PeerId, request: bytes) -> bytes:
         return b"y" if self.gate.adopt(request) else b"n"

@@ -60,6 +60,7 @@ TRUST_CONFIG = typer.Option("--trust-config", help="Import the task that the swa
 _PUBLIC = typer.Option("--public", help="Found a swarm that anybody may join; no token is in its address.")
 _ALLOW = typer.Option(help="Have to do with this peer, and such others, alone. Repeatable.", metavar="PEER_ID")
 _DENY = typer.Option(help="Have nothing to do with this peer. Repeatable.", metavar="PEER_ID")
+_RELAY = typer.Option(help="Pass on, at these ports, what is for workers that nobody reaches.", metavar="any|PORT-PORT")
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
 MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
 RESUME = typer.Option(help="Go on with the run in this folder, wherever its swarm is.", metavar="DIR")
@@ -91,6 +92,7 @@ def worker(
     port: Annotated[int | None, typer.Option(help="TCP port to listen on; 0 for any free one.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     announce: Annotated[str | None, typer.Option(help="Address that others should use, if it differs.")] = None,
+    relay: Annotated[str | None, _RELAY] = None,
     identity: Annotated[str | None, typer.Option(help="Key file; made if it does not exist.", metavar="FILE")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
     inner: Annotated[str | None, _INNER] = None,
@@ -137,7 +139,7 @@ def worker(
         return run(None)
     check_start(new, join, resume)
     flags = {
-        **_own(port=port, host=host, announce=announce, identity=identity, device=device, inner=inner),
+        **_own(port=port, host=host, announce=announce, relay=relay, identity=identity, device=device, inner=inner),
         **_own(checkpoint_every=checkpoint_every, keep=keep, protect=protect, on_preempt=on_preempt),
         **_own(threads=threads, out=out, max_upload=max_upload, stage=stage),
         **_own(dashboard=dashboard, metrics=metrics, log_to=log_to),

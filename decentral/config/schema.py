@@ -187,6 +187,10 @@ class WorkerConfig(Section):
     """Address that others should use, if it differs (port forwarding); a host or ``host:port``."""
     identity: str = ""
     """Key file, made if it does not exist; empty for a new identity in ``out``."""
+    relay: str = Field(
+        default="", pattern=r"^(any|\d{1,5}(-\d{1,5})?)?$", description='"any", or ports such as 31400-31431'
+    )
+    """Ports to pass on what is for workers that nobody reaches otherwise; empty to do so for nobody."""
     device: str = Field(default="cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, mps, cuda or cuda:N")
     inner: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: how this machine's processes train one model, each with all of it or with a shard."""

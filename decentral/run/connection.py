@@ -159,7 +159,23 @@ def node_options(own: WorkerConfig, initial: Sequence[str], access: Access | Non
         held=access.held() if access is not None else None,
         allow=tuple(PeerId(peer) for peer in own.allow),
         deny=tuple(PeerId(peer) for peer in own.deny),
+        relay=_relay_ports(own.relay),
     )
+
+
+def _relay_ports(text: str) -> Sequence[int] | None:
+    """Of ``worker.relay``, whose form has been checked.
+
+    Raises:
+        UsageError: there are no such ports.
+    """
+    if text in ("", "any"):
+        return () if text else None
+    first, _, last = text.partition("-")
+    ports = range(int(first), int(last or first) + 1)
+    if not ports or ports[0] < 1 or ports[-1] > 65_535:
+        raise UsageError(f'--relay "{text}" is no range of ports.', hint="Such as --relay 31400-31431, or --relay any.")
+    return ports
 
 
 def _announced(own: WorkerConfig) -> str:

@@ -111,7 +111,7 @@ def _port(node: Node, sights: Sequence[Sight], opens: str) -> Finding:
             return Finding("port", Mark.NOTE, "nobody could tell whether others reach this machine", _PAGE)
         answered = [sight for sight in known if sight.dialled in (Dialled.OPEN, Dialled.OTHER)]
         reached = Reached(Way.DIRECT if answered else Way.NONE, (answered or known)[0])
-    mark = {Way.DIRECT: Mark.FINE, Way.RELAYED: Mark.NOTE, Way.NONE: Mark.MEND}[reached.way]
+    mark = {Way.DIRECT: Mark.FINE, Way.NONE: Mark.MEND}.get(reached.way, Mark.NOTE)
     return Finding("port", mark, in_words(reached), advice(reached, opens))
 
 

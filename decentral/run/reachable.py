@@ -19,6 +19,8 @@ def in_words(reached: Reached) -> str:
     why = f"because {_why(sight)}"
     if reached.way is Way.RELAYED:
         return f"others reach this worker only through a relay, {why}"
+    if reached.way is Way.INTRODUCED:
+        return f"others reach this worker only if both routers let them meet, {why}"
     return f"others do not reach this worker at all, {why}"
 
 
@@ -42,7 +44,8 @@ def advice(reached: Reached, firewall: str) -> str:
     if sight is None or reached.way is Way.DIRECT:
         return ""
     forward = f"forward TCP port {sight.port} of the router to this machine, and start with --port {sight.port}"
-    return f"{firewall.format(port=sight.port)}; or {forward}" if firewall else forward
+    ways = [forward] if reached.way is Way.RELAYED else [forward, "join a worker that was started with --relay any"]
+    return "; or ".join([firewall.format(port=sight.port), *ways] if firewall else ways)
 
 
 def _outside(sight: Sight) -> str:
