@@ -299,6 +299,9 @@ async def start_daemon(options: DaemonOptions) -> Daemon:
         f"-natPortMap={int(options.map_port)}",
         "-autonat=1",  # with it comes hole punching
         "-connManager=1",
+        # Else libp2p relays for anybody, member or not, as soon as it believes to be public, and past our upload limit.
+        # What is left passes 128 KiB on, by which two peers are introduced to each other.
+        "-relayService=0",
     ]
     if options.relays:
         # Without discovery: libp2p's takes three minutes to begin, and asks others than these of its own accord.

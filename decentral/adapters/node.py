@@ -20,7 +20,7 @@ from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone, DaemonOpt
 from decentral.adapters.directory import HivemindDirectory, open_directory
 from decentral.adapters.gate import Gate, Pass
 from decentral.adapters.identity import IdentityFile, KeyIdentity
-from decentral.adapters.port import ensure_free
+from decentral.adapters.port import ensure_free, free_port
 from decentral.adapters.reach import Dialled, Reached, Way, ask_reach, serve_reach
 from decentral.adapters.relay import RELAYED, Relay, Tunnel
 from decentral.adapters.runtime_dir import RuntimeDir
@@ -44,7 +44,7 @@ class NodeOptions:
     identity_path: Path | None = None
     """File with the private key, created if it is missing; ``None`` for an identity that ends with the node."""
     host: str = "0.0.0.0"
-    """Address of the network interface to listen on; ``0.0.0.0`` for all."""
+    """Address of the network interface to listen on; ``0.0.0.0`` for all of IPv4, ``::`` for all there are."""
     port: int = 0
     """TCP port to listen on; 0 for any free one."""
     announce: tuple[str, ...] = ()
@@ -185,6 +185,8 @@ async def open_node(options: NodeOptions) -> Node:
         DecentralError: the daemon did not start; carries its last words.
     """
     initial = [_known_peer(text) for text in options.initial_peers]
+    if options.host == "::" and not options.port:
+        options = replace(options, port=free_port(options.host))  # the same one for both families
     if not options.asker:
         ensure_free(options.host, options.port)
     resources = contextlib.AsyncExitStack()
@@ -322,7 +324,7 @@ async def _better(
     sight = reached.sight
     if sight is None or sight.place is None or options.announce:
         return None
-    started = replace(started, listen=(_listening_address(replace(options, port=sight.port)),))
+    started = replace(started, listen=_listening_addresses(replace(options, port=sight.port)))
     own = _places((await begun.daemon.identify())[1])
     if reached.way is Way.NONE:
         relays = list(dict.fromkeys(_listener(address) for address in initial))
@@ -398,15 +400,16 @@ def _daemon_options(options: NodeOptions, folder: Path, key_path: Path) -> Daemo
     return DaemonOptions(
         folder=folder,
         identity_path=key_path,
-        listen=(_listening_address(options),),
+        listen=_listening_addresses(options),
         announce=tuple(parse_address(text, option="announce").multiaddr() for text in options.announce),
         map_port=not ipaddress.ip_address(options.host).is_loopback,
     )
 
 
-def _listening_address(options: NodeOptions) -> str:
+def _listening_addresses(options: NodeOptions) -> tuple[str, ...]:
     """TCP only: averaging over QUIC hung or failed where TCP did not (measured with hivemind 1.1.12)."""
-    return f"/ip{ipaddress.ip_address(options.host).version}/{options.host}/tcp/{options.port}"
+    hosts = ("::", "0.0.0.0") if options.host == "::" else (options.host,)
+    return tuple(f"/ip{ipaddress.ip_address(host).version}/{host}/tcp/{options.port}" for host in hosts)
 
 
 def _listener(address: Address) -> Address:

@@ -39,6 +39,12 @@ def ensure_free(host: str, port: int) -> None:
             raise _explained(host, port, err) from None
 
 
+def free_port(host: str) -> int:
+    """One that nobody has at this moment."""
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        return int(found.getsockname()[1])
+
+
 def _explained(host: str, port: int, err: OSError) -> PortTakenError | UsageError:
     if err.errno == errno.EADDRINUSE:
         owner = owner_of(port)

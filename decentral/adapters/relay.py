@@ -9,6 +9,7 @@ nobody, and who is let in is decided by the proofs of those two. Places are for 
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -98,9 +99,10 @@ class Relay:
         ports = [wanted, *self._ports] if wanted in self._ports or self._ports == (0,) else list(self._ports)
         for port in ports:
             try:
-                server = await asyncio.start_server(accept, self._host, port)
+                listening = _listening_socket(self._host, port)
             except OSError:
                 continue
+            server = await asyncio.start_server(accept, sock=listening)
             return _Held(server, server.sockets[0].getsockname()[1], expires)
         raise CallRefused("no port of this relay is free")
 
@@ -123,6 +125,13 @@ class Relay:
         if held := self._places.pop(peer, None):
             held.expires.cancel()
             held.server.close()
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """For both families where the host is all addresses of the machine."""
+    is_six = ":" in host
+    family = socket.AF_INET6 if is_six else socket.AF_INET
+    return socket.create_server((host, port), family=family, dualstack_ipv6=is_six and host == "::")
 
 
 class Tunnel:

@@ -1,6 +1,9 @@
 """Workers behind routers that translate addresses: made by nftables, between namespaces (docs/link-emulator.md)."""
 
+import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +13,8 @@ import pytest
 
 from decentral.errors import ExitCode
 from scripts.benches.lib.links import Host, Link, Links
-from scripts.benches.lib.nat import Nat, behind, unavailable_nat
-from tests.process.command import ENTRY, Process, founding, wait_for
+from scripts.benches.lib.nat import FIREWALL, Nat, behind, rule, unavailable_nat
+from tests.process.command import ENTRY, ROOT, Process, founding, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,3 +83,123 @@ def test_a_worker_at_home_and_its_doctor_say_how_others_reach_it(
     wait_for(lambda: said in at_home.stderr, "how others reach it")
     # Whatever its router is, everybody else reaches and is reached by it: the others have addresses of their own.
     wait_for(lambda: "mixed 3 of 3 workers" in at_home.stderr, "a round of all")
+
+
+def test_two_that_nobody_reaches_train_through_a_worker_that_relays_and_strangers_get_nothing_by_it(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    links = stack.enter_context(Links(LINKS))
+    homes = [stack.enter_context(behind(links, number, Nat.SYMMETRIC)) for number in (0, 1)]
+    hurry = founding(tmp_path / "hurry", step_s=0.1, rounds=2000)
+    founder = worker(stack, links.host(2), tmp_path / "0", *hurry, "--relay", "31400-31401")
+    joined = [
+        worker(stack, home, tmp_path / str(number), "--join", founder.address, "--trust-config")
+        for number, home in enumerate(homes, 1)
+    ]
+    for each in joined:
+        wait_for(lambda each=each: "mixed 3 of 3 workers" in each.stderr, "a round of all")  # type: ignore[misc]
+        assert "only through a relay" in each.stderr
+    place, _, token = joined[0].address.partition("#")
+    assert place.startswith(("/ip4/11.99.0.3/tcp/31400/", "/ip4/11.99.0.3/tcp/31401/"))
+    stranger, member = (
+        On(links.host(3), tmp_path / name, "status", address, "--timeout", "20")
+        for name, address in (("stranger", place), ("member", f"{place}#{token}"))
+    )
+    assert (stranger.code(), member.code()) == (ExitCode.NOT_ADMITTED, ExitCode.OK)
+
+
+class Node:
+    """A ``nat_node`` on a host."""
+
+    def __init__(self, host: Host, **options: Any) -> None:
+        command = host.inside([sys.executable, "-m", "tests.process.nat_node", json.dumps(options)])
+        pipe = subprocess.PIPE
+        self.popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+
+    def wait(self) -> None:
+        """Until it has joined."""
+        self.peer, self.addresses, self.way = self._answer()
+
+    def _answer(self) -> Any:
+        assert self.popen.stdout is not None
+        return json.loads(self.popen.stdout.readline())
+
+    def ask(self, do: str, other: "Node", size: int = 0) -> Any:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(json.dumps({"do": do, "peer": other.peer, "size": size}) + "\n")
+        self.popen.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
+        try:
+            self.popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+
+#: In the order of the table.
+KINDS = ("an address of its own", *(str(nat) for nat in Nat), "firewall")
+_TRIES = 3
+#: Nodes that start, so that waits overlap and cores suffice.
+_AT_ONCE = 4
+_SMALL, _BIG = 1, 1 << 20
+
+
+def nodes_of_all_kinds(stack: ExitStack, relay: list[int] | None) -> list[Node]:
+    """Two of each kind in a swarm that a node with an address of its own has founded."""
+    num_kinds = 2 * len(KINDS)
+    links = stack.enter_context(Links([Link(delay_s=0.005)] * (num_kinds + 1)))
+
+    def start(host: Host, **options: Any) -> Node:
+        node = Node(host, **options)
+        stack.callback(node.end)
+        return node
+
+    founder = start(links.host(num_kinds), relay=relay)
+    founder.wait()
+    nodes: list[Node] = []
+    for number, kind in enumerate(KINDS * 2):
+        host = links.host(number)
+        if kind == "firewall":
+            rule(host, FIREWALL)
+        elif kind != KINDS[0]:
+            host = stack.enter_context(behind(links, number, Nat(kind)))
+        nodes.append(start(host, initial_peers=founder.addresses[:1]))
+        if len(nodes) >= _AT_ONCE:
+            nodes[-_AT_ONCE].wait()
+    for node in nodes[1 - _AT_ONCE :]:
+        node.wait()
+    return nodes
+
+
+def between(one: Node, other: Node, relay: str) -> str:
+    """How a megabyte comes from one to the other, if not at first: directly, through a relay, or not at all."""
+    for here, there in ((one, other), (other, one)) * _TRIES:
+        if here.ask("call", there, _BIG):
+            seen = there.ask("seen", here)
+            return "relayed" if "p2p-circuit" in seen or "/127.0.0.1/" in seen or f"/{relay}/" in seen else "direct"
+    return "-"
+
+
+def table(nodes: list[Node], relay: str) -> list[str]:
+    """The lines of a table in docs/network.md."""
+    num_kinds = len(KINDS)
+    found = {}
+    for i, j in itertools.combinations_with_replacement(range(num_kinds), 2):
+        found[i, j] = found[j, i] = between(nodes[i], nodes[num_kinds + j], relay)
+    head = ["| | " + " | ".join(KINDS) + " |", "|" + "---|" * (num_kinds + 1)]
+    rows = (" | ".join([kind, *(found[i, j] for j in range(num_kinds))]) for i, kind in enumerate(KINDS))
+    return head + [f"| {row} |" for row in rows]
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("relay", [[], None])
+def test_what_connects_to_what_is_as_the_page_says(relay: list[int] | None, stack: ExitStack) -> None:
+    nodes = nodes_of_all_kinds(stack, relay)
+    lost = "introduced" if relay is None else "relayed"
+    assert [node.way for node in nodes] == ["direct", "direct", "direct", "direct", lost, lost, lost] * 2
+    found = "\n".join(table(nodes, f"11.99.0.{2 * len(KINDS) + 1}"))
+    assert found in (ROOT / "docs/network.md").read_text()

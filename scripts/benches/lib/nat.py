@@ -60,7 +60,14 @@ _PASSED = {
     Nat.RESTRICTED: f"ip saddr . tcp dport @known dnat to {_INSIDE}",
 }
 #: Of a machine without a router that lets nothing in that it did not ask for.
-FIREWALL = "table inet wall { chain in { type filter hook input priority filter; iifname link0 ct state new drop; } }"
+FIREWALL = """
+table inet wall {
+    chain in {
+        type filter hook input priority filter
+        iifname link0 ct state new drop
+    }
+}
+"""
 
 
 def unavailable_nat() -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from decentral.adapters.hivemind_light import MSGPackSerializer, PeerID
 from decentral.adapters.identity import KeyIdentity
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
+from decentral.adapters.reach import Way
 from decentral.adapters.wire import request_head
 from decentral.errors import DecentralError, IdentityError, PortTakenError, UnreachableError, UsageError, WrongPeerError
 from decentral.types import PeerId
@@ -213,5 +215,22 @@ def test_a_stream_is_the_callers_to_close_as_a_reply_that_it_has_not_read_would_
                 async with asyncio.timeout(0.2):
                     await reader.read(1)
             writer.close()
+
+    run(scenario)
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+def test_both_families_have_one_port_and_each_leads_to_the_node() -> None:
+    async def scenario(nodes: Nodes) -> None:
+        founder = await open_node(NodeOptions(host="::"))
+        nodes.opened.append(founder)
+        places = [parse_address(text) for text in founder.addresses()]
+        assert len({place.port for place in places}) == 1
+        for text in ("127.0.0.1", "::1"):
+            there = next(place for place in places if place.host == text)
+            assert (await probe(there)).address == there
+        joiner = await open_node(NodeOptions(host="::", initial_peers=(f"/ip6/::1/tcp/{there.port}/p2p/{there.peer}",)))
+        nodes.opened.append(joiner)
+        assert joiner.reached.way is Way.DIRECT
 
     run(scenario)
