@@ -4,8 +4,9 @@ What the swarm answers is written down by one thread and drawn by another one, r
 an answer is waited for, and a window may change its size.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, Group
 from rich.text import Text
@@ -13,19 +14,19 @@ from rich.text import Text
 from decentral.cli.render import printable, view
 from decentral.errors import DecentralError
 from decentral.monitor.figures import age, amount, loss, mbit, sparkline
+from decentral.monitor.history import History
 from decentral.monitor.report import StatusReport
-from decentral.monitor.trend import Point, Trend
 
 _LABEL_WIDTH = 12
 _VALUE_WIDTH = 7
 _MAX_SPARK_WIDTH = 100
-#: Of each point: what it is called, how it is written.
-_TRENDS: Sequence[tuple[str, Callable[[Point], float], Callable[[float], str]]] = (
-    ("loss", lambda point: point.loss, loss),
-    ("val loss", lambda point: point.val_loss, loss),
-    ("tokens/s", lambda point: point.tokens_per_s, amount),
-    ("sent mbit/s", lambda point: point.sent_bytes_per_s, mbit),
-    ("contributing", lambda point: point.contributing, amount),
+#: What a figure is called, its name in a history, how it is written.
+_TRENDS: Sequence[tuple[str, str, Callable[[float], str]]] = (
+    ("loss", "loss", loss),
+    ("val loss", "val_loss", loss),
+    ("tokens/s", "tokens_per_s", amount),
+    ("sent mbit/s", "sent_bytes_per_s", mbit),
+    ("contributing", "contributing", amount),
 )
 
 
@@ -42,7 +43,7 @@ class Screen:
         self._console = console
         self._asked = asked
         self._clock = clock
-        self._trend = Trend()
+        self._history = History()
         self._answer: tuple[float, StatusReport] | None = None
         """The last one, and when it came."""
         self._problem = ""
@@ -54,7 +55,7 @@ class Screen:
             self._problem = answer.message
             return
         now = self._clock()
-        self._trend.take(now, answer)
+        self._history.sample(now, answer)
         self._answer, self._problem = (now, answer), ""
 
     def frame(self) -> Group:
@@ -77,11 +78,22 @@ class Screen:
         return Text(printable(f"{self._asked} answered {ago} ago; Ctrl-C ends this"), style="dim")
 
     def _trends(self) -> list[Text]:
-        points = list(self._trend.points)
+        samples = self._history.samples()
+        samples["sent_bytes_per_s"] = list(_rates(samples["time"], samples["sent_bytes"]))
         width = min(_MAX_SPARK_WIDTH, self._console.width - _LABEL_WIDTH - _VALUE_WIDTH - 2)
         lines = []
-        for name, figure, text in _TRENDS:
-            values = [figure(point) for point in points]
-            line = Text(f"{name:{_LABEL_WIDTH}} {text(values[-1]):>{_VALUE_WIDTH}} ")
+        for label, name, text in _TRENDS:
+            values = [math.nan if value is None else value for value in samples[name]]
+            now = text(values[-1]) if values else "-"
+            line = Text(f"{label:{_LABEL_WIDTH}} {now:>{_VALUE_WIDTH}} ")
             lines.append(line.append(sparkline(values, width), style="cyan"))
         return lines
+
+
+def _rates(times: Sequence[float | None], sums: Sequence[float | None]) -> Iterator[float]:
+    """A sum's growth a second since the sample before; 0 if it shrank, as it does when a worker is forgotten."""
+    last: tuple[float, float] | None = None
+    for time_, total in zip(times, sums, strict=True):
+        now = time_ or 0.0, total or 0.0
+        yield max(0.0, now[1] - last[1]) / (now[0] - last[0]) if last is not None and now[0] > last[0] else 0.0
+        last = now

@@ -113,6 +113,11 @@ class History:
             if goes_on and (not times or time - (times[-1] or 0) >= self._every_s):
                 self._keep(time, report)
 
+    def samples(self) -> dict[str, list[float | int | None]]:
+        """By name a value of each sample, the newest last; one that is not known is ``None``."""
+        with self._lock:
+            return {name: list(values) for name, values in self._columns.items()}
+
     def take(self, line: Line, by: PeerId) -> None:
         """Take an event as the journal of worker ``by`` has it."""
         with self._lock:

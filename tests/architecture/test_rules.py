@@ -27,7 +27,6 @@ PURE = [
     "decentral/exchange/progress.py",
     "decentral/exchange/allreduce/participants.py",
     "decentral/monitor/figures.py",
-    "decentral/monitor/trend.py",
     "decentral/monitor/report.py",
     "decentral/monitor/stages.py",
     "decentral/monitor/status.py",

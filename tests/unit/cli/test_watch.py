@@ -4,7 +4,7 @@ import math
 import pytest
 from rich.console import Console
 
-from decentral.cli.watch import Screen
+from decentral.cli.watch import Screen, _rates
 from decentral.errors import UnreachableError
 from decentral.monitor.report import RunFacts, StatusReport
 from decentral.monitor.status import summarize
@@ -59,6 +59,10 @@ def test_the_way_of_a_figure_is_drawn_from_left_to_right():
     assert lines["loss"] == ["2.000", "█▅ ▁"]
     assert lines["val loss"] == ["-"]
     assert lines["contributing"] == ["2", "▁▁▁▁"]
+
+
+def test_the_rate_is_of_what_was_sent_since_the_sample_before_and_never_below_zero():
+    assert list(_rates([0.0, 2.0, 4.0, 6.0], [100, 400, 400, 50])) == [0.0, 150.0, 0.0, 0.0]
 
 
 def test_while_nobody_answers_the_last_answer_stays_and_its_age_is_told():
