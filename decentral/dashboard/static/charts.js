@@ -43,7 +43,7 @@ const charts = (() => {
       this.legend = dom.el("ul", { class: "legend" });
       this.box = dom.el("div", { class: "plot", role: "img" });
       this.table = dom.el("table");
-      const scroll = dom.el("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": `${title}, table` }, this.table);
+      const scroll = dom.el("div", { class: "scroll tall", tabindex: "0", role: "group", "aria-label": `${title}, table` }, this.table);
       this.details = dom.el("details", {}, dom.el("summary", {}, `${title} as a table`), scroll);
       this.details.addEventListener("toggle", () => this.fill());
       const caption = dom.el("figcaption", {}, dom.el("h3", {}, title), dom.el("span", { class: "muted" }, unit), this.legend, this.at);

@@ -79,7 +79,7 @@
     { name: "at", class: "n" },
     { name: "worker" },
     { name: "what" },
-    { name: "", class: "why" },
+    { name: "more of it", class: "why" },
   ]);
   const KINDS = ["everything", "workers", "recoveries", "checkpoints", "bounded", "stages", "pace"];
   at("kinds").append(...KINDS.map((kind) => el("option", { value: kind }, kind === "bounded" ? "bounded or avoided" : kind)));

@@ -111,7 +111,7 @@ def test_a_keyboard_reaches_everything_and_charts_are_tables_too(browser, serve)
     browser.press("\ue004")
     assert browser.run("return document.activeElement.className") == "skip"
     named = "one.ariaLabel || one.labels?.length || one.getAttribute('aria-labelledby')"
-    parts = "[...document.querySelectorAll('[role=img], [role=region], progress, select')]"
+    parts = "[...document.querySelectorAll('[role=img], [role=group], progress, select')]"
     assert browser.run(f"return {parts}.filter((one) => !({named})).length") == 0
     browser.click("#chart-loss summary")
     browser.wait(lambda: browser.run("return document.querySelectorAll('#chart-loss tbody tr').length") > 10)
