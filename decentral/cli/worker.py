@@ -140,10 +140,8 @@ def worker(
     check_start(new, join, resume)
     flags = {
         **_own(port=port, host=host, announce=announce, relay=relay, identity=identity, device=device, inner=inner),
-        **_own(
-            checkpoint_every=checkpoint_every, keep=keep, protect=protect, on_preempt=on_preempt, dashboard=dashboard
-        ),
-        **_own(threads=threads, out=out, max_upload=max_upload, stage=stage, metrics=metrics, log_to=log_to),
+        **_own(checkpoint_every=checkpoint_every, keep=keep, protect=protect, on_preempt=on_preempt, log_to=log_to),
+        **_own(threads=threads, max_upload=max_upload, stage=stage, dashboard=dashboard, metrics=metrics, out=out),
         **_own(trust_config=trust_config or None, allow=allow, deny=deny, log_level="debug" if debug else None),
         # What a founder says of task and model is the run's; a joiner's stands for it on the joiner's machine.
         **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download, task).by_key(new),
