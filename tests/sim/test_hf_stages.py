@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decentral.codecs.codec import make_codec
-from decentral.monitor.events import StretchDone
+from decentral.monitor.events import Recut, StretchDone
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from decentral.sim.faults import Fault, Kind
@@ -93,6 +93,14 @@ def assert_learnt(record: PipelineRecord, steps: int) -> None:
 
 def test_it_learns_what_one_process_learns() -> None:
     assert_learnt(play(healing="checkfree", num_spares=0), 10)
+
+
+def test_it_learns_the_same_when_blocks_move() -> None:
+    given = {"moves": True, "num_stages": 1, "blocks_per_stage": BLOCKS, "wanted": {2: ()}, "late": frozenset({2})}
+    record = play(Fault(Kind.START, 1.0, (2,)), pipeline={"min_machines": 1}, until_s=100.0, **given)
+    first, *_, last = [event.spans for _, event in record.events(Recut) if not event.problem]
+    assert (first, last) == (((0, 4),), ((0, 2), (2, 4)))
+    assert_learnt(record, 10)
 
 
 def test_a_lost_stage_is_healed_from_its_neighbours() -> None:
