@@ -103,6 +103,15 @@ def _parse(words: tuple[str, ...], where: str) -> None:
         raise AssertionError(f"{where}: {shlex.join(words)}: {err!r}") from err
 
 
+def test_every_command_is_run_by_a_test_or_says_why_not() -> None:
+    """Those of decentral are run by ``tests/process/test_documented.py``; others take machines, people or minutes."""
+    found = [block for page in PAGES for block in blocks(page)]
+    assert len(found) > 40
+    assert [
+        block.where for block in found if not block.not_run and {words[0] for words in block.commands} != {"decentral"}
+    ] == []
+
+
 def test_wrong_commands_are_found() -> None:
     for wrong in ("decentral wroker --new", "decentral worker --gnu", "decentral local --workers two", "scripts/none"):
         with pytest.raises(AssertionError):
