@@ -104,7 +104,7 @@ def _parse(words: tuple[str, ...], where: str) -> None:
 
 
 def test_every_command_is_run_by_a_test_or_says_why_not() -> None:
-    """Those of decentral are run by ``tests/process/test_documented.py``; others take machines, people or minutes."""
+    """Those of decentral are run by ``tests/unit/cli/test_documented.py``; others take machines, people or minutes."""
     found = [block for page in PAGES for block in blocks(page)]
     assert len(found) > 40
     assert [

@@ -18,6 +18,8 @@ _MARKDOWN = MarkdownIt("commonmark").enable("table")
 _NOT_RUN = re.compile(r"<!-- not run: (.+?) -->", re.DOTALL)
 #: What a line of a block begins with if it is a command and not what one prints.
 _PROGRAMS = ("decentral", "torchrun", "scripts/", ".venv/", "pip", "sudo", "nc", "docker", "kubectl", "systemctl")
+#: Only at the beginning of a word: an address has a # inside of it.
+_COMMENT = re.compile(r"(^|\s)#.*")
 _VARIABLE = re.compile(r"[A-Z][A-Z_]*=\S*")
 
 
@@ -63,7 +65,7 @@ def _commands(text: str) -> Iterator[tuple[str, ...]]:
         while start and _VARIABLE.fullmatch(start[0]):
             start = start[1:]
         if start and any(start[0] == one or (one[-1] == "/" and start[0].startswith(one)) for one in _PROGRAMS):
-            yield tuple(shlex.split(line, comments=True))
+            yield tuple(shlex.split(_COMMENT.sub("", line)))
 
 
 def links(page: Path) -> Iterator[str]:
