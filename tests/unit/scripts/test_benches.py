@@ -36,6 +36,8 @@ OF_RECORD = (
     "wire",
 )
 OF_CHAOS = ("chaos", "chaos-gossip", "chaos-pipeline")
+#: A bench of two pages.
+STAGES = "chaos-stages"
 WITH_PLACE = (
     "attacks",
     "chaos-sim",
@@ -71,11 +73,12 @@ def test_an_entry_point_says_what_its_bench_does(
     assert f"usage: scripts/{script} " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*OF_RECORD, *OF_CHAOS, *WITH_PLACE])
+@pytest.mark.parametrize("name", [*OF_RECORD, *OF_CHAOS, STAGES, *WITH_PLACE])
 def test_a_page_is_made_of_its_record(name: str, tmp_path: Path) -> None:
     page = DOCS / f"{name}.md"
     shutil.copy(page, tmp_path)  # What was written by hand is taken from it.
     record = json.loads(page.with_suffix(".json").read_text())
     place = (tmp_path / name,) if name in WITH_PLACE else ()
-    made = pipeline_page if name == "pipeline" else bench(name if name.startswith("chaos") else f"bench-{name}")
+    script = "chaos" if name == STAGES else name if name.startswith("chaos") else f"bench-{name}"
+    made = pipeline_page if name == "pipeline" else bench(script)
     assert made.page(*place, record) == page.read_text()
