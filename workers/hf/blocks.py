@@ -104,8 +104,7 @@ def _refuse(settings: HfSettings) -> None:
     """Raises ``ConfigError`` for what a model in stages cannot do."""
     if settings.lora.rank:
         raise ConfigError(
-            "An adapter is not trained in stages: a machine that has room for a block has room for more, as of frozen "
-            "weights nothing is kept beside them.",
+            "An adapter is not trained in stages, but beside a whole model.",
             hint="Leave --stages or --lora out.",
         )
     if settings.data.document_mask:
