@@ -101,10 +101,12 @@ class History:
 
         Args:
             time: of the report.
-            report: of the swarm.
+            report: of the swarm; the same one again is no news.
             banned: peers that are kept out.
         """
         with self._lock:
+            if report is self._report:
+                return
             if self._report is not None:
                 self._compare(time, self._report, report)
             self._report, self._sampled_at, self._banned = report, time, tuple(banned)

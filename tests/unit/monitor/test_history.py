@@ -41,6 +41,14 @@ def test_what_is_told_since_is_what_is_new():
     json.dumps(history.state(), allow_nan=False)
 
 
+def test_a_report_that_is_shown_again_is_no_sample():
+    history, last = History(), report(A, loss=3.0)
+    history.sample(100.0, last)
+    history.sample(110.0, last)
+    assert history.state()["samples"]["time"] == [100.0]
+    assert history.state()["time"] == 100.0
+
+
 def test_a_worker_that_comes_late_has_no_losses_before():
     history = History()
     history.sample(100.0, report(A, loss=3.0))
