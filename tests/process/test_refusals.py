@@ -88,7 +88,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
         founder = WorkerProcess(folder / "founder", *founding(folder / "hurry", step_s=3600.0, rounds=1))
         stack.callback(founder.end)
         attempt("no worker there", "--join", f"127.0.0.1:{closed_port()}")
-        attempt("silent", "status", f"127.0.0.1:{silent}", kind=Process)
+        attempt("silent", "status", f"127.0.0.1:{silent}", "--timeout", "4", kind=Process)
         attempt("other program", "--join", f"127.0.0.1:{ssh}")
         attempt("malformed", "--join", "/ip4/127.0.0.1/udp/31337")
         attempt("empty", "--join", "")
@@ -172,7 +172,7 @@ def test_a_refusal_says_what_was_wrong_and_what_to_do(
     assert text.count("error: ") == 1
     assert process.stdout == ""
     documented = (Path(__file__).parents[2] / "docs" / "exit-codes.md").read_text()
-    assert f"| {code.value} | `{code.name}` |" in documented
+    assert f"## Exit code {code.value}: {code.name}\n" in documented
 
 
 def test_whoever_was_refused_leaves_no_process(swarm: Swarm) -> None:
