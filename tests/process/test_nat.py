@@ -61,7 +61,7 @@ def doctor(host: Host, folder: Path, address: str) -> tuple[int, dict[str, Any]]
     ("nat", "said", "kind"),
     [
         (Nat.FORWARDED, "others reach this worker at 11.99.0.1:31337", "cone"),
-        (Nat.SYMMETRIC, "others reach this worker only through a relay, because 11.99.0.1:31337 did not", "symmetric"),
+        (Nat.SYMMETRIC, "only if both routers let them meet, because 11.99.0.1:31337 did not answer", "symmetric"),
     ],
 )
 def test_a_worker_at_home_and_its_doctor_say_how_others_reach_it(
