@@ -182,6 +182,7 @@ class AllReduce(Exchange):
         unreachable: dict[PeerId, int] = {}
         visited: set[PeerId] = set()
         redirect: PeerId | None = None
+        stalling: PeerId | None = None
         while self._clock.monotonic() < until:
             if redirect in visited:
                 # Two peers send us to each other: their rosters differ. A beat or so lets them agree.
@@ -211,11 +212,15 @@ class AllReduce(Exchange):
                 return self._missed(key, mine, reply)
             elif reply.kind is Answer.OUT_OF_SYNC:
                 return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
+            else:
+                stalling = leader
+        if stalling is not None and stalling != self._transport.peer_id:
+            self._leader.pass_over(stalling, key.round)
         return Aborted(Reason.DEADLINE, f"no participants within {self._timing.max_patience_s:.0f} s")
 
     def _first_candidate(self, key: SyncKey, unreachable: dict[PeerId, int]) -> PeerId:
         """The best candidate for leader that has not failed; in the end oneself."""
-        candidates = leaders(self._roster.active(self._clock.monotonic()), key)
+        candidates = self._leader.may_lead(leaders(self._roster.active(self._clock.monotonic()), key), key.round)
         return next((peer for peer in candidates if peer not in unreachable), self._transport.peer_id)
 
     async def _convene(self, leader: PeerId, message: Convene) -> ConveneReply | None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from decentral.errors import PeerUnreachable, TransportError
 from decentral.exchange.allreduce.answers import MAX_ROUNDS
@@ -25,6 +25,8 @@ _MAX_LEAD_ROUNDS = 1 << 20
 _TICK_S = 0.25
 _PING_S = 1.5
 _MAX_ASKED = 16
+#: Who has let a round pass without naming its participants leads none of so many that follow.
+_PASSED_OVER_ROUNDS = 64
 
 
 class _Session:
@@ -86,11 +88,23 @@ class Leader:
         self._sessions: OrderedDict[SyncKey, _Session] = OrderedDict()
         self._serial = 0
         self._outlook = Outlook((), timing)
+        self._passed_over: dict[PeerId, int] = {}
+        """Those who stalled a round, and the round from which on they may lead again. All whom they stalled know it
+        by themselves, at the same time."""
 
     async def start(self) -> None:
         """Begin to answer."""
         await self._transport.serve(CONVENE, self._answer, max_request_bytes=MAX_CONVENE_BYTES, max_concurrent=4096)
         await self._transport.serve(PING, self._pong, max_request_bytes=0)
+
+    def pass_over(self, peer: PeerId, round: int) -> None:
+        """A leader let a round pass in which it answered and named nobody."""
+        self._passed_over[peer] = round + _PASSED_OVER_ROUNDS
+
+    def may_lead(self, candidates: Iterable[PeerId], round: int) -> Iterator[PeerId]:
+        """Those of the candidates for leader that did not stall a round lately, in order."""
+        self._passed_over = {peer: until for peer, until in self._passed_over.items() if round < until}
+        return (peer for peer in candidates if peer not in self._passed_over)
 
     async def _pong(self, sender: PeerId, request: bytes) -> bytes:
         return b""
@@ -126,7 +140,7 @@ class Leader:
         prospect = outlook.of(key)
         if prospect.ahead is not None:
             return ConveneReply(Answer.BEHIND, source=prospect.ahead)
-        better = await self._better_leader(prospect.candidates, message.unreachable)
+        better = await self._better_leader(self.may_lead(prospect.candidates, key.round), message.unreachable)
         if better is not None:
             return ConveneReply(Answer.REDIRECT, source=better)
         session = self._session(key)
@@ -219,7 +233,7 @@ class Leader:
             self._outlook = Outlook(living, self._timing)
         return self._outlook
 
-    async def _better_leader(self, candidates: tuple[PeerId, ...], unreachable: tuple[PeerId, ...]) -> PeerId | None:
+    async def _better_leader(self, candidates: Iterable[PeerId], unreachable: tuple[PeerId, ...]) -> PeerId | None:
         """The candidate that comes before this peer, if one is alive.
 
         A candidate that the caller could not reach is tried from here: if it is silent here as well, it is buried.
