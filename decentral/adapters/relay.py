@@ -3,7 +3,7 @@
 libp2p's own relays, as the daemon has them, cut a connection after 128 KiB (ADR 13). A worker that relays listens on a
 further port for each peer that asks for a place, and passes what comes there on by a stream to it; that one hands it to
 its own daemon. What travels is a connection of libp2p's from end to end: the relay can read nothing of it and pretend
-to be nobody, and who is let in is decided by the proofs of those two. Places are for peers that the relay lets in itself.
+to be nobody, and who is let in is decided by the proofs of those two. Places are for peers that the relay lets in.
 """
 
 import asyncio
