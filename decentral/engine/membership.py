@@ -5,7 +5,9 @@ a lost or spoilt directory stops nobody.
 """
 
 import asyncio
+import bisect
 import contextlib
+import operator
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -110,11 +112,17 @@ class Membership:
 
     def live_others(self) -> list[Presence]:
         """Records of all others that live."""
-        return [p for p in self.roster.live(self._clock.monotonic()) if p.peer != self._own.peer]
+        return self._but_me(self.roster.live(self._clock.monotonic()))
 
     def others(self) -> list[Presence]:
         """Records of the other members."""
-        return [p for p in self.roster.active(self._clock.monotonic()) if p.peer != self._own.peer]
+        return self._but_me(self.roster.active(self._clock.monotonic()))
+
+    def _but_me(self, records: tuple[Presence, ...]) -> list[Presence]:
+        """In the same order; they are sorted by peer."""
+        place = bisect.bisect_left(records, self._own.peer, key=operator.attrgetter("peer"))
+        mine = place < len(records) and records[place].peer == self._own.peer
+        return [*records[:place], *records[place + mine :]]
 
     def donors(self, first: Sequence[PeerId]) -> list[PeerId]:
         """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
@@ -266,8 +274,10 @@ class Membership:
         key = f"decentral/{self._own.run}/presence"
         ttl_s = max(self._timing.ttl_s, 3 * _DIRECTORY_BEATS * self._timing.beat_s)
         await self._directory.publish(key, self._own.peer, self._signed()[0], ttl_s=ttl_s)
-        for data in (await self._directory.lookup(key)).values():
-            self._take(data, 0.0)
+        for peer, data in (await self._directory.lookup(key)).items():
+            known = PeerId(peer)  # nearly all have been read before
+            if data != self._encoded.get(known) or self.roster.get(known) is None:
+                self._take(data, 0.0)
 
     def _take(self, data: bytes, age_s: float) -> None:
         try:

@@ -83,7 +83,7 @@ def middle_round(active: Sequence[Presence]) -> int:
 
     As long as fewer than half of them lie, it is between the lowest and the highest round of an honest worker.
     """
-    return statistics.median_high(presence.round for presence in active)
+    return sorted([presence.round for presence in active])[len(active) // 2]
 
 
 def round_to_join(rounds: Sequence[int], runners: Sequence[Presence]) -> int | None:

@@ -7,6 +7,7 @@ buried: it counts as dead until it is heard of again, so a wrong burial heals wi
 import bisect
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from decentral.types import PeerId
 
 #: Peers remembered; beyond it the one without news for longest is forgotten.
 MAX_PEERS = 4096
+_peer_of = operator.attrgetter("peer")
 #: A silent peer stays visible in ``status`` for this many times its time to live.
 _REMEMBER_TTLS = 20.0
 
@@ -25,6 +27,12 @@ class _Entry:
     presence: Presence
     heard_at: float
     buried: bool = False
+
+
+def _place(records: list[Presence], peer: PeerId) -> int | None:
+    """Where the peer is in records that are in order of peer id."""
+    place = bisect.bisect_left(records, peer, key=_peer_of)
+    return place if place < len(records) and records[place].peer == peer else None
 
 
 class Roster:
@@ -40,11 +48,16 @@ class Roster:
         """In the order in which the last news of each came in."""
         self._by_peer: list[_Entry] = []
         """In order of peer id, so that nobody who reads has to sort."""
-        self._live: tuple[Presence, ...] = ()
-        self._active: tuple[Presence, ...] = ()
+        self._live: list[Presence] = []
+        self._active: list[Presence] = []
+        """Both in order of peer id."""
         self._stale_at: float = -math.inf
-        """When the first of the living dies if nothing is heard of it: so long ``live`` and ``active`` are as they were
-        when they were last asked for, unless there is news."""
+        """When the first of the living dies if nothing is heard of it: so long the same peers are in ``_live`` and
+        ``_active``, unless there is news that is more than a newer record of one of them."""
+        self._any_done = False
+        """Whether anybody ever was."""
+        self._told: tuple[tuple[Presence, ...], tuple[Presence, ...]] | None = None
+        """Both as they were last asked for, if there has been no news since."""
 
     def __len__(self) -> int:
         """Peers remembered."""
@@ -54,6 +67,7 @@ class Roster:
         """Take in a verified record whose ``seq`` was new ``age_s`` seconds ago; returns whether it was news here."""
         entry = self._entries.get(presence.peer)
         heard_at = now - max(0.0, age_s)
+        self._any_done = self._any_done or presence.state is State.DONE
         if entry is None:
             entry = self._entries[presence.peer] = _Entry(presence, heard_at)
             bisect.insort(self._by_peer, entry, key=lambda entry: entry.presence.peer)
@@ -62,18 +76,33 @@ class Roster:
         elif presence.seq <= entry.presence.seq:
             return False
         else:
+            newer = now < self._stale_at and self._renew(entry, presence)
             # The age is hearsay: it must not take back what was heard at first hand.
             entry.presence, entry.heard_at, entry.buried = presence, max(heard_at, entry.heard_at), False
             self._entries[presence.peer] = self._entries.pop(presence.peer)
+            if newer:
+                return True
         self._stale_at = -math.inf
+        return True
+
+    def _renew(self, entry: _Entry, presence: Presence) -> bool:
+        """Put a newer record in the place of one of the living: nearly all news is that. False if it is not."""
+        was_active, is_active = entry.presence.state in ACTIVE, presence.state in ACTIVE
+        place = _place(self._live, presence.peer)
+        if place is None or was_active != is_active:
+            return False
+        self._live[place], self._told = presence, None
+        if is_active and (place := _place(self._active, presence.peer)) is not None:
+            self._active[place] = presence
         return True
 
     def vouch(self, peers: Iterable[PeerId], now: float) -> None:
         """The peers were heard of just now by other means than a record: they called, or a leader named them."""
+        entries, lifetime_s = self._entries, self._lifetime_s
         for peer in peers:
-            entry = self._entries.get(peer)
+            entry = entries.get(peer)
             if entry is not None:
-                if entry.buried or not self._is_fresh(entry, now):
+                if entry.buried or now >= entry.heard_at + lifetime_s:
                     self._stale_at = -math.inf
                 entry.heard_at, entry.buried = now, False
 
@@ -95,18 +124,24 @@ class Roster:
 
     def live(self, now: float) -> tuple[Presence, ...]:
         """Records of the living, in order of peer id; the same object as before while nothing has changed."""
-        self._refresh(now)
-        return self._live
+        return self._as_of(now)[0]
 
     def active(self, now: float) -> tuple[Presence, ...]:
         """Records of living members (training or syncing), in order of peer id; as with ``live``, one object."""
-        self._refresh(now)
-        return self._active
+        return self._as_of(now)[1]
 
     def runners(self, now: float) -> tuple[Presence, ...]:
         """Records of living members, and of all who are remembered to have finished the run."""
+        if not self._any_done:
+            return self.active(now)
         done = [entry.presence for entry in self._by_peer if entry.presence.state is State.DONE]
         return (*self.active(now), *done)
+
+    def _as_of(self, now: float) -> tuple[tuple[Presence, ...], tuple[Presence, ...]]:
+        self._refresh(now)
+        if self._told is None:
+            self._told = tuple(self._live), tuple(self._active)
+        return self._told
 
     def _refresh(self, now: float) -> None:
         """Work out anew who lives, if that may have changed."""
@@ -114,8 +149,9 @@ class Roster:
             return
         lifetime_s = self._lifetime_s
         living = [entry for entry in self._by_peer if not entry.buried and now < entry.heard_at + lifetime_s]
-        self._live = tuple([entry.presence for entry in living])
-        self._active = tuple([presence for presence in self._live if presence.state in ACTIVE])
+        self._live = [entry.presence for entry in living]
+        self._active = [presence for presence in self._live if presence.state in ACTIVE]
+        self._told = None
         self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + lifetime_s
 
     def _is_fresh(self, entry: _Entry, now: float) -> bool:

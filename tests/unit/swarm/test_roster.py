@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decentral.swarm import roster as module
-from decentral.swarm.presence import Presence, State
+from decentral.swarm.presence import ACTIVE, Presence, State
 from decentral.swarm.roster import Roster
 from decentral.types import PeerId
 
@@ -148,30 +148,40 @@ def test_no_more_peers_than_the_bound_are_remembered(monkeypatch: pytest.MonkeyP
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["observe", "vouch", "bury"]),
+        st.sampled_from(["observe", "observe", "observe", "vouch", "bury", "drop"]),
         st.sampled_from([A, B, C]),
-        st.integers(0, 5),
+        st.tuples(st.integers(0, 9), st.sampled_from([State.TRAINING, State.SYNCING, State.JOINING, State.DONE])),
         st.floats(0, 4),
         st.floats(-1, 9),
     ),
-    max_size=30,
+    max_size=40,
 )
 
 
 @given(steps=steps)
-def test_live_and_is_live_agree_and_seq_never_goes_back(steps: list[tuple[str, PeerId, int, float, float]]) -> None:
+def test_lists_are_those_who_live_with_their_last_records(
+    steps: list[tuple[str, PeerId, tuple[int, State], float, float]],
+) -> None:
     roster, now = Roster(TTL_S), 0.0
     highest: dict[PeerId, int] = {}
-    for what, peer, seq, wait_s, age_s in steps:
+    for what, peer, (seq, state), wait_s, age_s in steps:
         now += wait_s
         if what == "observe":
-            news = roster.observe(presence(peer, seq), now, age_s=age_s)
+            news = roster.observe(presence(peer, seq, state), now, age_s=age_s)
             assert news == (seq > highest.get(peer, -1))
             highest[peer] = max(seq, highest.get(peer, -1))
         elif what == "vouch":
             roster.vouch((peer,), now)
+        elif what == "drop":
+            roster.drop({peer})
+            highest.pop(peer, None)
         else:
             roster.bury(peer)
             assert not roster.is_live(peer, now)
-        assert [p.peer for p in roster.live(now)] == [p for p in (A, B, C) if roster.is_live(p, now)]
+        live = [record for p in (A, B, C) if roster.is_live(p, now) and (record := roster.get(p)) is not None]
+        active = [record for record in live if record.state in ACTIVE]
+        done = [record for record, _ in roster.with_ages(now) if record.state is State.DONE]
+        assert list(roster.live(now)) == live
+        assert list(roster.active(now)) == active
+        assert list(roster.runners(now)) == [*active, *done]
         assert {p.peer: p.seq for p, _ in roster.with_ages(now)} == highest
