@@ -256,7 +256,7 @@ def page(report: Record) -> str:
     against = "not compared" if calm is None else f"{calm:.4f} undisturbed, {report['excess']:+.2%}"
     return f"""# Real workers under a script of faults
 
-Written by `scripts/chaos`; the raw record is the JSON file beside it, with the script. {report["workers"]} workers train
+Written by `scripts/chaos`; the raw record is the JSON file beside it. {report["workers"]} workers train
 a small language model for {report["minutes"]:.3g} minutes
 {"behind emulated links" if report["links"] else "on loopback"}. Whoever was killed comes back with `--resume`, so does
 a whole swarm. The tokens are those of all workers in all lives, also of work that was lost.
