@@ -19,6 +19,7 @@ pytestmark = [
     # Of what Lightning itself uses of torch.
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
     # Lightning would like more processes than a test has use for.
+    pytest.mark.filterwarnings("ignore:The `srun` command is available"),  # of a machine with Slurm
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:The 'val_dataloader' does not have many workers"),
 ]

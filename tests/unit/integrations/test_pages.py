@@ -12,6 +12,7 @@ from tests.unit.integrations.fake_swarm import FakeSwarm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The `srun` command is available"),  # of a machine with Slurm
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found"),
 ]
