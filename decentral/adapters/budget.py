@@ -61,15 +61,16 @@ class Budget:
 
 
 #: A peer has so many short calls a second in the long run, and so many seconds' worth of them at once after a silence:
-#: a call takes a millisecond of a core, most of it in the daemon (docs/benchmarks/flood.md).
-_CALLS_PER_S: Final = 150.0
+#: a call takes a millisecond of a core, most of it in the daemon (docs/benchmarks/flood.md), so that no honest one has
+#: more. A stage of a pipeline makes some for every micro-batch.
+_CALLS_PER_S: Final = 1000.0
 _CALLS_BURST_S: Final = 10.0
 #: Values are worth their bytes: so many cost as much as a short call.
 _SHORT_BYTES: Final = 16 << 10
 _BYTES_A_CALL: Final = 1 << 20
 #: A message that is none costs as much as so many calls, and its bytes come dearer: no honest peer sends it.
-_BAD_CALL: Final = 15.0
-_BYTES_A_BAD_CALL: Final = 16 << 10
+_BAD_CALL: Final = 100.0
+_BYTES_A_BAD_CALL: Final = 2 << 10
 #: Peers that are remembered; whoever called longest ago is forgotten first.
 _MAX_PEERS: Final = 4096
 

@@ -65,15 +65,15 @@ def debt_s(calls: int, num_bytes: int, *, bad: bool = False) -> float:
     return account.wait_s(100.0)
 
 
-def test_a_peer_has_ten_seconds_worth_at_once_and_150_calls_a_second_then() -> None:
-    assert debt_s(1500, 600) == pytest.approx(0)
-    assert debt_s(1800, 600) == pytest.approx(2)
-    # Values cost by their bytes: 150 MB a second.
-    assert debt_s(1800, 1 << 20) == pytest.approx(2)
-    assert debt_s(9000, 200 << 10) == pytest.approx(9000 * 200 / 1024 / 150 - 10)
-    # What no honest peer sends: 10 a second, or 2.5 MB.
+def test_a_peer_has_ten_seconds_worth_at_once_and_1000_calls_a_second_then() -> None:
+    assert debt_s(10_000, 600) == pytest.approx(0, abs=1e-6)
+    assert debt_s(12_000, 600) == pytest.approx(2)
+    # Values cost by their bytes: 1 GB a second.
+    assert debt_s(12_000, 1 << 20) == pytest.approx(2)
+    assert debt_s(60_000, 200 << 10) == pytest.approx(60_000 * 200 / 1024 / 1000 - 10)
+    # What no honest peer sends: 10 a second, or 2 MB.
     assert debt_s(101, 0, bad=True) == pytest.approx(0.1)
-    assert debt_s(100, 300 << 10, bad=True) == pytest.approx(100 * (15 + 300 / 16) / 150 - 10)
+    assert debt_s(100, 300 << 10, bad=True) == pytest.approx(100 * (100 + 300 / 2) / 1000 - 10)
 
 
 def test_accounts_are_of_each_peer_and_bounded() -> None:
