@@ -196,7 +196,8 @@ def test_blocks_move_to_who_comes_and_away_from_who_leaves(start: Callable[..., 
     wait_for(lambda: None not in [worker.popen.poll() for worker in living], "the end of the run", PATIENCE_S)
     assert [worker.code() for worker in living] == [0] * len(living)
     cuts = founder.events("recut")
-    assert {len(cut["spans"]) for cut in cuts} == {2, 3}
+    # On a busy machine one of the first two may be slow to get ready, and has its blocks a little later.
+    assert {2, 3} <= {len(cut["spans"]) for cut in cuts} <= {1, 2, 3}
     assert not founder.events("stage_lost")
     batches = [(event["batch"], index) for event in founder.events("batch_counted") for index in event["indices"]]
     counted = Counter(

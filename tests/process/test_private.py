@@ -168,7 +168,7 @@ def test_the_founder_invites_and_puts_out(start: Callable[[P], P], tmp_path: Pat
     stays.popen.kill()
     assert (stays.folder / ACCESS).stat().st_mode & 0o777 == 0o600
     resumed = start(Process(tmp_path / "resumed", "worker", "--resume", str(stays.folder), "--host", "127.0.0.1"))
-    wait_for(lambda: len(stays.events("resumed")) == 1, "the one that was killed being back")
+    wait_for(lambda: len(stays.events("resumed")) == 1, "the one that was killed being back", SLOWLY_S)
     # The token is where it belongs, and nowhere else.
     token = founder.address.rpartition("#")[2]
     for folder in (founder.folder, stays.folder, resumed.folder):
