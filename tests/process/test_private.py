@@ -120,7 +120,7 @@ def test_a_stranger_gets_nothing_however_he_tries_and_the_swarm_trains_on(
 @pytest.mark.timeout(600)
 def test_the_founder_invites_and_puts_out(start: Callable[[P], P], tmp_path: Path) -> None:
     founder = start(WorkerProcess(tmp_path / "0", *founding(tmp_path / "hurry", step_s=0.1, rounds=2000), *UNMEASURED))
-    stays = start(WorkerProcess(tmp_path / "1", "--join", founder.address))
+    stays = start(WorkerProcess(tmp_path / "1", "--join", founder.address, "--checkpoint-every", "5s"))
     banned = start(WorkerProcess(tmp_path / "2", "--join", founder.host_port))
 
     def says(*words: str, code: ExitCode = ExitCode.OK) -> str:

@@ -63,6 +63,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "code/a.py").write_text("print('a text')\n" * 4000)
     make_folder(folder / "my-model", num_layers=4)
     (folder / "mine.py").write_text("from decentral.workers.toy import build\n")
+    (folder / "mine.toml").write_text(
+        "[run]\nrounds = 2\n[model]\nparameters = 1_000_000\nlayers = 2\ntokens_per_step = 64\n"
+        '[[machines]]\nname = "one"\ncount = 2\nstep_s = 1.0\n'
+    )
     return folder
 
 
