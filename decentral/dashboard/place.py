@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from decentral.errors import ConfigError, PortTakenError
 from decentral.monitor.history import History
+from decentral.monitor.listen import LOOPBACK, parse
 
 if TYPE_CHECKING:  # needs what may not be installed
     from decentral.dashboard.server import Server
@@ -18,7 +19,6 @@ if TYPE_CHECKING:  # needs what may not be installed
 #: Taken if nobody names one; if it is not free, any other.
 DEFAULT_PORT = 8471
 AUTO = "auto"
-_LOOPBACK = "127.0.0.1"
 _BACKLOG = 32
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
@@ -102,13 +102,13 @@ def listen(text: str) -> Place:
 
 def _parse(text: str) -> tuple[str, int]:
     if text == AUTO:
-        return _LOOPBACK, DEFAULT_PORT
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not port.isascii() or int(port) > 65_535:
+        return LOOPBACK, DEFAULT_PORT
+    try:
+        return parse(text)
+    except ValueError as err:
         raise ConfigError(
             f"--dashboard {text} is no place.", hint="Give PORT or HOST:PORT, such as 8471 or 0.0.0.0:8471."
-        )
-    return host.removeprefix("[").removesuffix("]") or _LOOPBACK, int(port)
+        ) from err
 
 
 def _bound(host: str, port: int) -> socket.socket:

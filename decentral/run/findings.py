@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-#: Of the JSON, described in docs/operating.md. Adding a field is compatible, anything else raises it.
+#: Of the JSON, described in docs/network.md. Adding a field is compatible, anything else raises it.
 SCHEMA = 1
 
 

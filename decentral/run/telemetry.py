@@ -10,12 +10,12 @@ from decentral.config.schema import SwarmConfig, WorkerConfig, flatten
 from decentral.errors import ConfigError
 from decentral.metrics import loggers
 from decentral.metrics.log_to import LogTo
+from decentral.monitor.listen import parse
 from decentral.monitor.report import StatusReport
 from decentral.run.connection import Connection
 from decentral.types import PeerId, short_id
 
 _log = logging.getLogger(__name__)
-_LOOPBACK = "127.0.0.1"
 
 
 class Taker(Protocol):
@@ -31,11 +31,15 @@ class Taker(Protocol):
 
 
 def check(own: WorkerConfig) -> None:
-    """Find out before anything is begun whether the libraries are there.
+    """Find out before anything is begun whether the libraries are there, and a port that there can be.
 
     Raises:
-        ConfigError: one is not, and which extra has it.
+        ConfigError: one is not, and which extra has it; or there is no such port.
     """
+    try:
+        parse(own.metrics or "0")
+    except ValueError as err:
+        raise ConfigError(f"--metrics {err}.", hint="Give PORT or HOST:PORT, such as 9090 or 0.0.0.0:9090.") from err
     if own.metrics and importlib.util.find_spec("prometheus_client") is None:
         raise ConfigError(
             "--metrics needs prometheus-client, not installed here.", hint="pip install 'decentral[metrics]'"
@@ -54,8 +58,7 @@ def takers_of(connection: Connection) -> list[Taker]:
     if own.metrics:
         from decentral.metrics.endpoint import Endpoint  # needs what may not be installed
 
-        host, _, port = own.metrics.rpartition(":")
-        endpoint = Endpoint(host.strip("[]") or _LOOPBACK, int(port), peer)
+        endpoint = Endpoint(*parse(own.metrics), peer)
         _log.info("metrics: %s", endpoint.url)
         takers.append(endpoint)
     if own.log_to:

@@ -36,6 +36,12 @@ def test_a_missing_library_is_refused_before_anything_is_opened(monkeypatch, own
     assert refused.value.hint == f"pip install 'decentral[{extra}]'"
 
 
+def test_a_port_that_there_cannot_be_is_refused_before_anything_is_opened(monkeypatch):
+    monkeypatch.setattr("decentral.run.connect.open_node", pytest.fail)
+    with pytest.raises(ConfigError, match="--metrics 70000 is no place"):
+        asyncio.run(connect(Start(SwarmConfig(), WorkerConfig(metrics="70000"))))
+
+
 def test_endpoint_and_loggers_are_told_from_the_beginning_to_the_last_report(monkeypatch, caplog):
     pytest.importorskip("prometheus_client", reason="the extra decentral[metrics] is not installed")
     logged: list[int] = []
