@@ -138,7 +138,7 @@ class Builder:
             journal=journal,
             restored=brought.state,
             save=functools.partial(parts.store.save, stage),
-            save_every=replace(parts.save_every, round_steps=self._pipeline.inner_steps),
+            save_every=replace(parts.save_every, together=True),
             device=parts.device,
         )
         options = self._options.of_stage(stage, compute.parameters())

@@ -92,8 +92,8 @@ class Every:
     """Since it was begun last; wherever in a round a worker is then."""
     steps: int = 0
     """At every multiple of so many inner steps; 0 for never."""
-    round_steps: int = 0
-    """Of stages that save together: only at ends of rounds of so many inner steps (``schedule.together``)."""
+    together: bool = False
+    """Of stages that save together: at steps that are common to all of them (``schedule.together``)."""
 
 
 @dataclass(frozen=True, slots=True)

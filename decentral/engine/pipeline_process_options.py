@@ -47,7 +47,7 @@ class PipelineProcessParts:
     cut: CutInForce
     """As the run is cut before its head changes that; this process changes it."""
     save_every: Every = field(default_factory=Every)
-    """How often stages are saved, at ends of rounds; as often a spare fetches what others have saved."""
+    """How often stages are saved, at steps common to all; as often a spare fetches what others have saved."""
     wanted: tuple[int, ...] | str = ()
     """Stages that its user insists on, or ``SPARE``; empty for what is needed most."""
     note: Callable[[], str] = lambda: ""

@@ -46,16 +46,19 @@ class Saving:
         self._saved_step = 0
         self._cost_s = 0.0
         """What the last save took, beside the training."""
+        self._steps = 0
+        """Of those who save together: at every multiple of so many, as steps took since the last save; 0 for none."""
         self._writing: asyncio.Task[None] | None = None
         self._asked: list[asyncio.Future[None]] = []
 
     def begin_at(self, step: int) -> None:
         """Training begins; what was saved of this step and before is on disk."""
         self._began_at, self._saved_step = self._clock.monotonic(), step
+        self._steps = self._every.steps
 
     def next_step(self, step: int, until: int) -> int:
         """How far to train at once on the way to step ``until``: saves by steps are of just those steps."""
-        every = self._every.round_steps or self._every.steps
+        every = self._steps
         return min(until, (step // every + 1) * every) if every and self._is_kept else until
 
     async def at_rest(self, step: int, *, best: bool = False, waits: bool = False) -> None:
@@ -80,12 +83,13 @@ class Saving:
         now, every = self._clock.monotonic(), self._every
         if self._writing is not None and not self._writing.done():
             return False
-        if every.round_steps:
+        if every.together:
             if waits or step <= self._saved_step:
                 return False
-            round_s = (now - self._began_at) * every.round_steps / (step - self._saved_step)
-            seconds = max(every.seconds, self._cost_s / _SHARE)
-            return together.is_due(step, every.round_steps, round_s, seconds=seconds, steps=every.steps)
+            if not every.steps:
+                step_s = (now - self._began_at) / (step - self._saved_step)
+                self._steps = together.steps_between(max(every.seconds, self._cost_s / _SHARE), step_s)
+            return step % self._steps == 0
         if now < self._not_before:
             return False
         by_steps = every.steps > 0 and step // every.steps > self._saved_step // every.steps

@@ -102,6 +102,16 @@ def test_saves_by_the_clock_come_within_a_round() -> None:
     assert all(state.trainer for state in life.states)
 
 
+def test_those_who_save_together_do_so_at_multiples_of_a_power_of_two_within_a_round() -> None:
+    """Also if rounds are longer than what was asked for: what is lost is the interval, not a round."""
+    life = Life(Every(seconds=0.45, together=True))
+    life.live()
+    assert [state.step for state in life.states[:-1]] == list(range(4, 41, 4))
+    counted = Life(Every(steps=7, together=True))
+    counted.live()
+    assert [state.step for state in counted.states] == [7, 14, 21, 28, 35, 40]
+
+
 def test_writing_takes_a_tenth_of_the_time_at_most() -> None:
     life = Life(Every(steps=1), rounds=30, aside_s=0.2)
     life.live()
