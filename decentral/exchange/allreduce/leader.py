@@ -119,8 +119,9 @@ class Leader:
             now = self._clock.monotonic()
             if reply.kind is not Answer.WAIT or now >= until:
                 return to_wire(reply)
-            session = self._session(message.key)
-            await session.until_called(min(until - now, _TICK_S, session.call.grace_left_s(now)))
+            call = self._session(message.key).call
+            left_s = min(call.grace_left_s(now), call.patience_left_s(now, self._patience_s()))
+            await self._session(message.key).until_called(min(until - now, _TICK_S, left_s))
 
     def _check(self, key: SyncKey) -> None:
         if key.fragment >= self._progress.num_fragments:
@@ -147,8 +148,7 @@ class Leader:
         # Before the call is taken: the patience of a call that everybody has left begins anew.
         session.call.drop_silent(now - 2 * self._timing.hold_s - self._timing.grace_s)
         session.call.call(message.call_of(sender), now)
-        own = self._roster.get(me)
-        patience_s = self._timing.patience_s(own.round_s if own is not None else 0.0)
+        patience_s = self._patience_s()
         if prospect.left_behind is not None and session.call.overdue(now, patience_s):
             return ConveneReply(Answer.OUT_OF_SYNC, source=prospect.left_behind)
         if session.call.conclude(now, expected=outlook.expected, patience_s=patience_s, serial=self._serial):
@@ -157,6 +157,11 @@ class Leader:
         else:
             await self._ask_missing(session, outlook.expected)
         return self._settled(sender, message) or ConveneReply(Answer.WAIT)
+
+    def _patience_s(self) -> float:
+        """How long to wait for living members, by this worker's own pace."""
+        own = self._roster.get(self._transport.peer_id)
+        return self._timing.patience_s(own.round_s if own is not None else 0.0)
 
     async def _ask_missing(self, session: _Session, expected: Sequence[PeerId]) -> None:
         """Now and then ask those who have not called whether they live: nobody is to wait for one that died.

@@ -135,6 +135,11 @@ class Gathering:
         """Whether the wait for those who are missing has lasted for ``patience_s`` seconds."""
         return self.participants is None and self._opened_at is not None and now - self._opened_at >= patience_s
 
+    def patience_left_s(self, now: float, patience_s: float) -> float:
+        """How much longer those who are missing are waited for; without end if nobody has called, or it is over."""
+        left_s = self.opened_at + patience_s - now
+        return left_s if left_s > 0 else math.inf
+
     @property
     def opened_at(self) -> float:
         """When the first of the callers called; without end if there is none."""

@@ -22,8 +22,10 @@ ROUND_S = 10 * STEP_S
 class Slow:
     """A trainer one of whose steps takes long."""
 
-    def __init__(self, peer: SimPeer, at_step: int, for_s: float, fault: Exception | None = None) -> None:
-        self._inner = ordinary(peer)
+    def __init__(
+        self, peer: SimPeer, at_step: int, for_s: float, fault: Exception | None = None, step_s: float = STEP_S
+    ) -> None:
+        self._inner = ordinary(peer, step_s)
         self._charge = peer.clock.charge
         self._at_step, self._for_s, self._fault = at_step, for_s, fault
         self.parameters, self.load, self.validate = self._inner.parameters, self._inner.load, self._inner.validate
@@ -55,6 +57,29 @@ def test_nobody_waits_for_a_trainer_that_hangs_and_it_comes_back() -> None:
     assert all(len(rounds[number].members) == 3 for number in range(55, 60)), "it is back"
     assert all(outcome.done for outcome in seen.outcomes.values())
     assert len({outcome.digest for outcome in seen.outcomes.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("round_s", "at_step"),
+    [
+        (5.0, 29),
+        pytest.param(5.0, 20, marks=pytest.mark.slow),
+        pytest.param(9.0, 24, marks=pytest.mark.slow),
+        pytest.param(9.0, 29, marks=pytest.mark.slow),
+        pytest.param(25.0, 25, marks=pytest.mark.slow),
+        pytest.param(25.0, 29, marks=pytest.mark.slow),
+    ],
+)
+def test_a_trainer_that_hangs_costs_the_others_no_round_of_twice_the_usual_time(round_s: float, at_step: int) -> None:
+    """Of rounds that are no shorter than the least patience, wherever in the round it hangs."""
+    step_s = round_s / 10
+    hung = {THIRD: lambda peer: Slow(peer, at_step, 4 * round_s, step_s=step_s)}
+    seen = simulate(Plan(rounds=6, step_s={FOUNDER: step_s, SECOND: step_s}, trainers=hung))
+    syncs = [mixed.waiting_s + mixed.transfer_s for mixed in seen.mixed(FOUNDER).values()]
+    usual_s = round_s + syncs[1]
+    without = [mixed for mixed in seen.mixed(FOUNDER).values() if len(mixed.members) == 2]
+    assert len(without) >= 2
+    assert round_s + max(syncs) <= 2 * usual_s
 
 
 def test_a_trainer_that_is_a_little_slow_is_not_taken_for_hung() -> None:
