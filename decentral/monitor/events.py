@@ -1,11 +1,12 @@
-"""The events of a worker's life, one frozen dataclass each. Adding a field is compatible, renaming one is not.
+"""The events of a worker's life, one frozen record each. Adding a field is compatible, renaming one is not.
 
 An event carries what happened, never when: the journal adds the time. Floats may be NaN (a loss that was not
 measured); bytes and seconds say so in their names.
 """
 
 import math
-from dataclasses import dataclass
+
+import msgspec
 
 from decentral.types import PeerId
 
@@ -13,8 +14,11 @@ from decentral.types import PeerId
 Absent = tuple[tuple[PeerId, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Event(msgspec.Struct, frozen=True):
+    """What all of them are."""
+
+
+class Started(Event, frozen=True):
     """The worker is up and has its configuration."""
 
     run: str
@@ -24,8 +28,7 @@ class Started:
     config_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Event, frozen=True):
     """The current weights were downloaded from ``donor``; the first round to take part in is ``round``."""
 
     donor: PeerId
@@ -36,8 +39,7 @@ class Joined:
     """L2 norm of what it still had to send when it left this run before; 0 for a newcomer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Downloading:
+class Downloading(Event, frozen=True):
     """A download of weights is under way."""
 
     received_bytes: int
@@ -49,8 +51,7 @@ class Downloading:
     """Until all is here, about; NaN if nothing came lately."""
 
 
-@dataclass(frozen=True, slots=True)
-class StretchDone:
+class StretchDone(Event, frozen=True):
     """A stretch of inner steps ended at global step ``step``."""
 
     round: int
@@ -62,8 +63,7 @@ class StretchDone:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
+class Launched(Event, frozen=True):
     """A fragment was sent on its way to ``round``.
 
     It ends with a ``RoundMixed`` or ``RoundAborted`` of that round, or of a later one if it was over by then.
@@ -75,8 +75,7 @@ class Launched:
     """Inner steps taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoundMixed:
+class RoundMixed(Event, frozen=True):
     """A fragment was mixed and its new anchor applied."""
 
     round: int
@@ -108,8 +107,7 @@ class RoundMixed:
     """Inner steps between launch and application."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoundAborted:
+class RoundAborted(Event, frozen=True):
     """A fragment was not mixed; anchor and residual are as before."""
 
     round: int
@@ -123,16 +121,14 @@ class RoundAborted:
     held_waiting_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Paced:
+class Paced(Event, frozen=True):
     """From now on exchanges overlap ``delay_steps`` inner steps, and there are ``num_groups`` launches a round."""
 
     delay_steps: int
     num_groups: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(Event, frozen=True):
     """Gossip at random moments: this worker and ``partner`` moved their anchors towards each other in ``round``."""
 
     round: int
@@ -142,8 +138,7 @@ class Pulled:
     """As in ``RoundMixed``."""
 
 
-@dataclass(frozen=True, slots=True)
-class OneSided:
+class OneSided(Event, frozen=True):
     """Gossip: this worker applied its half of a swap, and ``peer`` did not confirm that it applied the other."""
 
     round: int
@@ -151,8 +146,7 @@ class OneSided:
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Avoided:
+class Avoided(Event, frozen=True):
     """Gossip: ``peer`` failed this worker, which will not choose it as a partner for ``seconds``."""
 
     peer: PeerId
@@ -160,8 +154,7 @@ class Avoided:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Restrained:
+class Restrained(Event, frozen=True):
     """What ``peer`` brought did not count as it was brought: weight or values were cut down, or left out."""
 
     round: int
@@ -176,8 +169,7 @@ class Restrained:
     """Of the fragment's values, that were in shards in which this was so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repaired:
+class Repaired(Event, frozen=True):
     """The anchor differed from the swarm's and was replaced by that of ``donor``."""
 
     donor: PeerId
@@ -187,24 +179,21 @@ class Repaired:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Validated:
+class Validated(Event, frozen=True):
     """Validation loss (nats per token) of the anchor at the start of ``round``."""
 
     round: int
     val_loss: float
 
 
-@dataclass(frozen=True, slots=True)
-class SatOut:
+class SatOut(Event, frozen=True):
     """The worker kept its contribution to itself or lost it, for instance because it was not finite."""
 
     round: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class StagePlaced:
+class StagePlaced(Event, frozen=True):
     """Pipeline: this worker holds ``stage`` from global step ``step`` on (0 is the head)."""
 
     stage: int
@@ -218,8 +207,7 @@ class StagePlaced:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Recut:
+class Recut(Event, frozen=True):
     """Pipeline whose cut changes: a head has moved blocks, or has tried to, between two batches."""
 
     number: int
@@ -236,8 +224,7 @@ class Recut:
     """Why the cut is the old one; empty if it is not."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageLost:
+class StageLost(Event, frozen=True):
     """Pipeline: a head sees that nobody holds ``stage`` any more; the batch under way waits."""
 
     stage: int
@@ -246,8 +233,7 @@ class StageLost:
     """Of the last batch."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageRecovered:
+class StageRecovered(Event, frozen=True):
     """Pipeline: the first batch has passed a stage that this worker brought back."""
 
     stage: int
@@ -262,8 +248,7 @@ class StageRecovered:
     """Since this worker began to take the stage over."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchCounted:
+class BatchCounted(Event, frozen=True):
     """Pipeline: at ``stage``, this worker's step ``step`` counted these micro-batches of a batch."""
 
     stage: int
@@ -274,8 +259,7 @@ class BatchCounted:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resent:
+class Resent(Event, frozen=True):
     """Pipeline: a head sends a micro-batch again."""
 
     batch: int
@@ -284,23 +268,20 @@ class Resent:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class PeerSeen:
+class PeerSeen(Event, frozen=True):
     """A peer entered the roster."""
 
     peer: PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLost:
+class PeerLost(Event, frozen=True):
     """A peer left the roster."""
 
     peer: PeerId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(Event, frozen=True):
     """What this worker goes on from was written to ``path``, with the anchor at the start of ``round``."""
 
     path: str
@@ -311,8 +292,7 @@ class Saved:
     nbytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(Event, frozen=True):
     """The worker goes on from a state of its earlier life: on its own, or beside a downloaded one."""
 
     step: int
@@ -331,8 +311,7 @@ class Resumed:
     """What starts anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Protected:
+class Protected(Event, frozen=True):
     """What this worker alone has at ``step`` was given to others to keep in memory."""
 
     step: int
@@ -343,8 +322,7 @@ class Protected:
     """Who has it; fewer than asked for if others had no room or are not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class TookUp:
+class TookUp(Event, frozen=True):
     """This worker, which came without a state of its own, was given what a lost one left."""
 
     owner: PeerId
@@ -357,43 +335,10 @@ class TookUp:
     """Why it is of no use; empty if the trainer goes on from it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+class Stopped(Event, frozen=True):
     """The worker's last event."""
 
     reason: str
     round: int
     tokens: int
     """Tokens this worker has trained on, in all its lives."""
-
-
-Event = (
-    Started
-    | Downloading
-    | Joined
-    | StretchDone
-    | Launched
-    | RoundMixed
-    | RoundAborted
-    | Paced
-    | Pulled
-    | OneSided
-    | Avoided
-    | Restrained
-    | Repaired
-    | Validated
-    | SatOut
-    | StagePlaced
-    | Recut
-    | StageLost
-    | StageRecovered
-    | BatchCounted
-    | Resent
-    | PeerSeen
-    | PeerLost
-    | Saved
-    | Protected
-    | TookUp
-    | Resumed
-    | Stopped
-)

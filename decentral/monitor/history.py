@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from msgspec import structs
+
 from decentral.monitor.audit import Line
 from decentral.monitor.events import Event
 from decentral.monitor.journal import event_name, finite
@@ -274,7 +276,7 @@ class HistoryJournal:
         """See ``Journal``."""
         name = event_name(event)
         if name in _KEPT or name in _ROUNDS:
-            self._history.take({"time": self._wall(), "event": name, **self._more, **asdict(event)}, self._by)
+            self._history.take({"time": self._wall(), "event": name, **self._more, **structs.asdict(event)}, self._by)
 
     def of_stage(self, stage: int) -> "HistoryJournal":
         """See ``StagedJournal``."""

@@ -10,9 +10,10 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import structs
 
 from decentral.errors import ConfigError
 from decentral.monitor.events import Event
@@ -109,7 +110,7 @@ class JsonLinesJournal:
         return _OfStage(lambda event: self._append(event, {"stage": stage}))
 
     def _append(self, event: Event, more: dict[str, Any]) -> None:
-        line = _line(self._wall(), event_name(event), more | asdict(event))
+        line = _line(self._wall(), event_name(event), more | structs.asdict(event))
         with self._one_at_a_time:
             dropped = _line(self._wall(), "dropped", {"count": self._unreported}) if self._unreported else b""
             data = b"\n" * self._torn + dropped + line

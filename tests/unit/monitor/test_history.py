@@ -1,6 +1,7 @@
 import json
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from decentral.monitor.events import Launched, RoundAborted, RoundMixed, Saved, Stopped, StretchDone
 from decentral.monitor.history import _MAX_EVENTS, _MAX_ROUNDS, _MAX_SAMPLES, History, HistoryJournal
