@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from decentral.cli.worker import DEBUG
+from decentral.cli import flags
 from decentral.errors import ExitCode, UsageError
 from decentral.types import short_id
 
@@ -19,7 +19,7 @@ _PEER = typer.Argument(metavar="PEER", help="Its peer id, or the end of it as `d
 def invite(
     address: Annotated[str, _ADDRESS],
     founder: Annotated[Path, _FOUNDER],
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Make a further invitation, and print the command that joins by it."""
     from decentral.run import founder as says
@@ -34,7 +34,7 @@ def revoke(
     address: Annotated[str, _ADDRESS],
     token: Annotated[str, _INVITATION],
     founder: Annotated[Path, _FOUNDER],
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Have an invitation hold no longer: all workers that came by it are put out."""
     from decentral.adapters.invitation import Invitation
@@ -55,7 +55,7 @@ def ban(
     peer: Annotated[str, _PEER],
     founder: Annotated[Path, _FOUNDER],
     undo: Annotated[bool, typer.Option("--undo", help="Let it in again.")] = False,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Put a worker out of the swarm. Under a new identity it comes back by its invitation: revoke that as well."""
     from decentral.run import founder as says

@@ -12,9 +12,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from decentral.cli import flags
 from decentral.cli.render import console, printable
 from decentral.cli.status import Format
-from decentral.cli.worker import DEBUG
 from decentral.config.names import ALL_REDUCE, METHODS
 from decentral.errors import ConfigError, ExitCode, MismatchError, UsageError
 from decentral.monitor.audit import Audit, Difference, Key, Kind, Said, WorkerAccount
@@ -37,7 +37,7 @@ def audit(
     folders: Annotated[list[Path], _FOLDERS],
     round: Annotated[int | None, _ROUND] = None,
     format: Annotated[Format, typer.Option(help="json is described in docs/journal.md.")] = Format.TABLE,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Put the journals of several workers side by side: what each did, who was restrained, who contradicts whom.
 

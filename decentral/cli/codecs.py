@@ -3,15 +3,15 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from decentral.cli import flags
 from decentral.cli.render import console
 from decentral.cli.status import Format
-from decentral.cli.worker import CONFIG, DEBUG, SET, data_paths
+from decentral.cli.worker import data_paths
 from decentral.config.method import MethodSection
 from decentral.config.resolve import resolve
 from decentral.config.settings import load
@@ -28,12 +28,12 @@ _LEAST_STEPS = 10
 
 def codecs(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Codecs to show; all without any.")] = None,
-    config: Annotated[Path | None, CONFIG] = None,
-    assignments: Annotated[list[str] | None, SET] = None,
+    config: flags.Config = None,
+    assignments: flags.Set = None,
     data: Annotated[list[str] | None, typer.Option(help="Text to train on. Repeatable.", metavar="PATH")] = None,
     format: Annotated[Format, typer.Option(help="json is described in docs/configuration.md.")] = Format.TABLE,
     no_speed: Annotated[bool, typer.Option("--no-speed", help="Leave out the timing.")] = False,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Show what codecs cost, lose and take, measured on the configuration's own task and on this machine."""
     settings = load(config, assignments or (), {"worker.data": data_paths(data, None)})

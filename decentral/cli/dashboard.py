@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from decentral.cli import flags
 from decentral.cli.command import with_invitation
-from decentral.cli.worker import DEBUG
 from decentral.dashboard.place import AUTO, check, serve
 from decentral.errors import ExitCode, UsageError
 from decentral.monitor.history import History
@@ -21,9 +21,9 @@ _AT = typer.Option("--at", help="Where to serve it: on loopback, or with a token
 
 
 def dashboard(
-    addresses: Annotated[list[str], typer.Argument(metavar="ADDR", help="Of any worker of the swarm.")],
+    addresses: flags.Addresses,
     at: Annotated[str, _AT] = AUTO,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Serve a page that shows a swarm while it runs, until Ctrl-C. Its address is the first line on stdout."""
     if not all(address.strip() for address in addresses):

@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from decentral.cli import flags
 from decentral.cli.command import with_invitation
 from decentral.cli.render import console, printable
-from decentral.cli.worker import DEBUG
 from decentral.errors import ExitCode, UsageError
 from decentral.run.findings import Finding, Mark, as_json
 
@@ -31,7 +31,7 @@ def doctor(
     out: Annotated[Path, _OUT] = Path("runs"),
     device: Annotated[str, _DEVICE] = "",
     as_json_: Annotated[bool, _JSON] = False,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Look at this machine and, with ADDR, at its network; each finding comes with its fix.
 

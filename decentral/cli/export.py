@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from decentral.cli.models import ALLOW_DOWNLOAD, MODEL, TOKENIZER, ModelFlags
+from decentral.cli import flags, models
+from decentral.cli.models import ModelFlags
 from decentral.cli.render import console
-from decentral.cli.worker import DEBUG, TASK, TRUST_CONFIG, data_paths
+from decentral.cli.worker import data_paths
 from decentral.config.resolve import on_machine
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import load
@@ -42,14 +43,14 @@ def export(
     out: Annotated[Path, typer.Option(help=_OUT, metavar="FILE.safetensors|DIR")],
     take: Annotated[str | None, _TAKE] = None,
     data: Annotated[list[str] | None, _DATA] = None,
-    model: Annotated[str | None, MODEL] = None,
-    tokenizer: Annotated[str | None, TOKENIZER] = None,
-    allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
-    task: Annotated[str | None, TASK] = None,
-    trust_config: Annotated[bool, TRUST_CONFIG] = False,
+    model: models.Model = None,
+    tokenizer: models.Tokenizer = None,
+    allow_download: models.AllowDownload = False,
+    task: flags.Task = None,
+    trust_config: flags.TrustConfig = False,
     device: Annotated[str | None, typer.Option(help="Where to measure the loss: cpu, mps, cuda or cuda:N.")] = None,
     no_loss: Annotated[bool, typer.Option("--no-loss", help="Do not measure losses.")] = False,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Write one replica of a run, or the average of all, with the loss of each."""
     if not all(text.strip() for text in sources):

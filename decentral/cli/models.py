@@ -2,24 +2,32 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-import typer
+from typer import Option
 
 from decentral.config.settings import value_of
 from decentral.errors import UsageError
 
 HF_TASK: Final = "decentral.workers.hf:build"
 
-MODEL = typer.Option(help="Train this model of transformers: a folder, or a name on the hub.", metavar="NAME_OR_DIR")
-FROM_SCRATCH = typer.Option(
-    "--from-scratch", help="Take the model's configuration alone, with weights drawn at random."
-)
-TOKENIZER = typer.Option(help="Its tokenizer, if that is not the model's own.", metavar="NAME_OR_DIR")
-LORA = typer.Option(help="Train a low-rank adapter alone.", metavar="rank=16,alpha=32,target=q_proj,v_proj")
-DATASET = typer.Option(help="Data sets by name on the hub, or folders; with --model.", metavar="NAME_OR_DIR,...")
-TEXT_FIELD = typer.Option(help="Field of a row that has its text; with --model.", metavar="NAME")
-ALLOW_DOWNLOAD = typer.Option("--allow-download", help="Download what the swarm names and this machine does not have.")
+_Text = str | None
+
+Model = Annotated[
+    _Text, Option(help="Train this model of transformers: a folder, or a name on the hub.", metavar="NAME_OR_DIR")
+]
+FromScratch = Annotated[
+    bool, Option("--from-scratch", help="Take the model's configuration alone, with weights drawn at random.")
+]
+Tokenizer = Annotated[_Text, Option(help="Its tokenizer, if that is not the model's own.", metavar="NAME_OR_DIR")]
+Lora = Annotated[_Text, Option(help="Train a low-rank adapter alone.", metavar="rank=16,alpha=32,target=q_proj,v_proj")]
+Dataset = Annotated[
+    _Text, Option(help="Data sets by name on the hub, or folders; with --model.", metavar="NAME_OR_DIR,...")
+]
+TextField = Annotated[_Text, Option(help="Field of a row that has its text; with --model.", metavar="NAME")]
+AllowDownload = Annotated[
+    bool, Option("--allow-download", help="Download what the swarm names and this machine does not have.")
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,24 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from decentral.cli import flags
 from decentral.cli.command import with_invitation
 from decentral.cli.models import HF_TASK
 from decentral.cli.render import console
-from decentral.cli.worker import CONFIG, DEBUG, SET
 from decentral.config.file import as_toml
 from decentral.config.rate import show_rate, to_bytes_per_s
 from decentral.config.resolve import resolve, stated_here
-from decentral.config.settings import Settings, load
+from decentral.config.settings import Settings, load, nested
 from decentral.errors import ExitCode, UsageError
 from decentral.monitor.figures import age, amount, percent, size
+from decentral.monitor.journal import finite
 
 if TYPE_CHECKING:  # imports torch, which `decentral --help` must not wait for
     from decentral.run.planning import Case, Choice, Cost
@@ -60,12 +60,12 @@ def plan(
     step_time: Annotated[str | None, typer.Option(help="Of an inner step: 0.8s.")] = None,
     tokens_per_step: Annotated[int | None, typer.Option(help="Of an inner step of one worker.", min=1)] = None,
     tokens: Annotated[str | None, typer.Option(help="Of the whole run, such as 2.7b; 20 a parameter.")] = None,
-    config: Annotated[Path | None, CONFIG] = None,
-    assignments: Annotated[list[str] | None, SET] = None,
+    config: flags.Config = None,
+    assignments: flags.Set = None,
     format: Annotated[
         PlanFormat, typer.Option(help="toml is for --config, json is described in docs/algorithms/utilisation.md.")
     ] = PlanFormat.TABLE,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Say what each method costs in bytes, memory and time, and which to take: by arithmetic, from a few figures.
 
@@ -228,19 +228,11 @@ def _short(bytes_per_s: float) -> float:
     return float(f"{8 * bytes_per_s:.3g}") / 8
 
 
-def _record(case: "Case", costs: "Sequence[Cost]", choice: "Choice") -> dict[str, Any]:
+def _record(case: "Case", costs: "Sequence[Cost]", choice: "Choice") -> Any:
     """For machines; what is not finite is ``None``."""
-
-    def row(cost: "Cost") -> dict[str, Any]:
-        values = dataclasses.asdict(cost)
-        return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
-
-    return {
-        "schema_version": 1,
-        "case": dataclasses.asdict(case),
-        "rows": [row(cost) for cost in costs],
-        "choice": {"values": dict(choice.values), "cost": row(choice.cost), "why": list(choice.why)},
-    }
+    rows, cost = [dataclasses.asdict(cost) for cost in costs], dataclasses.asdict(choice.cost)
+    chosen = {"values": choice.values, "cost": cost, "why": choice.why}
+    return finite({"schema_version": 1, "case": dataclasses.asdict(case), "rows": rows, "choice": chosen})
 
 
 def _file(case: "Case", choice: "Choice", settings: Settings, model: str | None) -> str:
@@ -251,15 +243,4 @@ def _file(case: "Case", choice: "Choice", settings: Settings, model: str | None)
         values |= {"task.factory": HF_TASK, "task.settings.model.name": model}
     lines = [_heading(case), *choice.why]
     comment = "\n".join(f"# {line}" for text in lines for line in textwrap.wrap(text, _WIDTH))
-    return f"{comment}\n{as_toml(_nested(values))}"
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, name = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
-    return tree
+    return f"{comment}\n{as_toml(nested(values))}"

@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from decentral.cli import flags
 from decentral.cli.render import console, printable
 from decentral.cli.status import Format
-from decentral.cli.worker import DEBUG
 from decentral.errors import ConfigError, ExitCode, UsageError
 from decentral.monitor.figures import age, loss, size
 from decentral.run.listing import Checkpoint, RunFolder, WorkerFolder, is_finished, runs_in
@@ -29,7 +29,7 @@ def runs(
     folder: Annotated[Path, _FOLDER] = Path("runs"),
     verify: Annotated[bool, _VERIFY] = False,
     format: Annotated[Format, typer.Option(help="json is described in docs/resuming.md.")] = Format.TABLE,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """List runs, their checkpoints, and what can be resumed. Exit code 0: all whole, 20: some damaged, 21: none."""
     if not folder.is_dir():

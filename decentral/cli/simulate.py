@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from decentral.cli import flags
 from decentral.cli.render import console
 from decentral.cli.status import Format
-from decentral.cli.worker import DEBUG, SET
 from decentral.errors import ExitCode
 from decentral.monitor.figures import age, amount, loss, percent, traffic
 
@@ -22,9 +22,9 @@ def simulate(
         str | None, typer.Argument(metavar="SCENARIO", help="A file, or one that comes along; those without.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="So many machines, in the file's proportions.")] = None,
-    assignments: Annotated[list[str] | None, SET] = None,
+    assignments: flags.Set = None,
     format: Annotated[Format, typer.Option(help="json is described in docs/simulator.md.")] = Format.TABLE,
-    debug: Annotated[bool, DEBUG] = False,
+    debug: flags.Debug = False,
 ) -> int:
     """Play a scenario on virtual time, with the engine of real workers: machines, lines, regions, churn."""
     from decentral.run.scenario_file import read, shipped

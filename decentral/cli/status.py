@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
+from decentral.cli import flags
 from decentral.cli.command import show_error, with_invitation, without_token
 from decentral.cli.render import console, view
 from decentral.cli.watch import Screen
-from decentral.cli.worker import DEBUG, LOG_TO
 from decentral.errors import DecentralError, ExitCode, UnreachableError, UsageError
 from decentral.metrics import loggers
 from decentral.metrics.log_to import LogTo
@@ -47,12 +47,12 @@ class Format(StrEnum):
 
 
 def status(
-    addresses: Annotated[list[str], typer.Argument(metavar="ADDR", help="Of any worker of the swarm.")],
+    addresses: flags.Addresses,
     watch: Annotated[bool, typer.Option("--watch", help="Ask every two seconds until Ctrl-C.")] = False,
     format: Annotated[Format, typer.Option(help="json is described in docs/status-schema.md.")] = Format.TABLE,
     timeout: Annotated[float | None, _TIMEOUT] = None,
-    log_to: Annotated[list[str] | None, LOG_TO] = None,
-    debug: Annotated[bool, DEBUG] = False,
+    log_to: flags.LogTo = None,
+    debug: flags.Debug = False,
 ) -> int:
     """Show the run and its workers. Exit code 0: healthy, 20: degraded, 21: empty, 5: unreachable."""
     if not all(address.strip() for address in addresses):

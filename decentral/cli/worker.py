@@ -11,19 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from decentral.cli import flags, models
 from decentral.cli.command import let_go_of_stdout, with_invitation
-from decentral.cli.models import (
-    ALLOW_DOWNLOAD,
-    DATASET,
-    FROM_SCRATCH,
-    LORA,
-    MODEL,
-    TEXT_FIELD,
-    TOKENIZER,
-    ModelFlags,
-)
+from decentral.cli.models import ModelFlags
 from decentral.cli.signals import stopping
-from decentral.config.names import METHODS
 from decentral.config.pipeline import check_founder
 from decentral.config.resolve import (
     ensure_named_here,
@@ -37,99 +28,74 @@ from decentral.config.resolve import (
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load, value_of, with_values
 from decentral.errors import ConfigError, DecentralError, UsageError
-from decentral.metrics.loggers import OPEN
 from decentral.run.preempt import watching
 from decentral.run.stop import Stop
 
 if TYPE_CHECKING:  # opens nodes, which `decentral --help` must not wait for
     from decentral.run.connection import Start
 
-CONFIG = typer.Option(help="TOML file; see docs/configuration.md.", metavar="FILE")
-SET = typer.Option("--set", help="One setting, such as run.rounds=100. Repeatable.", metavar="KEY=VALUE")
-DATA = typer.Option(help="Text to train on: files, folders or globs of this machine.", metavar="PATH...")
-MORE_DATA = typer.Argument(hidden=True, metavar="PATH")
-CODEC = typer.Option(help="How values travel; `decentral codecs` lists them.", metavar="NAME")
-METHOD = typer.Option(help=f"How workers come to agree: {', '.join(METHODS)}.", metavar="NAME")
-FRAGMENTS = typer.Option(help="Parts of the model with a sync each.", metavar="P|auto|paper")
-OVERLAP = typer.Option(help="Inner steps to hide a sync under.", metavar="TAU|auto")
-MIX = typer.Option(help="Share of local work kept when a sync arrives.", metavar="ALPHA|auto")
-STAGES = typer.Option(help="Cut the model into this many stages, beside the head.", metavar="S|auto")
-REPLICAS = typer.Option(help="Holders of each stage and of the head; more wait as spares.", metavar="R")
-TASK = typer.Option(help="Train with this task, not with the one that the swarm names.", metavar="MODULE:FUNCTION")
-TRUST_CONFIG = typer.Option("--trust-config", help="Import the task that the swarm names, whatever it is.")
 _PUBLIC = typer.Option("--public", help="Found a swarm that anybody may join; no token is in its address.")
 _ALLOW = typer.Option(help="Have to do with this peer, and such others, alone. Repeatable.", metavar="PEER_ID")
 _DENY = typer.Option(help="Have nothing to do with this peer. Repeatable.", metavar="PEER_ID")
 _RELAY = typer.Option(help="Pass on, at these ports, what is for workers that nobody reaches.", metavar="any|PORT-PORT")
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
-MAX_UPLOAD = typer.Option(help="Most that a worker sends, such as 20mbit or 2.5MB a second.", metavar="RATE")
-RESUME = typer.Option(help="Go on with the run in this folder, wherever its swarm is.", metavar="DIR")
-OVERWRITE = typer.Option("--overwrite", help="Replace the weights and checkpoints of another run in that folder.")
-CHECKPOINT_EVERY = typer.Option(
-    help="How often to write a checkpoint; 0 for only at the end.", metavar="10min|500steps"
+_PROTECT = typer.Option(help="Other workers that keep this one's inner optimizer in memory.", metavar="K")
+_METRICS = typer.Option(
+    help="Serve metrics for Prometheus: on loopback, unless HOST is another.", metavar="[HOST:]PORT"
 )
-PROTECT = typer.Option(help="Other workers that keep this one's inner optimizer in memory.", metavar="K")
-KEEP = typer.Option(help="Newest checkpoints to keep, beside the best one.", metavar="K")
-ON_PREEMPT = typer.Option(help="When the machine may be taken away (SIGUSR1).", metavar="save|leave")
-DASHBOARD = typer.Option(
-    help="Serve a page of the swarm: on loopback, or with a token on HOST.", metavar="[[HOST:]PORT]"
-)
-METRICS = typer.Option(help="Serve metrics for Prometheus: on loopback, unless HOST is another.", metavar="[HOST:]PORT")
-LOG_TO = typer.Option(help=f"Log figures to {', '.join(OPEN)}. Repeatable.", metavar="NAME")
 _INNER = typer.Option(help="Under torchrun: how this machine's processes train one model.", metavar="ddp|fsdp")
-DEBUG = typer.Option("--debug", help="Show tracebacks and debug messages.")
 #: Chosen again when the method is.
 _AGAIN = {f"method.{key}": "auto" for key in ("mean_codec", "mix_alpha")}
 
 
 def worker(
-    more_data: Annotated[list[str] | None, MORE_DATA] = None,
+    more_data: flags.MoreData = None,
     new: Annotated[bool, typer.Option("--new", help="Found a swarm and print the command that joins it.")] = False,
     join: Annotated[list[str] | None, typer.Option(help="Join the swarm at this address.", metavar="ADDR")] = None,
-    resume: Annotated[Path | None, RESUME] = None,
-    config: Annotated[Path | None, CONFIG] = None,
-    assignments: Annotated[list[str] | None, SET] = None,
+    resume: flags.Resume = None,
+    config: flags.Config = None,
+    assignments: flags.Set = None,
     port: Annotated[int | None, typer.Option(help="TCP port to listen on; 0 for any free one.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     announce: Annotated[str | None, typer.Option(help="Address that others should use, if it differs.")] = None,
     relay: Annotated[str | None, _RELAY] = None,
     identity: Annotated[str | None, typer.Option(help="Key file; made if it does not exist.", metavar="FILE")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
+    device: flags.Device = None,
     inner: Annotated[str | None, _INNER] = None,
-    task: Annotated[str | None, TASK] = None,
-    trust_config: Annotated[bool, TRUST_CONFIG] = False,
-    model: Annotated[str | None, MODEL] = None,
-    from_scratch: Annotated[bool, FROM_SCRATCH] = False,
-    tokenizer: Annotated[str | None, TOKENIZER] = None,
-    lora: Annotated[str | None, LORA] = None,
-    dataset: Annotated[str | None, DATASET] = None,
-    text_field: Annotated[str | None, TEXT_FIELD] = None,
-    allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
-    data: Annotated[list[str] | None, DATA] = None,
+    task: flags.Task = None,
+    trust_config: flags.TrustConfig = False,
+    model: models.Model = None,
+    from_scratch: models.FromScratch = False,
+    tokenizer: models.Tokenizer = None,
+    lora: models.Lora = None,
+    dataset: models.Dataset = None,
+    text_field: models.TextField = None,
+    allow_download: models.AllowDownload = False,
+    data: flags.Data = None,
     public: Annotated[bool, _PUBLIC] = False,
     allow: Annotated[list[str] | None, _ALLOW] = None,
     deny: Annotated[list[str] | None, _DENY] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch; 0 for its own choice.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for weights and journal.", metavar="DIR")] = None,
-    overwrite: Annotated[bool, OVERWRITE] = False,
-    checkpoint_every: Annotated[str | None, CHECKPOINT_EVERY] = None,
-    keep: Annotated[int | None, KEEP] = None,
-    protect: Annotated[int | None, PROTECT] = None,
+    overwrite: flags.Overwrite = False,
+    checkpoint_every: flags.CheckpointEvery = None,
+    keep: flags.Keep = None,
+    protect: Annotated[int | None, _PROTECT] = None,
     rounds: Annotated[int | None, typer.Option(help="Length of the run.")] = None,
-    method: Annotated[str | None, METHOD] = None,
-    codec: Annotated[str | None, CODEC] = None,
-    fragments: Annotated[str | None, FRAGMENTS] = None,
-    overlap: Annotated[str | None, OVERLAP] = None,
-    mix: Annotated[str | None, MIX] = None,
-    stages: Annotated[str | None, STAGES] = None,
-    replicas: Annotated[int | None, REPLICAS] = None,
+    method: flags.Method = None,
+    codec: flags.Codec = None,
+    fragments: flags.Fragments = None,
+    overlap: flags.Overlap = None,
+    mix: flags.Mix = None,
+    stages: flags.Stages = None,
+    replicas: flags.Replicas = None,
     stage: Annotated[str | None, _STAGE] = None,
-    max_upload: Annotated[str | None, MAX_UPLOAD] = None,
-    on_preempt: Annotated[str | None, ON_PREEMPT] = None,
-    dashboard: Annotated[str | None, DASHBOARD] = None,
-    metrics: Annotated[str | None, METRICS] = None,
-    log_to: Annotated[list[str] | None, LOG_TO] = None,
-    debug: Annotated[bool, DEBUG] = False,
+    max_upload: flags.MaxUpload = None,
+    on_preempt: flags.OnPreempt = None,
+    dashboard: flags.Dashboard = None,
+    metrics: Annotated[str | None, _METRICS] = None,
+    log_to: flags.LogTo = None,
+    debug: flags.Debug = False,
 ) -> int:
     """Take part in a swarm: found one with --new, join one with --join ADDR, or go on with --resume DIR.
 

@@ -113,6 +113,21 @@ def checked(model: type[_Model], values: Mapping[str, Any], prefix: str = "") ->
     Raises:
         ConfigError: names every value that is wrong, each with ``prefix``.
     """
+    try:
+        return model.model_validate(nested(values, prefix))
+    except ValidationError as err:
+        # A value that may be of two kinds and is of neither is reported for each.
+        problems = dict(problem(model, error, prefix) for error in err.errors(include_url=False))
+        hint = next(iter(problems.values())) if len(problems) == 1 else ""
+        raise ConfigError("\n".join(problems), hint=hint) from err
+
+
+def nested(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key as sections in sections; the inverse of ``leaves``.
+
+    Raises:
+        ConfigError: something is given as a value and as a section; names it, with ``prefix``.
+    """
     tree: dict[str, Any] = {}
     for key, value in values.items():
         *sections, name = key.split(".")
@@ -125,13 +140,7 @@ def checked(model: type[_Model], values: Mapping[str, Any], prefix: str = "") ->
             node[name] = value
         else:  # as a table, which others may fill
             node.setdefault(name, {})
-    try:
-        return model.model_validate(tree)
-    except ValidationError as err:
-        # A value that may be of two kinds and is of neither is reported for each.
-        problems = dict(problem(model, error, prefix) for error in err.errors(include_url=False))
-        hint = next(iter(problems.values())) if len(problems) == 1 else ""
-        raise ConfigError("\n".join(problems), hint=hint) from err
+    return tree
 
 
 def _read(file: Path) -> dict[str, Any]:

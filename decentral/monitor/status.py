@@ -21,6 +21,13 @@ _FAREWELLS = (State.LEAVING, State.DONE)
 #: A worker may be in the round before the newest without being late: records travel slowly.
 _MAX_ROUNDS_BEHIND = 1
 
+#: Fields of a row that are those of the worker's metrics.
+_AS_TOLD = (
+    *("step", "loss", "tokens", "sent_bytes", "received_bytes", "rounds_in", "rounds_out", "delay_steps", "num_groups"),
+    *("rounds_alone", "one_sided", "queue", "activation_bytes", "resent", "recoveries", "recovery"),
+    *("device", "version"),
+)
+
 
 def summarize(
     run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: float, ended: Mapping[PeerId, str] = {}
@@ -165,44 +172,27 @@ def _row(presence: Presence, age_s: float, num_stages: int, lost: str, trouble: 
         note=note,
         healthy=not trouble and not note,
         round=presence.round,
-        step=metrics.step,
-        loss=metrics.loss,
-        tokens=metrics.tokens,
         tokens_per_s=_amount(metrics.tokens_per_s),
         compute_share=compute,
         data_share=compute * min(1.0, _amount(metrics.data_s) / (_amount(metrics.compute_s) or 1.0)),
         waiting_share=waiting,
         transfer_share=transfer,
         wall_s=wall_s,
-        sent_bytes=metrics.sent_bytes,
-        received_bytes=metrics.received_bytes,
         sent_bytes_per_s=_mean_rate(metrics.sent_bytes, wall_s, peak_up),
         received_bytes_per_s=_mean_rate(metrics.received_bytes, wall_s, peak_down),
         peak_sent_bytes_per_s=peak_up,
         peak_received_bytes_per_s=peak_down,
-        rounds_in=metrics.rounds_in,
-        rounds_out=metrics.rounds_out,
-        delay_steps=metrics.delay_steps,
-        num_groups=metrics.num_groups,
         partners=_ids(metrics.partners),
         spread=_share(metrics.spread),
-        rounds_alone=metrics.rounds_alone,
-        one_sided=metrics.one_sided,
         avoids=_ids(metrics.avoids),
         restrained=_ids(metrics.restrained),
         holds=stage_numbers(presence.holds, num_stages),
         takes=stage_numbers(presence.takes, num_stages),
         stored=stage_numbers(presence.stored, num_stages),
         slot=presence.slot,
-        queue=metrics.queue,
         microbatch_s=_amount(metrics.microbatch_s),
-        activation_bytes=metrics.activation_bytes,
-        resent=metrics.resent,
-        recoveries=metrics.recoveries,
-        recovery=metrics.recovery,
         age_s=round(age_s, 3),
-        device=metrics.device,
-        version=metrics.version,
+        **{name: getattr(metrics, name) for name in _AS_TOLD},
     )
 
 

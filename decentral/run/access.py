@@ -19,17 +19,15 @@ from decentral.adapters.gate import Pass
 from decentral.adapters.invitation import Invitation, Key, fingerprint
 from decentral.adapters.policy import MAX_POLICY_BYTES, Policy, SignedPolicy, read_policy, signed
 from decentral.errors import ConfigError, FrameError, UsageError
-from decentral.run.folder import ACCESS
+from decentral.run.folder import ACCESS, OwnFile, read_json
 
-_FORMAT = 1
 _MAX_BYTES = 2 * MAX_POLICY_BYTES
 _log = logging.getLogger(__name__)
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _File(OwnFile, frozen=True, kw_only=True):
     """The file as it is; bytes are base64."""
 
-    format: int
     token: str
     policy: bytes
     founder: Annotated[bytes, Meta(max_length=32)] = b""
@@ -57,7 +55,7 @@ class Access:
             OSError: it cannot be written.
         """
         founder = self.founder.seed if self.founder is not None else b""
-        packed = _File(format=_FORMAT, token=self.invitation.token(), policy=self.policy, founder=founder)
+        packed = _File(token=self.invitation.token(), policy=self.policy, founder=founder)
         handle, part = tempfile.mkstemp(prefix=f".{ACCESS}.", dir=folder)  # mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
@@ -92,15 +90,9 @@ def read_access(folder: Path) -> Access | None:
     """
     path = folder / ACCESS
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as err:
-        raise ConfigError(f"Cannot read {path}: {err.strerror or err}.") from err
-    try:
-        return _read(data)
-    except (ValueError, msgspec.MsgspecError, FrameError) as err:
+        found = read_json(path, _File, _MAX_BYTES)
+        return None if found is None else _checked(found)
+    except (ValueError, FrameError) as err:
         hint = "Move it away, and join again by an address that ends in #TOKEN."
         raise ConfigError(f"{path} is damaged: {err}.", hint=hint) from err
 
@@ -121,13 +113,8 @@ def founder_in(folder: Path) -> Key:
     return access.founder
 
 
-def _read(data: bytes) -> Access:
-    """Raises ValueError, MsgspecError or FrameError if the file says what no worker writes."""
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-    found = msgspec.json.decode(data, type=_File)
-    if found.format != _FORMAT:
-        raise ValueError(f"it is of format {found.format}, and this release reads {_FORMAT}")
+def _checked(found: _File) -> Access:
+    """Raises ValueError or FrameError if the file says what no worker writes."""
     invitation = Invitation.parse(found.token)
     if found.policy:
         read_policy(found.policy, invitation.founder)

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from decentral.adapters.address import Address, parse_address
 from decentral.errors import ConfigError, UsageError
-from decentral.run.folder import RUN, whole_file
+from decentral.run.folder import RUN, OwnFile, read_json, whole_file
 from decentral.types import PeerId
 
 #: Those heard of last are kept.
@@ -21,13 +21,11 @@ MAX_ADDRESSES = 32
 #: Of one worker, best first: a machine has several networks, and which of them leads to it is not known yet.
 _MAX_OF_A_PEER = 2
 _MAX_BYTES = 65_536
-_FORMAT = 1
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _File(OwnFile, frozen=True, kw_only=True):
     """The file as it is."""
 
-    format: int
     run: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
     port: Annotated[int, Meta(ge=0, lt=65_536)]
     addresses: list[str]
@@ -61,7 +59,7 @@ class Book:
             OSError: it cannot be written.
         """
         addresses = [address.multiaddr() for address in self.addresses]
-        packed = msgspec.json.encode(_File(format=_FORMAT, run=self.run, port=self.port, addresses=addresses))
+        packed = msgspec.json.encode(_File(run=self.run, port=self.port, addresses=addresses))
         with whole_file(folder / RUN, "wb") as file:
             file.write(msgspec.json.format(packed) + b"\n")
 
@@ -75,26 +73,12 @@ def read_book(folder: Path) -> Book | None:
     path = folder / RUN
     hint = f"Move it away and take --join ADDR --out {folder}: the worker keeps its identity and its checkpoints."
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as err:
-        raise ConfigError(f"Cannot read {path}: {err.strerror or err}.", hint=hint) from err
-    try:
-        return _read(data)
-    except (ValueError, msgspec.MsgspecError, UsageError) as err:
+        found = read_json(path, _File, _MAX_BYTES)
+        if found is None:
+            return None
+        return Book(found.run, found.port, tuple(_parsed(text) for text in found.addresses[:MAX_ADDRESSES]))
+    except (ValueError, UsageError) as err:
         raise ConfigError(f"{path} is damaged: {err}.", hint=hint) from err
-
-
-def _read(data: bytes) -> Book:
-    """Raises ValueError, MsgspecError or UsageError if the file says what no worker writes."""
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-    found = msgspec.json.decode(data, type=_File)
-    if found.format != _FORMAT:
-        raise ValueError(f"it is of format {found.format}, and this release reads {_FORMAT}")
-    return Book(found.run, found.port, tuple(_parsed(text) for text in found.addresses[:MAX_ADDRESSES]))
 
 
 def _parsed(text: str) -> Address:

@@ -7,7 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+import msgspec
 
 from decentral import __version__
 from decentral.config.file import to_toml
@@ -35,7 +37,18 @@ WORKERS = "workers"
 _TITLE = "# Run "
 _MAX_TITLE = 300
 
+#: Of the small files that a worker writes for itself.
+FORMAT = 1
 _log = logging.getLogger(__name__)
+
+
+class OwnFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What such a file is made of; see ``read_json``."""
+
+    format: int = FORMAT
+
+
+F = TypeVar("F", bound=OwnFile)
 
 
 def stage_folder(stage: int | str) -> str:
@@ -53,6 +66,31 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_json(path: Path, kind: type[F], max_bytes: int) -> F | None:
+    """A small file of a worker's own; ``None`` if it is not there.
+
+    Raises:
+        ConfigError: it cannot be read.
+        ValueError: it says what no worker of this release writes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise ConfigError(f"Cannot read {path}: {err.strerror or err}.") from err
+    if len(data) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes} bytes")
+    try:
+        found = msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as err:
+        raise ValueError(str(err)) from err
+    if found.format != FORMAT:
+        raise ValueError(f"it is of format {found.format}, and this release reads {FORMAT}")
+    return found
 
 
 def folders_of(run: Path) -> list[Path]:

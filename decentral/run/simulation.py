@@ -9,7 +9,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -26,6 +26,7 @@ from decentral.exchange.gossip.random_swaps import SWAP
 from decentral.exchange.server.server import PUSH
 from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import RoundAborted, RoundMixed, StretchDone
+from decentral.monitor.journal import finite
 from decentral.ports.trainer import Trainer
 from decentral.run.options import run_options
 from decentral.run.scenario_file import MachinesSection, ScenarioFile
@@ -295,8 +296,6 @@ def _there_s(number: int, record: Record, tape: FaultTape | None) -> float:
     return there_s - sum(record.ended_at_s - at_s for at_s in gone.values())
 
 
-def record_of(played: Played) -> dict[str, Any]:
+def record_of(played: Played) -> Any:
     """For machines; what is not known is ``None``."""
-    values = {name: getattr(played, name) for name in Played.__slots__}
-    values["lost_share"] = played.lost_share
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+    return finite({**asdict(played), "lost_share": played.lost_share})

@@ -14,44 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from decentral.cli import flags, models
 from decentral.cli.local.processes import Processes, processes_for
-from decentral.cli.models import (
-    ALLOW_DOWNLOAD,
-    DATASET,
-    FROM_SCRATCH,
-    LORA,
-    MODEL,
-    TEXT_FIELD,
-    TOKENIZER,
-    ModelFlags,
-)
-from decentral.cli.worker import (
-    CHECKPOINT_EVERY,
-    CODEC,
-    CONFIG,
-    DASHBOARD,
-    DATA,
-    DEBUG,
-    FRAGMENTS,
-    KEEP,
-    LOG_TO,
-    MAX_UPLOAD,
-    METHOD,
-    MIX,
-    MORE_DATA,
-    ON_PREEMPT,
-    OVERLAP,
-    OVERWRITE,
-    REPLICAS,
-    RESUME,
-    SET,
-    STAGES,
-    data_paths,
-    make_folder,
-    method_flags,
-    refuse_with_resume,
-    word_or_number,
-)
+from decentral.cli.models import ModelFlags
+from decentral.cli.worker import data_paths, make_folder, method_flags, refuse_with_resume, word_or_number
 from decentral.config.resolve import resolve, stated_here
 from decentral.config.schema import SwarmConfig
 from decentral.config.settings import Settings, load, with_values
@@ -74,10 +40,10 @@ _ROUND_OVERHEAD_S = 0.5
 
 
 def local(
-    more_data: Annotated[list[str] | None, MORE_DATA] = None,
+    more_data: flags.MoreData = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help=_WORKERS)] = None,
-    stages: Annotated[str | None, STAGES] = None,
-    replicas: Annotated[int | None, REPLICAS] = None,
+    stages: flags.Stages = None,
+    replicas: flags.Replicas = None,
     spares: Annotated[int | None, typer.Option(min=0, max=64, help="More workers, for stages that are lost.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help=f"Train for about this long; {DEFAULT_MINUTES:g} if nothing else ends the run.")
@@ -85,34 +51,34 @@ def local(
     tokens: Annotated[
         int | None, typer.Option(help="Train on at least this many tokens, all workers together.")
     ] = None,
-    config: Annotated[Path | None, CONFIG] = None,
-    assignments: Annotated[list[str] | None, SET] = None,
-    model: Annotated[str | None, MODEL] = None,
-    from_scratch: Annotated[bool, FROM_SCRATCH] = False,
-    tokenizer: Annotated[str | None, TOKENIZER] = None,
-    lora: Annotated[str | None, LORA] = None,
-    dataset: Annotated[str | None, DATASET] = None,
-    text_field: Annotated[str | None, TEXT_FIELD] = None,
-    allow_download: Annotated[bool, ALLOW_DOWNLOAD] = False,
-    data: Annotated[list[str] | None, DATA] = None,
-    method: Annotated[str | None, METHOD] = None,
-    codec: Annotated[str | None, CODEC] = None,
-    fragments: Annotated[str | None, FRAGMENTS] = None,
-    overlap: Annotated[str | None, OVERLAP] = None,
-    mix: Annotated[str | None, MIX] = None,
-    max_upload: Annotated[str | None, MAX_UPLOAD] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, mps, cuda or cuda:N.")] = None,
+    config: flags.Config = None,
+    assignments: flags.Set = None,
+    model: models.Model = None,
+    from_scratch: models.FromScratch = False,
+    tokenizer: models.Tokenizer = None,
+    lora: models.Lora = None,
+    dataset: models.Dataset = None,
+    text_field: models.TextField = None,
+    allow_download: models.AllowDownload = False,
+    data: flags.Data = None,
+    method: flags.Method = None,
+    codec: flags.Codec = None,
+    fragments: flags.Fragments = None,
+    overlap: flags.Overlap = None,
+    mix: flags.Mix = None,
+    max_upload: flags.MaxUpload = None,
+    device: flags.Device = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch in each worker.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the run.", metavar="DIR")] = None,
-    resume: Annotated[Path | None, RESUME] = None,
-    overwrite: Annotated[bool, OVERWRITE] = False,
-    checkpoint_every: Annotated[str | None, CHECKPOINT_EVERY] = None,
-    keep: Annotated[int | None, KEEP] = None,
+    resume: flags.Resume = None,
+    overwrite: flags.Overwrite = False,
+    checkpoint_every: flags.CheckpointEvery = None,
+    keep: flags.Keep = None,
     result: Annotated[str | None, RESULT] = None,
-    on_preempt: Annotated[str | None, ON_PREEMPT] = None,
-    dashboard: Annotated[str | None, DASHBOARD] = None,
-    log_to: Annotated[list[str] | None, LOG_TO] = None,
-    debug: Annotated[bool, DEBUG] = False,
+    on_preempt: flags.OnPreempt = None,
+    dashboard: flags.Dashboard = None,
+    log_to: flags.LogTo = None,
+    debug: flags.Debug = False,
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
     loggers.check(log_to or ())
