@@ -131,7 +131,7 @@ class Leader:
 
     async def _consider(self, sender: PeerId, message: Convene) -> ConveneReply:
         """The answer as of now."""
-        key, me = message.key, self._transport.peer_id
+        key = message.key
         settled = self._settled(sender, message)
         if settled is not None:
             return settled
