@@ -1,11 +1,13 @@
 """A module that several processes train as one, by DDP or by FSDP2. It knows no task in particular."""
 
+import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from decentral.errors import ConfigError
 from decentral.ports.trainer import Seat
@@ -17,13 +19,15 @@ def spread(model: nn.Module, blocks: Iterable[nn.Module], seat: Seat) -> nn.Modu
     With FSDP its parameters are shards afterwards: take their names, and make the optimizer, from then on.
 
     Args:
-        model: on the seat's device, alike on all ranks.
+        model: alike on all ranks, wherever it is; on the seat's device afterwards. With FSDP no more than one layer
+            of it is there whole at a time.
         blocks: its layers; with FSDP the values of one at a time are gathered for a pass.
         seat: how many ranks there are, and how they train.
     """
     if seat.num_ranks == 1:
-        return model
+        return model.to(seat.device)
     if seat.inner == "ddp":
+        model = model.to(seat.device)
         device, ddp = torch.device(seat.device), nn.parallel.DistributedDataParallel
         ids = [device.index or 0] if device.type == "cuda" else None
         # Buffers need not be sent round at every pass; torch has renamed how to say so.
@@ -41,15 +45,50 @@ def spread(model: nn.Module, blocks: Iterable[nn.Module], seat: Seat) -> nn.Modu
     return model
 
 
-def part_of(batch: torch.Tensor, seat: Seat) -> torch.Tensor:
-    """The sequences of a worker's batch that are this rank's: as many for each.
+def part_of(batch: Tensor, seat: Seat) -> Tensor:
+    """The sequences of a worker's batch that are this rank's: see ``share_of``."""
+    share_of(len(batch), seat)
+    return batch[seat.rank :: seat.num_ranks]
+
+
+def share_of(batch_sequences: int, seat: Seat) -> int:
+    """How many sequences of a batch are each rank's.
 
     Raises:
         ConfigError: they cannot be dealt out evenly.
     """
-    if len(batch) % seat.num_ranks:
+    if batch_sequences % seat.num_ranks:
         raise ConfigError(
-            f"batch_sequences is {len(batch)}, which {seat.num_ranks} processes cannot deal out evenly.",
+            f"batch_sequences is {batch_sequences}, which {seat.num_ranks} processes cannot deal out evenly.",
             hint=f"Take a multiple of {seat.num_ranks}, or another number of processes.",
         )
-    return batch[seat.rank :: seat.num_ranks]
+    return batch_sequences // seat.num_ranks
+
+
+def dealt(batch: Tensor | None, into: Tensor) -> Tensor:
+    """This rank's part of a batch that rank 0 alone has, and gives out in turns; all ranks call it at once.
+
+    Args:
+        batch: as many sequences for each rank; ``None`` on the others.
+        into: is overwritten by the part, and on the CPU.
+    """
+    size = dist.get_world_size()
+    parts = None if batch is None else [batch[rank::size].contiguous() for rank in range(size)]
+    dist.scatter(into, parts, src=0)
+    return into
+
+
+def summed(values: Sequence[float], seat: Seat) -> list[float]:
+    """The sums over all ranks, which call it at once."""
+    if seat.num_ranks == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(sums)
+    return list(sums.tolist())
+
+
+def apart(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Inside of it a backward pass of a module under DDP keeps its gradients to this rank."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()

@@ -78,18 +78,11 @@ class JointSwarm(Swarm):
             Exception: what rank 0's work failed with; on other ranks a ``RankError`` in its place.
         """
         stretch, self._stretch = self._stretch, Stretch()
-        told = self._ranks.all_do(lambda: (call, stretch.sums()))
-        if any((other, sums[0]) != (call, stretch.steps) for other, sums in told):
-            where = ", ".join(
-                f"rank {rank} in {other} at step {self._standing.step + sums[0]}"
-                for rank, (other, sums) in enumerate(told)
-            )
-            self._ranks.part(f"The ranks of this worker are not in the same call: {where}.")
-            raise self._ranks.problem or AssertionError
+        told = self._ranks.meet(call, self._standing.step + stretch.steps, stretch.sums())
         if (own := self._own) is None:
             self._follow()
             return None
-        return self._lead(lambda: work(own, Stretch.of_ranks([sums for _, sums in told])))
+        return self._lead(lambda: work(own, Stretch.of_ranks(told)))
 
     def _lead(self, work: Callable[[], T]) -> T:
         """On rank 0: do ``work``, during which the others are given orders, and tell how it ended."""

@@ -197,11 +197,6 @@ def _open(
     """This process's place in the swarm; one with all others of its process group, if it is in one."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return _open_alone(start(), model(), claims=None if rows is None else rows.claims)
-    if rows is not None:
-        raise ConfigError(
-            "Rows are shared out among workers of one process each, and this one has several.",
-            hint="Leave rows= out, and give every rank its own part of the data.",
-        )
     # They load all of torch's distributed tensors, which one process does without.
     from decentral.run.joint import JointSwarm
     from decentral.run.ranks import Ranks
@@ -209,12 +204,14 @@ def _open(
 
     ranks, made = Ranks.form(), list[SharedModel]()
     ranks.all_do(lambda: made.append(model()))
+    if rows is not None:
+        rows.deal_to(ranks)
     numbered = [each for group in optimizer.param_groups for each in group["params"]] if optimizer is not None else []
     spread = SpreadModel(Guarded(made[0]), ranks, numbered)
 
     def open_(model: Model, idle: Callable[[], None]) -> Swarm:
         logger.info("%s", made[0].text)
-        return _open_alone(start(), model, idle)
+        return _open_alone(start(), model, idle, None if rows is None else rows.claims)
 
     return JointSwarm(ranks, spread, open_ if ranks.leads else None)
 

@@ -114,6 +114,19 @@ class Ranks:
                 raise fault_of(rank, words)
         return [each for each, _ in heard]
 
+    def meet(self, call: str, step: int, mine: T) -> list[T]:
+        """What each rank brings to a call that all make at the same step of theirs.
+
+        Raises:
+            RankError: a rank is gone, or in another call.
+        """
+        told = self.all_do(lambda: (call, step, mine))
+        if any((other, at) != (call, step) for other, at, _ in told):
+            where = ", ".join(f"rank {rank} in {other} at step {at}" for rank, (other, at, _) in enumerate(told))
+            self.part(f"The ranks of this worker are not in the same call: {where}.")
+            raise self.problem or AssertionError
+        return [each for _, _, each in told]
+
     def first(self, work: Callable[[], T] | None) -> T:
         """What comes of rank 0's ``work``, on all ranks.
 

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from decentral.engine.rows import RowClaims
 from decentral.errors import ConfigError, UsageError
@@ -15,6 +15,9 @@ from decentral.ports.trainer import Claims
 from decentral.run.network import NetworkThread
 from decentral.swarm.rows import Book, num_chunks_of, rows_of
 from decentral.types import Grant, Page, PeerId
+
+if TYPE_CHECKING:  # all of torch's distributed tensors
+    from decentral.run.ranks import Ranks
 
 #: Claimed before they are needed; so many are lost for an epoch at most when a worker dies, beside the one it reads.
 _AHEAD = 2
@@ -153,7 +156,8 @@ class Chunks:
 class Rows:
     """Indices of the rows of a data set that are this worker's: a ``sampler=`` of torch's ``DataLoader``, without end.
 
-    Given to ``decentral.found``, ``join`` or ``resume`` as ``rows=``; to be read once they have returned.
+    Given to ``decentral.found``, ``join`` or ``resume`` as ``rows=``; to be read once they have returned. Of several
+    ranks that are one worker each is given every n-th of its rows, and reads as many as the others before each step.
 
     Args:
         num_rows: of the data set, at least 1.
@@ -169,33 +173,58 @@ class Rows:
         self.claims = SwarmClaims()
         self._num_rows = num_rows
         self._chunks = Chunks(self.claims, f"{data}/{num_rows}", num_chunks_of(num_rows))
-        self._rows: list[int] = []
+        self._ranks: Ranks | None = None
+        self._at_hand: deque[tuple[int, list[int]]] = deque()
+        """Epoch and rows of the chunks that are read."""
         self._row = 0
+        """Of the first of them, or behind it: what all ranks have been given together."""
+        self._given = 0
+        """Rows of this rank since it began."""
         self.epoch = 0
         """Of the row that was given last."""
+
+    def deal_to(self, ranks: "Ranks") -> None:
+        """From now on rank 0 claims, and each has its part. To be called by all."""
+        self._ranks = ranks
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> int:
-        """The next row of this worker's."""
-        if self._row == len(self._rows):
-            if self._rows:
+        """The next row of this worker's, or of this rank's."""
+        rank, size = (0, 1) if self._ranks is None else (self._ranks.rank, self._ranks.size)
+        while self._at_hand and self._row >= len(self._at_hand[0][1]):
+            self._row -= len(self._at_hand.popleft()[1])
+            if rank == 0:
                 self._chunks.done()
-            self._begin(0)
-        self._row += 1
-        return self._rows[self._row - 1]
+        # All ranks ask for a chunk at the same row, though its first may be another one's.
+        while sum(len(rows) for _, rows in self._at_hand) < self._row + size:
+            self._take()
+        place = self._row + rank
+        self._row, self._given = self._row + size, self._given + 1
+        for epoch, rows in self._at_hand:
+            if place < len(rows):
+                self.epoch = epoch
+                return rows[place]
+            place -= len(rows)
+        raise AssertionError(place)
 
     def state_dict(self) -> dict[str, Any]:
-        """Behind the row that was given last."""
+        """Behind the row that was given last; of several ranks rank 0 has it."""
+        if self._ranks is not None and not self._ranks.leads:
+            return {}
         return {"chunks": self._chunks.state_dict(), "row": self._row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the row behind it, if its chunk is still this worker's."""
-        self._rows, self._row = [], 0
-        if self._chunks.load_state_dict(state["chunks"]):
-            self._begin(state["row"])
+        self._at_hand.clear()
+        self._row = state["row"] if state and self._chunks.load_state_dict(state["chunks"]) else 0
 
-    def _begin(self, row: int) -> None:
-        grant = next(self._chunks)
-        self._rows, self._row, self.epoch = rows_of(grant, self._num_rows, self.claims.seed).tolist(), row, grant.epoch
+    def _take(self) -> None:
+        """One chunk more is at hand, on all ranks."""
+        mine = (next(self._chunks), self.claims.seed, self._row) if self._ranks is None or self._ranks.leads else None
+        if self._ranks is not None:
+            mine, *_ = self._ranks.meet("the next row", self._given, mine)
+        assert mine is not None
+        grant, seed, self._row = mine
+        self._at_hand.append((grant.epoch, rows_of(grant, self._num_rows, seed).tolist()))

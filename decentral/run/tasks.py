@@ -51,7 +51,8 @@ def build_trainer(
         )
     check = getattr(module, "check", None)
     if check is not None:
-        marked("checking this machine", lambda: check(settings, own.device))
+        shards = {"shards": num_ranks} if num_ranks > 1 and own.inner == "fsdp" else {}
+        marked("checking this machine", lambda: check(settings, own.device, **shards))
     seat = replace(seat_of(swarm, own, stream_seed, founding=founding), claims=claims)
     trainer: Trainer = marked(
         "building the trainer", lambda: build(settings, replace(seat, rank=rank, num_ranks=num_ranks, inner=own.inner))

@@ -3,9 +3,11 @@
 What the command line says counts on rank 0, which tells the others.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -23,11 +25,14 @@ from decentral.run.logs import install
 from decentral.run.network import NetworkThread
 from decentral.run.opening import take_part
 from decentral.run.ranks import Ranks
+from decentral.run.rows import SwarmClaims
 from decentral.run.spread import SpreadModel
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
-from decentral.run.tasks import Guarded, build_trainer, publisher_of
+from decentral.run.tasks import Guarded, build_trainer, description_of, publisher_of
 from decentral.run.worker import check_end, heed, train
+
+_log = logging.getLogger(__name__)
 
 
 def run_ranks(start: Start | None, announce_join: Callable[[str], None], stop: Stop) -> int:
@@ -46,7 +51,7 @@ def run_ranks(start: Start | None, announce_join: Callable[[str], None], stop: S
         stop.then(lambda: os._exit(ExitCode.INTERRUPTED), preempted=lambda: None)  # others may not come
         _come_together()
         resources.callback(dist.destroy_process_group)
-        ranks, links = Ranks.form(), list[tuple[NetworkThread, Connection]]()
+        ranks, links, claims = Ranks.form(), list[tuple[NetworkThread, Connection]](), SwarmClaims()
 
         def connected() -> tuple[str, str, int, bool]:
             assert start is not None
@@ -68,15 +73,13 @@ def run_ranks(start: Start | None, announce_join: Callable[[str], None], stop: S
             torch.set_num_threads(own.threads)
         made = list[Trainer]()
         here = on_machine(swarm, own)
-        ranks.all_do(
-            lambda: made.append(
-                build_trainer(here, own, stream_seed, founding=founding, rank=ranks.rank, num_ranks=ranks.size)
-            )
-        )
+        build = partial(build_trainer, here, own, stream_seed, founding=founding, claims=claims)
+        ranks.all_do(lambda: made.append(build(rank=ranks.rank, num_ranks=ranks.size)))
+        ranks.first((lambda: _say(made[0])) if start else None)
 
         def open_(model: SpreadModel, idle: Callable[[], None]) -> Swarm:
             network, connection = links[0]
-            return take_part(connection, network, model, told, publisher_of(here, own), idle)
+            return take_part(connection, network, model, told, publisher_of(here, own), idle, claims)
 
         with JointSwarm(ranks, SpreadModel(Guarded(made[0]), ranks), open_ if start else None) as member:
             stop.then(lambda: None, preempted=lambda: None)
@@ -86,6 +89,11 @@ def run_ranks(start: Start | None, announce_join: Callable[[str], None], stop: S
             train(member, made[0])
         check_end(member)
     return ExitCode.OK
+
+
+def _say(trainer: Trainer) -> None:
+    for line in description_of(trainer).splitlines():
+        _log.info("%s", line)
 
 
 def _come_together() -> None:

@@ -22,7 +22,7 @@ from decentral.ports.trainer import Publisher, Seat, Size
 from decentral.workers.hf import lora, sources
 from decentral.workers.hf.blocks import make_blocks
 from decentral.workers.hf.cutting import empty
-from decentral.workers.hf.data import TrainingData, open_data
+from decentral.workers.hf.data import DealtData, TrainingData, names_of, open_data
 from decentral.workers.hf.model import (
     architecture_of,
     build_model,
@@ -37,7 +37,10 @@ from decentral.workers.hf.trainer import HfTrainer
 from decentral.workers.seeds import seed_of
 from decentral.workers.settings import write
 
-__all__ = ["blocks", "build", "check", "publisher", "resolve", "size"]
+#: How several processes can train one model (``--inner``).
+inner = ("ddp", "fsdp")
+
+__all__ = ["blocks", "build", "check", "inner", "publisher", "resolve", "size"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +56,13 @@ def build(settings: Mapping[str, Any], seat: Seat) -> HfTrainer:
     read = read_settings(settings)
     config = config_from(read.model.config)
     tokenizer = _tokenizer(read, seat)
-    data = _data(read, config, seat, tokenizer)
+    data = _data_of_rank(read, config, seat, tokenizer)
     model, name = _model(read, config, seat)
     if read.lora.rank:
         lora.ensure_same_base(model, read.lora.base_digest, name)
         model = lora.with_adapter(model, read.lora, seat.run_seed)
-        return HfTrainer(read, seat, model, lora.adapter_values(model), tokenizer, data)
-    return HfTrainer(read, seat, model, dict(model.named_parameters()), tokenizer, data)
+        return HfTrainer(read, seat, model, lora.adapter_values, tokenizer, data)
+    return HfTrainer(read, seat, model, lambda whole: dict(whole.named_parameters()), tokenizer, data)
 
 
 def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> ModelBlocks:
@@ -111,11 +114,11 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check(settings: Mapping[str, Any], device: str) -> None:
-    """Raise ``IncapableError`` if this machine cannot train with ``settings`` on ``device``."""
+def check(settings: Mapping[str, Any], device: str, shards: int = 1) -> None:
+    """Raise ``IncapableError`` if this machine cannot train with ``settings`` on ``device``, one of so many."""
     read = read_settings(settings)
     config = config_from(read.model.config)
-    check_machine(read, config, _num_trained(read, config), device)
+    check_machine(read, config, _num_trained(read, config), device, shards)
 
 
 def size(settings: Mapping[str, Any]) -> Size:
@@ -165,6 +168,21 @@ def _data(read: HfSettings, config: PretrainedConfig, seat: Seat, tokenizer: Tok
         run_seed=seat.run_seed,
         seq_len=sequence_length(read, config),
         batch_rows=read.batch_sequences,
+    )
+
+
+def _data_of_rank(
+    read: HfSettings, config: PretrainedConfig, seat: Seat, tokenizer: Tokenizer
+) -> TrainingData | DealtData:
+    """This worker's data, or of several ranks each one's part: rank 0 reads for all."""
+    if seat.num_ranks == 1:
+        return _data(read, config, seat, tokenizer)
+    return DealtData(
+        None if seat.rank else _data(read, config, seat, tokenizer),
+        seat,
+        batch_rows=read.batch_sequences,
+        seq_len=sequence_length(read, config),
+        names=names_of(document_mask=read.data.document_mask),
     )
 
 

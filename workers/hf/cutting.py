@@ -67,7 +67,7 @@ def find(config: PretrainedConfig) -> Cut:
         ConfigError: there are none, or they are not called one after the other with hidden states alone.
     """
     model = empty(config)
-    path = _longest_list(model)
+    path = longest_list(model)
     if not path:
         raise _refused(config, "it has no list of two blocks or more of one kind")
     problem, blocks = "", _hollow(model, path, "cpu")
@@ -93,7 +93,7 @@ def _refused(config: PretrainedConfig, why: str) -> ConfigError:
     )
 
 
-def _longest_list(model: nn.Module) -> str:
+def longest_list(model: nn.Module) -> str:
     """The path to the longest list of modules of one class that lies in no other list; empty if there is none."""
     found: dict[str, int] = {}
     for path, module in model.named_modules():

@@ -106,7 +106,9 @@ def num_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in empty(config).parameters())
 
 
-def required_values(settings: HfSettings, config: PretrainedConfig, num_trained: int, per_trained: int) -> int:
+def required_values(
+    settings: HfSettings, config: PretrainedConfig, num_trained: int, per_trained: int, shards: int = 1
+) -> int:
     """fp32 values of training with one sequence at a time, roughly.
 
     Args:
@@ -114,10 +116,11 @@ def required_values(settings: HfSettings, config: PretrainedConfig, num_trained:
         config: of the model.
         num_trained: parameters that are trained; the others are only kept.
         per_trained: values for each of them.
+        shards: so many have all of that together.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     activations = _of_layers(settings, config, layers) + _of_the_output(settings, config)
-    return per_trained * num_trained + (num_parameters(config) - num_trained) + activations
+    return (per_trained * num_trained + (num_parameters(config) - num_trained)) // shards + activations
 
 
 def _of_layers(settings: HfSettings, config: PretrainedConfig, layers: int) -> int:
@@ -131,8 +134,17 @@ def _of_the_output(settings: HfSettings, config: PretrainedConfig) -> int:
     return sequence_length(settings, config) * _OF_THE_OUTPUT * int(config.get_text_config().vocab_size)
 
 
-def check_machine(settings: HfSettings, config: PretrainedConfig, num_trained: int, device: str) -> None:
+def check_machine(
+    settings: HfSettings, config: PretrainedConfig, num_trained: int, device: str, shards: int = 1
+) -> None:
     """Make sure that this machine can train with ``settings``, as far as that can be told without the weights.
+
+    Args:
+        settings: of the run.
+        config: of the model.
+        num_trained: parameters that are trained.
+        device: of this machine.
+        shards: so many GPUs have the model together.
 
     Raises:
         ConfigError: ``device`` is not a device's name.
@@ -142,8 +154,8 @@ def check_machine(settings: HfSettings, config: PretrainedConfig, num_trained: i
     what = f"training {num_trained:,} of {num_parameters(config):,} parameters"
     hint = "Take a smaller model, --lora, a shorter seq_len or activation_checkpointing, or a machine with more memory."
     on_cpu = device == "cpu"
-    values = required_values(settings, config, num_trained, VALUES_PER_PARAMETER if on_cpu else _ON_DEVICE)
-    check_memory(4 * values, what, device, hint)
+    kept, of = (VALUES_PER_PARAMETER, 1) if on_cpu else (_ON_DEVICE, shards)
+    check_memory(4 * required_values(settings, config, num_trained, kept, of), what, device, hint)
     if not on_cpu:
         check_memory(4 * (VALUES_PER_PARAMETER - _ON_DEVICE) * num_trained, what, "cpu", hint)
 

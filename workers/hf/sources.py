@@ -5,8 +5,9 @@ Nothing is downloaded unless the caller allows it, and no code from the hub is r
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import xxhash
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -23,6 +24,8 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from decentral.errors import ConfigError, DecentralError, MismatchError
 
 _CONFIG = "config.json"
+#: Values.
+_HASHED_AT_ONCE = 1 << 20
 #: Of an error's own words so much is shown.
 _MAX_WORDS = 300
 
@@ -106,7 +109,7 @@ def load_weights(name: str, config: PretrainedConfig, *, download: bool, kind: A
 
 
 def weights_digest(name: str, *, download: bool) -> str:
-    """32 hex characters of all tensors' names and shapes, and of the first row of each: all are never read.
+    """32 hex characters of the names, shapes and values of all tensors, however they are dealt out to files.
 
     Raises:
         ConfigError: there are none as safetensors.
@@ -124,15 +127,26 @@ def weights_digest(name: str, *, download: bool) -> str:
                 hint="Load it with transformers and write it anew: model.save_pretrained(DIR).",
             )
         digest = xxhash.xxh3_128()
-        for file in sorted(files):
-            with safe_open(file, framework="pt") as tensors:
-                for key in sorted(tensors.keys()):
-                    part = tensors.get_slice(key)
-                    shape = part.get_shape()
-                    digest.update(f"{key} {shape}".encode())
-                    first = (part[:1] if shape else tensors.get_tensor(key)).reshape(-1).contiguous()
-                    digest.update(first.view(torch.uint8).numpy().data)
+        with ExitStack() as opened:
+            there = {}
+            for file in files:
+                tensors = opened.enter_context(safe_open(file, framework="pt"))
+                there |= dict.fromkeys(tensors.keys(), tensors)  # it is no dict
+            for key in sorted(there):
+                for piece in _pieces(there[key], key):
+                    digest.update(piece)
         return digest.hexdigest()
+
+
+def _pieces(tensors: Any, key: str) -> Iterator[Any]:
+    """What a tensor of a file is, and the bytes of its values, so many rows at a time."""
+    part = tensors.get_slice(key)
+    shape = part.get_shape()
+    yield f"{key} {part.get_dtype()} {shape}".encode()
+    at_once = max(1, _HASHED_AT_ONCE // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0] if shape else 1, at_once):
+        rows: Tensor = part[first : first + at_once] if shape else tensors.get_tensor(key)
+        yield rows.reshape(-1).contiguous().view(torch.uint8).numpy().data
 
 
 def ensure_same_weights(name: str, digest: str, *, download: bool) -> None:

@@ -5,24 +5,30 @@ Legend: R = sequences of a batch, T = tokens of a sequence.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from decentral.errors import IncapableError
 from decentral.ports.trainer import Seat, StepReport
 from decentral.tensors.inner import InnerModel
-from decentral.workers.hf.data import TrainingData
+from decentral.workers.hf.cutting import longest_list
+from decentral.workers.hf.data import DealtData, TrainingData
 from decentral.workers.hf.data.packing import IGNORED
 from decentral.workers.hf.model import ends_of
 from decentral.workers.hf.settings import HfSettings
 from decentral.workers.optimizer import make_optimizers
+from decentral.workers.ranks import apart, share_of, spread, summed
 
 _log = logging.getLogger(__name__)
 #: Text of a token, roughly.
 _BYTES_PER_TOKEN = 4
+#: Steps before which ranks try whether there is memory: behind the first the optimizer has its moments.
+_TRIED_STEPS = 2
 
 Batch = Mapping[str, Tensor]
 
@@ -32,11 +38,11 @@ class HfTrainer(InnerModel):
 
     Args:
         settings: of the run.
-        seat: length of the run, device.
-        model: in float32 on the CPU; ``named`` are parameters of it.
-        named: what is trained and shared.
+        seat: length of the run, device, ranks.
+        model: in float32 on the CPU.
+        named: what of a model's parameters is trained and shared.
         tokenizer: for samples.
-        data: of this worker.
+        data: of this worker, or of several ranks this one's part.
     """
 
     def __init__(
@@ -44,23 +50,27 @@ class HfTrainer(InnerModel):
         settings: HfSettings,
         seat: Seat,
         model: nn.Module,
-        named: Mapping[str, nn.Parameter],
+        named: Callable[[nn.Module], Mapping[str, nn.Parameter]],
         tokenizer: PreTrainedTokenizerBase,
-        data: TrainingData,
+        data: TrainingData | DealtData,
     ) -> None:
         config = settings.optimizer
         self._settings = settings
-        self._device = seat.device
+        self._seat = seat
         self._tokenizer = tokenizer
         self._data = data
-        self._rows = settings.micro_batch or settings.batch_sequences
+        share = share_of(settings.batch_sequences, seat)
+        self._rows = min(settings.micro_batch or share, share)
         """Sequences that go through the model at a time."""
-        self._model = cast(Any, model.to(seat.device))
+        self._tries = _TRIED_STEPS if seat.num_ranks > 1 and seat.inner == "ddp" else 0
+        self._model = cast(Any, model)
         if settings.activation_checkpointing:
             _checkpoint_activations(self._model)
-        self._forward: Any = torch.compile(self._model) if settings.compile else self._model
+        path = longest_list(model)
+        self._spread = spread(model, cast(nn.ModuleList, model.get_submodule(path)) if path else (), seat)
+        self._forward: Any = torch.compile(self._spread) if settings.compile else self._spread
         super().__init__(
-            named,
+            named(model),
             lambda trained: make_optimizers(trained, config, ends_of(model, trained)),
             lambda step: config.learning_rate_at(step, seat.total_steps),
             config.clip_norm,
@@ -78,36 +88,80 @@ class HfTrainer(InnerModel):
         for step in range(first_step, first_step + count):
             batch = next(self._data)
             losses.append(self._backward(batch))
-            grad_norm_sum += self.step(step, loss=losses[-1])
+            # All ranks must take the step or none: what is not finite on one of them is not in the gradient of all.
+            grad_norm_sum += self.step(step, loss=losses[-1] if self._seat.num_ranks == 1 else 0.0)
             tokens += _num_counted(batch)
         # Read at the end: behind a step, it would wait until a GPU has taken that before the next one is queued.
         loss = sum(torch.stack(losses).tolist()) / count
         return StepReport(tokens, loss, grad_norm_sum / count, self._data.waited_s - waited_s)
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of the mean loss of a batch's tokens, in as many parts as the memory asks for; returns the loss."""
+        """Gradients of the mean loss of a batch's tokens, in as many parts as the memory asks for; returns the loss.
+
+        Raises:
+            IncapableError: the memory does not suffice, and ranks cannot halve a part that others are in as well.
+        """
+        several = self._seat.num_ranks > 1
+        (counted,) = summed([_num_counted(batch)], self._seat)
         while True:
             try:
-                return self._accumulate(batch, self._rows)
-            except torch.OutOfMemoryError:
+                if self._tries:
+                    self._try(batch)
+                return self._accumulate(batch, counted / self._seat.num_ranks)
+            except torch.OutOfMemoryError as err:
                 if self._rows == 1:
                     raise
+                if several and not self._tries:
+                    raise IncapableError(
+                        f"out of memory with {self._rows} sequences at a time on rank {self._seat.rank}, and the other "
+                        "ranks are in this pass as well",
+                        hint=f"Begin with fewer: --set task.settings.micro_batch={-(-self._rows // 2)}.",
+                    ) from err
             # Outside of the handler, whose traceback holds on to what is to be let go.
-            for parameter in self._trained:
-                parameter.grad = None
+            self._forget()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._rows = -(-self._rows // 2)
             _log.warning("out of memory: from now on %d sequences go through the model at a time", self._rows)
 
-    def _accumulate(self, batch: Batch, rows: int) -> Tensor:
-        total = max(1, _num_counted(batch))
-        loss = torch.zeros((), device=self._device)
-        for part, num_counted in _parts(batch, rows):
-            share = self._loss(part) * (num_counted / total)
-            share.backward()  # type: ignore[no-untyped-call]
+    def _try(self, batch: Batch) -> None:
+        """Take a part there and back without the other ranks, which would wait for one that has no memory."""
+        part, _ = next(self._parts(batch))
+        with apart(self._spread):
+            self._loss(part).backward()  # type: ignore[no-untyped-call]
+        self._forget()
+        self._tries -= 1
+
+    def _forget(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
+
+    def _accumulate(self, batch: Batch, tokens: float) -> Tensor:
+        """See ``_backward``.
+
+        Args:
+            batch: or this rank's part of it.
+            tokens: of a batch that are predicted, for each rank: gradients are then averaged over ranks.
+        """
+        total = max(1.0, tokens)
+        loss = torch.zeros((), device=self._seat.device)
+        parts = list(self._parts(batch))
+        for number, (part, num_counted) in enumerate(parts, 1):
+            with nullcontext() if number == len(parts) else apart(self._spread):
+                share = self._loss(part) * (num_counted / total)
+                share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
-        return loss
+        return loss * (total / max(1, _num_counted(batch)))
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, int]]:
+        """A batch in parts that go through the model at a time, each with the number of its predicted tokens."""
+        for first in range(0, len(batch["labels"]), self._rows):
+            part = {name: value[first : first + self._rows] for name, value in batch.items()}
+            if num_counted := _num_counted(part):
+                yield part, num_counted
+            elif self._seat.num_ranks > 1:
+                # The mean of no tokens is none, but the other ranks are in this pass: it counts for nothing.
+                yield {**part, "labels": part["input_ids"]}, 0
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -115,16 +169,17 @@ class HfTrainer(InnerModel):
         self._model.eval()
         total, tokens = 0.0, 0
         for batch in self._data.validation():
-            for part, num_counted in _parts(batch, self._rows):
+            for part, num_counted in self._parts(batch):
                 total += self._loss(part).item() * num_counted
                 tokens += num_counted
-        return total / tokens if tokens else math.nan
+        total, counted = summed([total, tokens], self._seat)
+        return total / counted if counted else math.nan
 
     def _loss(self, batch: Batch) -> Tensor:
         """Mean loss per token, as the model itself computes it."""
-        there = {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+        there = {name: value.to(self._seat.device, non_blocking=True) for name, value in batch.items()}
         bf16 = self._settings.precision == "bf16"
-        with torch.autocast(self._device.partition(":")[0], dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(self._seat.device.partition(":")[0], dtype=torch.bfloat16, enabled=bf16):
             loss: Tensor = self._forward(**there, use_cache=False).loss
         return loss
 
@@ -133,10 +188,11 @@ class HfTrainer(InnerModel):
         return {**super().state_dict(), "data": self._data.state_dict(), "rows": self._rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Go on from what ``state_dict`` returned; a rank that was not there before has the optimizer's alone."""
         super().load_state_dict(state)
-        self._data.load_state_dict(state["data"])
-        self._rows = min(self._rows, int(state["rows"]))
+        if "data" in state:
+            self._data.load_state_dict(state["data"])
+            self._rows = min(self._rows, int(state["rows"]))
 
     @torch.no_grad()
     def sample(self, prompt: str = "", num_bytes: int = 400, seed: int = 0) -> str:
@@ -144,7 +200,7 @@ class HfTrainer(InnerModel):
         self._model.eval()
         start = self._tokenizer(prompt)["input_ids"] if prompt else []
         first = self._tokenizer.bos_token_id
-        tokens = torch.tensor([start or [0 if first is None else first]], device=self._device)
+        tokens = torch.tensor([start or [0 if first is None else first]], device=self._seat.device)
         room = (getattr(self._model.config, "max_position_embeddings", None) or num_bytes) - tokens.shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -171,14 +227,6 @@ def _checkpoint_activations(model: Any) -> None:
     """By its newer name where there is one: the older is to go."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-def _parts(batch: Batch, rows: int) -> Iterator[tuple[Batch, int]]:
-    """A batch in parts of at most so many sequences, each with the number of its tokens that are predicted."""
-    for first in range(0, len(batch["labels"]), rows):
-        part = {name: value[first : first + rows] for name, value in batch.items()}
-        if num_counted := _num_counted(part):  # the mean of no tokens is none
-            yield part, num_counted
 
 
 def _num_counted(batch: Batch) -> int:

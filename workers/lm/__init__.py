@@ -51,9 +51,9 @@ def resolve(settings: Mapping[str, Any]) -> dict[str, Any]:
     return write(read_settings(settings))
 
 
-def check(settings: Mapping[str, Any], device: str) -> None:
-    """Raise ``IncapableError`` if this machine cannot train with ``settings`` on ``device``."""
-    check_machine(read_settings(settings), device)
+def check(settings: Mapping[str, Any], device: str, shards: int = 1) -> None:
+    """Raise ``IncapableError`` if this machine cannot train with ``settings`` on ``device``, one of so many."""
+    check_machine(read_settings(settings), device, shards)
 
 
 def size(settings: Mapping[str, Any]) -> Size:

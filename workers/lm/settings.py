@@ -53,13 +53,15 @@ def read_settings(settings: Mapping[str, Any]) -> LmSettings:
     return read(LmSettings, settings)
 
 
-def check_machine(settings: LmSettings, device: str) -> None:
+def check_machine(settings: LmSettings, device: str, shards: int = 1) -> None:
     """Make sure that this machine can train the whole model with ``settings``. Raises as ``check_part`` does."""
-    check_part(settings, settings.model.num_layers, ends=True, device=device)
+    check_part(settings, settings.model.num_layers, ends=True, device=device, shards=shards)
 
 
-def check_part(settings: LmSettings, num_layers: int, *, ends: bool, device: str) -> None:
+def check_part(settings: LmSettings, num_layers: int, *, ends: bool, device: str, shards: int = 1) -> None:
     """Make sure that this machine can train some layers with ``settings``, and embedding and output with ``ends``.
+
+    On a GPU that is one of so many ``shards``, it has as much of everything; the CPU beside it has what all share.
 
     Raises:
         ConfigError: ``device`` is not a device's name.
@@ -68,7 +70,7 @@ def check_part(settings: LmSettings, num_layers: int, *, ends: bool, device: str
     check_device(device, bf16=settings.precision == "bf16")
     whole = ends and num_layers == settings.model.num_layers
     check_memory(
-        settings.required_bytes_of(num_layers, ends=ends),
+        settings.required_bytes_of(num_layers, ends=ends) // (1 if device == "cpu" else shards),
         f"training {settings.model.num_parameters_of(num_layers, ends=ends):,} parameters",
         device,
         hint="Lower batch_sequences or the size of the model, or use a machine with more memory."

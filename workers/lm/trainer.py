@@ -28,7 +28,7 @@ class LmTrainer(InnerModel):
         self._settings = settings
         self._seat = seat
         self._corpus = corpus
-        self._model = GPT(settings.model, torch.Generator().manual_seed(seat.run_seed)).to(seat.device)
+        self._model = GPT(settings.model, torch.Generator().manual_seed(seat.run_seed))
         self._forward = spread(self._model, self._model.blocks, seat)
         config = settings.optimizer
         super().__init__(

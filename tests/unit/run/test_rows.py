@@ -3,18 +3,21 @@
 import json
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from decentral.engine.rows import RowClaims
-from decentral.errors import ConfigError, UsageError
+from decentral.errors import ConfigError, RankError, UsageError
 from decentral.run.network import NetworkThread
+from decentral.run.ranks import Ranks
 from decentral.run.rows import Rows
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
+from tests.unit.run.test_ranks import together
 
 ME = PeerId("me")
 
@@ -78,6 +81,39 @@ def test_what_rounds_may_have_counted_after_a_save_is_not_read_again():
         rest = set(islice(again, 16))  # of six chunks two had been read, one was being read and two were claimed
         assert again.epoch == 0
         assert not rest & set(islice(rows, 43))
+
+
+def test_ranks_have_the_rows_of_one_worker_and_none_twice(tmp_path: Path):
+    """99 rows are seven chunks, of which the last one has three: its end is dealt out with the next one's beginning."""
+
+    def read(ranks: Ranks):
+        with closing(NetworkThread()) as network:
+            rows = _rows(network, _claims(network), num_rows=99) if ranks.leads else Rows(99)
+            rows.deal_to(ranks)
+            first, state = list(islice(rows, 25)), rows.state_dict()
+            return first, state, list(islice(rows, 73))
+
+    first, second = together(tmp_path, read)
+    whole = [row for pair in zip(first[0] + first[2], second[0] + second[2], strict=True) for row in pair]
+    assert sorted(whole[:99]) == list(range(99))
+    assert len(set(whole[99:])) == 97
+    assert second[1] == {}
+    with closing(NetworkThread()) as network:  # one process goes on where both were
+        again = _rows(network, _claims(network), num_rows=99)
+        again.load_state_dict(json.loads(json.dumps(first[1])))
+        rest = list(islice(again, 49))
+        assert sorted(whole[:50] + rest) == list(range(99))
+
+
+def test_ranks_that_read_unequally_much_are_told(tmp_path: Path):
+    def told(ranks: Ranks) -> str:
+        with pytest.raises(RankError) as raised:
+            ranks.meet("step" if ranks.leads else "the next row", 5, None)
+        return raised.value.message
+
+    assert set(together(tmp_path, told)) == {
+        "The ranks of this worker are not in the same call: rank 0 in step at step 5, rank 1 in the next row at step 5."
+    }
 
 
 def test_rows_are_for_a_worker_in_a_swarm():

@@ -17,6 +17,11 @@ Batch: TypeAlias = dict[str, Tensor]
 IGNORED = -100
 
 
+def names_of(*, document_mask: bool) -> tuple[str, ...]:
+    """What there is of each token of a batch."""
+    return ("input_ids", "labels", "position_ids") if document_mask else ("input_ids", "labels")
+
+
 class Packer:
     """Fills batches.
 

@@ -16,6 +16,7 @@ from decentral.pipeline.compute import StageCompute
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from decentral.workers import hf
+from decentral.workers.hf import sources
 from decentral.workers.hf.cutting import find
 from decentral.workers.hf.trainer import HfTrainer
 from tests.support.hf import make_config, make_folder, make_tokenizer, write_rows
@@ -211,6 +212,13 @@ def test_weights_of_all_stages_are_those_of_the_founder(rows: Path, tmp_path: Pa
     assert again.settings() == {}
     with pytest.raises(MismatchError, match="its stages would not be of one model"):
         hf.blocks(settings, replace(seat, model=str(other)), 2)
+    weights = load_file(folder / "model.safetensors")
+    for name, value in weights.items():  # the last value of a tensor, whichever it is
+        changed = value.clone()
+        changed.view(-1)[-1] += 1e-3
+        save_file({**weights, name: changed}, other / "model.safetensors", {"format": "pt"})
+        with pytest.raises(MismatchError):
+            sources.ensure_same_weights(str(other), found["model.digest"], download=False)
     (other / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="no weights as safetensors"):
         hf.blocks(settings, replace(seat, model=str(other)), 2)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from decentral.ports.trainer import Seat
 from decentral.workers.hf.model import architecture_of, build_model, config_from
@@ -15,16 +16,20 @@ from decentral.workers.hf.trainer import HfTrainer
 from tests.support.hf import make_config, make_tokenizer
 from tests.unit.workers.hf.feed import Feed
 
+SEAT = Seat(1, 2, total_steps=20)
 OPTIMIZER = {"learning_rate": 1e-2, "warmup_steps": 2, "weight_decay": 0.01}
 KINDS = ("llama", "gpt2")
+
+
+def all_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters())
 
 
 def made(kind: str = "llama", feed: Feed | None = None, **settings: Any) -> HfTrainer:
     """A trainer of a tiny model drawn from a seed, with batches of four sequences."""
     read = read_settings({"batch_sequences": 4, "optimizer": OPTIMIZER, **settings})
     model = build_model(config_from(architecture_of(make_config(kind))), 1)
-    named = dict(model.named_parameters())
-    return HfTrainer(read, Seat(1, 2, total_steps=20), model, named, make_tokenizer(), feed or Feed(4))
+    return HfTrainer(read, SEAT, model, all_of, make_tokenizer(), feed or Feed(4))
 
 
 def values(trainer: HfTrainer) -> torch.Tensor:

@@ -1,0 +1,95 @@
+"""Two processes that are one worker take the steps that one process takes on the same rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from decentral.errors import ConfigError, IncapableError
+from decentral.ports.trainer import Seat
+from decentral.tensors.nested import whole
+from decentral.workers import hf
+from decentral.workers.hf.trainer import HfTrainer
+from tests.support.hf import make_folder, write_rows
+from tests.unit.run.test_ranks import NUM_RANKS, in_group
+
+STEPS = 3
+
+
+def settings_of(folder: Path, **changed: Any) -> dict[str, Any]:
+    optimizer = {"learning_rate": 1e-2, "warmup_steps": 0}
+    given = {"batch_sequences": 4, "seq_len": 16, "optimizer": optimizer, "model": {"name": str(folder)}}
+    return hf.resolve({**given, "data": {"prefetch": 0, "held_out": 0.1, "document_mask": True}, **changed})
+
+
+def seat_of(folder: Path, rows: Path) -> Seat:
+    return Seat(5, 2, total_steps=20, data=(str(rows),), model=str(folder), founding=True)
+
+
+def life(trainer: HfTrainer) -> list[Any]:
+    """Losses and tokens of some steps, the loss on what is held out, where it is in the data, and all values."""
+    reports = [trainer.train_steps(step, 1) for step in range(STEPS)]
+    told = [[report.loss, report.tokens] for report in reports]
+    state, values = dict(trainer.state_dict()), [whole(value).tolist() for value in trainer.parameters().values()]
+    return [told, trainer.validate(), state["data"], values]
+
+
+def of_ranks(settings: Mapping[str, Any], seat: Seat, inner: str) -> Callable[[], list[Any]]:
+    return lambda: life(hf.build(settings, replace(seat, rank=dist.get_rank(), num_ranks=NUM_RANKS, inner=inner)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("inner", "lora", "micro"), [("fsdp", 0, 0), ("fsdp", 2, 1), ("ddp", 0, 1), ("ddp", 2, 0)])
+def test_ranks_are_one_process(inner: str, lora: int, micro: int, tmp_path: Path) -> None:
+    folder, rows = make_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    changed = {"lora": {"rank": lora}} if lora else {}
+    settings, seat = settings_of(folder, micro_batch=micro, **changed), seat_of(folder, rows)
+    told, loss, position, values = life(hf.build(settings, seat))
+    first, second = in_group(tmp_path, of_ranks(settings, seat, inner))
+    for step, (alone, *parts) in enumerate(zip(told, first[0], second[0], strict=True)):
+        tokens = sum(part[1] for part in parts)
+        assert tokens == alone[1], step
+        assert sum(part[0] * part[1] for part in parts) / tokens == pytest.approx(alone[0], abs=1e-5), step
+    assert first[1] == second[1] == pytest.approx(loss, abs=1e-5)
+    assert (first[2], second[2]) == (position, {})
+    for one, other, expected in zip(first[3], second[3], values, strict=True):
+        assert one == other
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inner", ["ddp", "fsdp"])
+def test_a_rank_without_memory(inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under DDP it takes smaller parts before the others are in a pass with it; under FSDP it says what to do."""
+    folder, rows = make_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    settings, seat = settings_of(folder), seat_of(folder, rows)
+    alone, loss = life(hf.build(settings, seat))[0], HfTrainer._loss
+
+    def limited(self: HfTrainer, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if len(batch["input_ids"]) > 1 and (self._seat.rank == 1 or inner == "fsdp"):
+            raise torch.OutOfMemoryError("no room")
+        return loss(self, batch)
+
+    def refused() -> str:
+        with pytest.raises(IncapableError) as raised:
+            of_ranks(settings, seat, inner)()
+        return raised.value.hint
+
+    monkeypatch.setattr(HfTrainer, "_loss", limited)
+    if inner == "fsdp":
+        assert set(in_group(tmp_path, refused)) == {"Begin with fewer: --set task.settings.micro_batch=1."}
+        return
+    first, second = in_group(tmp_path, lambda: of_ranks(settings, seat, inner)()[0])
+    for one, *parts in zip(alone, first, second, strict=True):
+        assert sum(loss * tokens for loss, tokens in parts) / one[1] == pytest.approx(one[0], abs=1e-5)
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path: Path) -> None:
+    folder, rows = make_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    seat = replace(seat_of(folder, rows), rank=1, num_ranks=3)
+    with pytest.raises(ConfigError, match="batch_sequences is 4, which 3 processes cannot deal out evenly"):
+        hf.build(settings_of(folder), seat)
