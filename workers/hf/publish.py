@@ -1,6 +1,5 @@
 """The weights of a run as a folder that transformers, or peft for an adapter, reads. It trains nothing."""
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from decentral import __version__
 from decentral.ports.trainer import Lineage
+from decentral.workers.card import model_card
 from decentral.workers.hf import lora, sources
 from decentral.workers.hf.cutting import empty
 from decentral.workers.hf.settings import HfSettings
@@ -70,41 +69,15 @@ class Folder:
         """The model card."""
         settings, name = self._settings, self._settings.model.name
         adapter, local = settings.lora, Path(name).is_absolute()
-        by = f"{about.num_workers} workers" if about.num_workers > 1 else "the worker that wrote this"
-        head = ["---", f"library_name: {'peft' if adapter.rank else 'transformers'}", "pipeline_tag: text-generation"]
+        head = [f"library_name: {'peft' if adapter.rank else 'transformers'}"]
         if not settings.model.from_scratch and not local:
             head.append(f"base_model: {name}")
+        began = Path(name).name if local else name
         rows = {
-            "run": about.run,
-            "method": about.method,
-            "round": f"{about.round:,}",
-            "inner steps": f"{about.step:,}" if about.step is not None else "",
-            "tokens": f"{about.tokens:,} by {by}" if about.tokens is not None else "",
-            "validation loss": f"{about.loss:.4f} nats per token" if math.isfinite(about.loss) else "not measured",
             "architecture": str((self._config.architectures or [self._config.model_type])[0]),
-            "weights began as": "drawn at random"
-            if settings.model.from_scratch
-            else Path(name).name
-            if local
-            else name,
+            "weights began as": "drawn at random" if settings.model.from_scratch else began,
             "adapter": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha}" if adapter.rank else "",
             "optimizer": f"{settings.optimizer.name}, learning rate {settings.optimizer.learning_rate:g}",
             "batch of a worker": f"{settings.batch_sequences} sequences of {settings.seq_len} tokens",
         }
-        table = [f"| {key} | {value} |" for key, value in rows.items() if value]
-        return "\n".join(
-            [
-                *head,
-                "tags:",
-                "- decentral",
-                "---",
-                f"# {about.run}",
-                "",
-                f"Trained with decentral {__version__}, by workers that are not in one place.",
-                "",
-                "| | |",
-                "|---|---|",
-                *table,
-                "",
-            ]
-        )
+        return model_card(about, rows, head)

@@ -128,10 +128,10 @@ def weights_digest(name: str, *, download: bool) -> str:
             )
         digest = xxhash.xxh3_128()
         with ExitStack() as opened:
-            there = {}
+            there: dict[str, Any] = {}
             for file in files:
                 tensors = opened.enter_context(safe_open(file, framework="pt"))
-                there |= dict.fromkeys(tensors.keys(), tensors)  # it is no dict
+                there |= dict.fromkeys(tensors.keys(), tensors)
             for key in sorted(there):
                 for piece in _pieces(there[key], key):
                     digest.update(piece)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from decentral.ports.model_blocks import ModelBlocks
-from decentral.ports.trainer import Seat, Size
+from decentral.ports.trainer import Publisher, Seat, Size
 from decentral.workers.lm.blocks import make_blocks
 from decentral.workers.lm.corpus import load_corpus
+from decentral.workers.lm.publish import LlamaFolder
 from decentral.workers.lm.settings import check_machine, read_settings
 from decentral.workers.lm.trainer import LmTrainer
 from decentral.workers.settings import write
@@ -18,7 +19,7 @@ from decentral.workers.settings import write
 #: How several processes can train one model (``--inner``).
 inner = ("ddp", "fsdp")
 
-__all__ = ["blocks", "build", "check", "defaults", "inner", "resolve", "size"]
+__all__ = ["blocks", "build", "check", "defaults", "inner", "publisher", "resolve", "size"]
 
 
 def build(settings: Mapping[str, Any], seat: Seat) -> LmTrainer:
@@ -60,3 +61,8 @@ def size(settings: Mapping[str, Any]) -> Size:
     """How large the model and a worker's batch are. Raises ``ConfigError`` as ``build`` does."""
     read = read_settings(settings)
     return Size(read.model.num_parameters, read.model.num_layers, read.batch_sequences * read.model.context)
+
+
+def publisher(settings: Mapping[str, Any], seat: Seat) -> Publisher:
+    """What makes of a run's weights a folder that transformers reads."""
+    return LlamaFolder(read_settings(settings))

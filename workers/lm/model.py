@@ -15,6 +15,7 @@ from decentral.errors import ConfigError
 from decentral.workers.settings import require
 
 NUM_BYTES = 256
+NORM_EPS = 1e-6
 #: Names of the parameters that bytes are looked up in, on their way in and out.
 ENDS = frozenset({"embedding", "head"})
 
@@ -156,7 +157,7 @@ class Block(nn.Module):
 
 def rms_norm(x_BTD: Tensor, weight_D: Tensor) -> Tensor:
     """``x / sqrt(mean(x^2) + 1e-6) * weight`` (RMSNorm, arXiv 1910.07467)."""
-    return functional.rms_norm(x_BTD, weight_D.shape, weight_D, eps=1e-6)
+    return functional.rms_norm(x_BTD, weight_D.shape, weight_D, eps=NORM_EPS)
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
