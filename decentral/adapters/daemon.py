@@ -133,6 +133,28 @@ class Daemon:
         )
         await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.CONNECT, connect=request))
 
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close all connections to a peer; the next stream to it makes one anew.
+
+        Raises:
+            DaemonError: it could not.
+            TimeoutError: nor did it fail within 10 s.
+            DaemonGone: our own daemon is gone.
+        """
+        request = p2pd_pb2.DisconnectRequest(peer=_packed_id(peer))
+        await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.DISCONNECT, disconnect=request))
+
+    async def peers(self) -> list[PeerId]:
+        """To whom there is a connection.
+
+        Raises:
+            DaemonError: it does not say.
+            TimeoutError: nor that within 10 s.
+            DaemonGone: our own daemon is gone.
+        """
+        reply = await self._command(p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS))
+        return [PeerId(PeerID(peer.id).to_base58()) for peer in reply.peers]
+
     async def wait_for_relay(self) -> bool:
         """Wait until one of the relays has a place for this peer, for three seconds at most; whether one has."""
         for _ in range(int(_RELAY_TIMEOUT_S / _RELAY_PAUSE_S)):

@@ -21,11 +21,12 @@ from decentral.adapters.directory import HivemindDirectory, open_directory
 from decentral.adapters.gate import Gate, Pass
 from decentral.adapters.identity import IdentityFile, KeyIdentity
 from decentral.adapters.port import ensure_free, free_port
-from decentral.adapters.reach import Dialled, Reached, Way, ask_reach, serve_reach
+from decentral.adapters.reach import Reached, Way, asked_reach, serve_reach
 from decentral.adapters.relay import RELAYED, Relay, Tunnel
 from decentral.adapters.runtime_dir import RuntimeDir
 from decentral.adapters.speed import serve_speed
 from decentral.adapters.transport import HivemindTransport
+from decentral.adapters.whereabouts import Self, Whereabouts
 from decentral.errors import AdmissionError, DecentralError, IdentityError, UnreachableError, UsageError
 from decentral.types import PeerId, short_id
 
@@ -78,6 +79,7 @@ class Node:
         addresses: tuple[str, ...],
         daemon: Daemon,
         reached: Reached,
+        whereabouts: Whereabouts | None,
         resources: contextlib.AsyncExitStack,
     ) -> None:
         self.transport = transport
@@ -88,13 +90,20 @@ class Node:
         self.identity = identity
         self._addresses = addresses
         self.daemon = daemon
-        self.reached = reached
-        """How others reach it, as it was at the start."""
+        self._reached = reached
+        self._whereabouts = whereabouts
         self._resources = resources
+
+    @property
+    def reached(self) -> Reached:
+        """How others reach it."""
+        return self._reached if self._whereabouts is None else self._whereabouts.reached
 
     def addresses(self) -> tuple[str, ...]:
         """Full multiaddrs for others to paste, best first; empty for an asker."""
-        return self._addresses
+        place = None if self._whereabouts is None else self._whereabouts.place
+        found = self._addresses if place is None else (place.multiaddr(), *self._addresses)
+        return tuple(dict.fromkeys(found))
 
     async def finds(self, peer: PeerId) -> bool:
         """Whether ``peer`` is alive and can be reached, wherever the swarm says it is; answers within 5 s."""
@@ -224,7 +233,7 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
         elif reached.way is Way.NONE and await begun.daemon.wait_for_relay():
             reached = replace(reached, way=Way.INTRODUCED)
     resources.push_async_callback(begun.resources.aclose)
-    directory = None
+    directory = whereabouts = None
     addresses: tuple[str, ...] = ()
     if not options.asker:
         p2p = await begun.daemon.attach_p2p(guarded(begun.transport.admission))
@@ -233,6 +242,13 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
         resources.push_async_callback(_leave, directory, begun.daemon)
         _, listening = await begun.daemon.identify()
         addresses = _pasteable(listening, identity.peer_id)
+        if not ipaddress.ip_address(options.host).is_loopback:
+            own = _self(options, begun, identity, addresses)
+            whereabouts = Whereabouts(own, begun.transport, begun.daemon, directory, begun.tunnel, reached, initial)
+            if reached.way in (Way.NONE, Way.INTRODUCED):  # A relay that nobody of those whom it joins is may be known.
+                await whereabouts.look()
+            keeping = asyncio.create_task(whereabouts.run())
+            resources.callback(keeping.cancel)
     return Node(
         transport=begun.transport,
         directory=directory,
@@ -240,6 +256,7 @@ async def _open(options: NodeOptions, initial: list[Address], resources: context
         addresses=addresses,
         daemon=begun.daemon,
         reached=reached,
+        whereabouts=whereabouts,
         resources=resources,
     )
 
@@ -284,9 +301,6 @@ async def _begin(
             await relay.serve()
             resources.push_async_callback(relay.close)
         joined = await _join(daemon, initial)
-        if place is not None:
-            keeping = asyncio.create_task(tunnel.keep())
-            resources.callback(keeping.cancel)
         return _Begun(daemon, transport, tunnel, joined, resources.pop_all())
 
 
@@ -306,12 +320,8 @@ async def _reached(options: NodeOptions, begun: _Begun, initial: list[Address]) 
     else:
         port = _places((await begun.daemon.identify())[1])[0].port
     peers = dict.fromkeys(address.relay or address.peer for address in initial if address.peer in begun.joined)
-    asked = [ask_reach(begun.transport, peer, port) for peer in list(peers)[:_NUM_ASKED] if peer is not None]
-    sights = [sight for sight in await asyncio.gather(*asked) if sight is not None and sight.place is not None]
-    is_open = [sight for sight in sights if sight.dialled is Dialled.OPEN]
-    if not sights:
-        return Reached(Way.UNKNOWN)
-    return Reached(Way.DIRECT, is_open[0]) if is_open else Reached(Way.NONE, sights[0])
+    asked = [peer for peer in peers if peer is not None][:_NUM_ASKED]
+    return await asked_reach(begun.transport, asked, port)
 
 
 async def _better(
@@ -339,6 +349,13 @@ async def _better(
         # A router passes on what comes to its address. libp2p itself believes that when four others have seen it there.
         outer = replace(sight.place, port=sight.port)
     return replace(started, announce=tuple(replace(address, peer=None).multiaddr() for address in (outer, *own)))
+
+
+def _self(options: NodeOptions, begun: "_Begun", identity: KeyIdentity, addresses: Sequence[str]) -> Self:
+    """What its whereabouts are to know of this node."""
+    at = [parse_address(text, option="listening") for text in addresses]
+    port = begun.tunnel.port if not options.announce else at[0].port
+    return Self(identity, port, at[0] if options.relay is not None else None, bool(options.announce))
 
 
 async def _leave(directory: HivemindDirectory, daemon: Daemon) -> None:

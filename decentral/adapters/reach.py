@@ -8,7 +8,7 @@ minute, tells nobody but the daemon, and nothing of addresses that look private.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, ClassVar
@@ -138,6 +138,16 @@ async def ask_reach(transport: Transport, peer: PeerId, port: int) -> Sight | No
     except (TransportError, FrameError, UsageError):
         return None
     return Sight(peer, found.dialled, _printable(found.why), port, place, found.clock_s - now_s, took_s)
+
+
+async def asked_reach(transport: Transport, peers: Sequence[PeerId], port: int) -> Reached:
+    """What several others say of it, all asked at once: that one of them reaches this peer is enough."""
+    asked = await asyncio.gather(*(ask_reach(transport, peer, port) for peer in peers))
+    sights = [sight for sight in asked if sight is not None and sight.place is not None]
+    is_open = [sight for sight in sights if sight.dialled is Dialled.OPEN]
+    if not sights:
+        return Reached(Way.UNKNOWN)
+    return Reached(Way.DIRECT, is_open[0]) if is_open else Reached(Way.NONE, sights[0])
 
 
 def _direct(multiaddr: str) -> Address | None:

@@ -27,8 +27,8 @@ from decentral.types import PeerId, short_id
 _log = logging.getLogger(__name__)
 RELAY = "relay"
 RELAYED = "/decentral/relayed/1"
-#: A place is kept for so long after it was asked for last.
-_KEEP_S, _RENEW_S = 180.0, 60.0
+#: A place is kept for so long after it was asked for last, which is done more often (``whereabouts``).
+_KEEP_S = 180.0
 _MAX_PLACES = 64
 #: Connections passed on at a time, of a place.
 _MAX_CONNECTIONS = 256
@@ -150,7 +150,7 @@ class Tunnel:
     ) -> None:
         self._transport = transport
         self._daemon = daemon
-        self._port = port
+        self.port = port
         self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.place = place
         """With the relay's own id."""
@@ -176,18 +176,14 @@ class Tunnel:
             self.place = None
         return self.place
 
-    async def keep(self) -> None:
-        """Hold the place for as long as this runs."""
-        is_lost = False
-        while self.place is not None and self.place.peer is not None:
-            await asyncio.sleep(_RENEW_S)
-            was_lost = is_lost
-            try:
-                is_lost = await self._ask(self.place.peer, self.place.port) != self.place.port
-            except (TransportError, FrameError):
-                is_lost = True
-            if is_lost and not was_lost:
-                _log.warning("the place at the relay %s is lost: others may not reach this worker", self.place)
+    async def renew(self) -> bool:
+        """Hold the place for a while longer; whether it is still had."""
+        if self.place is None or self.place.peer is None:
+            return False
+        try:
+            return await self._ask(self.place.peer, self.place.port) == self.place.port
+        except (TransportError, FrameError):
+            return False
 
     async def _ask(self, relay: PeerId, port: int) -> int:
         reply = await self._transport.call(
@@ -203,7 +199,7 @@ class Tunnel:
         self._num_connections += 1
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                ends = await asyncio.open_connection(self._host, self._port)
+                ends = await asyncio.open_connection(self._host, self.port)
             await self._transport.splice((reader, writer), ends)
         except OSError as err:
             _log.debug("our own daemon takes no connection: %s", err)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from decentral.adapters.node import Node, NodeOptions, open_node
@@ -14,7 +15,9 @@ _TIMEOUT_S = 15.0
 
 
 async def _obey(node: Node, told: dict[str, Any]) -> Any:
-    """Send so many bytes to a peer and have them back, or say where one was seen."""
+    """Send so many bytes to a peer and have them back, or say where one was seen, or how others reach this one."""
+    if told["do"] == "way":
+        return [node.reached.way, node.addresses()[0]]
     peer = PeerId(told["peer"])
     if told["do"] == "seen":
         return node.daemon.seen_at(peer)
@@ -26,7 +29,9 @@ async def _obey(node: Node, told: dict[str, Any]) -> Any:
 
 
 async def _main(options: dict[str, Any]) -> None:
-    node = await open_node(NodeOptions(port=31_337, **options))
+    if path := options.pop("identity_path", None):
+        options["identity_path"] = Path(path)
+    node = await open_node(NodeOptions(**{"port": 31_337, **options}))
 
     async def echo(sender: PeerId, request: bytes) -> bytes:
         return request

@@ -1,11 +1,13 @@
 """Workers behind routers that translate addresses: made by nftables, between namespaces (docs/link-emulator.md)."""
 
+import contextlib
 import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from decentral.errors import ExitCode
 from scripts.benches.lib.links import Host, Link, Links
-from scripts.benches.lib.nat import FIREWALL, Nat, behind, rule, unavailable_nat
+from scripts.benches.lib.nat import FIREWALL, Nat, behind, cable, plug, rule, unavailable_nat
 from tests.process.command import ENTRY, ROOT, Process, founding, wait_for
 
 pytestmark = [
@@ -22,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(bool(unavailable_nat()), reason=unavailable_nat()),
 ]
 PORT = "31337"
+_BIG = 1 << 20
 #: Of two machines with an address of their own, and of two homes.
 LINKS = [Link(delay_s=0.005)] * 4
 
@@ -124,20 +127,117 @@ class Node:
         assert self.popen.stdout is not None
         return json.loads(self.popen.stdout.readline())
 
-    def ask(self, do: str, other: "Node", size: int = 0) -> Any:
+    def ask(self, do: str, other: "Node | None" = None, size: int = 0) -> Any:
         assert self.popen.stdin is not None
-        self.popen.stdin.write(json.dumps({"do": do, "peer": other.peer, "size": size}) + "\n")
+        self.popen.stdin.write(json.dumps({"do": do, "peer": other and other.peer, "size": size}) + "\n")
         self.popen.stdin.flush()
         return self._answer()
 
     def end(self) -> None:
-        assert self.popen.stdin is not None
-        self.popen.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it was killed
+            assert self.popen.stdin is not None
+            self.popen.stdin.close()
         try:
             self.popen.wait(10)
         except subprocess.TimeoutExpired:
             self.popen.kill()
             self.popen.wait()
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+
+
+def node(stack: ExitStack, host: Host, **options: Any) -> Node:
+    """One that has joined."""
+    started = Node(host, **options)
+    stack.callback(started.end)
+    started.wait()
+    return started
+
+
+def test_who_is_behind_a_relay_that_dies_or_joined_by_one_that_relays_for_nobody_finds_another(
+    stack: ExitStack,
+) -> None:
+    links = stack.enter_context(Links(LINKS))
+    homes = [stack.enter_context(behind(links, number, Nat.SYMMETRIC)) for number in (0, 1)]
+    first = node(stack, links.host(2), relay=[])
+    founder = node(stack, links.host(3), initial_peers=first.addresses[:1])
+    one = node(stack, homes[0], initial_peers=first.addresses[:1])
+    # It has joined by one that relays for nobody, and hears of the relay by the directory.
+    other = node(stack, homes[1], initial_peers=founder.addresses[:1])
+    assert (one.way, other.way) == ("relayed", "relayed")
+    relays = [each.ask("way")[1].split("/")[2] for each in (one, other)]
+    assert relays == ["11.99.0.3"] * 2
+    wait_for(lambda: one.ask("call", other, _BIG) and other.ask("call", one, _BIG), "a megabyte by the first relay")
+    second = node(stack, links.host(3), relay=[], port=31_338, initial_peers=founder.addresses[:1])
+    first.popen.kill()
+    for here, there in ((one, other), (other, one)):
+        wait_for(lambda here=here: here.ask("way")[1].startswith("/ip4/11.99.0.4/"), "a place at the other relay")  # type: ignore[misc]
+        wait_for(lambda here=here, there=there: here.ask("call", there, _BIG), "a megabyte by it")  # type: ignore[misc]
+    assert second.popen.poll() is None
+
+
+@pytest.mark.parametrize("nat", [Nat.SYMMETRIC, Nat.FORWARDED])
+def test_a_worker_that_changes_network_in_the_middle_of_a_round_trains_on(
+    nat: Nat, stack: ExitStack, tmp_path: Path
+) -> None:
+    links = stack.enter_context(Links(LINKS))
+    home = stack.enter_context(behind(links, 0, nat))
+    hurry = founding(tmp_path / "hurry", step_s=0.1, rounds=2000)
+    founder = worker(stack, links.host(2), tmp_path / "0", *hurry, "--relay", "any")
+    third = worker(stack, links.host(3), tmp_path / "1", "--join", founder.address, "--trust-config")
+    laptop = worker(stack, home, tmp_path / "2", "--join", founder.address, "--trust-config")
+    wait_for(lambda: "mixed 3 of 3 workers" in laptop.stderr, "a round of all")
+    plug(links, home, 1, nat)
+    wait_for(lambda: "has come to another network (192.168.78.2)" in laptop.stderr, "it sees that")
+    behind_it = [len(each.stderr) for each in (laptop, third)]
+    for each, seen in zip((laptop, third), behind_it, strict=True):
+        wait_for(lambda each=each, seen=seen: "mixed 3 of 3 workers" in each.stderr[seen:], "a round of all again")  # type: ignore[misc]
+    assert laptop.popen.poll() is None
+
+
+def test_workers_meet_by_ipv6_and_go_on_by_another_interface_when_that_is_gone(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    links = stack.enter_context(Links(LINKS[:2]))
+    one, other = links.hosts
+    for host in (one, other):
+        subprocess.run(host.inside(["ip", "route", "add", "default", "dev", "link0"]), check=True)
+    cable(one, other, "cable0", [("2001:db8:7::1/64", "2001:db8:7::2/64")])
+    hurry = founding(tmp_path / "hurry", step_s=0.1, rounds=2000)
+    founder = worker(stack, one, tmp_path / "0", *hurry, "--host", "::")
+    by_six = f"[2001:db8:7::1]:{PORT}#{founder.address.partition('#')[2]}"
+    joined = worker(stack, other, tmp_path / "1", "--join", by_six, "--trust-config", "--host", "::")
+    wait_for(lambda: "mixed 2 of 2 workers" in joined.stderr, "a round of both")
+    # What moved it: hardly anything has come by the other interface.
+    assert sum(flow.bytes for flow in links.counters().up) < 100_000
+    subprocess.run(one.inside(["ip", "link", "delete", "cable0"]), check=True)
+    seen = len(joined.stderr)
+    wait_for(lambda: "mixed 2 of 2 workers" in joined.stderr[seen:], "a round by the other interface", 120)
+
+
+def test_a_name_is_looked_up_anew_by_those_who_knew_its_address(stack: ExitStack, tmp_path: Path) -> None:
+    links = stack.enter_context(Links(LINKS))
+    names = tmp_path / "hosts"
+
+    def named(number: int) -> Host:
+        """A host with a file of names of its own."""
+        bind = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(names))
+        return replace(links.host(number), prefix=(*links.host(number).prefix, *bind))
+
+    def is_at(number: int) -> None:
+        names.write_text(f"127.0.0.1 localhost\n{links.host(number).address} gpu-box.example.org\n")
+
+    own = {"announce": [f"gpu-box.example.org:{PORT}"], "identity_path": str(tmp_path / "identity.key")}
+    is_at(0)
+    box = node(stack, named(0), **own)
+    assert box.addresses[0].startswith("/dns/gpu-box.example.org/tcp/")
+    other = node(stack, named(1), initial_peers=box.addresses[:1])
+    assert other.ask("call", box, _BIG)
+    box.end()
+    is_at(2)
+    again = node(stack, named(2), **own)
+    assert again.peer == box.peer
+    wait_for(lambda: other.ask("call", again, _BIG), "it is found where the name leads now")
 
 
 #: In the order of the table.
@@ -145,7 +245,6 @@ KINDS = ("an address of its own", *(str(nat) for nat in Nat), "firewall")
 _TRIES = 3
 #: Nodes that start, so that waits overlap and cores suffice.
 _AT_ONCE = 4
-_SMALL, _BIG = 1, 1 << 20
 
 
 def nodes_of_all_kinds(stack: ExitStack, relay: list[int] | None) -> list[Node]:
@@ -153,13 +252,7 @@ def nodes_of_all_kinds(stack: ExitStack, relay: list[int] | None) -> list[Node]:
     num_kinds = 2 * len(KINDS)
     links = stack.enter_context(Links([Link(delay_s=0.005)] * (num_kinds + 1)))
 
-    def start(host: Host, **options: Any) -> Node:
-        node = Node(host, **options)
-        stack.callback(node.end)
-        return node
-
-    founder = start(links.host(num_kinds), relay=relay)
-    founder.wait()
+    founder = node(stack, links.host(num_kinds), relay=relay)
     nodes: list[Node] = []
     for number, kind in enumerate(KINDS * 2):
         host = links.host(number)
@@ -167,11 +260,12 @@ def nodes_of_all_kinds(stack: ExitStack, relay: list[int] | None) -> list[Node]:
             rule(host, FIREWALL)
         elif kind != KINDS[0]:
             host = stack.enter_context(behind(links, number, Nat(kind)))
-        nodes.append(start(host, initial_peers=founder.addresses[:1]))
+        nodes.append(Node(host, initial_peers=founder.addresses[:1]))
+        stack.callback(nodes[-1].end)
         if len(nodes) >= _AT_ONCE:
             nodes[-_AT_ONCE].wait()
-    for node in nodes[1 - _AT_ONCE :]:
-        node.wait()
+    for each in nodes[1 - _AT_ONCE :]:
+        each.wait()
     return nodes
 
 

@@ -6,13 +6,16 @@ home. What the router does to TCP is a ruleset of nftables. Knows nothing of wor
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from scripts.benches.lib.links import Host, Links, LinksError, unavailable
 
 _END_TIMEOUT_S = 5.0
+#: Of the networks at homes the third byte, plus the number of the router.
+_FIRST_NETWORK = 77
 
 
 class Nat(StrEnum):
@@ -30,8 +33,6 @@ class Nat(StrEnum):
     """As before, and each destination sees another port."""
 
 
-_INSIDE = "192.168.77.2"
-_ROUTER = "192.168.77.1"
 #: Ports stay what they are inside, unless the router draws them; what was sent out is remembered in the sets.
 _RULES = """
 table ip home {{
@@ -55,9 +56,9 @@ table ip home {{
 """
 _NOBODY = "tcp dport 0 drop"
 _PASSED = {
-    Nat.FORWARDED: f"dnat to {_INSIDE}",
-    Nat.FULL_CONE: f"tcp dport @opened dnat to {_INSIDE}",
-    Nat.RESTRICTED: f"ip saddr . tcp dport @known dnat to {_INSIDE}",
+    Nat.FORWARDED: "dnat to {inside}",
+    Nat.FULL_CONE: "tcp dport @opened dnat to {inside}",
+    Nat.RESTRICTED: "ip saddr . tcp dport @known dnat to {inside}",
 }
 #: Of a machine without a router that lets nothing in that it did not ask for.
 FIREWALL = """
@@ -87,8 +88,16 @@ def rule(host: Host, rules: str) -> None:
     _run(host, "nft", "-f", "-", given=rules)
 
 
+@dataclass(frozen=True, slots=True)
+class Home(Host):
+    """A machine behind a router."""
+
+    pid: int = 0
+    """Of what keeps its namespace."""
+
+
 @contextmanager
-def behind(links: Links, router: int, nat: Nat) -> Iterator[Host]:
+def behind(links: Links, router: int, nat: Nat) -> Iterator[Home]:
     """A machine behind a host of the emulated network, which becomes its router.
 
     Args:
@@ -99,28 +108,60 @@ def behind(links: Links, router: int, nat: Nat) -> Iterator[Host]:
     Raises:
         LinksError: this machine cannot do it.
     """
-    outside = links.host(router)
     # The namespace lives as long as somebody is in it.
     command = ["unshare", "--net", "--", "sh", "-c", "echo; exec cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as keeper:
         try:
             assert keeper.stdout is not None
             keeper.stdout.readline()
-            inside = Host(_INSIDE, ("nsenter", f"--net=/proc/{keeper.pid}/ns/net", "--"))
-            _run(outside, *f"ip link add home0 type veth peer name link0 netns {keeper.pid}".split())
-            for host, device, address in ((outside, "home0", _ROUTER), (inside, "link0", _INSIDE)):
-                _run(host, *f"ip address add {address}/24 dev {device}".split())
-                _run(host, *f"ip link set {device} up".split())
-            _run(inside, "ip", "link", "set", "lo", "up")
-            _run(inside, *f"ip route add default via {_ROUTER}".split())
-            _run(outside, "sysctl", "-q", "net.ipv4.ip_forward=1")
-            ports = "random" if nat is Nat.SYMMETRIC else ""
-            rule(outside, _RULES.format(ports=ports, passed=_PASSED.get(nat, _NOBODY)))
-            yield inside
+            home = Home(prefix=("nsenter", f"--net=/proc/{keeper.pid}/ns/net", "--"), pid=keeper.pid)
+            _run(home, "ip", "link", "set", "lo", "up")
+            yield plug(links, home, router, nat)
         finally:
             assert keeper.stdin is not None
             keeper.stdin.close()
             keeper.wait(_END_TIMEOUT_S)
+
+
+def plug(links: Links, home: Home, router: int, nat: Nat) -> Home:
+    """Put a machine behind a router, and away from the one where it was, of which it is told nothing.
+
+    Returns:
+        The machine with the address that it has there.
+    """
+    outside, device = links.host(router), f"home{home.pid}"
+    network = f"192.168.{_FIRST_NETWORK + router}"
+    if home.address.startswith("192.168."):
+        _run(home, "ip", "link", "delete", "link0")
+    home = replace(home, address=f"{network}.2")
+    _run(outside, *f"ip link add {device} type veth peer name link0 netns {home.pid}".split())
+    for host, name, address in ((outside, device, f"{network}.1"), (home, "link0", home.address)):
+        _run(host, *f"ip address add {address}/24 dev {name}".split())
+        _run(host, *f"ip link set {name} up".split())
+    _run(home, *f"ip route add default via {network}.1".split())
+    _run(outside, "sysctl", "-q", "net.ipv4.ip_forward=1")
+    ports = "random" if nat is Nat.SYMMETRIC else ""
+    passed = _PASSED.get(nat, _NOBODY).format(inside=home.address)
+    rule(outside, _RULES.format(ports=ports, passed=passed))
+    return home
+
+
+def cable(one: Host, other: Host, name: str, addresses: Sequence[tuple[str, str]]) -> None:
+    """A further cable between two hosts, past the emulated network.
+
+    Args:
+        one: whose end is the first of each pair.
+        other: likewise.
+        name: of the device at both ends.
+        addresses: of both ends, as ``ip address add`` takes them, of either family.
+    """
+    netns = other.prefix[1].removeprefix("--net=")
+    _run(one, *f"ip link add {name} type veth peer name {name} netns {netns}".split())
+    for host, number in ((one, 0), (other, 1)):
+        for pair in addresses:
+            nodad = ["nodad"] if ":" in pair[number] else []
+            _run(host, *f"ip address add {pair[number]} dev {name}".split(), *nodad)
+        _run(host, *f"ip link set {name} up".split())
 
 
 def _run(host: Host, *command: str, given: str | None = None) -> None:
