@@ -32,6 +32,8 @@ _FIND_TIMEOUT_S = 10.0
 _NUM_ASKED = 4
 _HOST = "0.0.0.0"
 _PAGE = "see docs/network.md"
+#: What helps whoever is not reached.
+_START_RELAY = "on a machine that others reach: decentral worker --join ADDR --relay any"
 #: hivemind's directory refuses who is further off than three.
 _MAX_SKEW_S = 2.0
 #: What is below is worth a word, for it is less than half.
@@ -55,12 +57,13 @@ class Patient:
 async def examine(patient: Patient) -> list[Finding]:
     """Everything there is to say, in some seconds, or a minute on a slow line. What is wrong is a finding, no error."""
     found = [*machine_findings(patient.folder, patient.device), listening := port_finding(_HOST, patient.port)]
+    opens = firewall()
     if not patient.addresses:
         text = "nobody was asked whether others reach this machine"
-        return [*found, Finding("port", Mark.NOTE, text, "decentral doctor ADDR, the address of any worker")]
+        asks = Finding("port", Mark.NOTE, text, "decentral doctor ADDR, the address of any worker")
+        return [*found, _firewall(opens, patient.port), asks]
     if listening.mark is Mark.MEND:
         return found
-    opens = firewall()
     try:
         async with _among(patient) as (node, hello):
             return [*found, *await _network(node, hello, patient.port, opens)]
@@ -91,7 +94,9 @@ async def _network(node: Node, hello: Hello, port: int, opens: str) -> list[Find
     sights = [sight for sight in answers if sight is not None]
     # One after the other, or they would share the line.
     speeds = [speed for peer in asked if (speed := await measure_speed(node.transport, peer)) is not None]
-    found = [_swarm(hello), _port(node, sights, opens), _router(node, sights), _clock(sights)]
+    of_port = _port(node, sights, opens)
+    found = [_swarm(hello), of_port, _firewall(opens, port, of_port.mark), _router(node, sights), _relay(node)]
+    found.append(_clock(sights))
     return [finding for finding in (*found, *map(_link, speeds), _round(hello, speeds)) if finding is not None]
 
 
@@ -115,6 +120,28 @@ def _port(node: Node, sights: Sequence[Sight], opens: str) -> Finding:
     return Finding("port", mark, in_words(reached), advice(reached, opens))
 
 
+def _firewall(opens: str, port: int, of_port: Mark = Mark.NOTE) -> Finding:
+    """Of this machine, as far as it is known, beside whether others come through it."""
+    if not opens:
+        return Finding(
+            "firewall", Mark.FINE, "none is known to be at work here (ufw, firewalld and, for root, nftables)"
+        )
+    if of_port is Mark.FINE:
+        return Finding("firewall", Mark.FINE, f"one is at work here, and lets in what comes to TCP port {port}")
+    text = f"one is at work here, and may let nothing in at TCP port {port}"
+    return Finding("firewall", Mark.NOTE, text, opens.format(port=port))
+
+
+def _relay(node: Node) -> Finding | None:
+    """Whether somebody passes on what is for this machine."""
+    way = node.reached.way
+    if way is Way.RELAYED:
+        return Finding("relay", Mark.FINE, f"there is a place for this machine: {node.addresses()[0]}")
+    if way in (Way.NONE, Way.INTRODUCED):
+        return Finding("relay", Mark.NOTE, "no worker of this swarm has a place for this machine", _START_RELAY)
+    return None if way is Way.UNKNOWN else Finding("relay", Mark.FINE, "none is needed")
+
+
 def _router(node: Node, sights: Sequence[Sight]) -> Finding | None:
     """What is between this machine and the others, by the addresses and ports that they see."""
     places = [sight.place for sight in sights if sight.place is not None]
@@ -130,7 +157,7 @@ def _router(node: Node, sights: Sequence[Sight]) -> Finding | None:
     if len({place.port for place in places}) == 1:
         return Finding("router", Mark.FINE, f"{text}, all of them the same port (cone): holes can be punched")
     text = f"{text}, each of them another port (symmetric): only who is reached directly comes together with it"
-    return Finding("router", Mark.NOTE, text, _PAGE)
+    return Finding("router", Mark.NOTE, text, f"forward a port of the router; or {_START_RELAY}")
 
 
 def _own_host(place: Address) -> str:
@@ -182,7 +209,7 @@ def _round(hello: Hello, speeds: Sequence[Speed]) -> Finding | None:
         f"steps of the others: {share:.0%} of the time in compute where the two do not overlap"
     )
     if share < _LOW_SHARE:
-        return Finding(
-            "round", Mark.NOTE, text, "found the run with a smaller --codec, more method.inner_steps, or --overlap auto"
-        )
+        asks = f"decentral plan ADDR --link {mbit(min(up, down))}mbit"
+        fix = f"{asks}, and found the run anew with what it advises, such as another --codec"
+        return Finding("round", Mark.NOTE, text, fix)
     return Finding("round", Mark.FINE, text)

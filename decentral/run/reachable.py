@@ -44,7 +44,7 @@ def advice(reached: Reached, firewall: str) -> str:
     if sight is None or reached.way is Way.DIRECT:
         return ""
     forward = f"forward TCP port {sight.port} of the router to this machine, and start with --port {sight.port}"
-    ways = [forward] if reached.way is Way.RELAYED else [forward, "join a worker that was started with --relay any"]
+    ways = [forward] if reached.way is Way.RELAYED else [forward, "let a worker that others reach relay (--relay any)"]
     return "; or ".join([firewall.format(port=sight.port), *ways] if firewall else ways)
 
 

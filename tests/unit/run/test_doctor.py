@@ -110,6 +110,31 @@ def test_the_kind_of_router(sights: Sequence[Sight], mark: Mark, words: str) -> 
     assert words in found.text
 
 
+def test_a_firewall_is_told_of_and_whether_others_come_through() -> None:
+    assert doctor._firewall("", 5).mark is Mark.FINE
+    assert doctor._firewall("ufw {port}", 5, Mark.FINE).fix == ""
+    closed = doctor._firewall("ufw {port}", 5, Mark.MEND)
+    assert (closed.mark, closed.fix) == (Mark.NOTE, "ufw 5")
+
+
+@pytest.mark.parametrize(
+    ("way", "mark", "words"),
+    [
+        (Way.DIRECT, Mark.FINE, "none is needed"),
+        (Way.RELAYED, Mark.FINE, "a place for this machine: /ip4/203.0.113.9/"),
+        (Way.NONE, Mark.NOTE, "no worker of this swarm has a place"),
+        (Way.INTRODUCED, Mark.NOTE, "no worker of this swarm has a place"),
+    ],
+)
+def test_whether_somebody_relays_for_it(way: Way, mark: Mark, words: str) -> None:
+    asked = SimpleNamespace(reached=Reached(way, CLOSED), addresses=lambda: ["/ip4/203.0.113.9/tcp/31400/p2p/A"])
+    found = doctor._relay(asked)  # type: ignore[arg-type]
+    assert found is not None
+    assert (found.mark, words in found.text) == (mark, True)
+    assert ("--relay any" in found.fix) is (mark is Mark.NOTE)
+    assert doctor._relay(node()) is None  # a worker of this machine has the port
+
+
 def test_a_clock_that_is_off_is_to_be_set() -> None:
     assert doctor._clock([sight(ahead_s=-0.5)]) == Finding(
         "clock", Mark.FINE, "this clock is 0.5 s ahead of the others'"
