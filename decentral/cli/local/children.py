@@ -4,6 +4,7 @@ Each runs in a session of its own, so that Ctrl-C on the terminal reaches us alo
 """
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decentral.adapters.leash import leashed
+from decentral.config.rate import show_rate
+from decentral.config.schema import WorkerConfig
 from decentral.errors import DecentralError, ExitCode
 
 _LOG = "log.txt"
@@ -61,6 +64,18 @@ class Child:
         if self.code in list(ExitCode) and self.code:
             error.exit_code = ExitCode(self.code)
         return error
+
+
+def own_flags(own: WorkerConfig) -> list[str]:
+    """What every worker of a local run is told of this machine."""
+    return [
+        *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
+        *("--max-upload", show_rate(own.max_upload)),
+        *("--checkpoint-every", own.checkpoint_every, "--keep", str(own.keep)),
+        *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
+        *("--set", f"worker.journal_bytes={own.journal_bytes}", "--on-preempt", own.on_preempt),
+        *("--set", f"worker.preempt_notice={json.dumps(own.preempt_notice)}"),
+    ]
 
 
 async def start(index: int, arguments: Iterable[str], folder: Path, env: Mapping[str, str]) -> Child:

@@ -32,11 +32,14 @@ RESULT = typer.Option(
     help="What becomes of the workers' weights; the average with noloco, else the newest.",
     metavar="average|best|newest|INDEX",
 )
+COMPARE = typer.Option(
+    "--compare", help="Then train one worker alone, and data-parallel, for as many steps, and say what the swarm kept."
+)
 _WORKERS = "Processes to start; 4 without a pipeline, whose stages and replicas say how many it takes."
 
 DEFAULT_MINUTES = 2.0
-#: Of a round beyond its inner steps, on loopback.
-_ROUND_OVERHEAD_S = 0.5
+#: Of a round beyond its inner steps, on loopback: of any, and of each value of the model.
+_ROUND_S, _VALUE_S = 0.05, 5e-7
 
 
 def local(
@@ -75,6 +78,7 @@ def local(
     checkpoint_every: flags.CheckpointEvery = None,
     keep: flags.Keep = None,
     result: Annotated[str | None, RESULT] = None,
+    compare: Annotated[bool, COMPARE] = False,
     on_preempt: flags.OnPreempt = None,
     dashboard: flags.Dashboard = None,
     log_to: flags.LogTo = None,
@@ -93,7 +97,7 @@ def local(
         "worker.log_level": "debug" if debug else None,
     }
     if resume is not None:
-        refuse_with_resume({"--out": out, "--overwrite": overwrite, "--spares": spares})
+        refuse_with_resume({"--out": out, "--overwrite": overwrite, "--spares": spares, "--compare": compare})
         if minutes is not None or tokens is not None:
             hint = "--set run.rounds=N makes it longer."
             raise UsageError("A run that goes on has its length already: leave --minutes and --tokens out.", hint=hint)
@@ -105,10 +109,12 @@ def local(
     check_length_and_result(minutes, tokens, result, processes)
     if minutes is None and tokens is None and "run.rounds" not in settings.explicit:
         minutes = DEFAULT_MINUTES
-    return _train(settings, processes, Length(minutes, tokens), result, overwrite=overwrite)
+    return _train(settings, processes, Length(minutes, tokens), result, overwrite=overwrite, beside=compare)
 
 
-def _train(settings: Settings, processes: Processes, length: "Length", take: str | None, *, overwrite: bool) -> int:
+def _train(
+    settings: Settings, processes: Processes, length: "Length", take: str | None, *, overwrite: bool, beside: bool
+) -> int:
     """Set up the run and let it run; nothing has been started when it is refused."""
     from decentral.run.connect import run_there
     from decentral.run.folder import clear_run, folders_of, has_run
@@ -133,19 +139,24 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
     own = stated_here(settings).model_copy(update={"threads": threads, **of_one})
     import torch
 
+    from decentral.cli.local import compare
     from decentral.run.sizing import measure
     from decentral.run.stages import parts_of, settled
     from decentral.run.tasks import build_trainer
 
     swarm = with_values(swarm, settled(swarm, own))
+    if beside:
+        compare.check(swarm, processes)
     torch.set_num_threads(own.threads)
     # Finds what is wrong with task and data before any process starts, and measures the result at the end.
     trainer = build_trainer(swarm, own, stream_seed=0)
     check_cut(swarm, parts_of(swarm, own, trainer.parameters()))
     pace = measure(trainer, steps=12 if length.minutes is not None else 1)
     if length.minutes is not None:
+        numel = sum(value.numel() for value in trainer.parameters().values())
         step_s = processes.step_s(pace.step_s, own.threads, cores, on_cpu=own.device == "cpu")
-        swarm = with_values(swarm, {"run.rounds": rounds_for(60 * length.minutes, step_s, swarm)})
+        step_s += compare.step_s(pace.step_s, processes.size, own.threads, cores) if beside else 0.0
+        swarm = with_values(swarm, {"run.rounds": rounds_for(60 * length.minutes, step_s, swarm, numel)})
     if length.tokens is not None:
         per_round = pace.tokens_per_step * swarm.method.inner_steps * processes.num_streams
         swarm = with_values(swarm, {"run.rounds": math.ceil(length.tokens / per_round)})
@@ -155,7 +166,14 @@ def _train(settings: Settings, processes: Processes, length: "Length", take: str
             clear_run(path)
     from decentral.cli.local.run import LocalRun
 
-    return asyncio.run(LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take).run())
+    run = LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take)
+    code = asyncio.run(run.run())
+    if beside and run.done is not None:
+        controls = compare.controls_of(swarm, processes.size, own.threads, cores)
+        found = asyncio.run(compare.compare(controls, own, folder, trainer, run.done))
+        if found is not None:
+            print(compare.told(found, processes.size, swarm.run.rounds * swarm.method.inner_steps))
+    return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +226,6 @@ def check_cut(swarm: SwarmConfig, parts: "Iterable[Mapping[str, Tensor]]") -> No
         Layout.of(parameters, options.plan.num_fragments, options.pattern)
 
 
-def rounds_for(seconds: float, step_s: float, swarm: SwarmConfig) -> int:
-    """Rounds that take about ``seconds``."""
-    return max(1, round(seconds / (swarm.method.inner_steps * step_s + _ROUND_OVERHEAD_S)))
+def rounds_for(seconds: float, step_s: float, swarm: SwarmConfig, numel: int) -> int:
+    """Rounds of a model of ``numel`` values that take about ``seconds``."""
+    return max(1, round(seconds / (swarm.method.inner_steps * step_s + _ROUND_S + numel * _VALUE_S)))

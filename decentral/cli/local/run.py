@@ -23,14 +23,13 @@ import decentral
 from decentral.cli import assemble, result
 from decentral.cli.command import INVITATION
 from decentral.cli.local import outcome
-from decentral.cli.local.children import Child, ending, pass_on, start, stop
+from decentral.cli.local.children import Child, ending, own_flags, pass_on, start, stop
 from decentral.cli.local.processes import Processes
 from decentral.cli.local.replay import Replay
 from decentral.cli.render import console, run_line, view
 from decentral.cli.signals import stopping
 from decentral.cli.sources import from_paths, parts_from_paths
 from decentral.config.names import Family
-from decentral.config.rate import show_rate
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.dashboard.place import serve
 from decentral.engine.background import unless
@@ -71,6 +70,19 @@ class GoingOn:
     """Its id."""
     indices: tuple[int, ...]
     """Of the workers that have a checkpoint of it, at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a run that went to its end came to."""
+
+    loss: float
+    """Of the model that was kept."""
+    sent_bytes: int
+    """By all workers."""
+    dp_bytes: int
+    """That data-parallel training would have sent for the same steps."""
+    seconds: float
 
 
 class LocalRun:
@@ -124,6 +136,8 @@ class LocalRun:
         self._addresses: list[str] = []
         """Of workers that can be asked."""
         self._beside: list[asyncio.Task[None]] = []
+        self.done: Done | None = None
+        """After ``run``; ``None`` if it was interrupted, or left no model of its last round."""
         self._told: StatusReport | None = None
         """Of a pipeline: what it said last."""
         self._screen = console(sys.stderr)
@@ -189,15 +203,7 @@ class LocalRun:
 
     async def _start(self) -> None:
         """Start the founder, or those who go on from their folders, and then those who join them."""
-        own = self._own
-        common = [
-            *("--host", "127.0.0.1", "--port", "0", "--device", own.device, "--threads", str(own.threads)),
-            *("--max-upload", show_rate(own.max_upload)),
-            *("--checkpoint-every", own.checkpoint_every, "--keep", str(own.keep)),
-            *("--set", f"worker.log_level={own.log_level}", "--set", f"worker.log_format={own.log_format}"),
-            *("--set", f"worker.journal_bytes={own.journal_bytes}", "--on-preempt", own.on_preempt),
-            *("--set", f"worker.preempt_notice={json.dumps(own.preempt_notice)}"),
-        ]
+        own, common = self._own, own_flags(self._own)
         mine = [
             *("--set", f"worker.task={json.dumps(own.task)}"),
             *("--set", f"worker.data={json.dumps(own.data)}", "--set", f"worker.model={json.dumps(own.model)}"),
@@ -325,6 +331,8 @@ class LocalRun:
         if self._processes.num_stages:  # what it said last may be a round old, and journals forget
             totals = replace(totals, tokens=max(totals.tokens, outcome.tokens_of_heads(events)))
         print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))
+        if chosen is not None and chosen.round >= self._swarm.run.rounds:
+            self.done = Done(chosen.loss, totals.sent_bytes, totals.dp_bytes, seconds)
         return chosen
 
     def _keep_model(self) -> tuple[Chosen | None, str]:

@@ -44,6 +44,7 @@ WITH_PLACE = (
     "codec-quality",
     "gossip-quality",
     "pipeline",
+    "quickstart",
     "recovery",
     "streaming-quality",
     "utilisation",

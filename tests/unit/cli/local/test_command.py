@@ -109,6 +109,12 @@ class TestReplay:
         replay = replayed(write(tmp_path / "j", STARTED, StretchDone(0, 1, 10, math.nan, math.nan)))
         assert math.isnan(replay.presence.metrics.loss)
 
+    def test_a_worker_that_goes_on_counts_on(self, tmp_path):
+        before = [STARTED, StretchDone(0, 25, 250, 3.0, 1.5), StretchDone(0, 50, 250, 3.0, 1.5)]
+        after = [STARTED, Resumed(25, 1, 250, 0, 0, (), ()), StretchDone(1, 50, 250, 3.0, 1.5)]
+        presence = replayed(write(tmp_path / "j", *before, *after)).presence
+        assert (presence.metrics.tokens, presence.metrics.step, presence.round) == (500, 50, 1)
+
 
 class FakeTrainer:
     def __init__(self) -> None:
@@ -129,14 +135,8 @@ def test_the_pace_leaves_out_the_first_step():
 
 def test_rounds_fill_the_time_and_are_at_least_one():
     swarm = load(None, ["method.inner_steps=10"]).swarm
-    assert rounds_for(105.0, 1.0, swarm) == 10
-    assert rounds_for(0.1, 1.0, swarm) == 1
-
-    def test_a_worker_that_goes_on_counts_on(self, tmp_path):
-        before = [STARTED, StretchDone(0, 25, 250, 3.0, 1.5), StretchDone(0, 50, 250, 3.0, 1.5)]
-        after = [STARTED, Resumed(25, 1, 250, 0, 0, (), ()), StretchDone(1, 50, 250, 3.0, 1.5)]
-        presence = replayed(write(tmp_path / "j", *before, *after)).presence
-        assert (presence.metrics.tokens, presence.metrics.step, presence.round) == (500, 50, 1)
+    assert rounds_for(105.5, 1.0, swarm, 1_000_000) == 10
+    assert rounds_for(0.1, 1.0, swarm, 1_000_000) == 1
 
 
 class TestOutcome:

@@ -1,0 +1,277 @@
+"""How much of what data-parallel training gains over one worker alone a swarm keeps, in a run as short as a quickstart.
+
+    scripts/bench-quickstart --arm alone --arm data-parallel --arm "name=sparseloco inner_steps=3" --steps 2000 ...
+    scripts/bench-quickstart         # writes the page anew from the raw numbers
+
+An arm is ``alone`` (one worker), ``data-parallel`` (one process that takes the batches of all workers in every step),
+or the settings of a swarm: of ``[method]``, or of any other section by the whole key. ``moments=mean`` among them has
+workers share the mean of AdamW's second moments at every sync, which nothing but this bench can do. Every arm takes so
+many steps of a worker with each learning rate. Runs that OUT.json has already are not run again, so that a bench that
+was stopped goes on. The section "Findings" of OUT.md is written by hand and kept.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from decentral.config.schema import SwarmConfig
+from decentral.ports.trainer import Seat, Trainer
+from decentral.workers.lm.corpus import Corpus, load_corpus
+from decentral.workers.lm.settings import read_settings
+from decentral.workers.lm.trainer import LmTrainer
+from scripts.benches.lib.command import Parser, enter
+from scripts.benches.lib.report import Record, kept, places, read, stamp, write
+from scripts.benches.lib.stats import grouped, listed, spread
+from scripts.benches.lib.tables import table
+from scripts.benches.lib.training import Play, configured, with_rounds
+from scripts.benches.lib.variants import agreed_loss
+
+SCRIPT = "bench-quickstart"
+ALONE, DATA_PARALLEL = "alone", "data-parallel"
+#: Of the mean of anchors that is tried in place of the last one.
+EMA_DECAYS = (0.5, 0.8, 0.9)
+_RATE, _BATCH = "task.settings.optimizer.learning_rate", "task.settings.batch_sequences"
+_SHARED_MOMENTS = "moments=mean"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run."""
+
+    arm: str
+    seed: int
+    rate: float
+    steps: int
+    workers: int
+    settings: Sequence[str]
+    """``key=value``, of all arms."""
+
+    @property
+    def key(self) -> list[object]:
+        """What tells it from others."""
+        return [self.arm, self.seed, self.rate, self.steps, self.workers, list(self.settings)]
+
+    def configured(self, *settings: str) -> SwarmConfig:
+        """The configuration, with further settings."""
+        return configured([*self.settings, f"{_RATE}={self.rate}", *settings], seed=self.seed, workers=self.workers)
+
+    def record(self, corpus: Corpus) -> Record:
+        """Run it on this text."""
+        began = time.perf_counter()
+        found = self._control(corpus) if self.arm in (ALONE, DATA_PARALLEL) else self._swarm(corpus)
+        return {"key": self.key, **found, "seconds": round(time.perf_counter() - began, 1), **stamp(SCRIPT)}
+
+    def _control(self, corpus: Corpus) -> Record:
+        """One process; alone it draws the stream of the first worker, data-parallel one of its own."""
+        batch = self.configured().task.settings["batch_sequences"]
+        own = [] if self.arm == ALONE else [f"{_BATCH}={batch * self.workers}"]
+        swarm = with_rounds(self.configured("method.inner_steps=1", *own), self.steps)
+        trainer = made(swarm, 1000 * (self.seed + 1) + (self.arm != ALONE) * self.workers, corpus)
+        trainer.train_steps(0, self.steps)
+        # Validated as all others are, with the same windows.
+        probe = made(self.configured(), 0, corpus)
+        probe.load(trainer.parameters())
+        values = sum(value.numel() for value in trainer.parameters().values())
+        per_step = 2 * (self.workers - 1) / self.workers * 4 * values
+        return {
+            "val_loss": probe.validate(),
+            "values": values,
+            "sent_bytes": 0 if self.arm == ALONE else per_step * self.steps,
+        }
+
+    def _swarm(self, corpus: Corpus) -> Record:
+        """Production workers; the network alone is simulated."""
+        words = [word for word in self.arm.split() if word != _SHARED_MOMENTS]
+        swarm = self.configured(*(word if "." in word.partition("=")[0] else f"method.{word}" for word in words))
+        swarm = with_rounds(swarm, max(1, self.steps // swarm.method.inner_steps))
+        averages = Averages(EMA_DECAYS)
+        trainers: list[Trainer] = []
+
+        def make(swarm: SwarmConfig, stream: int) -> Trainer:
+            trainers.append(made(swarm, stream, corpus))
+            return trainers[-1]
+
+        def watch(worker: int, parameters: Mapping[str, Tensor]) -> None:
+            if averages.first_of_round(worker) and _SHARED_MOMENTS in self.arm.split():
+                share_moments(trainers[1:])  # the first is a probe
+            averages.take(worker, parameters)
+
+        play = Play(swarm, watch=watch, make=make)
+        play.run()
+        loss = agreed_loss(play)
+        # The last outer step is loaded by nobody.
+        [anchors, *_] = [outcome.anchors for outcome in play.outcomes.values()]
+        averages.take(0, anchors)
+        return {
+            "val_loss": loss,
+            "values": sum(value.numel() for value in anchors.values()),
+            "sent_bytes": statistics.mean(member.mixed()[-1].sent_bytes for member in play.members.values()),
+            "syncs": swarm.run.rounds,
+            "ema": {str(decay): play.loss(mean) for decay, mean in averages.means.items()},
+        }
+
+
+def made(swarm: SwarmConfig, stream: int, corpus: Corpus) -> Trainer:
+    """The trainer of a stream."""
+    steps = swarm.run.rounds * swarm.method.inner_steps
+    return LmTrainer(read_settings(swarm.task.settings), Seat(swarm.run.seed, stream, steps), corpus)
+
+
+class Averages:
+    """Running means of a swarm's anchors, one for each decay.
+
+    Args:
+        decays: what is kept at every outer step.
+    """
+
+    def __init__(self, decays: Sequence[float]) -> None:
+        self.means: dict[float, dict[str, Tensor]] = {decay: {} for decay in decays}
+        self._loads: dict[int, int] = {}
+
+    def first_of_round(self, worker: int) -> bool:
+        """Whether nobody else has loaded the anchors that this worker loads now; counts the load."""
+        self._loads[worker] = self._loads.get(worker, 0) + 1
+        return list(self._loads.values()).count(self._loads[worker]) == 1
+
+    def take(self, worker: int, parameters: Mapping[str, Tensor]) -> None:
+        """The anchors after an outer step; one worker's count, as all have the same."""
+        if worker:
+            return
+        for decay, mean in self.means.items():
+            for name, value in parameters.items():
+                mean[name] = mean[name].lerp(value, 1 - decay) if name in mean else value.clone()
+
+
+def share_moments(trainers: Sequence[Trainer]) -> None:
+    """Give every worker the mean of all second moments. All stand at the same barrier when the first one loads."""
+    states = [trainer.state_dict()["optimizer"] for trainer in trainers]  # type: ignore[attr-defined]
+    for name in states[0]:
+        if "exp_avg_sq" in states[0][name]:
+            moments = [state[name]["exp_avg_sq"] for state in states]
+            mean = torch.stack(moments).mean(0)
+            for moment in moments:
+                moment.copy_(mean)
+
+
+# -- written ----------------------------------------------------------------------------------------------------------
+
+
+def page(out: Path, records: list[Record]) -> str:
+    """A table for each set-up."""
+    sections = [section(title, runs) for title, runs in grouped(records, set_up).items()]
+    return "\n".join([_HEAD, kept(out), *sections])
+
+
+def set_up(record: Record) -> str:
+    """What the runs of a table have in common."""
+    _, _, _, steps, workers, settings = record["key"]
+    named = ", ".join(f"`{setting}`" for setting in settings) or "default settings"
+    return f"{steps:,} steps of {workers} workers, {record['values']:,} parameters; {named}"
+
+
+def section(title: str, records: list[Record]) -> str:
+    """One set-up: each arm at its best learning rate, and all that were tried with the first seed."""
+    arms = grouped(records, lambda record: str(record["key"][0]))
+    at_best = {arm: best(runs) for arm, runs in arms.items()}
+    rows, tried = [], []
+    for arm, runs in at_best.items():
+        rate, losses = runs[0]["key"][2], by_seed(runs)
+        sent = runs[0]["sent_bytes"]
+        dense = by_name(at_best, DATA_PARALLEL, "sent_bytes")
+        row = [arm, f"{rate:g}", runs[0].get("syncs", ""), f"{sent / 1e6:.3g}"]
+        row += [f"{dense[0] / sent:.0f}" if dense and sent else "", listed(losses.values(), ".4f")]
+        shares = list(share_kept(losses, at_best).values())
+        row += [f"{statistics.mean(losses.values()):.4f}", spread(shares, ".0%") if shares else ""]
+        rows.append(row)
+        first = min(record["key"][1] for record in arms[arm])
+        found = {record["key"][2]: record for record in arms[arm] if record["key"][1] == first}
+        losses_by_rate = (f"{rate:g}: {found[rate]['val_loss']:.4f}" for rate in sorted(found))
+        tried.append([arm, ", ".join(losses_by_rate), ema(found.values())])
+    stamps = "".join(f"\n{place}\n" for place in places(records))
+    commands = "".join(f"\n    {command}\n" for command in dict.fromkeys(record["command"] for record in records))
+    return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tried)}\n{stamps}{commands}"
+
+
+def best(runs: list[Record]) -> list[Record]:
+    """The runs of an arm with the learning rate that is best with the first seed, by seed."""
+    first = min(record["key"][1] for record in runs)
+    chosen = min((record for record in runs if record["key"][1] == first), key=lambda record: float(record["val_loss"]))
+    return sorted((run for run in runs if run["key"][2] == chosen["key"][2]), key=lambda run: int(run["key"][1]))
+
+
+def by_seed(runs: Sequence[Record]) -> dict[int, float]:
+    """Losses."""
+    return {record["key"][1]: record["val_loss"] for record in runs}
+
+
+def by_name(arms: Mapping[str, list[Record]], arm: str, field: str) -> list[float]:
+    """A figure of an arm's runs; nothing if it was not run."""
+    return [float(record[field]) for record in arms.get(arm, [])]
+
+
+def share_kept(losses: Mapping[int, float], arms: Mapping[str, list[Record]]) -> dict[int, float]:
+    """By seed, what an arm keeps of the gain of data-parallel training over one worker alone."""
+    alone, dense = by_seed(arms.get(ALONE, [])), by_seed(arms.get(DATA_PARALLEL, []))
+    both = [seed for seed in losses if seed in alone and seed in dense]
+    return {seed: (alone[seed] - losses[seed]) / (alone[seed] - dense[seed]) for seed in both}
+
+
+def ema(records: Iterable[Record]) -> str:
+    """By how much the mean of anchors is better than the last one, by decay, at the best learning rate."""
+    run = min(records, key=lambda record: float(record["val_loss"]))
+    gains = {decay: loss - run["val_loss"] for decay, loss in run.get("ema", {}).items()}
+    return ", ".join(f"{decay}: {gain:+.4f}" for decay, gain in gains.items())
+
+
+_HEAD = """# What a short run keeps of the gain
+
+Written by `scripts/bench-quickstart`; the raw numbers are in `quickstart.json`. Production workers train the language
+model and the network alone is simulated; *alone* is one worker for as many steps, *data-parallel* one process that
+takes the batches of all workers in every step. Loss in nats per byte on the same held-out windows.
+
+* **lr**: the learning rate that is best with the first seed, of those in the second table; other seeds are run with it.
+  Seeds differ in initial weights, in all streams of data and in the noise of codecs.
+* **MB**: sent by one worker in the whole run. **fewer**: times fewer bytes than the ring all-reduce in fp32 of
+  data-parallel training sends.
+* **kept**: share of the gain, (alone - arm) / (alone - data-parallel), mean over seeds (least to greatest).
+* **mean of anchors**: loss of an exponential mean of the anchors against that of the last one, by decay for each sync.
+"""
+
+_COLUMNS = "arm | lr: | syncs: | MB: | fewer: | loss by seed | mean: | kept"
+_TRIED = "arm | loss by learning rate, first seed | mean of anchors"
+
+
+def main() -> None:
+    """Run every arm with every learning rate and seed that is not there yet, and write the page after each."""
+    parser = Parser(SCRIPT, __doc__, "quickstart")
+    parser.repeated("--arm", metavar="SETTINGS")
+    parser.repeated("--rate", float, [0.006], help="learning rate")
+    parser.repeated("--seed", int, [0])
+    parser.add_argument("--steps", type=int, default=2000, help="of one worker")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.settings()
+    options: argparse.Namespace = parser.parse_args()
+    common = (options.steps, options.workers, options.set)
+    runs = [Run(arm, seed, rate, *common) for seed in options.seed for arm in options.arm for rate in options.rate]
+    records: list[Record] = read(options.out, [])
+    torch.set_num_threads(1)
+    corpus = load_corpus((), read_settings(configured(options.set, seed=0, workers=1).task.settings).window)
+    for run in runs:
+        if run.key in [record["key"] for record in records]:
+            continue
+        record = run.record(corpus)
+        told = f"seed {run.seed}  lr {run.rate:g}  {run.arm}  {record['val_loss']:.4f}  {record['seconds']:.0f} s"
+        print(told, flush=True)
+        records.append(record)
+        write(options.out, records, page(options.out, records))
+    write(options.out, records, page(options.out, records))
+
+
+if __name__ == "__main__":
+    enter(main)
