@@ -4,10 +4,11 @@
     scripts/bench-quickstart         # writes the page anew from the raw numbers
 
 An arm is ``alone`` (one worker), ``data-parallel`` (one process that takes the batches of all workers in every step),
-or the settings of a swarm: of ``[method]``, or of any other section by the whole key. ``moments=mean`` among them has
-workers share the mean of AdamW's second moments at every sync, which nothing but this bench can do. Every arm takes so
-many steps of a worker with each learning rate. Runs that OUT.json has already are not run again, so that a bench that
-was stopped goes on. The section "Findings" of OUT.md is written by hand and kept.
+or the settings of a swarm: of ``[method]``, or of any other section by the whole key. Two words among them are the
+bench's own: ``workers=1`` for another number of workers, and ``moments=mean``, with which workers share the mean of
+AdamW's second moments at every sync, as none do elsewhere. Every arm takes so many steps of a worker with each learning
+rate. Runs that OUT.json has already are not run again, so that a bench that was stopped goes on. The section "Findings"
+of OUT.md is written by hand and kept.
 """
 
 import argparse
@@ -37,7 +38,7 @@ ALONE, DATA_PARALLEL = "alone", "data-parallel"
 #: Of the mean of anchors that is tried in place of the last one.
 EMA_DECAYS = (0.5, 0.8, 0.9)
 _RATE, _BATCH = "task.settings.optimizer.learning_rate", "task.settings.batch_sequences"
-_SHARED_MOMENTS = "moments=mean"
+_SHARED_MOMENTS, _WORKERS = "moments=mean", "workers="
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class Run:
         """What tells it from others."""
         return [self.arm, self.seed, self.rate, self.steps, self.workers, list(self.settings)]
 
-    def configured(self, *settings: str) -> SwarmConfig:
-        """The configuration, with further settings."""
-        return configured([*self.settings, f"{_RATE}={self.rate}", *settings], seed=self.seed, workers=self.workers)
+    def configured(self, *settings: str, workers: int = 1) -> SwarmConfig:
+        """The configuration of so many workers, with further settings."""
+        return configured([*self.settings, f"{_RATE}={self.rate}", *settings], seed=self.seed, workers=workers)
 
     def record(self, corpus: Corpus) -> Record:
         """Run it on this text."""
@@ -87,8 +88,11 @@ class Run:
 
     def _swarm(self, corpus: Corpus) -> Record:
         """Production workers; the network alone is simulated."""
-        words = [word for word in self.arm.split() if word != _SHARED_MOMENTS]
-        swarm = self.configured(*(word if "." in word.partition("=")[0] else f"method.{word}" for word in words))
+        words = self.arm.split()
+        workers = next((int(word.removeprefix(_WORKERS)) for word in words if word.startswith(_WORKERS)), self.workers)
+        settings = [word for word in words if word != _SHARED_MOMENTS and not word.startswith(_WORKERS)]
+        stated = [word if "." in word.partition("=")[0] else f"method.{word}" for word in settings]
+        swarm = self.configured(*stated, workers=workers)
         swarm = with_rounds(swarm, max(1, self.steps // swarm.method.inner_steps))
         averages = Averages(EMA_DECAYS)
         trainers: list[Trainer] = []
@@ -98,7 +102,7 @@ class Run:
             return trainers[-1]
 
         def watch(worker: int, parameters: Mapping[str, Tensor]) -> None:
-            if averages.first_of_round(worker) and _SHARED_MOMENTS in self.arm.split():
+            if averages.first_of_round(worker) and _SHARED_MOMENTS in words:
                 share_moments(trainers[1:])  # the first is a probe
             averages.take(worker, parameters)
 

@@ -26,7 +26,7 @@ from decentral.engine.background import unless
 from decentral.errors import DecentralError, UsageError
 from decentral.monitor.figures import loss, size
 from decentral.ports.trainer import Trainer
-from decentral.run.folder import CONFIG, save_config
+from decentral.run.folder import CONFIG, WORKERS, save_config
 from decentral.state.average import survey
 
 ALONE: Final = "alone"
@@ -127,12 +127,13 @@ async def train(
     children = []
     try:
         for index, control in enumerate(controls):
-            place = folder / CONTROLS / control.name
+            run = folder / CONTROLS / control.name
+            place = run / WORKERS / "0"  # as in any local run
             place.mkdir(parents=True, exist_ok=True)
             # A worker of its own: nobody else is told of it.
             mine = own.model_copy(update={"threads": control.threads, "dashboard": "", "log_to": (), "metrics": ""})
-            save_config(place, None, control.swarm, mine)
-            arguments = ["worker", "--new", "--overwrite", "--out", str(place), "--config", str(place / CONFIG)]
+            save_config(run, None, control.swarm, mine)
+            arguments = ["worker", "--new", "--overwrite", "--out", str(place), "--config", str(run / CONFIG)]
             env = {"OMP_NUM_THREADS": str(control.threads)}
             children.append(await start(index, [*arguments, *own_flags(mine)], place, env))
         try:
