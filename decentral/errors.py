@@ -4,6 +4,7 @@ An error says what happened, shows the value it saw, and carries a ``hint``. Exp
 values (``exchange.api.Aborted``) or the ``TransportError`` family below; they never reach the user as tracebacks.
 """
 
+import re
 import traceback
 from enum import IntEnum, StrEnum
 
@@ -144,8 +145,8 @@ class TrainerError(DecentralError):
         text = " ".join(str(fault).split())[:_MAX_TEXT]
         what = f"{type(fault).__name__} while {doing}" + (f" ({at})" if at else "")
         hint = "This is a fault of your own code or data, not of decentral's; --debug shows the whole traceback."
-        if _is_out_of_memory(fault):
-            what = f"out of memory while {doing}" + (f" ({at})" if at else "")
+        if device := _out_of_memory_on(fault):
+            what = f"out of memory on {device} while {doing}" + (f" ({at})" if at else "")
             hint = "Take a smaller batch or a shorter context, free what else uses this memory, or take another device."
         super().__init__(f"{what}: {text}" if text else what, hint=hint)
         self.fault = fault
@@ -302,8 +303,15 @@ def _is_library(filename: str) -> bool:
     return filename.startswith((_STDLIB, "<frozen")) or any(folder in filename for folder in _INSTALLED)
 
 
-def _is_out_of_memory(fault: BaseException) -> bool:
-    """Whether it is; torch's own error is known by its name, as torch must not be imported here."""
-    names = {kind.__name__ for kind in type(fault).__mro__}
-    # On the CPU torch raises a RuntimeError that nothing but its text tells from others.
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator: can't allocate" in str(fault)
+def _out_of_memory_on(fault: BaseException) -> str:
+    """The device that has no memory left, if that is the fault; empty if it is another one.
+
+    torch's own error is known by its name, as torch must not be imported here; which GPU it was, by its text alone.
+    """
+    names, text = {kind.__name__ for kind in type(fault).__mro__}, str(fault)
+    # On the CPU and on MPS torch raises a RuntimeError that nothing but its text tells from others.
+    told = "DefaultCPUAllocator: can't allocate" in text or "MPS backend out of memory" in text
+    if not told and not names & {"MemoryError", "OutOfMemoryError"}:
+        return ""
+    number, kind = re.search(r"\bGPU (\d+)", text), re.search(r"\b(CUDA|HIP|MPS|XPU)\b", text)
+    return f"cuda:{number[1]}" if number else kind[1].lower() if kind else "cpu"

@@ -75,7 +75,11 @@ def go_on(founder: WorkerProcess, other: WorkerProcess) -> None:
             for case in [
                 ("ends", ExitCode.OK, r"the data is over at step \d+"),
                 ("exits", 7, ""),
-                ("out_of_memory", ExitCode.TRAINER, r"error: out of memory while taking inner step \d+ .*2.00 GiB"),
+                (
+                    "out_of_memory",
+                    ExitCode.TRAINER,
+                    r"error: out of memory on cuda while .* \d+ .*2.00 GiB",
+                ),
                 ("returns_nothing", ExitCode.TRAINER, r"report of train_steps is None \(NoneType\)"),
                 ("loss_is_none", ExitCode.TRAINER, r"error: loss is None \(NoneType\): must be a number"),
                 ("tokens_are_nan", ExitCode.TRAINER, r"error: tokens is nan \(float\): must be a whole number"),

@@ -45,16 +45,24 @@ def test_a_fault_that_was_never_raised_has_no_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "device"),
     [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 8 GiB"),
-        MemoryError("Unable to allocate 20.00 MiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20.00 MiB"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 1 has 8 GiB"),
+            "cuda:1",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "cuda"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 20.00 MiB"), "cpu"),
+        (
+            RuntimeError("MPS backend out of memory (allocated: 9 GB). Tried to allocate 20.00 MiB."),
+            "mps",
+        ),
+        (MemoryError("Unable to allocate 20.00 MiB"), "cpu"),
     ],
 )
-def test_out_of_memory_says_what_was_tried_and_what_to_do(fault: Exception) -> None:
+def test_out_of_memory_names_the_device_what_was_tried_and_what_to_do(fault: Exception, device: str) -> None:
     error = TrainerError(fault, "taking inner step 3")
-    assert error.message.startswith("out of memory while taking inner step 3: ")
+    assert error.message.startswith(f"out of memory on {device} while taking inner step 3: ")
     assert "20.00 MiB" in error.message
     assert "smaller batch" in error.hint
 
