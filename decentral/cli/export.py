@@ -55,13 +55,13 @@ def export(
     """Write one replica of a run, or the average of all, with the loss of each."""
     if not all(text.strip() for text in sources):
         raise UsageError("A source is empty.", hint="Is the variable set?")
-    flags = {
+    stated = {
         "worker.device": device,
         "worker.trust_config": trust_config or None,
         "worker.data": data_paths(data, None),
     }
-    models = ModelFlags(model, tokenizer, allow_download=allow_download, task=task).by_key(False)
-    own = load(None, (), {**flags, **models}).worker
+    stated |= ModelFlags(model, tokenizer, allow_download=allow_download, task=task).by_key(False)
+    own = load(None, (), stated).worker
     as_folder = out.suffix != SUFFIX
     _check_target(out, as_folder=as_folder)
     if no_loss:

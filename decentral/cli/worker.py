@@ -104,7 +104,7 @@ def worker(
     if is_follower():
         return run(None)
     check_start(new, join, resume)
-    flags = {
+    stated = {
         **_own(port=port, host=host, announce=announce, relay=relay, identity=identity, device=device, inner=inner),
         **_own(checkpoint_every=checkpoint_every, keep=keep, protect=protect, on_preempt=on_preempt, log_to=log_to),
         **_own(threads=threads, max_upload=max_upload, stage=stage, dashboard=dashboard, metrics=metrics, out=out),
@@ -117,7 +117,7 @@ def worker(
         **method_flags(method, codec, fragments, overlap, mix),
         **{"pipeline.stages": word_or_number(stages), "pipeline.replicas": replicas},
     }
-    return run(_start(resume, join or (), config, assignments or (), flags, overwrite=overwrite))
+    return run(_start(resume, join or (), config, assignments or (), stated, overwrite=overwrite))
 
 
 def _own(**values: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def local(
 ) -> int:
     """Train with several workers on this machine; without options a small language model, in about two minutes."""
     loggers.check(log_to or ())
-    flags = {
+    stated = {
         **ModelFlags(model, tokenizer, lora, dataset, text_field, from_scratch, allow_download).by_key(resume is None),
         "data.paths": data_paths(data, more_data),
         **method_flags(method, codec, fragments, overlap, mix),
@@ -103,8 +103,8 @@ def local(
             raise UsageError("A run that goes on has its length already: leave --minutes and --tokens out.", hint=hint)
         from decentral.cli.local.resume import resume as go_on
 
-        return go_on(resume, workers, result, config, assignments or (), flags)
-    settings = load(config, assignments or (), flags)
+        return go_on(resume, workers, result, config, assignments or (), stated)
+    settings = load(config, assignments or (), stated)
     processes = processes_for(settings.swarm.pipeline, workers, spares)
     check_length_and_result(minutes, tokens, result, processes)
     if minutes is None and tokens is None and "run.rounds" not in settings.explicit:
