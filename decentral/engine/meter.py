@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from decentral.ports.trainer import Steps
 from decentral.swarm.presence import Metrics
@@ -27,25 +29,20 @@ class Meter:
     def __init__(self, total_numel: int, version: str, device: str) -> None:
         self.tokens = 0
         self._total_numel = total_numel
-        self._version = version
-        self._device = device
-        self._step = 0
-        self._loss = self._val_loss = math.nan
-        self._val_round = 0
-        self._compute_s = self._data_s = self._waiting_s = self._transfer_s = 0.0
+        self._seen = Metrics(version=version, device=device)
+        """All but what goes by the time at which it is asked for."""
         self._dp_bytes = 0.0
-        self._rounds_in = self._rounds_out = 0
-        self._tokens_per_s = 0.0
-        self._partners = self._avoids = ""
         self._restrained: dict[int, frozenset[PeerId]] = {}
-        self._spread = math.nan
-        self._rounds_alone = self._one_sided = 0
-        self._reason = ""
-        self._delay_steps, self._num_groups = 0, 1
         self._began: float | None = None
         self._sent, self._received = _Flow(), _Flow()
         self._lap = (0.0, 0)
         """When the last round ended and the tokens then."""
+
+    def _set(self, **figures: Any) -> None:
+        self._seen = replace(self._seen, **figures)
+
+    def _add(self, **amounts: float) -> None:
+        self._set(**{name: getattr(self._seen, name) + amount for name, amount in amounts.items()})
 
     def start(self, now: float) -> None:
         """Training begins."""
@@ -58,29 +55,22 @@ class Meter:
         Data-parallel training would have sent ``2 (n - 1) / n`` times the model in float32 at each of them (ring
         all-reduce, bytes sent by each of n workers).
         """
-        self._step = step
         self.tokens += steps.report.tokens
-        if steps.report.tokens:
-            self._loss = steps.report.loss
-        self._compute_s += steps.compute_s
-        self._data_s += steps.report.data_s
-        self._waiting_s += waiting_s
+        self._set(step=step, loss=steps.report.loss if steps.report.tokens else self._seen.loss)
+        self._add(compute_s=steps.compute_s, data_s=steps.report.data_s, waiting_s=waiting_s)
         self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * steps.count
 
     def synced(self, now: float, *, counted: bool, waiting_s: float, transfer_s: float) -> None:
         """A round ended at the time ``now``; training stood still for so long for others and for moving values."""
         began, tokens = self._lap
         if now > began:
-            self._tokens_per_s = (self.tokens - tokens) / (now - began)
+            self._set(tokens_per_s=(self.tokens - tokens) / (now - began))
         self._lap = (now, self.tokens)
-        self._waiting_s += waiting_s
-        self._transfer_s += transfer_s
-        self._rounds_in += counted
-        self._rounds_out += not counted
+        self._add(waiting_s=waiting_s, transfer_s=transfer_s, rounds_in=int(counted), rounds_out=int(not counted))
 
     def paced(self, delay_steps: int, num_groups: int) -> None:
         """The overlap in use and the launches a round that this worker would like, from now on."""
-        self._delay_steps, self._num_groups = delay_steps, num_groups
+        self._set(delay_steps=delay_steps, num_groups=num_groups)
 
     def moved(self, now: float, *, sent_bytes: int, received_bytes: int) -> None:
         """The transport's totals at the time ``now``. To be told about every second, for the peaks."""
@@ -89,22 +79,19 @@ class Meter:
 
     def swapped(self, partners: Sequence[PeerId], spread: float) -> None:
         """Gossip: anchors were swapped with these; a ``spread`` of NaN keeps the last one."""
-        self._partners = _names(partners)
-        if math.isfinite(spread):
-            self._spread = spread
+        self._set(partners=_names(partners), spread=spread if math.isfinite(spread) else self._seen.spread)
 
     def stepped_alone(self) -> None:
         """Gossip in rounds: a round ended without a partner."""
-        self._partners = ""
-        self._rounds_alone += 1
+        self._set(partners="", rounds_alone=self._seen.rounds_alone + 1)
 
     def unconfirmed(self, count: int) -> None:
         """Gossip: so many more swaps were not confirmed by the other side."""
-        self._one_sided += count
+        self._add(one_sided=count)
 
     def avoiding(self, peers: Iterable[PeerId]) -> None:
         """Gossip: the peers that are avoided from now on; those named before are no longer, unless named again."""
-        self._avoids = _names(sorted(peers))
+        self._set(avoids=_names(sorted(peers)))
 
     def restrained(self, fragment: int, peers: Iterable[PeerId]) -> None:
         """Whose contributions to the last round of a fragment were cut down or left out."""
@@ -112,49 +99,29 @@ class Meter:
 
     def downloaded(self, seconds: float) -> None:
         """A download of the state ended."""
-        self._transfer_s += seconds
+        self._add(transfer_s=seconds)
 
     def validated(self, round_: int, val_loss: float) -> None:
         """The anchor at the start of a round was validated."""
         if math.isfinite(val_loss):
-            self._val_round, self._val_loss = round_, val_loss
+            self._set(val_round=round_, val_loss=val_loss)
 
     def explain(self, reason: str) -> None:
         """Why this worker does not contribute; empty if it does."""
-        self._reason = reason[:_MAX_REASON]
+        self._set(reason=reason[:_MAX_REASON])
 
     def metrics(self, now: float) -> Metrics:
         """The counters at the time ``now``."""
-        return Metrics(
-            step=self._step,
+        return replace(
+            self._seen,
             tokens=self.tokens,
-            tokens_per_s=self._tokens_per_s,
-            loss=self._loss,
-            val_loss=self._val_loss,
-            val_round=self._val_round,
-            compute_s=self._compute_s,
-            data_s=self._data_s,
-            waiting_s=self._waiting_s,
-            transfer_s=self._transfer_s,
             wall_s=0.0 if self._began is None else max(0.0, now - self._began),
             sent_bytes=self._sent.total_bytes,
             received_bytes=self._received.total_bytes,
             peak_sent_bytes_per_s=self._sent.peak_bytes_per_s,
             peak_received_bytes_per_s=self._received.peak_bytes_per_s,
             dp_bytes=int(self._dp_bytes),
-            rounds_in=self._rounds_in,
-            rounds_out=self._rounds_out,
-            delay_steps=self._delay_steps,
-            num_groups=self._num_groups,
-            partners=self._partners,
-            spread=self._spread,
-            rounds_alone=self._rounds_alone,
-            one_sided=self._one_sided,
-            avoids=self._avoids,
             restrained=_names(sorted(frozenset().union(*self._restrained.values()))),
-            reason=self._reason,
-            version=self._version,
-            device=self._device,
         )
 
 

@@ -65,10 +65,11 @@ class ToyProblem:
             step_s: virtual seconds of an inner step.
             nan_at_step: global step at which the parameters become NaN.
         """
-        optimum_N = self.goal + self._offsets[worker % self.num_workers]
-        if self.momentum:
-            return StatefulTrainer(self, optimum_N, charge, step_s, nan_at_step, worker)
-        return ToyTrainer(self, optimum_N, charge, step_s, nan_at_step)
+        return self._made(worker, self.goal + self._offsets[worker % self.num_workers], charge, step_s, nan_at_step)
+
+    def _made(self, worker: int, *given: Any) -> "ToyTrainer":
+        """A trainer, of what all of them are given: its optimum, and what ``trainer`` was told."""
+        return StatefulTrainer(worker, self, *given) if self.momentum else ToyTrainer(self, *given)
 
     def noise(self, worker: int, batch: int) -> Values:
         """What the gradient of a worker's batch is off by [N]."""
@@ -134,16 +135,8 @@ class StatefulTrainer(ToyTrainer):
     Implements ``Stateful``: without its state a resumed worker takes other steps.
     """
 
-    def __init__(
-        self,
-        problem: ToyProblem,
-        optimum_N: Values,
-        charge: Callable[[float], None],
-        step_s: float,
-        nan_at_step: int | None,
-        worker: int,
-    ) -> None:
-        super().__init__(problem, optimum_N, charge, step_s, nan_at_step)
+    def __init__(self, worker: int, *given: Any) -> None:
+        super().__init__(*given)
         self._worker = worker
         self._momentum_N = np.zeros_like(self._x_N)
         self._num_batches = 0

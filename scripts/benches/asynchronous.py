@@ -115,17 +115,8 @@ class LoggedProblem(ToyProblem):
     inner_lr: float = 0.01
     log: Log = field(default_factory=Log)
 
-    def trainer(
-        self,
-        worker: int,
-        charge: Callable[[float], None] = lambda seconds: None,
-        *,
-        step_s: float = 0.0,
-        nan_at_step: int | None = None,
-    ) -> ToyTrainer:
-        """See ``ToyProblem``."""
-        optimum_N = self.goal + self._offsets[worker]
-        return LoggedTrainer(self.log, worker, self, optimum_N, charge, step_s, nan_at_step)
+    def _made(self, worker: int, *given: Any) -> ToyTrainer:
+        return LoggedTrainer(self.log, worker, self, *given)
 
 
 @dataclass(frozen=True)

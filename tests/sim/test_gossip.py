@@ -1,6 +1,5 @@
 """Gossiping swarms under drawn faults, with a slow worker, on a bad line, with a liar."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -179,18 +178,9 @@ class LyingTrainer(ToyTrainer):
 class ProblemWithLiar(ToyProblem):
     """The last worker lies."""
 
-    def trainer(
-        self,
-        worker: int,
-        charge: Callable[[float], None] = lambda seconds: None,
-        *,
-        step_s: float = 0.0,
-        nan_at_step: int | None = None,
-    ) -> ToyTrainer:
-        honest = super().trainer(worker, charge, step_s=step_s, nan_at_step=nan_at_step)
-        if worker == self.num_workers - 1:
-            honest.__class__ = LyingTrainer
-        return honest
+    def _made(self, worker: int, *given: Any) -> ToyTrainer:
+        kind = LyingTrainer if worker == self.num_workers - 1 else ToyTrainer
+        return kind(self, *given)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from decentral.run.tasks import build_trainer
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run, virtual_loop
 from decentral.sim.scenario import Meddle, all_honest
+from decentral.sim.trainer import Charged
 from decentral.sim.world import SimPeer, World, peer_id
 from decentral.types import PeerId
 
@@ -40,7 +41,7 @@ STEP_S = 0.1
 START_S = 0.5
 
 
-class Timed:
+class Timed(Charged):
     """A trainer whose steps take virtual time, and that says when it is given other parameters.
 
     Args:
@@ -57,25 +58,20 @@ class Timed:
         loaded: Callable[[Mapping[str, Tensor]], None],
         step_s: float,
     ) -> None:
-        self._inner = inner
-        self._charge = charge
-        self._step_s = step_s
+        super().__init__(inner, charge, step_s)
         self._loaded = loaded
         self.tokens = 0
         """Trained on so far."""
-        self.parameters = inner.parameters
-        self.validate = inner.validate
 
     def train_steps(self, first_step: int, count: int) -> StepReport:
         """Take the steps and charge their time."""
-        report = self._inner.train_steps(first_step, count)
-        self._charge(self._step_s * count)
+        report = super().train_steps(first_step, count)
         self.tokens += report.tokens
         return report
 
     def load(self, parameters: Mapping[str, Tensor]) -> None:
         """Overwrite the named parameters; what is loaded before the first step is no outer step's."""
-        self._inner.load(parameters)
+        super().load(parameters)
         if self.tokens:
             self._loaded(parameters)
 
