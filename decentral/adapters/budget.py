@@ -4,6 +4,7 @@ Pure: the time is an argument, and whoever asks does the waiting. The upload bud
 bytes are charged with what Noise, TCP, IP and the frames of the link put around them.
 """
 
+import heapq
 from collections import OrderedDict
 from math import inf
 from typing import Final
@@ -76,16 +77,23 @@ _MAX_PEERS: Final = 4096
 
 
 class Account:
-    """What one peer has had of this one: a token bucket of calls that goes into debt."""
+    """What has passed between one peer and this one, and a token bucket of its calls that goes into debt."""
 
     def __init__(self) -> None:
         self.active = 0
         """Its streams that are being served."""
+        self.sent_bytes = self.received_bytes = 0
+        """To and from that peer, whoever called."""
         self._paid_at = -inf
 
     def wait_s(self, now: float) -> float:
         """So many seconds until its debt is paid; 0 if it has none."""
         return max(0.0, self._paid_at - now)
+
+    def moved(self, *, sent_bytes: int, received_bytes: int) -> None:
+        """A call has ended well."""
+        self.sent_bytes += sent_bytes
+        self.received_bytes += received_bytes
 
     def charge(self, now: float, num_bytes: int, *, bad: bool) -> None:
         """It has called.
@@ -114,3 +122,8 @@ class Accounts:
         if len(self._accounts) > _MAX_PEERS:
             self._accounts.popitem(last=False)
         return account
+
+    def busiest(self, count: int) -> list[tuple[PeerId, int, int]]:
+        """Peers with whom most was exchanged, with the bytes sent to and received from each."""
+        moved = [(peer, each.sent_bytes, each.received_bytes) for peer, each in self._accounts.items()]
+        return heapq.nlargest(count, moved, key=lambda each: each[1] + each[2])

@@ -46,6 +46,8 @@ POLICY = "policy"
 _NUM_TOLD = 16
 _MAX_CALLED = 256
 _TELL_TIMEOUT_S = 5.0
+#: Peers whose bytes are told one by one.
+_NUM_BUSIEST = 32
 #: Streams served at a time over all methods, and of one peer; libp2p's own limits are far above.
 _MAX_STREAMS, _MAX_STREAMS_OF_ONE = 1024, 128
 #: Of so many places of a method one is for others than the peer that has all the rest.
@@ -138,6 +140,10 @@ class HivemindTransport:
         """Bytes of requests and replies with our framing (``wire``); what a link carries is 4 % more."""
         return Traffic(self._meter.sent_bytes, self._meter.received_bytes)
 
+    def by_peer(self) -> Mapping[PeerId, Traffic]:
+        """See ``ports.transport.Transport.by_peer``; bodies alone."""
+        return {peer: Traffic(sent, received) for peer, sent, received in self._accounts.busiest(_NUM_BUSIEST)}
+
     async def call(self, peer: PeerId, method: str, request: bytes, *, timeout_s: float, max_reply_bytes: int) -> bytes:
         """See ``ports.transport.Transport.call``."""
         if self._closed:
@@ -168,6 +174,7 @@ class HivemindTransport:
         await self.admission.introduce(peer)
         async with self.stream(peer, _PROTOCOL) as (reader, writer):
             reply = await call.exchange(reader, writer)
+        self._accounts.of(peer).moved(sent_bytes=call.size, received_bytes=len(reply))
         self._called[peer] = None
         self._called.move_to_end(peer)
         if len(self._called) > _MAX_CALLED:
@@ -177,6 +184,10 @@ class HivemindTransport:
     def is_barred(self, peer: PeerId) -> bool:
         """See ``ports.transport.Transport.is_barred``."""
         return self.gate.is_barred(peer)
+
+    def banned(self) -> tuple[PeerId, ...]:
+        """See ``ports.transport.Transport.banned``."""
+        return () if self.gate.policy is None else tuple(self.gate.policy.policy.banned)
 
     @contextlib.asynccontextmanager
     async def stream(self, peer: PeerId, protocol: str) -> AsyncIterator[Ends]:
@@ -314,6 +325,7 @@ class HivemindTransport:
                 account.charge(self._now(), len(request) + len(reply), bad=bad)
                 async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
                     await self._meter.write(writer, reply_head(status, len(reply)), reply, budget=method.budget)
+                account.moved(sent_bytes=len(reply), received_bytes=len(request))
             await self._linger(reader, _GRACE_S)
 
     async def _refuse_unread(self, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -378,6 +390,11 @@ class _Call:
         self._request = request
         self._max_reply_bytes = max_reply_bytes
         self._delivered = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request."""
+        return len(self._request)
 
     async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         sending = asyncio.create_task(self._send(writer))

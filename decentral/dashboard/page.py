@@ -10,7 +10,7 @@ from typing import Any
 
 #: In the order in which they are loaded; the library of charts first (its licence: ``uplot-LICENSE``).
 STYLES = ("uplot.css", "page.css")
-SCRIPTS = ("uplot.js", "words.js", "charts.js", "tables.js", "page.js")
+SCRIPTS = ("uplot.js", "words.js", "charts.js", "tables.js", "links.js", "page.js")
 TYPES = {"css": "text/css", "js": "text/javascript"}
 #: Nothing but the files of the place it comes from; no frame around it, no form.
 POLICY = (

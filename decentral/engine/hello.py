@@ -23,11 +23,13 @@ from decentral.errors import (
     WrongPeerError,
 )
 from decentral.ports.transport import Transport
-from decentral.swarm.message import UNREADABLE, Message, from_wire, to_wire
+from decentral.swarm.message import UNREADABLE, Message, Peer, from_wire, to_wire
 from decentral.swarm.presence import Presence, Verify, decode
 from decentral.types import Count, PeerId
 
 HELLO = "hello"
+#: As many as a policy may name.
+_MAX_BANNED = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Hello:
     config: bytes
     workers: tuple[tuple[Presence, float], ...]
     """Records of the workers it knows, itself included, with the seconds since each was news."""
+    banned: tuple[PeerId, ...] = ()
+    """Whom the founder has put out."""
 
 
 class _Greeting(msgspec.Struct, frozen=True, array_like=True):
@@ -59,6 +63,7 @@ class _Answer(Message, frozen=True):
     config: bytes
     aged: tuple[tuple[bytes, Count], ...]
     """Records, with the milliseconds since each was news."""
+    banned: Annotated[tuple[Peer, ...], Meta(max_length=_MAX_BANNED)]
 
 
 async def serve_hello(
@@ -68,7 +73,7 @@ async def serve_hello(
 
     async def answer(sender: PeerId, request: bytes) -> bytes:
         aged = tuple((record, int(1000 * age_s)) for record, age_s in records())
-        return to_wire(_Answer(PROTOCOL, __version__, run_id, config, aged))
+        return to_wire(_Answer(PROTOCOL, __version__, run_id, config, aged, transport.banned()[:_MAX_BANNED]))
 
     await transport.serve(HELLO, answer, max_request_bytes=0)
 
@@ -106,6 +111,6 @@ async def ask_hello(transport: Transport, peer: PeerId, verify: Verify, *, timeo
     try:
         answer = from_wire(_Answer, reply)
         workers = tuple((decode(record, verify), age_ms / 1000) for record, age_ms in answer.aged)
-        return Hello(peer, PROTOCOL, version, answer.run_id, answer.config, workers)
+        return Hello(peer, PROTOCOL, version, answer.run_id, answer.config, workers, answer.banned)
     except FrameError as err:
         raise WrongPeerError(f"{peer} answered with a malformed hello: {err}") from err

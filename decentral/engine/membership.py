@@ -7,8 +7,10 @@ a lost or spoilt directory stops nobody.
 import asyncio
 import bisect
 import contextlib
+import math
 import operator
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,10 +25,20 @@ from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.transport import Transport
 from decentral.swarm.message import UNREADABLE, to_wire
-from decentral.swarm.presence import MAX_RECORD_BYTES, Metrics, Presence, State, encode, read
+from decentral.swarm.presence import (
+    MAX_LINKED,
+    MAX_LINKS,
+    MAX_RECORD_BYTES,
+    Link,
+    Metrics,
+    Presence,
+    State,
+    encode,
+    read,
+)
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
-from decentral.types import Count, PeerId
+from decentral.types import Count, PeerId, short_id
 
 PRESENCE = "presence"
 #: Records that travel in one exchange, besides the sender's own.
@@ -44,6 +56,8 @@ _DIRECTORY_BEATS = 2
 _FAREWELLS = {State.LEAVING: "it left", State.DONE: "it is done"}
 #: A worker that is done serves the others for so long at most.
 _LINGER_S = 15.0
+#: Of so many signs of life the quickest says how far away a peer is: the others met a busy machine.
+_NUM_ROUND_TRIPS = 8
 #: News of oneself that one did not write: a few are echoes of an earlier life, more are a live double.
 _MAX_ECHOES = 3
 _news = msgspec.msgpack.Decoder(list[tuple[bytes, Count]])
@@ -90,6 +104,8 @@ class Membership:
         self._random = random.Random(own.peer)
         self._encoded: dict[PeerId, bytes] = {}
         self._live: frozenset[PeerId] = frozenset()
+        self._round_trips: dict[PeerId, deque[float]] = {}
+        """What the last signs of life took to each peer and back, in seconds."""
         self._telling: dict[PeerId, asyncio.Task[None]] = {}
         """Beats that wait for an answer."""
         self._echoes = 0
@@ -132,7 +148,7 @@ class Membership:
     def everybody(self) -> list[tuple[Presence, float]]:
         """Every remembered record with the seconds since it was news; the own one with this worker's figures."""
         known = self.roster.with_ages(self._clock.monotonic())
-        own = replace(self._own, metrics=self._metrics())
+        own = self._with_figures()
         return [(own, 0.0) if presence.peer == own.peer else (presence, age_s) for presence, age_s in known]
 
     async def start(self) -> None:
@@ -187,11 +203,13 @@ class Membership:
 
     async def tell(self, peer: PeerId) -> None:
         """Exchange records with one peer."""
-        timeout_s = self._timing.beat_s + self._timing.grace_s
+        timeout_s, began = self._timing.beat_s + self._timing.grace_s, self._clock.monotonic()
         try:
             reply = await self._transport.call(
                 peer, PRESENCE, self.message(), timeout_s=timeout_s, max_reply_bytes=_MAX_MESSAGE_BYTES
             )
+            took_s = self._clock.monotonic() - began
+            self._round_trips.setdefault(peer, deque(maxlen=_NUM_ROUND_TRIPS)).append(took_s)
             self.absorb(reply)
         except PeerUnreachable:
             self.roster.bury(peer)
@@ -259,10 +277,24 @@ class Membership:
         """The own record, signed once for every change, and the seconds since."""
         now = self._clock.monotonic()
         if self._signed_seq != self._own.seq:
-            record = replace(self._own, metrics=self._metrics())
-            self._encoded[self._own.peer] = encode(record, self._identity)
+            self._encoded[self._own.peer] = encode(self._with_figures(), self._identity)
             self._signed_seq, self._signed_at = self._own.seq, now
         return self._encoded[self._own.peer], now - self._signed_at
+
+    def _with_figures(self) -> Presence:
+        """The own record with this worker's figures as they are now."""
+        return replace(self._own, metrics=replace(self._metrics(), links=self._links()))
+
+    def _links(self) -> tuple[Link, ...]:
+        """What is known of the links to the other workers with whom most was exchanged."""
+        if len(self.roster) > MAX_LINKED:
+            return ()
+        links = [
+            Link(short_id(peer), min(self._round_trips.get(peer, (math.nan,))), each.sent_bytes, each.received_bytes)
+            for peer, each in self._transport.by_peer().items()
+            if self.roster.get(peer) is not None
+        ]
+        return tuple(links[:MAX_LINKS])
 
     async def _on_presence(self, sender: PeerId, request: bytes) -> bytes:
         is_newcomer = not self.roster.is_live(sender, self._clock.monotonic())
@@ -312,4 +344,5 @@ class Membership:
             self._journal.record(PeerLost(peer, farewell or other))
         if len(self._encoded) > len(self.roster):
             self._encoded = {peer: data for peer, data in self._encoded.items() if self.roster.get(peer) is not None}
+            self._round_trips = {peer: took for peer, took in self._round_trips.items() if peer in self._encoded}
         self._live = live

@@ -49,6 +49,15 @@ class Meter:
         self._began = now
         self._lap = (now, self.tokens)
 
+    def resume(self, tokens: int, step: int) -> None:
+        """So many tokens were trained on in an earlier life, the state of which was saved at ``step``."""
+        self.tokens = tokens
+        self.saved(step)
+
+    def saved(self, step: int) -> None:
+        """What this worker goes on from is on disk as it was at global inner step ``step``."""
+        self._set(saved_step=step)
+
     def trained(self, step: int, steps: Steps, *, num_members: int, waiting_s: float = 0.0) -> None:
         """Inner steps were taken, the last one was ``step``; of their time so much was spent on waiting.
 

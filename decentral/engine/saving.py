@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from decentral.engine.background import Background
 from decentral.engine.capture import Picture
+from decentral.engine.meter import Meter
 from decentral.engine.options import Parts
 from decentral.monitor.events import Saved
 from decentral.schedule import together
@@ -19,6 +20,7 @@ class Saving:
 
     Args:
         parts: what saves, and how often.
+        meter: is told what is on disk.
         background: where it goes on.
         picture: takes the worker as it is; told whether it has left in order.
         state: makes the state of a picture, on any thread.
@@ -28,12 +30,14 @@ class Saving:
     def __init__(
         self,
         parts: Parts,
+        meter: Meter,
         background: Background,
         picture: Callable[[bool], Awaitable[Picture]],
         state: Callable[[Picture], WorkerState],
         offer: Callable[[WorkerState], None],
     ) -> None:
         self._clock = parts.clock
+        self._meter = meter
         self._journal = parts.journal
         self._save = parts.save
         self._every = parts.save_every
@@ -110,6 +114,7 @@ class Saving:
     async def _write(self, state: WorkerState, held_s: float) -> None:
         save = self._save
         if save is not None and (written := await self._clock.run_on_disk(lambda: save(state))) is not None:
+            self._meter.saved(state.step)
             self._journal.record(Saved(written.path, state.round, state.step, held_s, written.nbytes))
 
     async def now(self) -> None:

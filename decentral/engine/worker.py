@@ -125,7 +125,8 @@ class Worker:
         self._capture = Capture(made, layout, parts, self._replica, self._syncs, self._course, self._exchange)
         self.rows = RowClaims(parts.transport, self.membership, parts.clock, options.timing)
         self._protection = Protection(parts, self.membership.roster, options.timing, layout.total_numel)
-        self._saving = Saving(parts, self._background, self._picture, self._capture.state, self._protection.offer)
+        kept = (self._capture.state, self._protection.offer)
+        self._saving = Saving(parts, self._meter, self._background, self._picture, *kept)
         self._saved: Snapshot | None = None
         """What others may have of an earlier life as long as this one has nothing."""
         self._resumed: Sequence[Sending] = ()
@@ -193,7 +194,7 @@ class Worker:
         if not go_on and not state.closed:
             self.rows.forfeit()
         back = await self._clock.run(lambda: bring_back(state, self._options, self._parts, go_on=go_on))
-        self._meter.tokens = state.tokens
+        self._meter.resume(state.tokens, state.step)
         self._validation.resume(state.val_loss)
         return back
 
@@ -530,9 +531,8 @@ class Worker:
             return
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
-        first = [verdict.source] if verdict.source is not None else []
-        fetching = self._downloader.fetch(self.membership.donors(first), report=self.report.downloading)
-        task = self._background.begin(fetching)
+        donors = self.membership.donors([verdict.source] if verdict.source is not None else [])
+        task = self._background.begin(self._downloader.fetch(donors, report=self.report.downloading))
         await self._rest(task, stop)
         if not task.done():
             task.cancel()

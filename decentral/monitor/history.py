@@ -10,7 +10,7 @@ import secrets
 import threading
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from decentral.monitor.report import StatusReport, WorkerRow
 from decentral.types import PeerId, short_id
 
 #: Of ``History.state``, described in docs/dashboard.md. Raised when a field changes meaning or goes away.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: When there are more, every second one goes, and from then on they are taken half as often.
 _MAX_SAMPLES = 360
 #: Between the first ones.
@@ -95,27 +95,39 @@ class History:
         self._flying: dict[tuple[str, int, int], Round] = {}
         """By worker, fragment and stage."""
         self._events: dict[str, deque[dict[str, Any]]] = {}
-        self._has_journal = False
-        self._banned: tuple[str, ...] = ()
+        self._tellers: set[PeerId] = set()
+        """Whose journals are told here."""
 
-    def sample(self, time: float, report: StatusReport, banned: Iterable[str] = ()) -> None:
+    def sample(self, time: float, report: StatusReport) -> None:
         """Take the newest report; it becomes a sample if the last one is old enough and somebody trains.
 
         Args:
             time: of the report.
             report: of the swarm; the same one again is no news.
-            banned: peers that are kept out.
         """
         with self._lock:
             if report is self._report:
                 return
             if self._report is not None:
                 self._compare(time, self._report, report)
-            self._report, self._sampled_at, self._banned = report, time, tuple(banned)
+            self._report, self._sampled_at = report, time
             times = self._columns["time"]
             goes_on = report.totals.contributing or (times and self._columns["contributing"][-1])
             if goes_on and (not times or time - (times[-1] or 0) >= self._every_s):
                 self._keep(time, report)
+
+    def recall(self, time: float, by: PeerId, row: Mapping[str, float | int | None]) -> None:
+        """Take a sample of an earlier life of one worker, before any report is taken.
+
+        Args:
+            time: of it.
+            by: the worker.
+            row: its own figures, by their names in the totals.
+        """
+        with self._lock:
+            self._follow(by)
+            loss = row.get("loss")
+            self._append(time, row, {} if loss is None else {by: loss})
 
     def samples(self) -> dict[str, list[float | int | None]]:
         """By name a value of each sample, the newest last; one that is not known is ``None``."""
@@ -125,7 +137,7 @@ class History:
     def take(self, line: Line, by: PeerId) -> None:
         """Take an event as the journal of worker ``by`` has it."""
         with self._lock:
-            self._has_journal = True
+            self._tellers.add(by)
             name = str(line["event"])
             if name in _ROUNDS:
                 self._went_on(name, line, short_id(by))
@@ -153,8 +165,7 @@ class History:
                 "id": self._id,
                 "seq": self._seq,
                 "time": self._sampled_at,
-                "has_journal": self._has_journal,
-                "banned": self._banned,
+                "has_journal": bool(self._tellers),
                 "status": None if self._report is None else asdict(self._report),
                 "samples": {name: values[first:] for name, values in self._columns.items()},
                 "losses": series,
@@ -173,15 +184,23 @@ class History:
         row: dict[str, float | int | None] = {name: getattr(report.totals, name) for name in _TOTALS}
         row |= {name: sum(getattr(each, name) for each in begun) / len(begun) if begun else None for name in _SHARES}
         row["step"] = max(each.step for each in report.workers)
-        for name, value in row.items():
-            self._columns[name].append(_short(value))
-        self._columns["time"].append(round(time, 1))
         for each in report.workers:
-            if each.peer not in self._losses and len(self._losses) < _MAX_SERIES and math.isfinite(each.loss):
-                self._losses[each.peer] = [None] * len(self._seqs)
-        now = {each.peer: each for each in report.workers}
-        for peer, losses in self._losses.items():
-            losses.append(_short(now[peer].loss) if peer in now and now[peer].contributes else None)
+            if math.isfinite(each.loss):
+                self._follow(each.peer)
+        self._append(time, row, {each.peer: each.loss for each in report.workers if each.contributes})
+
+    def _follow(self, peer: PeerId) -> None:
+        """Keep a worker's losses from now on, if there is room."""
+        if len(self._losses) < _MAX_SERIES:
+            self._losses.setdefault(peer, [None] * len(self._seqs))
+
+    def _append(self, time: float, row: Mapping[str, float | int | None], losses: Mapping[PeerId, float]) -> None:
+        """One more of everything, of what is not in ``row`` or ``losses`` none; of too many every second one goes."""
+        for name, column in self._columns.items():
+            column.append(_short(row.get(name)))
+        self._columns["time"][-1] = round(time, 1)
+        for peer, kept in self._losses.items():
+            kept.append(_short(losses.get(peer)))
         self._seqs.append(self._next())
         if len(self._seqs) > _MAX_SAMPLES:
             self._every_s *= 2
@@ -232,7 +251,7 @@ class History:
         kind.append({**shown, "seq": self._next()})
 
     def _compare(self, time: float, before: StatusReport, after: StatusReport) -> None:
-        """What two reports in a row say that happened; of rounds and the like only where no journal tells."""
+        """What two reports in a row say that happened, as far as no journal tells it."""
         known = {row.peer: row for row in before.workers}
         for row in after.workers:
             old = known.get(row.peer)
@@ -240,11 +259,12 @@ class History:
                 why = row.reason or row.note
                 line = {"time": time, "event": "changed", "by": row.id, "state": row.state, "reason": why}
                 self._happened("changed", line)
-            if old is not None and not self._has_journal:
+            if old is not None and row.peer not in self._tellers:
                 self._guess(time, old, row)
 
     def _guess(self, time: float, old: WorkerRow, row: WorkerRow) -> None:
-        if row.rounds_in > old.rounds_in or row.rounds_out > old.rounds_out:
+        """Of a worker whose journal is not told here; of its rounds only if nobody's is."""
+        if not self._tellers and (row.rounds_in > old.rounds_in or row.rounds_out > old.rounds_out):
             ended = self._row(time, row.round - 1, -1, -1)
             if row.rounds_in > old.rounds_in:
                 ended.mixed += 1
@@ -255,6 +275,8 @@ class History:
         if row.recoveries > old.recoveries:
             line = {"time": time, "event": "stage_recovered", "by": row.id, "reason": row.recovery}
             self._happened("stage_recovered", line)
+        if row.saved_step > old.saved_step:
+            self._happened("saved", {"time": time, "event": "saved", "by": row.id, "step": row.saved_step})
 
 
 class HistoryJournal:

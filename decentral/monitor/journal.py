@@ -17,7 +17,7 @@ from msgspec import structs
 
 from decentral.errors import ConfigError
 from decentral.monitor.events import Event
-from decentral.monitor.rotation import BoundedFile, Follower
+from decentral.monitor.rotation import BoundedFile, Follower, tail
 
 
 class Journal(Protocol):
@@ -144,6 +144,15 @@ class _OfStage:
 def event_name(event: Event) -> str:
     """The name of an event in the journal: its class in snake case."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+def last_events(path: Path, max_bytes: int) -> list[dict[str, Any]]:
+    """The last events of a journal that nobody writes, of so many bytes at most; torn lines are left out.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return [event for event in map(_parse, tail(path, max_bytes)) if event is not None]
 
 
 class JournalReader:

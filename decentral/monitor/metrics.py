@@ -67,6 +67,7 @@ WORKER = (
     Metric("activation_bytes", "Pipeline: bytes of activations and their gradients that it sent.", counts=True),
     Metric("resent", "Pipeline: micro-batches that it had to send again, as a head.", counts=True),
     Metric("recoveries", "Pipeline: lost stages that it brought back.", counts=True),
+    Metric("saved_step", "Global inner step of the newest checkpoint on its disk, 0 before the first."),
     Metric("age_s", "Seconds since it was last seen."),
 )
 STAGE = (

@@ -74,6 +74,19 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkRow:
+    """What a worker says of its link to another one."""
+
+    id: str
+    """Short id of the other one."""
+    round_trip_s: float
+    """The quickest of its last signs of life, there and back; NaN if unknown."""
+    sent_bytes: int
+    """Requests and replies of calls that have ended, as are ``received_bytes``."""
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRow:
     """One worker."""
 
@@ -155,6 +168,10 @@ class WorkerRow:
     """Pipeline: lost stages that it brought back."""
     recovery: str
     """Pipeline: the last one in words."""
+    saved_step: int
+    """Global inner step of the newest checkpoint on its disk; 0 before the first."""
+    links: tuple[LinkRow, ...]
+    """To those with whom it has exchanged most; none in a large swarm."""
     age_s: float
     """Since it was last seen."""
     device: str
@@ -194,6 +211,8 @@ class StatusReport:
     workers: tuple[WorkerRow, ...]
     stages: tuple[StageRow, ...] = ()
     """The head and every stage of a pipeline; empty without one."""
+    banned: tuple[PeerId, ...] = ()
+    """Whom the founder of a private swarm has put out, as far as the asker has been shown."""
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self, *, indent: int | None = 2) -> str:

@@ -29,6 +29,26 @@ def numbers(path: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def tail(path: Path, max_bytes: int) -> list[bytes]:
+    """The last complete lines of a file and the full ones beside it, of so many bytes at most; none if it is not there.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    pieces: list[bytes] = []
+    for file in (path, *(file_of(path, number) for number in reversed(numbers(path)))):
+        with contextlib.suppress(FileNotFoundError), file.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+            opened.seek(max(0, size - max_bytes))
+            data = opened.read(max_bytes)
+            pieces.append(data if size <= max_bytes else data[data.find(b"\n") + 1 :])
+            max_bytes -= len(data)
+        if max_bytes <= 0:
+            break
+    data = b"".join(reversed(pieces))
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
 class BoundedFile:
     """Appends, and throws away the oldest.
 

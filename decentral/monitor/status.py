@@ -10,7 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from decentral.monitor.report import LOST, Health, RunFacts, StatusReport, Totals, WorkerRow
+from decentral.monitor.report import LOST, Health, LinkRow, RunFacts, StatusReport, Totals, WorkerRow
 from decentral.monitor.stages import is_spare, name_of, stage_numbers, stage_rows
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
 from decentral.swarm.timing import lifetime_s
@@ -25,12 +25,17 @@ _MAX_ROUNDS_BEHIND = 1
 _AS_TOLD = (
     *("step", "loss", "tokens", "sent_bytes", "received_bytes", "rounds_in", "rounds_out", "delay_steps", "num_groups"),
     *("rounds_alone", "one_sided", "queue", "activation_bytes", "resent", "recoveries", "recovery"),
-    *("device", "version"),
+    *("saved_step", "device", "version"),
 )
 
 
 def summarize(
-    run: RunFacts, rows: Sequence[tuple[Presence, float]], *, ttl_s: float, ended: Mapping[PeerId, str] = {}
+    run: RunFacts,
+    rows: Sequence[tuple[Presence, float]],
+    *,
+    ttl_s: float,
+    ended: Mapping[PeerId, str] = {},
+    banned: tuple[PeerId, ...] = (),
 ) -> StatusReport:
     """Sum up what is known of the workers.
 
@@ -40,6 +45,7 @@ def summarize(
         ttl_s: a worker not seen for longer than this does not count as present, as long as there are few
             (see ``lifetime_s``).
         ended: workers that are known to be gone, however new their records are, and what is known of their end.
+        banned: peers that have been put out.
 
     Returns:
         One row a worker, sorted by peer id, and the whole.
@@ -77,7 +83,8 @@ def summarize(
     health = Health.DEGRADED if troubled else Health.HEALTHY
     if not present:
         health = Health.EMPTY
-    return StatusReport(health, run, _totals(run, front, [p for p, _ in records], active, workers), workers, stages)
+    totals = _totals(run, front, [p for p, _ in records], active, workers)
+    return StatusReport(health, run, totals, workers, stages, banned)
 
 
 def _fronts(run: RunFacts, active: Iterable[Presence]) -> dict[int, int]:
@@ -191,6 +198,9 @@ def _row(presence: Presence, age_s: float, num_stages: int, lost: str, trouble: 
         stored=stage_numbers(presence.stored, num_stages),
         slot=presence.slot,
         microbatch_s=_amount(metrics.microbatch_s),
+        links=tuple(
+            LinkRow(link.id, _share(link.round_trip_s), link.sent_bytes, link.received_bytes) for link in metrics.links
+        ),
         age_s=round(age_s, 3),
         **{name: getattr(metrics, name) for name in _AS_TOLD},
     )

@@ -1,5 +1,7 @@
 """A transport that several swarms of one process share: every method has the name of its swarm before it."""
 
+from collections.abc import Mapping
+
 from decentral.errors import CallRefused
 from decentral.ports.transport import Handler, Traffic, Transport
 from decentral.types import PeerId
@@ -57,9 +59,17 @@ class Scoped:
         """See ``Transport.is_barred``."""
         return self._transport.is_barred(peer)
 
+    def banned(self) -> tuple[PeerId, ...]:
+        """See ``Transport.banned``."""
+        return self._transport.banned()
+
     def traffic(self) -> Traffic:
         """That of all scopes together."""
         return self._transport.traffic()
+
+    def by_peer(self) -> Mapping[PeerId, Traffic]:
+        """That of all scopes together."""
+        return self._transport.by_peer()
 
     async def close(self) -> None:
         """Refuse all calls from now on. Idempotent."""

@@ -1,6 +1,6 @@
 """How bytes reach a peer: one request, one reply, both bounded in size and time."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,8 +61,16 @@ class Transport(Protocol):
         """Whether a peer is kept out for good, by the swarm or by this machine: it is neither served nor called."""
         ...
 
+    def banned(self) -> tuple[PeerId, ...]:
+        """Whom the founder of a private swarm has put out, as far as is known here."""
+        ...
+
     def traffic(self) -> Traffic:
         """Bytes sent to and received from other peers so far."""
+        ...
+
+    def by_peer(self) -> Mapping[PeerId, Traffic]:
+        """Of finished calls, with those peers with whom most was exchanged; empty where nobody counts."""
         ...
 
     async def close(self) -> None:

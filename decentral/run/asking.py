@@ -117,7 +117,13 @@ async def find(addresses: Sequence[str], *, option: str, timeout_s: float) -> tu
     raise problem
 
 
-def report_of(swarm: SwarmConfig, run_id: str, version: str, workers: Iterable[tuple[Presence, float]]) -> StatusReport:
+def report_of(
+    swarm: SwarmConfig,
+    run_id: str,
+    version: str,
+    workers: Iterable[tuple[Presence, float]],
+    banned: tuple[PeerId, ...],
+) -> StatusReport:
     """What there is to say of a swarm whose workers have these records, each with its age in seconds."""
     workers, stages = tuple(workers), swarm.pipeline.stages
     if stages == "auto":  # as many as the newest cut has
@@ -134,8 +140,8 @@ def report_of(swarm: SwarmConfig, run_id: str, version: str, workers: Iterable[t
         gossip=swarm.method.family is Family.GOSSIP,
         num_stages=stages,
     )
-    return summarize(facts, workers, ttl_s=swarm.timing.ttl_s)
+    return summarize(facts, workers, ttl_s=swarm.timing.ttl_s, banned=banned)
 
 
 def _report(hello: Hello) -> StatusReport:
-    return report_of(SwarmConfig.from_json(hello.config), hello.run_id, hello.version, hello.workers)
+    return report_of(SwarmConfig.from_json(hello.config), hello.run_id, hello.version, hello.workers, hello.banned)

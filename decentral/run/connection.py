@@ -97,7 +97,7 @@ class Connection:
 
     def report(self, workers: Iterable[tuple[Presence, float]]) -> StatusReport:
         """See ``report_of``."""
-        return report_of(self.swarm, self.run_id, __version__, workers)
+        return report_of(self.swarm, self.run_id, __version__, workers, self.node.transport.banned())
 
 
 def opened(

@@ -18,7 +18,7 @@ from decentral.config.settings import Settings, load
 from decentral.engine.options import Every, Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
-from decentral.monitor.history import History, HistoryJournal
+from decentral.monitor.history import HistoryJournal
 from decentral.monitor.journal import FanOut, StagedJournal
 from decentral.ports.trainer import Model, Publisher, Spread, Stateful
 from decentral.run.connect import CONNECT_S, connect
@@ -34,7 +34,7 @@ from decentral.run.saving import estimated_bytes, last_state, open_journal, save
 from decentral.run.sharing import Buffers, SharedModel, model_of
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import Guarded
-from decentral.run.watch import watch
+from decentral.run.watch import begun, watch
 from decentral.state.checkpoints.checkpoint import About
 from decentral.state.checkpoints.folder import newest
 
@@ -269,7 +269,7 @@ def take_part(
     if connection.own.out and not isinstance(model, Stateful):
         logger.warning("what is trained has no state_dict: its inner optimizer starts anew after a resume")
     try:
-        history = History()
+        history = begun(connection)
         told = FanOut(told, HistoryJournal(history, clock.wall, connection.node.identity.peer_id))
         disk, journal = Disk(), open_journal(connection, clock, told, resources)
         guarded = model if isinstance(model, Spread) else Guarded(model)

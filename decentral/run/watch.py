@@ -14,13 +14,28 @@ from decentral.dashboard import page
 from decentral.dashboard.place import serve
 from decentral.engine.membership import Membership
 from decentral.monitor.history import History
+from decentral.monitor.recall import recall
 from decentral.run.connection import Connection
-from decentral.run.folder import REPORT, whole_file
+from decentral.run.folder import JOURNAL, REPORT, whole_file
 from decentral.run.telemetry import takers_of
 
 _log = logging.getLogger(__name__)
 #: Between two looks at what the others say of themselves, which they say no more often.
 _LOOK_S = 2.0
+
+
+def begun(connection: Connection) -> History:
+    """A history of this worker; of one that comes back it has what its journal tells of earlier lives.
+
+    To be called before the journal is written.
+    """
+    history, own = History(), connection.own
+    if connection.is_back and own.out:
+        try:
+            recall(history, Path(own.out) / JOURNAL, connection.run_id, connection.node.identity.peer_id)
+        except OSError as err:
+            _log.warning("the journal of before cannot be read: %s", err.strerror or err)
+    return history
 
 
 async def watch(connection: Connection, membership: Membership, history: History, resources: AsyncExitStack) -> None:
@@ -40,10 +55,8 @@ async def watch(connection: Connection, membership: Membership, history: History
         return
 
     def look() -> None:
-        gate = connection.node.gate
-        banned = gate.policy.policy.banned if gate.policy is not None else ()
         report = connection.report(membership.everybody())
-        history.sample(time.time(), report, banned)
+        history.sample(time.time(), report)
         for taker in takers:
             taker.take(report)
 

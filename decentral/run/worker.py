@@ -17,7 +17,7 @@ import torch
 from decentral.adapters.clock import RealClock
 from decentral.config.resolve import on_machine
 from decentral.errors import DecentralError, ExitCode, ReportError, TrainerError
-from decentral.monitor.history import History, HistoryJournal
+from decentral.monitor.history import HistoryJournal
 from decentral.monitor.journal import FanOut
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.run.acquaintances import Acquaintances
@@ -33,7 +33,7 @@ from decentral.run.saving import open_journal
 from decentral.run.stop import Stop
 from decentral.run.swarm import Swarm
 from decentral.run.tasks import build_trainer, description_of, publisher_of
-from decentral.run.watch import watch
+from decentral.run.watch import begun, watch
 
 if TYPE_CHECKING:
     from decentral.engine.pipeline_process import PipelineProcess
@@ -166,7 +166,7 @@ async def _run_process(
         resources.push_async_callback(connection.node.close)
         clock = RealClock()
         resources.callback(clock.close)
-        history = History()
+        history = await asyncio.to_thread(begun, connection)
         shown = HistoryJournal(history, clock.wall, connection.node.identity.peer_id)
         journal = open_journal(connection, clock, FanOut(told, shown), resources)
         process, check_disk = await clock.run(lambda: make_pipeline_process(connection, clock, journal))

@@ -5,6 +5,7 @@ not there costs a round trip.
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from decentral.errors import CallRefused, CallTimeout, PeerUnreachable, TransportError
@@ -99,9 +100,17 @@ class MemoryTransport(Endpoint):
         """Nobody is: there are no strangers in a simulation."""
         return False
 
+    def banned(self) -> tuple[PeerId, ...]:
+        """Nobody."""
+        return ()
+
     def traffic(self) -> Traffic:
         """Payloads and ``FRAME_BYTES`` for each message; of received ones, only what arrived."""
         return Traffic(self.sent_bytes, self.received_bytes)
+
+    def by_peer(self) -> Mapping[PeerId, Traffic]:
+        """Nobody looks at a simulation while it runs: its trace has every message."""
+        return {}
 
     async def close(self) -> None:
         """Leave the network. Handlers at work are cancelled, calls in flight fail."""

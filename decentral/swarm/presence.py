@@ -20,8 +20,12 @@ from decentral.ports.identity import Identity
 from decentral.swarm.message import Message, Peer, Text, from_wire, to_wire
 from decentral.types import PeerId
 
-#: An encoded record is about 700 bytes with its RSA signature; what is longer is not read.
+#: An encoded record is about 700 bytes with its RSA signature, and 27 for each link; what is longer is not read.
 MAX_RECORD_BYTES = 4096
+#: So many links are told in a record.
+MAX_LINKS = 8
+#: With more workers than this no links are told: records travel far, and nobody could look at so many.
+MAX_LINKED = 128
 
 #: Whether a peer signed exactly these bytes: peer, data, signature.
 Verify = Callable[[PeerId, bytes, bytes], bool]
@@ -50,6 +54,19 @@ class State(StrEnum):
 
 #: States in which a worker counts as a member of the next round.
 ACTIVE = frozenset({State.TRAINING, State.SYNCING})
+
+
+class Link(Message, frozen=True):
+    """What a worker knows of its link to another one."""
+
+    what: ClassVar[str] = "link"
+    id: Annotated[str, Meta(max_length=12)]
+    """Short id of the other one."""
+    round_trip_s: float
+    """The least that one of the last signs of life took there and back; NaN if none did."""
+    sent_bytes: Annotated[int, Meta(ge=0, lt=1 << 62)]
+    """Of calls that have ended, as are ``received_bytes``; framing is left out."""
+    received_bytes: Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +147,10 @@ class Metrics:
     """Release of decentral it runs."""
     device: str = ""
     """Where it computes."""
+    saved_step: int = 0
+    """Global inner step of the newest checkpoint on its disk; 0 before the first."""
+    links: tuple[Link, ...] = ()
+    """To those with whom it has exchanged most; none in a large swarm (``MAX_LINKED``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +247,12 @@ class _Record(Message, frozen=True):
     signature: bytes
 
 
-_BOUNDS: dict[type, Any] = {int: Annotated[int, Meta(ge=0, lt=1 << 62)], float: float, str: Text}
+_BOUNDS: dict[Any, Any] = {
+    int: Annotated[int, Meta(ge=0, lt=1 << 62)],
+    float: float,
+    str: Text,
+    tuple[Link, ...]: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)],
+}
 
 
 def _layout(kind: type, *, without: tuple[str, ...] = ()) -> Any:

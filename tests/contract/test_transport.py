@@ -70,6 +70,7 @@ def test_a_big_message_arrives_whole_and_its_bytes_are_counted_on_both_sides(har
         for old, now in zip(before, (a.transport.traffic(), b.transport.traffic()), strict=True):
             for count in (now.sent_bytes - old.sent_bytes, now.received_bytes - old.received_bytes):
                 assert BIG <= count <= BIG + 1000
+        assert a.transport.by_peer() in ({}, {b.transport.peer_id: Traffic(BIG, BIG)})  # in a simulation nobody counts
 
     harness.run(scenario)
 

@@ -8,7 +8,7 @@ from random import Random
 from decentral.monitor.history import History
 from decentral.monitor.report import RunFacts
 from decentral.monitor.status import summarize
-from decentral.swarm.presence import Metrics, Presence, State
+from decentral.swarm.presence import MAX_LINKS, Link, Metrics, Presence, State
 from decentral.types import PeerId, short_id
 
 BEGAN = 1_790_000_000.0
@@ -107,6 +107,8 @@ def _row(
         recovery="stage 2 from its neighbours, loss 2.412 before, 2.431 after" if run.num_stages and index == 3 else "",
         version="0.1.0",
         device="cuda:0" if index % 2 else "cpu",
+        saved_step=20 * (step - step % 40),
+        links=_links(peers, index, wall_s),
     )
     state = State.TRAINING
     if kind is Kind.MANY:
@@ -119,6 +121,19 @@ def _row(
     silent = index == (4 if run.num_stages else 2)
     age_s = silent_s if silent and silent_s else random.uniform(0, 2)
     return Presence(peer, run.run_id, step + 1, state, round_, 0, "d", 4.0, metrics, holds=holds), age_s
+
+
+def _links(peers: list[PeerId], index: int, wall_s: float) -> tuple[Link, ...]:
+    """Of one worker to its neighbours; of each third one the way to the last of them is not known."""
+    others = [(index + step) % len(peers) for step in (1, 2, 3, 5, -1, -2, -3)]
+    links = {}
+    for place, other in enumerate(dict.fromkeys(others)):
+        if other != index:
+            known = place % 3 != 2
+            moved = int(1e5 * wall_s / (1 + place))
+            round_trip_s = 0.004 * (1 + abs(index - other) % 7) ** 2 if known else math.nan
+            links[other] = Link(short_id(peers[other]), round_trip_s, moved, int(0.9 * moved))
+    return tuple(links.values())[:MAX_LINKS]
 
 
 def _end_round(history: History, peers: list[PeerId], time: float, round_: int, without: bool) -> None:

@@ -38,7 +38,7 @@
     }
     while (known.rounds.size > MAX_ROUNDS) known.rounds.delete(known.rounds.keys().next().value);
     known.events = [...known.events, ...state.events].slice(-MAX_EVENTS);
-    Object.assign(known, { seq: state.seq, time: state.time, now: state.now, status: state.status, banned: state.banned, hasJournal: state.has_journal });
+    Object.assign(known, { seq: state.seq, time: state.time, now: state.now, status: state.status, hasJournal: state.has_journal });
   };
 
   // -- where it is shown --------------------------------------------------------------------------------------------
@@ -81,6 +81,7 @@
     { name: "what" },
     { name: "more of it", class: "why" },
   ]);
+  const showLinks = links.make({ map: at("map"), table: at("links"), note: at("links-note"), legend: at("distances") });
   const KINDS = ["everything", "workers", "recoveries", "checkpoints", "bounded", "stages", "pace"];
   at("kinds").append(...KINDS.map((kind) => el("option", { value: kind }, kind === "bounded" ? "bounded or avoided" : kind)));
 
@@ -124,14 +125,14 @@
     bytesChart.set(against, x, [none(samples.sent_bytes ?? []), none(samples.dp_bytes ?? [])]);
   };
 
-  const showWorkers = ({ run, workers: rows }) => {
+  const showWorkers = ({ run, workers: rows, banned: out }) => {
     const bounded = new Set(rows.flatMap((row) => row.restrained));
-    const banned = new Set(known.banned);
+    const banned = new Set(out);
     const avoided = new Set(rows.flatMap((row) => row.avoids));
     const fastest = Math.max(...rows.flatMap((row) => [row.peak_sent_bytes_per_s, row.peak_received_bytes_per_s]), 0);
     at("workers").className = `${run.num_stages ? "" : "no-stage"} ${run.gossip ? "" : "no-partners"}`;
     const troubledFirst = [...rows].sort((a, b) => a.healthy - b.healthy);
-    text(at("banned"), known.banned.length ? `banned: ${known.banned.slice(0, MAX_BANNED).map((peer) => peer.slice(-6)).join(", ")}` : "");
+    text(at("banned"), out.length ? `banned: ${out.slice(0, MAX_BANNED).map((peer) => peer.slice(-6)).join(", ")}` : "");
     workers.set(troubledFirst.map((row) => {
       const marks = [["banned", banned.has(row.peer)], ["bounded", bounded.has(row.id)], ["avoided", avoided.has(row.id)]].filter(([, is]) => is).map(([mark]) => mark);
       const name = { text: [row.id, ...marks].join(" "), title: `${row.peer}, ${row.device}, decentral ${row.version}`, node: () => el("span", {}, row.id, ...marks.map((mark) => el("span", { class: "chip degraded" }, mark))) };
@@ -213,6 +214,8 @@
     tables.stageCards(at("stages"), status.stages);
     showCharts();
     showWorkers(status);
+    at("links-part").hidden = status.workers.length < 2;
+    showLinks(status.workers);
     showRounds(status);
     showEvents();
   };

@@ -131,5 +131,5 @@ const tables = (() => {
     if (place.sign !== sign) place.replaceChildren(...cards);
     place.sign = sign;
   };
-  return { Table, PARTS, parts, timeCell, linkCell, spans, totals, stageCards };
+  return { Table, graphic, PARTS, parts, timeCell, linkCell, spans, totals, stageCards };
 })();

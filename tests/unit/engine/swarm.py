@@ -125,6 +125,12 @@ class Tap:
     def traffic(self) -> Traffic:
         return self._inner.traffic()
 
+    def by_peer(self) -> Mapping[PeerId, Traffic]:
+        return self._inner.by_peer()
+
+    def banned(self) -> tuple[PeerId, ...]:
+        return self._inner.banned()
+
     def is_barred(self, peer: PeerId) -> bool:
         return self._inner.is_barred(peer)
 

@@ -6,16 +6,19 @@ from collections import defaultdict
 
 import pytest
 
+from decentral.engine import membership
 from decentral.engine.membership import PRESENCE, Membership
 from decentral.monitor.events import PeerLost, PeerSeen, RoundMixed
 from decentral.monitor.journal import MemoryJournal
+from decentral.ports.transport import Traffic
 from decentral.sim import loop
 from decentral.sim.directory import MemoryDirectory
 from decentral.sim.scenario import Scenario, simulate
+from decentral.sim.transport import MemoryTransport
 from decentral.sim.world import World, peer_id
 from decentral.swarm.presence import Metrics, Presence, State
 from decentral.swarm.timing import Timing
-from decentral.types import PeerId
+from decentral.types import PeerId, short_id
 
 TIMING = Timing()
 
@@ -43,6 +46,25 @@ def test_everybody_is_known_with_the_figures_of_this_moment_the_worker_itself_as
         members = [await started(world, number, tokens=7 + number) for number in range(2)]
         await members[0].tell(peer_id(1))
         assert {(p.peer, p.metrics.tokens) for p, _ in members[0].everybody()} == {(peer_id(0), 7), (peer_id(1), 8)}
+
+    loop.run(play(), until_s=1e4)
+
+
+def test_links_are_told_with_bytes_and_the_quickest_way_but_not_in_a_large_swarm(monkeypatch) -> None:
+    async def play() -> None:
+        world = World(seed=0)
+        members = [await started(world, number) for number in range(2)]
+        gone = peer_id(7)
+        monkeypatch.setattr(MemoryTransport, "by_peer", lambda self: {gone: Traffic(9, 9), peer_id(1): Traffic(5, 3)})
+        await members[0].tell(peer_id(1))
+        assert [p.metrics.links for p, _ in members[1].everybody() if p.peer == peer_id(0)] == [()]
+        members[0].update()
+        await members[0].tell(peer_id(1))
+        ((link,),) = [p.metrics.links for p, _ in members[1].everybody() if p.peer == peer_id(0)]
+        assert (link.id, link.sent_bytes, link.received_bytes) == (short_id(peer_id(1)), 5, 3)
+        assert 0 < link.round_trip_s < 1
+        monkeypatch.setattr(membership, "MAX_LINKED", 1)
+        assert [p.metrics.links for p, _ in members[0].everybody() if p.peer == peer_id(0)] == [()]
 
     loop.run(play(), until_s=1e4)
 

@@ -138,3 +138,12 @@ def test_a_worker_that_falls_silent_is_an_event_and_its_age_is_no_news():
         history.sample(100.0 + age_s, report(A, age_s=age_s))
     told = [line for line in history.state()["events"] if line["event"] == "changed" and line["reason"]]
     assert [line["reason"] for line in told] == ["not seen for 7 s"]
+
+
+def test_checkpoints_are_told_by_records_where_no_journal_is():
+    history = History()
+    HistoryJournal(history, lambda: 50.0, A).record(Saved("/mine", 3, step=60))
+    for time, step in ((100.0, 0), (102.0, 60), (104.0, 60)):
+        history.sample(time, report(A, B, saved_step=step))
+    saved = [line for line in history.state()["events"] if line["event"] == "saved"]
+    assert [(line["by"], line["step"]) for line in saved] == [("aaaaaa", 60), ("bbbbbb", 60)]

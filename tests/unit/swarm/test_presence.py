@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 
 from decentral.errors import FrameError
 from decentral.sim.identity import SimIdentity
-from decentral.swarm.presence import ACTIVE, MAX_RECORD_BYTES, Metrics, Presence, State, decode, encode
+from decentral.swarm.presence import ACTIVE, MAX_LINKS, MAX_RECORD_BYTES, Link, Metrics, Presence, State, decode, encode
 from decentral.types import PeerId
 
 ME = SimIdentity(PeerId("sim-0001"))
 counts = st.integers(0, (1 << 62) - 1)
 texts = st.text("aé漢 ", max_size=20)
-KINDS = {"int": counts, "float": st.floats(), "str": texts}
+links = st.builds(
+    Link, id=st.text("aé漢", max_size=12), round_trip_s=st.floats(), sent_bytes=counts, received_bytes=counts
+)
+KINDS = {"int": counts, "float": st.floats(), "str": texts, "tuple": st.lists(links, max_size=MAX_LINKS).map(tuple)}
 
 #: The layout of a record's two lists, written down a second time: a change of it is a change of the protocol.
 FIELDS = [
@@ -61,6 +64,8 @@ junk = st.recursive(
     lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text() | st.binary(), inner, max_size=3),
     max_leaves=12,
 )
+#: One more than there may be.
+LINKS = [["a1B2c3", 0.1, 1, 1]] * (MAX_LINKS + 1)
 PRESENCE = Presence(ME.peer_id, "run", 7, State.TRAINING, 3, 1, "d1gest", 2.5, Metrics(step=30, loss=1.25))
 
 
@@ -115,6 +120,7 @@ def test_every_field_is_checked(name: str) -> None:
         int: [-1, 1 << 62, True, 1.0, "1", None, b"1"],
         float: [True, "1", None, b"1", [1.0]],
         str: ["x" * 201, b"x", 1, None],
+        tuple: [1, None, ["a1B2c3"], [["a1B2c3", 0.1, 1]], [["a1B2c3", 0.1, 1, -1]], [["x" * 13, 0.1, 1, 1]], LINKS],
     }
     for value in bad[type(good)]:
         with pytest.raises(FrameError, match="malformed presence record"):
