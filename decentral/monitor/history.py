@@ -253,6 +253,7 @@ class History:
     def _compare(self, time: float, before: StatusReport, after: StatusReport) -> None:
         """What two reports in a row say that happened, as far as no journal tells it."""
         known = {row.peer: row for row in before.workers}
+        savers: list[WorkerRow] = []
         for row in after.workers:
             old = known.get(row.peer)
             if old is None or _why(old) != _why(row):
@@ -261,6 +262,12 @@ class History:
                 self._happened("changed", line)
             if old is not None and row.peer not in self._tellers:
                 self._guess(time, old, row)
+                savers += [row] * (row.saved_step > old.saved_step)
+        if savers:  # all workers save about the same steps: one event, or nothing else would be seen
+            names = [row.id for row in savers[: 1 + _MAX_NAMES]]
+            step = max(row.saved_step for row in savers)
+            line = {"time": time, "event": "saved", "by": names[0], "others": names[1:], "step": step}
+            self._happened("saved", line)
 
     def _guess(self, time: float, old: WorkerRow, row: WorkerRow) -> None:
         """Of a worker whose journal is not told here; of its rounds only if nobody's is."""
@@ -275,8 +282,6 @@ class History:
         if row.recoveries > old.recoveries:
             line = {"time": time, "event": "stage_recovered", "by": row.id, "reason": row.recovery}
             self._happened("stage_recovered", line)
-        if row.saved_step > old.saved_step:
-            self._happened("saved", {"time": time, "event": "saved", "by": row.id, "step": row.saved_step})
 
 
 class HistoryJournal:

@@ -124,12 +124,12 @@ def _row(
 
 
 def _links(peers: list[PeerId], index: int, wall_s: float) -> tuple[Link, ...]:
-    """Of one worker to its neighbours; of each third one the way to the last of them is not known."""
+    """Of one worker to its neighbours; the way between some of them is known to nobody."""
     others = [(index + step) % len(peers) for step in (1, 2, 3, 5, -1, -2, -3)]
     links = {}
     for place, other in enumerate(dict.fromkeys(others)):
         if other != index:
-            known = place % 3 != 2
+            known = (index + other) % 5 != 2
             moved = int(1e5 * wall_s / (1 + place))
             round_trip_s = 0.004 * (1 + abs(index - other) % 7) ** 2 if known else math.nan
             links[other] = Link(short_id(peers[other]), round_trip_s, moved, int(0.9 * moved))

@@ -33,7 +33,7 @@ const links = (() => {
   const draw = (map, rows, known) => {
     const place = new Map();
     rows.forEach((row, index) => {
-      const angle = (2 * Math.PI * index) / rows.length - Math.PI / 2;
+      const angle = (2 * Math.PI * index) / rows.length + Math.PI;
       place.set(row.id, [RADIUS * Math.cos(angle), RADIUS * Math.sin(angle), angle]);
     });
     const most = Math.max(...known.map((pair) => pair.there + pair.back), 1);

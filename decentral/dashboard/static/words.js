@@ -55,14 +55,14 @@ const words = (() => {
     avoided: ["avoids", "bounded", ["peer", "reason", "seconds"]],
     one_sided: ["swap not confirmed", "bounded", ["peer", "round"]],
     sat_out: ["sat out", "bounded", ["round", "reason"]],
-    saved: ["checkpoint", "checkpoints", ["round", "step", "nbytes", "held_s"]],
+    saved: ["checkpoint", "checkpoints", ["round", "step", "nbytes", "held_s", "others"]],
     protected: ["kept in memory by others", "checkpoints", ["step", "nbytes", "guards"]],
     paced: ["pace", "pace", ["delay_steps", "num_groups"]],
     peer_lost: ["lost sight of", "workers", ["peer", "reason"]],
     changed: ["", "workers", ["state", "reason"]],
     stopped: ["stopped", "workers", ["reason", "round"]],
   };
-  const LABELS = { downloaded_bytes: "downloaded", nbytes: "size", held_s: "held", num_moved: "moved", num_groups: "launches", delay_steps: "overlap", loss_before: "loss before", loss_after: "after", work_steps: "goes on with steps", dropped_steps: "dropped steps", seconds: "in" };
+  const LABELS = { others: "as well by", downloaded_bytes: "downloaded", nbytes: "size", held_s: "held", num_moved: "moved", num_groups: "launches", delay_steps: "overlap", loss_before: "loss before", loss_after: "after", work_steps: "goes on with steps", dropped_steps: "dropped steps", seconds: "in" };
   const BARE = new Set(["reason", "state", "kind", "device", "problem", "source", "peer"]);
   const field = (name, value) => {
     let text = String(value);

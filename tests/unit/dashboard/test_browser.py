@@ -1,6 +1,7 @@
 """The page in a real browser: what it shows, that it lives on, and that nobody's text becomes markup."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
 ]
 STEPS = 60
+#: Lines of the map of links, and the table of the same.
+LINKS = ("#map path", "#links tbody tr")
 #: Whether the page is wider than the window.
 OVERFLOWS = "return document.documentElement.scrollWidth > innerWidth"
 
@@ -127,4 +130,21 @@ def test_the_report_needs_no_server(browser, tmp_path):
     shows(browser, Kind.PIPELINE)
     assert "Stage 4" in browser.text("#stages")
     assert "has no holder" in browser.text("#stages .bad")
+    assert browser.complaints() == []
+
+
+def test_links_are_drawn_and_listed_and_what_is_not_known_is_said(browser, serve):
+    browser.open(serve(made(Kind.MANY, STEPS)).url)
+    shows(browser, Kind.MANY)
+    lines, rows = (browser.run(f"return document.querySelectorAll('{what}').length") for what in LINKS)
+    assert lines == rows == int(browser.text("#links-note").split()[0]) > 64
+    assert browser.run("return document.querySelectorAll('#map path.unknown').length") > 0
+    assert "not known" in browser.text("#links tbody")
+    history = made(Kind.TWO, STEPS)
+    report = history._report
+    silent = tuple(replace(row, links=()) for row in report.workers)
+    history.sample(BEGAN + EVERY_S * STEPS, replace(report, workers=silent))
+    browser.open(serve(history).url)
+    shows(browser, Kind.TWO)
+    assert browser.text("#links-note").startswith("not known")
     assert browser.complaints() == []

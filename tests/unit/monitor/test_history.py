@@ -144,6 +144,7 @@ def test_checkpoints_are_told_by_records_where_no_journal_is():
     history = History()
     HistoryJournal(history, lambda: 50.0, A).record(Saved("/mine", 3, step=60))
     for time, step in ((100.0, 0), (102.0, 60), (104.0, 60)):
-        history.sample(time, report(A, B, saved_step=step))
+        history.sample(time, report(A, B, C, saved_step=step))
     saved = [line for line in history.state()["events"] if line["event"] == "saved"]
-    assert [(line["by"], line["step"]) for line in saved] == [("aaaaaa", 60), ("bbbbbb", 60)]
+    told = [(line["by"], line["step"], line.get("others")) for line in saved]
+    assert told == [("aaaaaa", 60, None), ("bbbbbb", 60, ["cccccc"])]
