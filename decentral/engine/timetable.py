@@ -3,6 +3,8 @@
 Steps come from the plan and from how far this worker is; with ``auto`` they follow what links and steps take.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -12,6 +14,9 @@ from decentral.exchange.progress import Progress
 from decentral.schedule.pacing import Pacing
 from decentral.swarm.presence import Presence
 from decentral.types import SyncKey
+
+#: Who was ahead of others in so many syncs in a row is out of step with them; one may have waited for somebody dead.
+_NUM_AHEAD = 3
 
 
 class Timetable:
@@ -31,6 +36,10 @@ class Timetable:
         self._progress = progress
         self._syncs = syncs
         self._pacing = Pacing(options.plan.inner_steps, options.plan.num_fragments)
+        self._step_s = 0.0
+        self._waits_s: deque[float] = deque(maxlen=_NUM_AHEAD)
+        """How long the last syncs waited for other members, of those launched since this worker last stood still."""
+        self._stood_at = 0
 
     @property
     def last_step(self) -> int:
@@ -44,6 +53,11 @@ class Timetable:
             return self.plan.inner_steps
         return self._pacing.delay_steps if self._options.auto_delay else self.plan.delay_steps
 
+    @property
+    def slack_s(self) -> float:
+        """Seconds for which training goes on without the result of a launch; infinite if it waits for that anyway."""
+        return self.delay_steps * self._step_s or math.inf
+
     def resume(self, num_groups: int, step_s: float) -> None:
         """Go on in as many groups as in an earlier life; what the link takes is measured anew."""
         if self._options.auto_groups:
@@ -52,16 +66,34 @@ class Timetable:
 
     def stepped(self, step_s: float) -> None:
         """Inner steps take so many seconds now."""
+        self._step_s = step_s
         self._pacing.stepped(step_s)
 
     def landed(self, sync: InFlightSync, landing: Landing) -> None:
-        """What a sync with a result tells of the link."""
+        """What a sync with a result tells of the link, and of where the others are."""
+        if not landing.in_time:
+            self._waits_s.clear()
+            return
+        verdict = landing.end.verdict
         self._pacing.landed(
-            landing.duration_s,
-            waiting_s=landing.end.verdict.waiting_s,
-            transfer_s=landing.end.verdict.transfer_s,
-            share=sync.group,
+            landing.duration_s, waiting_s=verdict.waiting_s, transfer_s=verdict.transfer_s, share=sync.group
         )
+        if sync.step >= self._stood_at and self._options.own_steps:  # else others wait for its steps, too
+            self._waits_s.append(verdict.waiting_s)
+
+    def stand_still_s(self, step: int) -> float:
+        """Seconds for which to stand still now, once, as the others are behind; 0 if they are not, or not by much.
+
+        Whoever is ahead of another member by more than the planned delay gets every result late, and replaces what it
+        has done meanwhile; nothing else would ever bring the two together again. All rounds of late have waited for
+        somebody for longer than this, so nobody waits for this worker then.
+        """
+        ahead_s = min(self._waits_s) if len(self._waits_s) == _NUM_AHEAD else 0.0
+        if ahead_s <= self.slack_s:
+            return 0.0
+        self._waits_s.clear()
+        self._stood_at = step
+        return ahead_s
 
     def group_of(self, fragment: int) -> float:
         """Of the model's values, the share that is launched together with a fragment, itself included."""

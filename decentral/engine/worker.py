@@ -16,7 +16,6 @@ longer than others so that the algorithm stands in one place.
 """
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -382,14 +381,15 @@ class Worker:
         course, timetable = self._course, self._timetable
         for sync in timetable.to_wait_for(course.step):
             await self._land(sync, stop)
+        if self._exchange.has_common_anchor and (ahead_s := timetable.stand_still_s(course.step)):
+            await self._rest(self._background.begin(asyncio.sleep(ahead_s)), stop)
         if stop.is_set():
             return
         if due := timetable.to_launch(course.step):
             self._end_stretch()
             for key in due:
-                slack_s = timetable.delay_steps * course.step_s or math.inf
                 group, share = timetable.group_of(key.fragment), self._share(key.fragment)
-                await self._syncs.launch(key, course.step, group, share, slack_s)
+                await self._syncs.launch(key, course.step, group, share, timetable.slack_s)
                 self._journal.record(Launched(key.round, key.fragment, course.step))
             others = self.membership.others()
             self.report.paced(timetable.delay_steps, timetable.follow_the_link(others))
@@ -446,8 +446,7 @@ class Worker:
             await self._bring_home(sync)
             self._replica.give_back(end.key, end.judged.uncounted)
             self._num_members[fragment] = len(end.judged.mixed.members)
-            if landing.in_time:
-                self._timetable.landed(sync, landing)
+            self._timetable.landed(sync, landing)
         else:
             self._replica.give_back(end.key, uncertain=end.judged.aborted.uncertain)
             self._replica.skip(end.key)

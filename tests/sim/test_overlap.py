@@ -250,6 +250,27 @@ def test_a_sync_that_lasts_longer_than_a_round_is_waited_for() -> None:
         assert all(event.members == scenario.peers for event in rounds)
 
 
+@pytest.mark.parametrize(
+    ("faults", "pace", "at_most"),
+    [
+        ([Fault(Kind.PAUSE, 4.0, (1,), 0.9)], 1.0, 5),  # behind once, by nearly a round
+        ([], 1.2, 10),  # behind by more in every round
+    ],
+)
+def test_who_is_ahead_of_another_by_more_than_the_overlap_stands_still_once(
+    faults: list[Fault], pace: float, at_most: int
+) -> None:
+    """Else it takes in every result a round late, for good, and replaces all that it has done meanwhile."""
+    scenario = Scenario(1, 4, rounds=24, plan=SyncPlan(12, 2, 5), step_s=1 / 12, paces={1: pace})
+    tape = FaultTape(faults)
+    record = simulate(scenario, tape, until_s=200.0)
+    assert tape.exhausted()
+    delays = {peer: [event.delay_steps for event in of(RoundMixed, record, peer)] for peer in scenario.peers}
+    assert max(map(max, delays.values())) >= 9, "somebody was ahead"
+    assert max(max(each[-26:]) for each in delays.values()) <= at_most
+    assert record.ended_at_s < 24 * pace + 3.0, "and nobody has waited for it"
+
+
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
 def test_without_overlap_no_fragment_goes_to_the_next_round_before_others_are_in_this_one(num_groups: int) -> None:
     """Who joins late would wait for the others in one fragment, and they for it in another."""
