@@ -59,7 +59,7 @@ def make_exchange(
                 bound=ours.bound,
                 robust=ours.robust,
             )
-            return AllReduce(transport, clock, roster, wire, timing, ours.quorum)
+            return AllReduce(transport, clock, roster, wire, timing, options.plan.inner_steps, ours.quorum)
         case ServerOptions() as ours:
             return Asynchronous(transport, clock, roster, Wire(*values), timing, ours, anchor)
         case GossipOptions() as ours:

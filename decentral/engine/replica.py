@@ -272,6 +272,8 @@ class Replica:
             return []
         spent = [of.base_N, arrived.old_N]
         self._bring_home(fragment, arrived)
+        if not self._onward.mix_alpha and not arrived.missed:  # nothing is left of the steps since the launch
+            of.pending = Pending()
         of.base_N = arrived.anchor_N
         return spent
 

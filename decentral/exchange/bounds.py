@@ -1,7 +1,8 @@
 r"""No contribution counts for much more than is usual among those it comes with: what is done before a mean. Pure.
 
 Everything is measured against medians of the contributions themselves, of one shard in one round. So there is nothing
-to set by the task, nothing to remember, and nobody's word to believe. Knows no peers and no messages.
+to set by the task, and nobody's word to believe: who says that it has trained for longer than the others may bring more
+as far as it can have (see ``exchange.backlog``). Knows no peers and no messages.
 
 Legend: S = values in a shard.
 """
@@ -69,13 +70,21 @@ class Bounded:
     findings: tuple[Finding, ...]
 
 
-def bounded(weights: Sequence[float], values: Sequence[Tensor], factor: float) -> Bounded:
+def bounded(
+    weights: Sequence[float],
+    values: Sequence[Tensor],
+    factor: float,
+    round_weight: float = 0.0,
+    rounds: Sequence[float] = (),
+) -> Bounded:
     r"""Contributions to one shard within the bounds that they set each other.
 
     With the lower medians $\tilde w$ of the weights and $\tilde r$ of the norms $r_i = |x_i|$ of those that are not 0:
 
     * $w_i \leftarrow \min(w_i, c \tilde w)$
-    * $x_i \leftarrow x_i \min(1, c \tilde r / r_i)$, and beyond $10 c \tilde r$ it is left out
+    * $c_i = c \max(1, \min(w_i, \rho_i \max(\tilde w, W)) / \tilde w)$ follows the weight that it says it has as far
+      as it can have that
+    * $x_i \leftarrow x_i \min(1, c_i \tilde r / r_i)$, and beyond $10 c_i \tilde r$ it is left out
     * of four or more that are left: with the agreement $k_i$, the lower median of the cosines of $x_i$ with all other
       $x_j$, and its lower median $\tilde k$: if $\tilde k > 4 / \sqrt S$, whoever has
       $k_i < -\max(4 / \sqrt S, \tilde k / 8)$ is left out. Cosines are of up to 16,384 of the S values, drawn
@@ -87,6 +96,8 @@ def bounded(weights: Sequence[float], values: Sequence[Tensor], factor: float) -
         weights: above 0.
         values: float32 [S] each, finite, as many.
         factor: c, at least 1.
+        round_weight: W, of the work of a whole round, as the reducer knows it of itself; 0 if it does not.
+        rounds: $\rho_i$, of so many rounds each may have work, at least 1; empty for 1.
 
     Source: clipping by the median of norms is folklore of robust aggregation (for instance Karimireddy, He and Jaggi,
         arXiv 2012.10333, clip to a fixed radius); factor, rule for directions and the limits are ours.
@@ -100,11 +111,14 @@ def bounded(weights: Sequence[float], values: Sequence[Tensor], factor: float) -
             findings.append(Finding(i, Kind.WEIGHT, weight / median_weight))
     inside, lengths = list[Tensor | None](values), [norm_of(values_S) for values_S in values]
     median_length = statistics.median_low(lengths)
+    most_a_round = max(median_weight, round_weight)
     for i, length in enumerate(lengths) if median_length > 0 else ():
+        can_have = most_a_round * (rounds[i] if rounds else 1.0)
+        allowed = factor * max(1.0, min(weights[i], can_have) / median_weight)
         ratio = length / median_length
-        kind = beyond(ratio, factor)
+        kind = beyond(ratio, allowed)
         if kind is Kind.LENGTH:
-            inside[i], lengths[i] = values[i] * (factor / ratio), factor * median_length
+            inside[i], lengths[i] = values[i] * (allowed / ratio), allowed * median_length
         elif kind is not None:
             inside[i] = None
         if kind is not None:

@@ -3,7 +3,7 @@
 Legend: S = values in the shard.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -56,10 +56,17 @@ class ShardContributions:
         """Indices among the participants of those whose values are in the mean."""
         return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
 
-    def bound(self, factor: float) -> tuple[Finding, ...]:
+    def bound(
+        self, factor: float, round_weight: float = 0.0, rounds: Mapping[PeerId, float] | None = None
+    ) -> tuple[Finding, ...]:
         """Keep all contributions within the bounds that they set each other (see ``bounds.bounded``).
 
         What goes beyond them is gone; who brought it still counts as a contributor, lest it be brought again.
+
+        Args:
+            factor: see there, like the others.
+            round_weight: see there.
+            rounds: of which members may bring work; 1 if nothing is said.
 
         Returns:
             What was bounded, by index among the participants.
@@ -67,7 +74,8 @@ class ShardContributions:
         indices = self.contributors()
         inside = [self._entries[self._members[i]] for i in indices]
         values = [entry.values_S for entry in inside if entry.values_S is not None]
-        found = bounded([entry.weight for entry in inside], values, factor)
+        each = [1.0 if rounds is None else rounds.get(self._members[i], 1.0) for i in indices]
+        found = bounded([entry.weight for entry in inside], values, factor, round_weight, each)
         for i, weight, values_S in zip(indices, found.weights, found.values, strict=True):
             self._entries[self._members[i]] = Entry(weight, values_S)
         return tuple([replace(finding, index=indices[finding.index]) for finding in found.findings])

@@ -23,13 +23,12 @@ from decentral.ports.trainer import StepReport
 from decentral.sim.scenario import Scenario
 from decentral.sim.trainer import ToyProblem, ToyTrainer
 
-#: A place belongs to one worker, so the mean over those who sent it is what that worker did. Without bounds: they drop
-#: some of what a worker brings that was away for many rounds, and a step would count for less than one.
-ADD_UP: Mapping[str, Any] = {"rule": DiLoCo(lr=1.0, momentum=0.0), "mixing": AllReduceOptions(Mean.SENDERS, bound=0.0)}
+#: A place belongs to one worker, so the mean over those who sent it is what that worker did.
+ADD_UP: Mapping[str, Any] = {"rule": DiLoCo(lr=1.0, momentum=0.0), "mixing": AllReduceOptions(Mean.SENDERS)}
 #: A server that takes in every pseudo-gradient as it is.
 ADD_UP_AT_SERVERS: Mapping[str, Any] = {
     "rule": Follow(),
-    "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False, bound=0.0),
+    "mixing": ServerOptions(lr=1.0, momentum=0.0, every=1, dylu=False),
 }
 
 

@@ -252,6 +252,8 @@ class Learners(Scenario):
     together: bool = True
     step_s: float = STEP_S
     num_tensors: int = 4
+    mix_alpha: float = 0.5
+    """What of the steps taken beside a sync is kept: with 0 none of them would enter an anchor."""
     stops_s: Sequence[Sequence[float]] = ()
     """When the steps of each learner stand still, if it keeps its state."""
     stop_s: float = 0.0

@@ -104,6 +104,7 @@ class AllReduce(Exchange):
         roster: who is alive.
         wire: sizes and codecs, equal on all members.
         timing: patience and backstops.
+        inner_steps: in a round.
         quorum: how many members make a round; ``None`` for everybody worth waiting for.
     """
 
@@ -114,6 +115,7 @@ class AllReduce(Exchange):
         roster: Roster,
         wire: Wire,
         timing: Timing,
+        inner_steps: int,
         quorum: Quorum | None = None,
     ) -> None:
         super().__init__(Progress(len(wire.numels)))
@@ -122,6 +124,7 @@ class AllReduce(Exchange):
         self._roster = roster
         self._wire = wire
         self._timing = timing
+        self._inner_steps = inner_steps
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
@@ -148,6 +151,8 @@ class AllReduce(Exchange):
         """
         began = self._clock.monotonic()
         self.progress.participants[key] = None
+        if mine.num_inner_steps and mine.weight:
+            self._reducer.round_weight = mine.weight / mine.num_inner_steps * self._inner_steps
         try:
             called = await self._participants(key, mine)
             called_at = self._clock.monotonic()
@@ -155,6 +160,8 @@ class AllReduce(Exchange):
                 return Verdict(called, waiting_s=called_at - began)
             self.progress.participants[key] = called.packed
             reduced = await self._reduce(called, mine)
+            if isinstance(reduced.outcome, Mixed):
+                self._reducer.backlogs[key.fragment].counted(reduced.outcome.members)
             await self._reducer.settle(called.packed, mixed=isinstance(reduced.outcome, Mixed))
             return Verdict(
                 reduced.outcome,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from decentral.codecs.frame import pack, unpack
@@ -9,6 +10,7 @@ from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.allreduce.answers import Answers
 from decentral.exchange.allreduce.messages import Mean, Result, Shard, unpack_participants
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants
+from decentral.exchange.backlog import Backlog
 from decentral.exchange.merge import MAX_WEIGHT
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
@@ -74,6 +76,10 @@ class Reducer:
         self._timing = timing
         self._open: dict[tuple[bytes, int], _Reduction] = {}
         self.rest = MeanRest(wire.numels)
+        self.backlogs = [Backlog() for _ in wire.numels]
+        """Of each fragment: who was counted in the rounds that this worker was in."""
+        self.round_weight = 0.0
+        """Of what this worker itself brings to a round if it is in all of it; 0 as long as that is not known."""
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -161,8 +167,10 @@ class Reducer:
         if reduction.closing or reduction.closed.is_set() or not self._is_due(reduction):
             return
         reduction.closing = True
+        participants, backlog = reduction.participants, self.backlogs[reduction.participants.key.fragment]
+        rounds = {peer: backlog.rounds(peer) for peer in participants.members}
         try:
-            answer = await self._clock.run_aside(lambda: self._mean(shard.participants, reduction))
+            answer = await self._clock.run_aside(lambda: self._mean(shard.participants, reduction, rounds))
         finally:
             reduction.closing = False  # should this call be cancelled meanwhile, another one closes
         if answer is None:
@@ -184,12 +192,12 @@ class Reducer:
             return next(missing, None) is None
         return not any(self._roster.is_live(member, now) for member in missing)
 
-    def _mean(self, packed_participants: bytes, reduction: _Reduction) -> bytes | None:
-        """The answer to all members; ``None`` if there is no finite mean."""
+    def _mean(self, packed_participants: bytes, reduction: _Reduction, rounds: Mapping[PeerId, float]) -> bytes | None:
+        """The answer to all members, who may bring work of so many ``rounds``; ``None`` if there is no finite mean."""
         key, part, codec = reduction.participants.key, reduction.part, self._wire.mean_codec
         directed = self._wire.directed_in(reduction.participants.key.fragment, part)
         contributions = reduction.contributions
-        findings = contributions.bound(self._wire.bound) if self._wire.bound else ()
+        findings = contributions.bound(self._wire.bound, self.round_weight, rounds) if self._wire.bound else ()
         mean_S = contributions.mean(over_senders=self._wire.over_senders, directed=directed, robust=self._wire.robust)
         if mean_S is None:
             return None

@@ -283,8 +283,7 @@ class ParameterServer:
         if not self._options.bound or len(active) < _FEWEST_TO_BOUND:
             return delta_N
         length = await self._clock.run_aside(lambda: norm_of(delta_N))
-        kept.usual.note(sender, length)
-        judged = kept.usual.judge(sender, {presence.peer for presence in active})
+        judged = kept.usual.judge(sender, length, {presence.peer for presence in active})
         if judged is None:
             raise ValueError("nobody else has pushed yet; come again")
         if judged.kind is not None:

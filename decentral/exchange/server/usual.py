@@ -1,6 +1,7 @@
 """What one push may count for, where pushes come one by one: the bound on lengths of ``exchange.bounds``.
 
-A server compares the length of a push with that of the last one of every other worker. Directions are not compared:
+A server compares the length of a push with that of the last one of every other worker; who was away while the others
+pushed several times may bring so many times as much (see ``exchange.backlog``). Directions are not compared:
 pushes are taken against anchors of different age, and near an optimum honest ones point against each other.
 Knows no messages and no clock.
 
@@ -13,6 +14,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final
 
+from decentral.exchange.backlog import Backlog
 from decentral.exchange.bounds import Kind, beyond
 from decentral.types import PeerId
 
@@ -42,26 +44,31 @@ class Usual:
     def __init__(self, factor: float) -> None:
         self._factor = factor
         self._lengths: OrderedDict[PeerId, float] = OrderedDict()
+        self._backlog = Backlog()
 
     def note(self, sender: PeerId, length: float) -> None:
         """A worker has pushed values of a length, whatever comes of it."""
+        self._backlog.counted((sender,))
         self._lengths[sender] = length
         self._lengths.move_to_end(sender)
         if len(self._lengths) > _MAX_WORKERS:
             self._lengths.popitem(last=False)
 
-    def judge(self, sender: PeerId, living: Set[PeerId]) -> Judged | None:
-        """The last push of a worker against those of all who live, its own among them.
+    def judge(self, sender: PeerId, length: float, living: Set[PeerId]) -> Judged | None:
+        """Note a push and compare it with the last ones of all who live, itself among them.
 
         With one other the shorter of the two is what is usual; ``None`` if there is no other.
         """
-        lengths = [length for peer, length in self._lengths.items() if peer in living or peer == sender]
+        others = [length for peer, length in self._lengths.items() if peer in living and peer != sender]
+        factor = self._factor * self._backlog.rounds(sender, per_round=len(others) + 1)
+        self.note(sender, length)
+        lengths = [*others, length]
         usual = statistics.median_low(lengths)
         if len(lengths) < 2:
             return None
         if usual == 0:
             return Judged(None, 1.0, 1.0)
-        ratio = self._lengths[sender] / usual
-        kind = beyond(ratio, self._factor)
-        share = {Kind.LENGTH: self._factor / ratio, None: 1.0} if ratio else {}
+        ratio = length / usual
+        kind = beyond(ratio, factor)
+        share = {Kind.LENGTH: factor / ratio, None: 1.0} if ratio else {}
         return Judged(kind, ratio, share.get(kind, 0.0))

@@ -132,6 +132,17 @@ def test_apply_takes_the_outer_step() -> None:
     assert anchors(replica) == [6.5 - 1.75, 6.0 - 2.0, 10.0 + 0.5 - 1.0]
 
 
+def test_steps_that_the_new_anchor_replaces_weigh_nothing() -> None:
+    replica, trainer = founded()
+    train(replica, 0, 2)
+    launch(replica, FIRST)
+    train(replica, 2, 5)
+    apply(replica, FIRST, mixed(4.0, 4.0, 4.0), None)
+    assert trainer.flat() == anchors(replica)
+    train(replica, 7, 1)
+    assert launch(replica, SyncKey(1, 0)).weight == 10.0, "of one step, and one step is in it"
+
+
 def test_apply_keeps_a_share_of_the_steps_taken_meanwhile() -> None:
     replica, trainer = founded(mix_alpha=0.25)
     train(replica, 0, 2)

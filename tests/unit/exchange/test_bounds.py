@@ -109,3 +109,28 @@ def test_the_mean_of_what_is_left_is_that_of_the_honest() -> None:
     found = bounded([1.0] * 8, [*honest, -honest[0] * 1e9, -honest[1]], FACTOR)
     left = [values_S for values_S in found.values if values_S is not None]
     torch.testing.assert_close(weighted_mean([1 / 6] * 6, left), torch.stack(honest).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("weight", "round_weight", "rounds", "allowed"),
+    [
+        (10.0, 10.0, 1.0, 1.0),  # all bring a round's work
+        (40.0, 10.0, 4.0, 4.0),  # it was away for three
+        (40.0, 10.0, 1.0, 1.0),  # it says so, and was not
+        (40.0, 0.0, 4.0, 4.0),
+        (20.0, 10.0, 8.0, 2.0),  # it was, and has done little
+        (10.0, 100.0, 1.0, 1.0),
+        (100.0, 100.0, 1.0, 10.0),  # the others came a moment ago, and it has all of the round
+    ],
+)
+def test_who_has_the_work_of_more_rounds_may_bring_more(
+    weight: float, round_weight: float, rounds: float, allowed: float
+) -> None:
+    """However long it says that it trained, no more than it can have."""
+    values = [values_S / norm_of(values_S) for values_S in crowd(2, 4, agreement=3.0)]
+    values[0] = values[0] * (allowed * FACTOR * 1.1)
+    found = bounded([weight, 10.0, 10.0, 10.0], values, FACTOR, round_weight, [rounds, 1.0, 1.0, 1.0])
+    first_S = found.values[0]
+    assert first_S is not None
+    assert norm_of(first_S) == pytest.approx(allowed * FACTOR)
+    assert {finding.kind for finding in found.findings} - {Kind.WEIGHT} == {Kind.LENGTH}

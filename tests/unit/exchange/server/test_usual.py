@@ -12,9 +12,10 @@ WORKERS = [PeerId(name) for name in "abcde"]
 def judged(*lengths: float) -> tuple[Kind | None, float]:
     """The last of several pushes: what is wrong with it, and its share."""
     usual = Usual(5.0)
-    for worker, length in zip(WORKERS, lengths, strict=False):
+    *before, last = lengths
+    for worker, length in zip(WORKERS, before, strict=False):
         usual.note(worker, length)
-    found = usual.judge(WORKERS[len(lengths) - 1], set(WORKERS))
+    found = usual.judge(WORKERS[len(before)], last, set(WORKERS))
     assert found is not None
     return found.kind, found.share
 
@@ -42,7 +43,17 @@ def test_a_push_is_bounded_by_the_median_of_the_last_ones(
 def test_the_dead_say_nothing_and_the_very_first_push_cannot_be_judged() -> None:
     assert judged(1.0, 1.0, 1.0, 60.0) == (Kind.WILD, 0.0)
     usual = Usual(5.0)
-    usual.note(WORKERS[0], 1.0)
-    assert usual.judge(WORKERS[0], set(WORKERS)) is None
-    usual.note(WORKERS[1], 60.0)
-    assert usual.judge(WORKERS[1], {WORKERS[1]}) is None
+    assert usual.judge(WORKERS[0], 1.0, set(WORKERS)) is None
+    assert usual.judge(WORKERS[1], 60.0, {WORKERS[1]}) is None
+
+
+def test_who_was_away_while_the_others_pushed_may_bring_as_much_more() -> None:
+    usual = Usual(5.0)
+    for worker in "abc" + 9 * "ab":
+        usual.note(PeerId(worker), 1.0)
+    found = usual.judge(WORKERS[2], 30.0, set(WORKERS))
+    assert found is not None
+    assert (found.kind, found.share) == (None, 1.0), "19 pushes of three workers, more than six rounds"
+    found = usual.judge(WORKERS[2], 30.0, set(WORKERS))
+    assert found is not None
+    assert found.kind is Kind.LENGTH, "once"
