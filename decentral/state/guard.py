@@ -13,7 +13,7 @@ that keep them in memory. A newcomer without a state of its own takes up that of
 Nothing here says what is in a snapshot: it is bytes with a digest. Which peers live is the roster's.
 
 Source: REFT (arXiv 2310.12670), snapshots in the memory of other nodes before any on disk. Differences: whole copies
-in place of erasure code (docs/benchmarks/protect.md has the bytes), and a guard is any member, chosen by hash.
+in place of erasure code (docs/resuming.md has the bytes), and a guard is any member, chosen by hash.
 """
 
 import asyncio
