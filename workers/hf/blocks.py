@@ -77,6 +77,7 @@ def make_blocks(
     def found() -> dict[str, str]:
         if settings.model.from_scratch or settings.model.digest:
             return {}
+        check(0, is_head=True, device=seat.device)  # before anything is downloaded
         return {"model.digest": weights_digest(source(), download=seat.founding or seat.allow_download)}
 
     def check(num_blocks: int, is_head: bool, device: str) -> None:

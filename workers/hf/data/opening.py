@@ -84,12 +84,14 @@ def _from_files(paths: Sequence[str], settings: DataSettings) -> Opened:
     by_builder: dict[str, list[DataFile]] = {}
     for file in (file for text in paths for file in expand(text)):
         builder = _builder_of(file.path)
-        if builder is None and not file.named:
+        if (builder is None and not file.named) or not file.path.stat().st_size:  # of no bytes nothing is a row
             continue
         by_builder.setdefault(builder or "text", []).append(file)
     shown = ", ".join(paths)
     if not by_builder:
-        raise DataError(f"{shown} has no file of text", hint=f"Known are {', '.join(_BUILDERS)}, also packed as .gz.")
+        raise DataError(
+            f"{shown} has no file with text in it", hint=f"Known are {', '.join(_BUILDERS)}, also packed as .gz."
+        )
     parts = []
     for builder, files in by_builder.items():
         # A row of a text file is a paragraph: a line says too little, and a whole book is one row.

@@ -134,6 +134,8 @@ class TrainingData:
         documents = (tokens for each in rounds for tokens in each if tokens is not None)
         batches = list(self._packer.batches(documents, settings.val_batches))
         if not batches:
+            for source in self._sources:
+                source.sample(1)  # a stream without text says so
             raise DataError(
                 "no row is held out to validate on", hint="Give more rows, or set task.settings.data.held_out higher."
             )

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from decentral.errors import ConfigError, MismatchError
+from decentral.errors import ConfigError, IncapableError, MismatchError
 from decentral.pipeline.compute import StageCompute
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
-from decentral.workers import hf
+from decentral.workers import hf, machine
 from decentral.workers.hf import sources
 from decentral.workers.hf.cutting import find
 from decentral.workers.hf.trainer import HfTrainer
@@ -224,3 +224,14 @@ def test_weights_of_all_stages_are_those_of_the_founder(rows: Path, tmp_path: Pa
         hf.blocks(settings, replace(seat, model=str(other)), 2)
     with pytest.raises(ConfigError, match="path of another machine"):
         hf.blocks(settings, Seat(1, 2, 3), 2)
+
+
+def test_a_founder_of_stages_without_memory_downloads_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path)
+    blocks = hf.blocks(hf.resolve({"model": {"name": str(folder)}}), Seat(1, 2, 3, model=str(folder), founding=True), 2)
+    monkeypatch.setattr(machine, "available_bytes", lambda device: 2**12)
+    monkeypatch.setattr(sources, "cached_file", lambda *args, **kwargs: pytest.fail("was fetched"))
+    with pytest.raises(IncapableError, match="takes about"):
+        blocks.settings()

@@ -145,12 +145,20 @@ def test_it_shows_some_text_and_counts_the_tokens(rows):
 def test_what_is_wrong_is_said(tmp_path, rows, streaming):
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "no.jsonl").touch()
+    (tmp_path / "void.jsonl").write_text('{"text": ""}\n{"text": null}\n')
+    (tmp_path / "set").mkdir()
+    _write(tmp_path / "set" / "rows.jsonl", range(NUM_ROWS))
+    named = {"dataset": str(tmp_path / "set"), "named": str(tmp_path / "set")}
     for data, changed, error, words in (
         ([str(tmp_path / "gone.jsonl")], {}, DataError, "gone.jsonl' does not exist"),
         ([rows], {"text_field": "body"}, DataError, "fields are id, text"),
         ([rows], {"text_field": "id"}, DataError, "int64, not text"),
         ([str(tmp_path / "bad.jsonl")], {}, DataError, "bad.jsonl, line 2"),
-        ([str(tmp_path / "empty")], {}, DataError, "no file of text"),
+        ([str(tmp_path / "empty")], {}, DataError, "no file with text"),
+        ([str(tmp_path / "empty" / "no.jsonl")], {}, DataError, "no file with text"),
+        ([str(tmp_path / "void.jsonl")], {}, DataError, "no row with text"),
+        ([], {**named, "split": "nothing"}, DataError, "data.split"),
         ([rows], {"weights": "1,2"}, ConfigError, "2 numbers for 1 data sets"),
         ([rows], {"weights": "1,-2"}, ConfigError, "numbers above 0"),
         ([rows], {"held_out": 1e-9}, DataError, "held out"),

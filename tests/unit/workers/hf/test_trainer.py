@@ -63,8 +63,12 @@ def test_it_takes_the_steps_of_a_plain_loop(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # to compile takes a busy machine minutes
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of what compiles, by its own parts
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("changed", [{"micro_batch": 1}, {"micro_batch": 3}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize(
+    "changed", [{"micro_batch": 1}, {"micro_batch": 3}, {"activation_checkpointing": True}, {"compile": True}]
+)
 def test_how_a_batch_is_computed_changes_no_step(kind: str, changed: Mapping[str, Any]) -> None:
     """Also where rows have unequally many counted tokens, and one has none."""
     counted = (16, 3, 1, 9)
