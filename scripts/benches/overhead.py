@@ -2,8 +2,7 @@
 
 Both run at the same time, in processes of their own with the same settings and number of steps, each bound to one core
 and with one thread; which has which core alternates. The bare loop begins when the worker has ended its first stretch,
-so that each has the other beside it nearly all the time, and whatever else slows the machine slows both. Tokens for a
-second of processor time, the daemon's included, are compared as well: other work hardly touches them. The worker's
+so that each has the other beside it nearly all the time, and whatever else slows the machine slows both. The worker's
 time is taken from its journal, from the start of its first inner step to the end of its last outer step: rounds,
 presence, outer optimizer and its libp2p daemon are in it. The start of the process and validation are not, nor is the
 codec: a worker alone sends nothing. The bare loop calls the trainer for one round of steps at a time and nothing else.
@@ -32,8 +31,7 @@ from decentral.run.tasks import build_trainer
 from scripts.benches.lib.command import BenchError, Parser, enter, set_words
 from scripts.benches.lib.links import Host
 from scripts.benches.lib.processes import DEADLINE_S, Process, Worker, python
-from scripts.benches.lib.report import Record, load_average, signature, stamp, write
-from scripts.benches.lib.stats import between
+from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import table
 
 SCRIPT = "bench-overhead"
@@ -63,40 +61,24 @@ def measure(rounds: int, settings: list[str], own: int, other: int, folder: Path
     words = ("--bare", str(worker.folder / "journal.jsonl"), "--rounds", str(rounds), *set_words(settings))
     loop = Process(folder / "bare", python("-m", "scripts.benches.overhead", *words), bound(other))
     try:
-        began, ended = (_spent(worker, rounds_) for rounds_ in (1, rounds - 1))
         bare = loop.result(_TIMEOUT_S)
         worker.life.wait_for(lambda: worker.life.popen.poll() is not None, "the end", _TIMEOUT_S)
     finally:
         loop.end()
         worker.life.end()
     stretches, mixed = worker.named("stretch_done"), worker.mixed()
-    began_s = stretches[0]["time"] - stretches[0]["seconds"]
-    tokens_per_s = sum(event["tokens"] for event in stretches) / (max(event["time"] for event in mixed) - began_s)
-    (tokens, cpu_s), (more_tokens, more_cpu_s) = began, ended
-    tokens_per_cpu_s = (more_tokens - tokens) / (more_cpu_s - cpu_s)
+    began = stretches[0]["time"] - stretches[0]["seconds"]
+    tokens_per_s = sum(event["tokens"] for event in stretches) / (max(event["time"] for event in mixed) - began)
     return {
         "worker_tokens_per_s": round(tokens_per_s, 1),
-        "bare_tokens_per_s": round(bare["tokens_per_s"], 1),
-        "ratio": round(tokens_per_s / bare["tokens_per_s"], 4),
-        "cpu_ratio": round(tokens_per_cpu_s / bare["tokens_per_cpu_s"], 4),
+        "bare_tokens_per_s": round(bare, 1),
+        "ratio": round(tokens_per_s / bare, 4),
         "worker_core": own,
-        "load_average": load_average(),
     }
 
 
-def _spent(worker: Worker, rounds: int) -> tuple[int, float]:
-    """When a worker has mixed so many rounds: the tokens in them, and its processor time so far, seconds."""
-    worker.life.wait_for(lambda: len(worker.mixed()) >= rounds, f"round {rounds}", _TIMEOUT_S)
-    ticks = sum(sum(map(int, _stat(pid)[11:15])) for pid in (worker.pid, *worker.daemons()))
-    return sum(event["tokens"] for event in worker.named("stretch_done")), ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def bare_loop(rounds: int, settings: list[str], journal: Path) -> Record:
-    """Speed of the trainer in a loop, begun when the worker of a journal has ended its first stretch."""
+def bare_loop(rounds: int, settings: list[str], journal: Path) -> float:
+    """Tokens per second of the trainer in a loop, begun when the worker of a journal has ended its first stretch."""
     torch.set_num_threads(1)
     swarm = resolve_task(load(assignments=settings).swarm)
     trainer = build_trainer(swarm, WorkerConfig(), 1)
@@ -106,13 +88,10 @@ def bare_loop(rounds: int, settings: list[str], journal: Path) -> Record:
         if time.monotonic() > until:
             raise BenchError(f"the worker did not begin to train within {DEADLINE_S:.0f} s")
         time.sleep(0.02)
-    began, spent = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     for round_ in range(rounds):
         tokens += trainer.train_steps(round_ * inner_steps, inner_steps).tokens
-    return {
-        "tokens_per_s": tokens / (time.perf_counter() - began),
-        "tokens_per_cpu_s": tokens / (time.process_time() - spent),
-    }
+    return tokens / (time.perf_counter() - began)
 
 
 def judged(name: str, records: list[Record]) -> Record:
@@ -140,7 +119,7 @@ def summed_up(options: argparse.Namespace, records: list[Record]) -> Record:
     """The report."""
     swarm = resolve_task(load(assignments=[f"run.rounds={options.rounds}", *options.set]).swarm)
     return {
-        **{name: judged(name, records) for name in ("ratio", "cpu_ratio")},
+        **judged("ratio", records),
         "pairs": records,
         "config": swarm.model_dump(mode="json"),
         **stamp(SCRIPT),
@@ -151,14 +130,9 @@ def page(report: Record) -> str:
     """The report for people."""
     speeds = ("worker_tokens_per_s", "bare_tokens_per_s")
     rows = [
-        [
-            pair["worker_core"],
-            *(f"{pair[key]:,.0f}" for key in speeds),
-            *(f"{pair[key]:.3f}" for key in ("ratio", "cpu_ratio")),
-        ]
+        [pair["worker_core"], *(f"{pair[key]:,.0f}" for key in speeds), f"{pair['ratio']:.3f}"]
         for pair in report["pairs"]
     ]
-    loads = between([pair["load_average"] for pair in report["pairs"]], ".0f")
     rounds, inner_steps = report["config"]["run"]["rounds"], report["config"]["method"]["inner_steps"]
     return f"""# What the engine costs
 
@@ -167,12 +141,11 @@ Written by `scripts/bench-overhead`; the raw record is `overhead.json`. Tokens p
 Both at the same time, each in a process bound to one core, with one thread, {rounds} rounds of {inner_steps} steps;
 they change cores from pair to pair. Rounds, presence, outer optimizer and the libp2p daemon are in the worker's time;
 the start of the process and validation are not, nor is the codec, which a worker alone does not use. Required is a
-ratio of at least {REQUIRED}. Load average {loads} on two cores: with more than two, other work takes part of the time,
-and the ratio of processor time says more.
+ratio of at least {REQUIRED}.
 
-{table("core of the worker | worker (tokens/s): | bare loop (tokens/s): | ratio: | of processor time:", rows)}
+{table("core of the worker | worker (tokens/s): | bare loop (tokens/s): | ratio:", rows)}
 
-Ratio of time: {in_words(report["ratio"])}. Of processor time: {in_words(report["cpu_ratio"])}.
+{in_words(report).capitalize()}.
 
 {signature(report)}"""
 
@@ -201,7 +174,7 @@ def main() -> int:
             records.append(record)
     report = summed_up(options, records)
     write(options.out, report, page(report))
-    return exit_code(report["ratio"])
+    return exit_code(report)
 
 
 if __name__ == "__main__":

@@ -60,18 +60,20 @@ class LoopProcess(WorkerProcess):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_loops_and_a_worker_of_the_command_line(start: Callable[[P], P], tmp_path: Path) -> None:
-    """Two loops and a worker by the command; a loop leaves, and the others agree."""
+    """Three loops and a worker by the command; a loop leaves, another one is killed, and the others agree."""
     founder = start(LoopProcess(tmp_path / "founder"))
     task = ("--task", f"{LOOP}:build", "--data", str(tmp_path / "founder"))
     stays = start(WorkerProcess(tmp_path / "stays", "--join", founder.address, *task))
-    leaver = start(LoopProcess(tmp_path / "leaver", founder.address))
-    swarm = [founder, stays, leaver]
-    wait_for(lambda: mixed_together(swarm), "a round with all three")
+    leaver, killed = (start(LoopProcess(tmp_path / name, founder.address)) for name in ("leaver", "killed"))
+    swarm = [founder, stays, leaver, killed]
+    wait_for(lambda: mixed_together(swarm), "a round with all four")
 
     (tmp_path / "leaver" / "leave").touch()
     assert leaver.code() == 0, leaver.stderr
     assert leaver.stdout.splitlines()[-1] == "left"
     assert leaver.events("stopped")[-1]["reason"] == "asked to stop"
+    killed.signal(signal.SIGKILL)
+    wait_for(lambda: not processes_of(tmp_path / "killed"), "no process of the killed loop")
     last = max(event["round"] for worker in swarm for event in worker.events("round_mixed"))
     wait_for(lambda: mixed_together([founder, stays], after=last), "a round of the survivors")
 
