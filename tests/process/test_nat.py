@@ -300,7 +300,7 @@ def test_what_connects_to_what_is_as_the_page_says(relay: list[int] | None, head
     said = cells(page.splitlines())
     assert found.keys() == said.keys()
     # Which of the two tries first is chance with a restricted cone, and decides.
-    differs = {key: (found[key], how) for key, how in said.items() if found[key] != how}
+    differs = {key: (found[key], how) for key, how in said.items() if found[key] not in how.split(" or ")}
     assert {key: ways for key, ways in differs.items() if str(Nat.RESTRICTED) not in key} == {}
     assert all("direct" in ways for ways in differs.values())
 
