@@ -149,7 +149,12 @@ def _case(asked: _Asked, settings: Settings, addresses: Sequence[str]) -> "tuple
         notes.append(f"a line of {show_rate(line)}" + ("" if own.max_upload else ", as at home (--link)"))
     size_ = live.workers if live is not None and live.workers > 1 else sizing.SOME_WORKERS
     size_ = max(size_, swarm.run.min_workers) if asked.workers is None else asked.workers
-    round_trip_s = seconds(asked.latency, "--latency") if asked.latency is not None else sizing.HOME_ROUND_TRIP_S
+    round_trip_s = sizing.HOME_ROUND_TRIP_S
+    if asked.latency is not None:
+        round_trip_s = seconds(asked.latency, "--latency")
+    elif live is not None and math.isfinite(live.round_trip_s):
+        round_trip_s = live.round_trip_s
+        notes.append(f"{round_trip_s * 1e3:.3g} ms there and back, the median of the workers' links")
     total = sizing.number(asked.tokens) if asked.tokens is not None else 20.0 * found.parameters
     if total is None:
         raise UsageError(f"--tokens {asked.tokens} is no number.", hint="Write it as 2.7b, 500m or 1e9.")

@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import math
 import re
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from decentral.config.resolve import import_task, may_import
@@ -33,6 +35,8 @@ _FACTORS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)([kmbgt]?)", re.IGNORECASE)
 #: Values of a layer over the cube of the number of layers, in models of GPT's shape: 12 widths squared, 64 a layer.
 _PER_LAYER_CUBED = 12 * 64**2
+#: Of the thread that reads it: nanoseconds on a core, nanoseconds of waiting for one.
+_SCHEDULED: Final = Path("/proc/thread-self/schedstat")
 #: Steps that are timed; one that takes longer than this is enough.
 _STEPS, _LONG_STEP_S = 4, 5.0
 
@@ -102,13 +106,22 @@ def measured(swarm: SwarmConfig, own: WorkerConfig) -> tuple[Size, float]:
     parameters = trainer.parameters()
     step_s, tokens = math.inf, 1
     for step in range(_STEPS):  # the fastest counts: the first ones warm up, and whatever else runs here may end
-        began = time.perf_counter()
+        began, waited_s = time.perf_counter(), waited_for_core_s()
         tokens = marked(f"taking inner step {step}", functools.partial(trainer.train_steps, step, 1)).tokens
-        step_s = min(step_s, time.perf_counter() - began)
-        if step_s > _LONG_STEP_S:
+        took_s = time.perf_counter() - began
+        step_s = min(step_s, took_s - (waited_for_core_s() - waited_s))
+        if took_s > _LONG_STEP_S:
             break
     numel = sum(value.numel() for value in parameters.values())
     return Size(numel, max(1, most_fragments(parameters)), max(1, tokens)), max(step_s, 1e-6)
+
+
+def waited_for_core_s() -> float:
+    """For how long this thread was ready to run and had no core so far, as others had them all; 0 if nobody says."""
+    try:
+        return int(_SCHEDULED.read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):  # not Linux, or one that does not count
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,8 @@ class Seen:
     """In inner steps, of the slowest; NaN if nobody has trained."""
     bytes_per_s: float
     """The most that the slowest line has carried in any second or two: it may be able to carry more. NaN if unknown."""
+    round_trip_s: float
+    """Between two workers and back, the median of those that are known; NaN if none is."""
 
 
 async def seen(addresses: Sequence[str], *, timeout_s: float) -> Seen:
@@ -136,7 +151,9 @@ async def seen(addresses: Sequence[str], *, timeout_s: float) -> Seen:
     rows = [row for row in report.workers if row.contributes]
     paces = [row.compute_share * row.wall_s / row.tokens for row in rows if row.tokens and row.wall_s]
     lines = [row.peak_sent_bytes_per_s for row in rows if row.peak_sent_bytes_per_s]
-    return Seen(swarm, len(rows), max(paces, default=math.nan), min(lines, default=math.nan))
+    ways = [link.round_trip_s for row in rows for link in row.links if not math.isnan(link.round_trip_s)]
+    round_trip_s = statistics.median(ways) if ways else math.nan
+    return Seen(swarm, len(rows), max(paces, default=math.nan), min(lines, default=math.nan), round_trip_s)
 
 
 def choice_of_founder(

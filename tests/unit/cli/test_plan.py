@@ -1,6 +1,7 @@
 """``decentral plan``: what it is told, what it asks, and that its advice is a configuration."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,7 +50,12 @@ def test_the_table_has_every_method_and_what_to_take():
 
 def test_a_live_swarm_is_planned_for_by_what_it_measured(monkeypatch: pytest.MonkeyPatch):
     row = SimpleNamespace(
-        contributes=True, compute_share=0.5, wall_s=100.0, tokens=204_800, peak_sent_bytes_per_s=1.25e6
+        contributes=True,
+        compute_share=0.5,
+        wall_s=100.0,
+        tokens=204_800,
+        peak_sent_bytes_per_s=1.25e6,
+        links=[SimpleNamespace(round_trip_s=way_s) for way_s in (0.02, math.nan, 0.08, 0.3)],
     )
     rows = [row, SimpleNamespace(**{**vars(row), "tokens": 102_400}), SimpleNamespace(**{**vars(row), "tokens": 0})]
 
@@ -62,6 +68,7 @@ def test_a_live_swarm_is_planned_for_by_what_it_measured(monkeypatch: pytest.Mon
     assert (result.exit_code, result.stderr) == (0, "")
     case = json.loads(result.stdout)["case"]
     assert (case["workers"], case["bytes_per_s"], case["size"]["parameters"]) == (3, 1.25e6, 824_448)
+    assert case["round_trip_s"] == 0.08
     # The slowest takes 50 s for 102,400 tokens, 2,048 a step.
     assert case["step_s"] == pytest.approx(1.0)
 

@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +17,7 @@ from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import checked
 from decentral.errors import ConfigError
 from decentral.ports.trainer import Size
+from decentral.run import sizing, tasks
 from decentral.run.planning import ENOUGH, Case, choose, compare, cost_of, data_parallel
 from decentral.run.sizing import choice_of_founder, number, size_by_number
 
@@ -116,6 +120,27 @@ def test_numbers_as_people_write_them() -> None:
     assert size_by_number(124e6).layers == pytest.approx(12, abs=2)
     with pytest.raises(ConfigError, match="cannot be planned for"):
         size_by_number(0)
+
+
+def test_a_step_is_timed_without_what_its_thread_waited_for_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 0.3 s, the first of them half as long again, on a machine that does something else for a second each."""
+    came, waits = iter([0.0, 1.45, 1.45, 2.75, 2.75, 4.05, 4.05, 5.35]), iter([5, 6, 6, 7, 7, 8, 8, 9])
+    trainer = SimpleNamespace(
+        parameters=lambda: {"w": torch.zeros(7)}, train_steps=lambda step, count: SimpleNamespace(tokens=11)
+    )
+    monkeypatch.setattr(tasks, "build_trainer", lambda *_, **__: trainer)
+    monkeypatch.setattr(sizing, "time", SimpleNamespace(perf_counter=lambda: next(came)))
+    monkeypatch.setattr(sizing, "waited_for_core_s", lambda: next(waits))
+    size, step_s = sizing.measured(SwarmConfig(), WorkerConfig())
+    assert (size.parameters, size.tokens_per_step) == (7, 11)
+    assert step_s == pytest.approx(0.3)
+
+
+def test_what_a_thread_waited_for_a_core_only_grows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = sizing.waited_for_core_s()
+    assert 0 <= before <= sizing.waited_for_core_s()
+    monkeypatch.setattr(sizing, "_SCHEDULED", tmp_path / "nowhere")
+    assert sizing.waited_for_core_s() == 0.0
 
 
 def test_a_founder_of_several_processes_chooses_by_what_its_task_says() -> None:
