@@ -71,7 +71,9 @@ def make_codec(name: str) -> Codec:
         if codec is not None:
             return codec
     nearest = difflib.get_close_matches(name, codec_names(), n=1, cutoff=0.0)[0]
-    blocks = f"blocks of {BLOCKS[0]} to {BLOCKS[-1]} values: even for int4 and e3m0, a multiple of 8 for sign"
+    blocks = (
+        f"blocks of {BLOCKS[0]} to {BLOCKS[-1]} values: even for int4 and e3m0, a multiple of 4 for int2, of 8 for sign"
+    )
     raise ConfigError(
         f"unknown codec {name!r}", hint=f"did you mean {nearest}? `decentral codecs` lists them ({blocks})"
     )

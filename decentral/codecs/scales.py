@@ -39,8 +39,8 @@ def rounded_up(absmax_R: npt.NDArray[np.float32], top: int) -> npt.NDArray[np.ui
     return np.clip(bits_R, LOWEST, highest(top), out=bits_R)
 
 
-def nearest(mean_R: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
-    """Means rounded to the nearest bfloat16, ties up, as bits, at most ``highest(1)``; what is below 2^-126 becomes 0.
+def nearest(mean_R: npt.NDArray[np.float32] | npt.NDArray[np.float64], top: int = 1) -> npt.NDArray[np.uint32]:
+    """Means rounded to the nearest bfloat16, ties up, as bits, at most ``highest(top)``; below 2^-126 they become 0.
 
     Raises:
         ValueError: a value is NaN or infinite.
@@ -51,7 +51,7 @@ def nearest(mean_R: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> npt.ND
     bits_R += 0x8000
     bits_R >>= 16
     bits_R[bits_R < LOWEST] = 0
-    return np.minimum(bits_R, highest(1), out=bits_R)
+    return np.minimum(bits_R, highest(top), out=bits_R)
 
 
 def widen(bits_R: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

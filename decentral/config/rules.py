@@ -120,7 +120,7 @@ def _flows(pipeline: PipelineSection) -> PipelineSection:
             f"pipeline.in_flight is {pipeline.in_flight}, which must be at most pipeline.microbatches "
             f"({pipeline.microbatches}): one batch is under way at a time; 0 stands for all of it"
         )
-    if pipeline.codec.startswith(("topk", "sign")):
+    if pipeline.codec.startswith(("topk", "sign", "int2")):
         raise ValueError(
             f"pipeline.codec is {pipeline.codec}, which is for changes of parameters: activations would be lost in it; "
             "take bf16, int8-b128 or fp32"
@@ -251,7 +251,7 @@ def _is_served(method: MethodSection) -> None:
 
 
 def _gossips(method: MethodSection) -> None:
-    if method.anchor_codec.startswith(("topk", "sign")):
+    if method.anchor_codec.startswith(("topk", "sign", "int2")):
         raise ValueError(
             f"method.anchor_codec is {method.anchor_codec}, which is for changes of parameters: "
             "an anchor would be lost in it"

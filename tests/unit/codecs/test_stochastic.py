@@ -71,7 +71,9 @@ class TestSeed:
         assert len(torch.unique(rows, dim=0)) > 0.99 * len(rows)
 
 
-@pytest.mark.parametrize("name", ["int8-b128", "int4-b128", "e3m0-b128", "sign-b128", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "name", ["int8-b128", "int4-b128", "e3m0-b128", "int2-b128", "sign-b128", "fp32", "bf16", "fp16"]
+)
 def test_what_is_rounded_to_nearest_reads_no_seed(name):
     x = normal(1000)
     assert make_codec(name).encode(x, 1) == make_codec(name).encode(x, 2)
