@@ -1,7 +1,7 @@
 """MuLoCo's claim at our scale: Muon against AdamW inside DiLoCo, each with its own learning rate, two bits a value.
 
     scripts/bench-muloco                # goes on where the record stops
-    scripts/bench-muloco --seed 1 --seed 2 --seed 3 --tokens 1228800
+    scripts/bench-muloco --seed 1 --seed 2 --seed 3 --tokens 614400
 
 Production workers train the language model; the network alone is simulated. An arm is an inner optimizer with a number
 of inner steps. All arms get the same search: ``RATES`` on one seed, and one rate further where the best is the first or
@@ -28,8 +28,8 @@ RATES, MOST_RATES = (4e-3, 8e-3, 16e-3), 4
 TUNING_SEED = 0
 TWO_BITS, EXACT = "codec=int2-b128 mean_codec=int2-b128", "codec=fp32"
 SETTINGS = (
-    *("model.d_model=48", "model.num_layers=2", "model.num_heads=4", "model.context=64", "batch_sequences=8"),
-    *("optimizer.warmup_steps=60", "val_batches=64"),
+    *("model.d_model=32", "model.num_layers=2", "model.num_heads=4", "model.context=64", "batch_sequences=4"),
+    *("optimizer.warmup_steps=60", "val_batches=128"),
 )
 METHOD = ("method.name=diloco", "method.outer_lr=0.7", "method.outer_momentum=0.6")
 Arm = tuple[str, int]
@@ -177,7 +177,7 @@ def main() -> None:
     """Run what is missing."""
     parser = Parser(SCRIPT, __doc__, "muloco")
     parser.repeated("--seed", int, [1, 2, 3])
-    parser.add_argument("--tokens", type=int, default=1_228_800, help="of each run at most, over all workers")
+    parser.add_argument("--tokens", type=int, default=614_400, help="of each run at most, over all workers")
     parser.add_argument("--runs", type=int, default=1000, help="at most; the next call goes on")
     options = parser.parse_args()
     records: list[Record] = read(options.out, [])
