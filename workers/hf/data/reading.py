@@ -1,12 +1,14 @@
 """The documents that this worker reads of one data set, in order and ahead of the training; and where it is in them."""
 
 import functools
+import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from itertools import chain, islice
+from itertools import chain
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
@@ -19,8 +21,6 @@ from decentral.workers.hf.data.documents import BLOCK_ROWS, Block, Documents, St
 
 #: Blocks that a process has ready at most.
 _READY = 4
-#: Blocks that are read here while the processes start.
-_FIRST = 8
 #: A block that does not come for so long has nobody who makes it.
 _BLOCK_S = 600
 #: Between two looks of a process whether the one that trains is still there.
@@ -46,6 +46,7 @@ class Reader:
         self._ended: set[Grant] = set()
         """Chunks of which nothing more is to be asked."""
         self._loaded: Iterator[Documents] | None = None
+        self._relay: Relay | None = None
         self._documents: list[Tokens] = []
         self._row = 0
         """Of the documents at hand, the one that is being read."""
@@ -84,7 +85,9 @@ class Reader:
 
     def close(self) -> None:
         """End the processes."""
-        self._loaded = None
+        if self._relay is not None:
+            self._relay.close()
+        self._loaded = self._relay = None
 
     def _turn(self) -> None:
         """The next block's documents are at hand."""
@@ -100,34 +103,34 @@ class Reader:
         self._documents, self._row, self._last, self._read_rows = came.tokens, 0, came.last, came.block.start
 
     def _load(self) -> Iterator[Documents]:
-        """Documents by the processes, and the first ones here, as these take seconds to start."""
+        """Documents by the processes; until one of these is up, which takes seconds, those read here."""
         blocks = self._blocks()
-        here: Iterable[Block] = blocks
-        ahead = None
-        if self._num_processes:
-            here, ahead = list(islice(blocks, _FIRST)), Future[Iterator[Documents]]()
-            # Starting a process waits until it has imported everything.
-            threading.Thread(target=self._start_processes, args=(blocks, ahead), daemon=True).start()
-        return chain(map(self._source.__getitem__, here), _when_there(ahead))
+        if not self._num_processes:
+            return map(self._source.__getitem__, blocks)
+        relay = self._relay = Relay(blocks)
+        # Starting a process waits until it has imported everything.
+        threading.Thread(target=self._start_processes, args=(relay,), daemon=True).start()
+        return chain(map(self._source.__getitem__, relay.here()), relay.theirs())
 
-    def _start_processes(self, blocks: Iterator[Block], started: "Future[Iterator[Documents]]") -> None:
-        """Start the processes, which read these blocks."""
-        loader: DataLoader[Documents] = DataLoader(
-            self._source,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=_Once(blocks),
-            num_workers=self._num_processes,
-            prefetch_factor=_READY,
-            timeout=_BLOCK_S,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=functools.partial(_begin, os.getpid()),
-            # Not forked: this process has threads that talk to the swarm, and locks that they may hold at that moment.
-            multiprocessing_context="spawn",
-        )
+    def _start_processes(self, relay: "Relay") -> None:
+        """Start the processes, which read the rest of the blocks."""
+        context = multiprocessing.get_context("spawn")  # not forked: threads here talk to the swarm, and hold locks
+        up = context.Event()
         try:
-            started.set_result(iter(loader))
+            loader: DataLoader[Documents] = DataLoader(
+                self._source,  # type: ignore[arg-type]
+                batch_size=None,
+                sampler=_Once(relay.handed_over(up)),
+                num_workers=self._num_processes,
+                prefetch_factor=_READY,
+                timeout=_BLOCK_S,
+                collate_fn=_as_it_is,  # type: ignore[arg-type]
+                worker_init_fn=functools.partial(_begin, os.getpid(), up),
+                multiprocessing_context=context,
+            )
+            relay.loaded.set_result(iter(loader))
         except BaseException as err:
-            started.set_exception(err)
+            relay.loaded.set_exception(err)
 
     def _blocks(self) -> Iterator[Block]:
         """What to ask for, without end; of a chunk until it is known to be over."""
@@ -141,10 +144,46 @@ class Reader:
                     break
 
 
-def _when_there(started: "Future[Iterator[Documents]] | None") -> Iterator[Documents]:
-    """What the processes read, once they have started; nothing if there are none."""
-    if started is not None:
-        yield from started.result(_BLOCK_S)
+class Relay:
+    """Blocks that are read here at first, and by the processes from when one of them is up; each is read once."""
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self._blocks = blocks
+        self._lock = threading.Lock()
+        self._is_theirs = self._is_closed = False
+        self.loaded: Future[Iterator[Documents]] = Future()
+        """What the processes read; fails if they could not be started."""
+
+    def here(self) -> Iterator[Block]:
+        """The first blocks, one at a time, until the rest is handed over."""
+        while not self.loaded.done():
+            with self._lock:
+                if self._is_theirs:
+                    return
+                block = next(self._blocks)
+            yield block
+
+    def handed_over(self, up: Event) -> Iterator[Block]:
+        """The rest, from when a process is up.
+
+        Raises:
+            TimeoutError: none came up.
+        """
+        if not up.wait(_BLOCK_S):
+            raise TimeoutError(f"no process that reads data was up within {_BLOCK_S} s")
+        with self._lock:
+            self._is_theirs = True
+        if not self._is_closed:
+            yield from self._blocks
+
+    def close(self) -> None:
+        """No process is to read what was not handed over yet: somebody else may ask for it."""
+        with self._lock:
+            self._is_closed = True
+
+    def theirs(self) -> Iterator[Documents]:
+        """What the processes read, once the rest is handed over."""
+        yield from self.loaded.result(_BLOCK_S)
 
 
 class _Once:
@@ -162,7 +201,7 @@ def _as_it_is(documents: Documents) -> Documents:
     return documents
 
 
-def _begin(parent: int, _: int) -> None:
+def _begin(parent: int, up: Event, _: int) -> None:
     """A process that reads ahead takes one core, and no more from the training; it ends when that one does.
 
     torch looks for the parent as well, but only of a process that was up before its parent was killed.
@@ -170,6 +209,7 @@ def _begin(parent: int, _: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    up.set()
 
 
 def _end_with(parent: int) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from decentral.errors import ConfigError, DataError
 from decentral.ports.trainer import Seat
 from decentral.run.rows import Alone
 from decentral.workers.hf.data import DataSettings, TrainingData, open_data
+from decentral.workers.hf.data.reading import Relay
 
 NUM_ROWS = 90
 END = 1
@@ -180,6 +182,23 @@ def test_a_folder_that_only_others_have_named_is_not_opened(tmp_path, monkeypatc
             _open(dataset=name)
     stated = stated_here(load(None, [f"task.settings.data.dataset={tmp_path / 'some'}"]))
     assert "rows held out" in _open(dataset=stated.dataset, named=stated.dataset).describe()
+
+
+def test_blocks_are_read_here_until_a_process_is_up_and_none_twice():
+    up, relay = threading.Event(), Relay(iter(range(100)))
+    here, theirs = relay.here(), relay.handed_over(up)
+    assert [next(here), next(here)] == [0, 1]
+    up.set()
+    assert [next(theirs), next(theirs)] == [2, 3]
+    assert list(here) == []
+    closed = Relay(iter(range(100)))
+    closed.close()
+    assert list(closed.handed_over(up)) == []
+    failed = Relay(iter(range(100)))
+    failed.loaded.set_exception(OSError("no process can be started"))
+    assert list(failed.here()) == []
+    with pytest.raises(OSError, match="no process"):
+        next(failed.theirs())
 
 
 @pytest.mark.slow
