@@ -212,6 +212,8 @@ def test_processes_that_read_ahead_change_nothing(rows, streaming):
     ahead.close()
     list(islice(here, 7))
 
+    assert _equal(list(islice(again, 2)), list(islice(here, 2)))
+    _wait_for(again._readers[0]._relay.loaded.done)
     assert _equal(list(islice(again, 300)), list(islice(here, 300)))
     again.close()
 
@@ -245,7 +247,7 @@ def _spawned(parent: int) -> list[int]:
 
 
 def _wait_for(condition):
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
