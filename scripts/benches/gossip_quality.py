@@ -27,7 +27,7 @@ from scripts.benches.lib.plots import figure
 from scripts.benches.lib.report import Record, kept, places
 from scripts.benches.lib.stats import bars, gaps, grouped, listed, spread
 from scripts.benches.lib.tables import table
-from scripts.benches.lib.training import Play
+from scripts.benches.lib.training import Play, drawn_ids
 from scripts.benches.lib.variants import Run, by_variant, run_variants, set_up
 
 CODECS = ("bf16", "int8-b128", "int4-b128", "e3m0-b128")
@@ -35,7 +35,8 @@ CODECS = ("bf16", "int8-b128", "int4-b128", "e3m0-b128")
 SETTLED = 0.25
 #: A correlation of fewer rounds says nothing.
 _LEAST = 8
-_METHODS, _CODECS = "Methods", "Codecs of anchors and pulls"
+#: In the first, workers have other ids with every seed, and so other pairs; in the others they have the same.
+_DRAWN, _METHODS, _CODECS = "Pairs drawn by seed", "Methods", "Codecs of anchors and pulls"
 
 
 class Spreads:
@@ -61,7 +62,7 @@ class Spreads:
 def measure(run: Run) -> Record:
     """One swarm from its start to its end."""
     spreads = Spreads(run.workers)
-    play = run.play(spreads.watch)
+    play = run.play(spreads.watch, ids=drawn_ids(run.seed))
     outcomes, method, rounds = play.outcomes, play.swarm.method, play.swarm.run.rounds
     mixed = [member.mixed() for member in play.members.values()]
     if any(len(events) != rounds for events in mixed):
@@ -74,6 +75,7 @@ def measure(run: Run) -> Record:
     one, other, *_ = outcomes.values()
     return {
         **run.record(play),
+        "ids": "drawn",
         "losses": [row.loss for row in found.rows],
         "average_loss": found.average_loss,
         "codecs": [method.codec, method.mean_codec, method.anchor_codec, method.pull_codec],
@@ -131,15 +133,16 @@ def codec_errors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict
 def page(out: Path, records: list[Record]) -> str:
     """The page, and the plot beside it."""
     groups = grouped(records, title)
-    names = sorted(groups, key=lambda name: not name.startswith(_METHODS))
-    plot(out, groups[names[0]])
+    names = sorted(groups, key=lambda name: [not name.startswith(_DRAWN), not name.startswith(_METHODS)])
+    plot(out, groups[min(names, key=lambda name: not name.startswith(_METHODS))])
     tables = [section(name, groups[name]) for name in names]
     return "\n".join([_HEAD, kept(out), *tables])
 
 
 def title(record: Record) -> str:
     """Of the table that a run is in."""
-    return f"{_CODECS if 'anchor_codec=' in record['variant'] else _METHODS}: {set_up(record)}"
+    pairs = _DRAWN if record.get("ids") else _CODECS if "anchor_codec=" in record["variant"] else _METHODS
+    return f"{pairs}: {set_up(record)}"
 
 
 def section(name: str, records: list[Record]) -> str:

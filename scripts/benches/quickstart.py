@@ -12,6 +12,7 @@ of OUT.md is written by hand and kept.
 """
 
 import argparse
+import shlex
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from decentral.ports.trainer import Seat, Trainer
 from decentral.workers.lm.corpus import Corpus, load_corpus
 from decentral.workers.lm.settings import read_settings
 from decentral.workers.lm.trainer import LmTrainer
-from scripts.benches.lib.command import Parser, enter
+from scripts.benches.lib.command import Parser, enter, set_words
 from scripts.benches.lib.report import Record, kept, places, read, stamp, write
 from scripts.benches.lib.stats import grouped, listed, spread
 from scripts.benches.lib.tables import table
@@ -198,8 +199,9 @@ def section(title: str, records: list[Record]) -> str:
         losses_by_rate = (f"{rate:g}: {found[rate]['val_loss']:.4f}" for rate in sorted(found))
         tried.append([arm, ", ".join(losses_by_rate), ema(found.values())])
     stamps = "".join(f"\n{place}\n" for place in places(records))
-    commands = "".join(f"\n    {command}\n" for command in dict.fromkeys(record["command"] for record in records))
-    return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tried)}\n{stamps}{commands}"
+    _, _, _, steps, _, settings = records[0]["key"]
+    command = shlex.join([f"scripts/{SCRIPT}", "--steps", str(steps), *set_words(settings)])
+    return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tried)}\n{stamps}\n    {command} {_AS_ABOVE}\n"
 
 
 def best(runs: list[Record]) -> list[Record]:
@@ -248,6 +250,7 @@ takes the batches of all workers in every step. Loss in nats per byte on the sam
 """
 
 _COLUMNS = "arm | lr: | syncs: | MB: | fewer: | loss by seed | mean: | kept"
+_AS_ABOVE = "--arm ARM --rate LR --seed SEED"
 _TRIED = "arm | loss by learning rate, first seed | mean of anchors"
 
 

@@ -39,7 +39,7 @@ _WORKERS = "Processes to start; 4 without a pipeline, whose stages and replicas 
 
 DEFAULT_MINUTES = 2.0
 #: Of a round beyond its inner steps, on loopback: of any, and of each value of the model.
-_ROUND_S, _VALUE_S = 0.05, 5e-7
+_ROUND_S, _VALUE_S = 0.1, 5e-7
 
 
 def local(

@@ -93,11 +93,12 @@ def controls_of(swarm: SwarmConfig, num_workers: int, threads: int, cores: int) 
     # Of one worker alone, plain averaging leaves the weights as they are.
     method = MethodSection(name="local-sgd", inner_steps=swarm.method.inner_steps, codec="fp32")
     single = swarm.model_copy(update={"method": method})
-    values = {"run.min_workers": 1, "run.name": f"{swarm.run.name[:48]}-{ALONE}"}
-    alone = resolve(with_values(single, values))
+    # Looks at the held-out text on the way would be for nobody.
+    common = {"run.min_workers": 1, "eval_every_rounds": swarm.run.rounds}
+    names = [{"run.name": f"{swarm.run.name[:48]}-{name}"} for name in (ALONE, DATA_PARALLEL)]
     wide = {"task.settings." + _BATCH: num_workers * swarm.task.settings[_BATCH]}
-    values = {"run.min_workers": 1, "run.name": f"{swarm.run.name[:48]}-{DATA_PARALLEL}"}
-    whole = resolve(with_values(single, {**values, **wide}))
+    alone = resolve(with_values(single, {**common, **names[0]}))
+    whole = resolve(with_values(single, {**common, **names[1], **wide}))
     return Control(ALONE, alone, threads), Control(DATA_PARALLEL, whole, max(threads, cores - threads))
 
 

@@ -5,6 +5,7 @@ bench looks for.
 """
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,15 @@ def unwatched(worker: int, parameters: Mapping[str, Tensor]) -> None:
     """Nobody is told."""
 
 
+def drawn_ids(seed: int) -> Callable[[int], PeerId]:
+    """Ids that differ from seed to seed, so that what is drawn by them differs too: pairs, and who reduces what."""
+
+    def drawn(number: int) -> PeerId:
+        return PeerId(f"sim-{hashlib.blake2b(f'{seed} {number}'.encode(), digest_size=4).hexdigest()}")
+
+    return drawn
+
+
 class Play:
     """A swarm from its start to its end, on one thread.
 
@@ -118,6 +128,7 @@ class Play:
         watch: see ``Watch``.
         make: see ``Make``.
         meddle: see ``Meddle``.
+        ids: of the workers, by number.
     """
 
     def __init__(
@@ -127,6 +138,7 @@ class Play:
         watch: Watch = unwatched,
         make: Make = made_by_task,
         meddle: Meddle = all_honest,
+        ids: Callable[[int], PeerId] = peer_id,
     ) -> None:
         torch.set_num_threads(1)
         self.swarm = swarm
@@ -141,6 +153,7 @@ class Play:
         self._watch = watch
         self._make = make
         self._meddle = meddle
+        self._ids = ids
         self._options = run_options(swarm, f"bench-{self.seed}", self.probe.parameters())
 
     def run(self, then: Callable[[], Changes] = tuple) -> None:
@@ -165,15 +178,15 @@ class Play:
 
     def start(self, number: int) -> None:
         """One more worker, which joins those that are there."""
-        self._world.start(peer_id(number), lambda peer: self._main(number, peer))
+        self._world.start(self._ids(number), lambda peer: self._main(number, peer))
 
     def leave(self, number: int) -> None:
         """Have a worker leave in order."""
-        self.members[peer_id(number)].stop.set()
+        self.members[self._ids(number)].stop.set()
 
     def crash(self, number: int) -> None:
         """End a worker at once."""
-        self._world.crash(peer_id(number))
+        self._world.crash(self._ids(number))
 
     async def _main(self, number: int, peer: SimPeer) -> None:
         alive = [other for other in self.members if self._world.is_running(other)]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decentral.codecs.codec import make_codec
+from decentral.sim.world import peer_id
+from decentral.types import PeerId
 from scripts.benches.lib.command import Parser
 from scripts.benches.lib.report import Record, read, stamp, write
 from scripts.benches.lib.stats import grouped
@@ -28,18 +30,19 @@ class Run:
     settings: Sequence[str]
     """``key=value``, of all variants."""
 
-    def play(self, watch: Watch = unwatched, step_s: float = STEP_S) -> Play:
+    def play(self, watch: Watch = unwatched, step_s: float = STEP_S, ids: Callable[[int], PeerId] = peer_id) -> Play:
         """The swarm from its start to its end.
 
         Args:
             watch: told a worker's number and its parameters after every outer step.
             step_s: virtual seconds of an inner step.
+            ids: of the workers, by number.
         """
         words = [word if "." in word.partition("=")[0] else f"method.{word}" for word in self.variant.split()]
         swarm = configured([*self.settings, *words], seed=self.seed, workers=self.workers)
         per_step = made_by_task(swarm, 0).train_steps(0, 1).tokens
         rounds = max(1, self.tokens // (per_step * self.workers * swarm.method.inner_steps))
-        play = Play(with_rounds(swarm, rounds), step_s, watch)
+        play = Play(with_rounds(swarm, rounds), step_s, watch, ids=ids)
         play.run()
         return play
 

@@ -135,7 +135,7 @@ def test_the_pace_leaves_out_the_first_step():
 
 def test_rounds_fill_the_time_and_are_at_least_one():
     swarm = load(None, ["method.inner_steps=10"]).swarm
-    assert rounds_for(105.5, 1.0, swarm, 1_000_000) == 10
+    assert rounds_for(106.0, 1.0, swarm, 1_000_000) == 10
     assert rounds_for(0.1, 1.0, swarm, 1_000_000) == 1
 
 
