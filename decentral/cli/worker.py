@@ -39,7 +39,7 @@ _ALLOW = typer.Option(help="Have to do with this peer, and such others, alone. R
 _DENY = typer.Option(help="Have nothing to do with this peer. Repeatable.", metavar="PEER_ID")
 _RELAY = typer.Option(help="Pass on, at these ports, what is for workers that nobody reaches.", metavar="any|PORT-PORT")
 _STAGE = typer.Option(help="Hold this of a pipeline, not what needs it most; 0 is the head.", metavar="K|A-B|spare")
-_PROTECT = typer.Option(help="Other workers that keep this one's inner optimizer in memory.", metavar="K")
+_PROTECT = typer.Option(help="Keep a lost machine's state elsewhere, K times.", metavar="K")
 _METRICS = typer.Option(
     help="Serve metrics for Prometheus: on loopback, unless HOST is another.", metavar="[HOST:]PORT"
 )

@@ -225,9 +225,10 @@ class WorkerConfig(Section):
     preempt_notice: str = ""
     """A file that says so by appearing; empty for none."""
     protect: int = Field(default=0, ge=0, le=16)
-    """So many other workers keep in memory what this one alone has; 0 for none."""
+    """So many other workers keep in memory what this one alone has; 0 for none. Of a pipeline, this one keeps on its
+    disk the checkpoints of so many stages after its own."""
     guard_bytes: int = Field(default=1 << 30, ge=0, le=1 << 50)
-    """Of memory, for what this worker keeps for others."""
+    """Of memory, for what this worker keeps for others; of a pipeline, of each stage that it keeps."""
     journal_bytes: int = Field(default=64_000_000, ge=100_000, le=1 << 40)
     """Of the journal; the oldest events are thrown away."""
     trust_config: bool = False

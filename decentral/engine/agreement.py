@@ -12,7 +12,19 @@ from decentral.errors import FrameError, TransportError
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.placement import CutInForce
-from decentral.pipeline.stored import HEAD, Inventory, Lacking, Part, Span, Start, Stored, parts_of, start_of
+from decentral.pipeline.stored import (
+    HEAD,
+    AtHand,
+    Inventory,
+    Lacking,
+    Part,
+    Span,
+    Start,
+    Stored,
+    newest_of,
+    parts_of,
+    start_of,
+)
 from decentral.ports.transport import Transport
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
@@ -93,20 +105,25 @@ class Agreement:
             await self.listen(holders)
         self._others_agree = not holders and (self._others_agree or self._holders.is_coming_back())
 
-    async def parts(self, span: Span, step: int) -> tuple[Part, ...]:
-        """What a stage is made of that nobody holds, with the run at the very step from which it goes on.
+    async def at_hand(self, span: Span, step: int) -> AtHand:
+        """What a stage is made of that nobody holds, of all disks of those who are there.
 
         Args:
             span: its blocks.
-            step: of the run. At any other step the disks may have what was given up: nothing is to be made of that.
+            step: of the run.
         """
-        if not step or step != (self.origin or self.heard):
-            return ()
-        me = self._transport.peer_id
-        own = parts_of({me: self._store.stored()}, span, step)
-        if len(own) == 1 and own[0].stored.full and own[0].stored.span == span:
-            return own
-        return parts_of(_stored(await self._found()), span, step)
+        is_origin, me = bool(step) and step == (self.origin or self.heard), self._transport.peer_id
+        parts = parts_of({me: self._store.stored()}, span, step) if is_origin else ()
+        if not (len(parts) == 1 and parts[0].stored.own):
+            parts = newest_of(_stored(await self._found()), span, step)
+        age = abs(step - parts[0].stored.step) if parts else None
+        return AtHand(parts, age if is_origin or age is None else max(1, age))
+
+    async def saved(self, span: Span, peers: Sequence[PeerId]) -> list[Part]:
+        """The checkpoints that some who hold a stage have of just its blocks."""
+        found = _stored(await self._ask(peers))
+        theirs = {one for stored in found.values() for one in stored if one.own and one.span == span}
+        return [Part(one, tuple(peer for peer, stored in found.items() if one in stored)) for one in sorted(theirs)]
 
     def over(self) -> None:
         """This member has taken what it has: from now on its stages speak for it."""

@@ -21,7 +21,7 @@ from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import Courier
-from decentral.pipeline.handover import KeptHeads, LiveWeights, SavedWeights, shapes_signature
+from decentral.pipeline.handover import KeptHeads, LiveWeights, shapes_signature
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.placement import CutInForce
@@ -144,10 +144,7 @@ class Builder:
         options = self._options.of_stage(stage, compute.parameters())
         if self._cut.number:  # who held other blocks as this stage before is no member of its swarm
             options = replace(options, run_id=f"{options.run_id}/cut {self._cut.number}")
-        weights = (
-            LiveWeights(scope, compute, parts.clock),
-            SavedWeights(scope, compute, parts.clock, functools.partial(parts.store.newest, span)),
-        )
+        weights = LiveWeights(scope, compute, parts.clock)
         kept = await self._kept(stage, loop, scope)
 
         def is_saved() -> bool:

@@ -4,14 +4,12 @@ What is asked for is cut to what is wanted before it travels. Which checkpoints 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Final, Protocol
-
-from torch import Tensor
 
 from decentral.engine.recut import blocks_of
 from decentral.errors import CallTimeout, ConfigError, FrameError, TransportError
-from decentral.pipeline.parcels import Parcels, most_bytes
+from decentral.pipeline.parcels import Parcels
 from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.scoped import Scoped
 from decentral.pipeline.stored import Part, Span, Stored
@@ -56,12 +54,12 @@ class Store(Protocol):
         """
         ...
 
-    def newest(self, span: Span) -> tuple[int, Mapping[str, Tensor]] | None:
-        """Step and weights of the newest whole one of just these blocks; ``None`` if there is none. Must not raise."""
-        ...
+    def save(self, stage: int, state: WorkerState, *, own: bool = True) -> Written | None:
+        """Write a checkpoint of a stage, the own one's or one that is kept for its holder. Must not raise.
 
-    def save(self, stage: int, state: WorkerState) -> Written | None:
-        """Write a checkpoint of a stage; ``None`` if it could not be written. Must not raise."""
+        Returns:
+            ``None`` if it could not be written.
+        """
         ...
 
 
@@ -87,32 +85,30 @@ class Disks:
         """Begin to answer."""
         await self._parcels.start()
 
-    def let_go(self) -> None:
-        """What others have asked for so far they will not ask for again."""
-        self._parcels.let_go()
+    def look(self) -> None:
+        """Now and then: forget what nobody asks for any more."""
+        self._parcels.look()
 
-    async def state(self, part: Part, parameters: Mapping[str, Tensor]) -> WorkerState | str:
-        """Of a checkpoint at least what it has of these parameters; in words why it cannot be had.
+    async def state(self, part: Part, wanted: Span, max_bytes: int) -> WorkerState | str:
+        """Of a checkpoint at least what it has of the wanted blocks; in words why it cannot be had.
 
-        From the own disk if it is there, else from the first that gives it.
+        From the own disk if it is there, else from the first that gives it, if it has no more than so many bytes.
         """
         problems: list[str] = []
         for peer in sorted(part.peers, key=lambda peer: peer != self._me):
             try:
                 if peer == self._me:
                     return await self._clock.run_on_disk(lambda: self._store.load(part.stored))
-                return await self._fetch(peer, part.stored, parameters)
+                return await self._fetch(peer, part.stored, wanted, max_bytes)
             except (OSError, ConfigError, TransportError, FrameError) as err:
                 problems.append(str(err))
         return f"the checkpoint at step {part.stored.step} cannot be had: {'; '.join(problems)}"
 
-    async def _fetch(self, peer: PeerId, stored: Stored, parameters: Mapping[str, Tensor]) -> WorkerState:
-        first, stop = self._cut.span_of(parameters)
-        wanted = _Wanted(stored, max(first, stored.first), min(stop, stored.stop))
-        max_bytes = most_bytes(parameters)
+    async def _fetch(self, peer: PeerId, stored: Stored, wanted: Span, max_bytes: int) -> WorkerState:
+        question = to_wire(_Wanted(stored, max(wanted[0], stored.first), min(wanted[1], stored.stop)))
         for _ in range(_TRIES):
             try:
-                state = await self._parcels.fetch(peer, to_wire(wanted), max_bytes)
+                state = await self._parcels.fetch(peer, question, max_bytes)
             except CallTimeout as err:
                 problem: TransportError = err
                 await asyncio.sleep(_PAUSE_S)

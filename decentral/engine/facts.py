@@ -123,7 +123,8 @@ class Facts(msgspec.Struct, frozen=True):
     exchange: dict[str, Any]
     """See ``Memory``."""
     cut_of: int = 0
-    """Of how many stages' states it was made (``recut``), so that nothing of it is on its way any more; 0 for none."""
+    """Of how many stages' states it was made (``recut``), so that nothing of it is on its way any more; 0 for none, -1
+    if it goes on at a later step than it was saved."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

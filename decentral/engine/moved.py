@@ -80,10 +80,10 @@ class MovedStage:
 
     async def recall(self, compute: StageCompute, span: Span, step: int) -> Brought | str:
         """See ``Holdings``."""
-        parts = await self._agreement.parts(span, step)
-        if not parts:
+        at_hand = await self._agreement.at_hand(span, step)
+        if at_hand.age != 0:
             return f"nobody has a checkpoint of the blocks {span[0]} to {span[1] - 1} at step {step}"
-        return await self._takeover.together(compute, parts)
+        return await self._takeover.saved(compute, at_hand)
 
     async def begin(self, stage: int, compute: StageCompute, state: WorkerState | None, step: int) -> None:
         """See ``Holdings``. It is saved at once: what was saved before has other blocks."""

@@ -280,6 +280,7 @@ class Mover:
 
     async def look(self) -> None:
         """If the head has another cut, or a move hangs here, ask what is in force; to be called now and then."""
+        self._parcels.look()
         there = next((presence for presence in self._holders.present() if 0 in stages_of(presence.holds)), None)
         if there is None or there.peer == self._transport.peer_id:
             return
@@ -321,7 +322,6 @@ class Mover:
 
     async def _turn_to(self, cut: Placement) -> None:
         move, self._move = self._move, None
-        self._parcels.let_go()
         if move is None and cut.number == self._cut.number:
             return
         mine = self._transport.peer_id

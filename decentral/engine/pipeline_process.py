@@ -20,6 +20,7 @@ from decentral.engine.agreement import Agreement
 from decentral.engine.background import Background, unless
 from decentral.engine.builder import Builder
 from decentral.engine.hello import serve_hello
+from decentral.engine.keeping import Keeping
 from decentral.engine.membership import Membership
 from decentral.engine.moved import MovedStage
 from decentral.engine.mover import Mover
@@ -30,7 +31,6 @@ from decentral.engine.pipeline_process_options import PipelineProcessParts as Pi
 from decentral.engine.places import Places
 from decentral.engine.reunion import Known, Reunion
 from decentral.engine.slots import Slots
-from decentral.engine.spare import SpareDisk
 from decentral.engine.stage_worker import StageWorker
 from decentral.engine.takeover import Brought, Standing, Takeover
 from decentral.errors import (
@@ -49,7 +49,7 @@ from decentral.pipeline.courier import Courier
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.holders import RETURNS, Holders
 from decentral.pipeline.recovery import Source
-from decentral.pipeline.stored import Lacking, Start
+from decentral.pipeline.stored import AtHand, Lacking, Start
 from decentral.swarm.presence import Metrics, Presence, State, named, stages_of
 from decentral.types import PeerId
 
@@ -108,8 +108,8 @@ class PipelineProcess:
         )
         self._builder = Builder(options, parts, cut, self._mover, holders, self._courier)
         self._stage_workers: dict[int, StageWorker] = {}
-        has = (parts, self._builder, self._agreement, self._takeover, background)
-        self._moved = MovedStage(self._stage_workers, *has, self._begin, self._leave)
+        of = (parts, self._builder, self._agreement, self._takeover, background)
+        self._moved = MovedStage(self._stage_workers, *of, self._begin, self._leave)
         self._outcomes: dict[int, Outcome] = {}
         self._taking: set[int] = set()
         self._known: set[int] = set()
@@ -128,8 +128,8 @@ class PipelineProcess:
         """Why nothing goes on, of one that comes back; empty if something does."""
         self._recoveries = 0
         self._recovery = ""
-        disk = (holders, self._takeover, store, self._build_for_disk, self._note_saved)
-        self._spare_disk = SpareDisk(pipeline, cut, parts.save_every, clock, *disk)
+        has = (holders, self._agreement, self._takeover.disks, store, self._note_saved)
+        self._keeping = Keeping(parts.save_every, parts.guard_bytes, cut, clock, *has)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ class PipelineProcess:
                 await self.membership.announce(_GOODBYE_S)
             raise
         finally:
-            await self._spare_disk.stop()
+            await self._keeping.stop()
             abandoned = [stage_worker.abandon() for stage_worker in self._stage_workers.values()]
             await asyncio.gather(*abandoned, return_exceptions=True)
 
@@ -269,20 +269,19 @@ class PipelineProcess:
                 await self._take(0)
         waited = self._clock.monotonic() - self._since > _JOINERS_S
         lost = [k for k in self._holders.lost() if waited or k in self._known]
-        lost = [stage for stage in lost if stage not in self._outcomes]
+        lost = [stage for stage in lost if stage not in self._outcomes and not self._holders.is_over()]
         await self._agreement.look()
         if self._is_all_lost(lost) and not await self._go_on_together():
             return
         if self._is_unplaced and not lost:
             await self._take_if_needed()
-        if not lost:
-            self._takeover.let_go()
+        self._takeover.disks.look()
         chosen = appointed(self._holders.members(), lost)
         mine = [stage for stage, peer in chosen.items() if peer == self._parts.transport.peer_id]
         extra = [stage for stage in lost if waited and stage in self._reserve and stage not in chosen]
         mine += extra
         if mine:
-            await self._spare_disk.stop()
+            await self._keeping.stop()
         for stage in mine:
             if self._clock.monotonic() >= self._retry_at.get(stage, 0.0):
                 moved = [
@@ -295,7 +294,7 @@ class PipelineProcess:
         if not mine and self._taking:
             self._taking.clear()
         self._why = {stage: why for stage, why in self._why.items() if stage in mine}
-        self._spare_disk.look(idle=not (self._stage_workers or self._taking))
+        self._keeping.look(self._kept_for_others())
         self._tell(State.TRAINING if self._stage_workers else State.JOINING)
 
     def _is_all_lost(self, lost: Sequence[int]) -> bool:
@@ -373,9 +372,10 @@ class PipelineProcess:
         await self.membership.announce()
         try:
             compute = await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
-            brought = await self._takeover.together(compute, await self._agreement.parts(self._cut.span(stage), step))
+            at_hand = await self._agreement.at_hand(self._cut.span(stage), step)
+            brought = await self._takeover.saved(compute, at_hand) if at_hand.age == 0 else "its checkpoint is gone"
             if isinstance(brought, str) or brought.position is None:
-                raise ValueError(brought if isinstance(brought, str) else "its checkpoint has weights and no more")
+                raise ValueError(brought)
         except (*_UNFIT, ValueError) as err:
             self._taking.discard(stage)
             self._why[stage] = str(err)
@@ -389,7 +389,7 @@ class PipelineProcess:
     def _lost_and_stored(self) -> frozenset[int]:
         """Stages that nobody holds and that this worker has in full at the step from which the run goes on."""
         lost, step = self._holders.lost(), self._agreement.origin
-        stored = {one.span for one in self._parts.store.stored() if one.full and one.step == step and step}
+        stored = {one.span for one in self._parts.store.stored() if one.own and one.step == step and step}
         taken = {stage for member in self._holders.members() for stage in member.takes}
         return frozenset(stage for stage in set(lost) - taken if self._cut.span(stage) in stored)
 
@@ -443,15 +443,11 @@ class PipelineProcess:
             self._note_unfit(stage, err)
             await self.membership.announce()
 
-    async def _build_for_disk(self, stage: int) -> HeadCompute | StageCompute | None:
-        """A stage to be filled with weights and saved, if this worker is able."""
-        if stage in self._unfit:
-            return None
-        try:
-            return await self._clock.run(functools.partial(self._builder.compute, stage, set(self._stage_workers)))
-        except _UNFIT as err:
-            self._note_unfit(stage, err)
-            return None
+    def _kept_for_others(self) -> set[int]:
+        """Stages whose checkpoints this worker keeps: all of a spare, else as many as it protects after its own."""
+        mine, number = self._stage_workers.keys() | self._taking, self._cut.num_stages + 1
+        after = {(stage + each) % number for stage in mine for each in range(1, self._parts.protect + 1)}
+        return after - mine if mine else set(range(number))
 
     def _note_saved(self) -> None:
         self.membership.update(stored=self._stored())
@@ -479,9 +475,14 @@ class PipelineProcess:
         origin = self._agreement.origin or self._agreement.heard
         ask = self._takeover.settle if stage == 0 else self._takeover.standing
         standing = await ask(slot, origin)
-        parts = await self._agreement.parts(self._cut.span(stage), standing.step)
-        recovery = self._takeover.decide(stage, standing.step, exact=bool(parts))
-        brought = await self._takeover.bring(recovery, compute, stage, slot, standing, parts)
+        at_hand = AtHand()
+        if not self._others(stage):
+            at_hand = await self._agreement.at_hand(self._cut.span(stage), standing.step)
+        recovery = self._takeover.decide(stage, standing.step, at_hand.age)
+        brought = await self._takeover.bring(recovery, compute, slot, standing, at_hand)
+        if isinstance(brought, str) and at_hand.age:  # what cannot be fetched or used is as if it were not there
+            recovery = self._takeover.decide(stage, standing.step)
+            brought = await self._takeover.bring(recovery, compute, slot, standing, AtHand())
         if isinstance(brought, str):
             self._why[stage] = brought
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S

@@ -48,6 +48,10 @@ class PipelineProcessParts:
     """As the run is cut before its head changes that; this process changes it."""
     save_every: Every = field(default_factory=Every)
     """How often stages are saved, at steps common to all; as often a spare fetches what others have saved."""
+    protect: int = 0
+    """Of so many stages after its own a holder keeps what their holders have saved."""
+    guard_bytes: int = 1 << 30
+    """So many at most of each stage that is kept for others."""
     wanted: tuple[int, ...] | str = ()
     """Stages that its user insists on, or ``SPARE``; empty for what is needed most."""
     note: Callable[[], str] = lambda: ""

@@ -5,6 +5,7 @@ in the states of those who held them. Fragments stay apart: whoever goes on from
 now (``resume``). Which stage each state was, and where it comes from, is not known here.
 """
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from decentral.outer.rule import OuterState
 from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.position import POSITION, Position
 from decentral.pipeline.stored import HEAD
-from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
+from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout, Slot
 
@@ -28,7 +29,6 @@ def recut(states: Sequence[WorkerState], names: Collection[str]) -> WorkerState:
 
     Anchors, outer state, local parameters, residuals, work on its way and the inner optimizer go on by parameter. What
     the exchange remembers of its peers does not, nor do digests of rounds that are over: they were other fragments.
-    A state of weights alone makes the whole of it one.
 
     Args:
         states: of stages between the same two inner steps, in order of their blocks. Those without any of the wanted
@@ -53,9 +53,6 @@ def recut(states: Sequence[WorkerState], names: Collection[str]) -> WorkerState:
     if len(used) == 1 and len(used[0].anchors) == len(wanted):
         return used[0]
     anchors = {name: value for state in used for name, value in state.anchors.items() if name in wanted}
-    if not all(state.facts for state in used):
-        digest = combined_digest((*(state.digest for state in used), *anchors))
-        return WorkerState(used[0].step, min(s.round for s in used), 0, digest, False, anchors, {}, {}, {}, {})
     facts = _joined([Facts.of(state) for state in used], [state.anchors for state in used], wanted)
     outer = _behind_a_role([state.outer for state in used], wanted)
     return WorkerState(
@@ -70,6 +67,22 @@ def recut(states: Sequence[WorkerState], names: Collection[str]) -> WorkerState:
         facts=facts.to_json(),
         trainer=_trainer([state.trainer for state in used], wanted),
     )
+
+
+def moved_on(state: WorkerState, step: int, position: Position) -> WorkerState:
+    """The state of a stage that goes on at another step than its own: the run has not waited for it.
+
+    Work that no round has counted stays with it; what the exchange remembers of its peers does not.
+
+    Args:
+        state: see above.
+        step: of the run.
+        position: where its loop goes on.
+    """
+    facts = Facts.of(state)
+    facts = replace(facts, exchange={}, cut_of=facts.cut_of or -1, course={**facts.course, "step": step})
+    trainer = {**state.trainer, "state": {**state.trainer.get("state", {}), POSITION: position.to_plain()}}
+    return dataclasses.replace(state, step=step, facts=facts.to_json(), trainer=trainer)
 
 
 def blocks_of(state: WorkerState, cut: CutInForce, first: int, stop: int) -> WorkerState:

@@ -349,7 +349,9 @@ def carried_over(state: WorkerState, options: RunOptions, parameters: Mapping[st
 
 def _other_shape(facts: Facts, new: Made, plan: SyncPlan, step: int) -> list[str]:
     old, found = facts.made.shape, []
-    if facts.cut_of:
+    if facts.cut_of < 0:
+        found.append("the stage goes on at a later step than it was saved")
+    elif facts.cut_of:
         found.append(f"the stage: its blocks come from {facts.cut_of} of another cut")
     if old.names != new.shape.names:
         found.append(f"the cut: {len(new.shape.names)} fragments in place of {len(old.names)}")

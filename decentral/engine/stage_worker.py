@@ -8,7 +8,7 @@ from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.monitor.events import StageRecovered
 from decentral.monitor.journal import Journal
-from decentral.pipeline.handover import KeptHeads, LiveWeights, SavedWeights
+from decentral.pipeline.handover import KeptHeads, LiveWeights
 from decentral.pipeline.head import HeadLoop
 from decentral.pipeline.stage import StageLoop
 from decentral.ports.clock import Clock
@@ -25,7 +25,7 @@ class StageWorker:
         loop: its part of the pipeline.
         options: of the swarm of its replicas.
         parts: of the worker in it; ``transport`` is the stage's own scope and ``inner`` is this one's.
-        weights: hand them out, as they are and as they were saved.
+        weights: hands them out as they are.
         kept: copies of heads, of a stage that keeps some.
         is_saved: whether there is a checkpoint of the stage. Else there is one when it leaves, wherever it is then.
     """
@@ -36,7 +36,7 @@ class StageWorker:
         loop: HeadLoop | StageLoop,
         options: RunOptions,
         parts: Parts,
-        weights: tuple[LiveWeights, SavedWeights],
+        weights: LiveWeights,
         kept: KeptHeads | None,
         is_saved: Callable[[], bool],
     ) -> None:
@@ -73,8 +73,7 @@ class StageWorker:
                 await self.worker.membership.tell(peer)
         else:
             await self.worker.found(step)
-        for weights in self._weights:
-            await weights.start()
+        await self._weights.start()
         if self._kept is not None:
             await self._kept.start()
         await self.loop.start()

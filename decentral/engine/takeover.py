@@ -5,25 +5,25 @@ that says why, and is tried again by the caller. Legend: N = values of a stage.
 """
 
 import asyncio
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from decentral.engine.disks import Disks, Store
-from decentral.engine.recut import recut
-from decentral.errors import ConfigError, FrameError, MismatchError
+from decentral.engine.recut import moved_on, recut
+from decentral.errors import FrameError, MismatchError
 from decentral.pipeline.compute import HeadCompute, StageCompute
 from decentral.pipeline.courier import COMMIT, SETTLE, Courier, Undelivered
-from decentral.pipeline.handover import fetch_kept, fetch_live, fetch_saved, shapes_signature, values_of
+from decentral.pipeline.handover import fetch_kept, fetch_live, shapes_signature, values_of
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.packets import Commit, Settle, Settled
+from decentral.pipeline.parcels import most_bytes
 from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.position import Position
 from decentral.pipeline.recovery import Recovery, Source, blend, decide
 from decentral.pipeline.scoped import Scoped
-from decentral.pipeline.stored import Part, parts_of
+from decentral.pipeline.stored import AtHand
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.state.download.downloader import Download, NoDownload
@@ -99,25 +99,20 @@ class Takeover:
         self._timing = timing
         self._clock = clock
         self._store = store
-        self._disks = Disks(transport, store, cut, timing, clock)
+        self.disks = Disks(transport, store, cut, timing, clock)
 
     async def start(self) -> None:
         """Begin to give others what is on this worker's disk."""
-        await self._disks.start()
+        await self.disks.start()
 
-    def let_go(self) -> None:
-        """Every stage has a holder: nobody will ask for more of what was asked for."""
-        self._disks.let_go()
-
-    def decide(self, stage: int, step: int, *, exact: bool = False) -> Recovery:
+    def decide(self, stage: int, step: int, age: int | None = None) -> Recovery:
         """What ``stage`` is to be made of, as things are now, with the run at ``step``.
 
         Args:
             stage: 0 is the head.
             step: the next one.
-            exact: whether checkpoints of this very step that make it are at hand among all who are there.
+            age: of the newest checkpoint at hand (``AtHand``).
         """
-        stored = self._stored(stage)
         told = any(presence.metrics.step > 0 or presence.round > 0 for presence in self._holders.records())
         told |= self._holders.is_coming_back()
         num_stages, me = self._cut.num_stages, self._courier.peer_id
@@ -128,10 +123,10 @@ class Takeover:
             num_stages=num_stages,
             alive=alive,
             healing=self._options.healing,
-            started=told or step > 0 or bool(stored),
+            started=told or step > 0 or age is not None,
             kept={1, num_stages} if self._options.swap else set(),
-            stored=bool(stored),
-            exact=exact or any(parts[0].stored.step == step for parts in stored),
+            step=step,
+            age=age,
         )
 
     async def standing(self, slot: int, origin: int) -> Standing:
@@ -169,15 +164,13 @@ class Takeover:
         self,
         recovery: Recovery,
         compute: StageCompute | HeadCompute,
-        stage: int,
         slot: int,
         standing: Standing,
-        parts: Sequence[Part] = (),
+        at_hand: AtHand,
     ) -> Brought | str:
-        """Fill the weights of ``compute``; in words why they cannot be had now.
+        """Fill the weights of ``compute``, or fetch the state that does; in words why they cannot be had now.
 
-        Checkpoints of this very step that make the stage, its ``parts``, are on somebody's disk. A replica's weights
-        are not brought here: who has one joins the swarm of its stage.
+        A replica's weights are not brought here: who has one joins the swarm of its stage.
         """
         layout = Layout.of(compute.parameters())
         match recovery.source:
@@ -185,74 +178,48 @@ class Takeover:
                 return "its neighbours are gone as well, and nobody has a checkpoint"
             case Source.INITIAL | Source.REPLICA | Source.MOVED:
                 return Brought(recovery, ())
-            case Source.CHECKPOINT if parts:
-                return await self.together(compute, parts, slot)
             case Source.CHECKPOINT:
-                return await self._from_disk(recovery, compute, stage, standing.step)
+                return await self.saved(compute, at_hand, standing, slot)
             case Source.BLEND:
                 return await self._blend(recovery, compute, layout, standing)
             case Source.COPY | Source.KEPT:
                 copied = await self._copy(recovery, compute, layout, slot)
-                if isinstance(copied, str) and self._stored(stage):
+                if isinstance(copied, str) and at_hand.parts:
                     # Neighbours of a head that has not counted a batch since they came back have no copy of it.
-                    return await self._from_disk(Recovery(Source.CHECKPOINT), compute, stage, standing.step)
+                    return await self.saved(compute, at_hand, standing, slot)
                 return copied
 
-    async def together(
-        self, compute: StageCompute | HeadCompute, parts: Sequence[Part], slot: int | None = None
+    async def saved(
+        self,
+        compute: StageCompute | HeadCompute,
+        at_hand: AtHand,
+        standing: Standing | None = None,
+        slot: int = 0,
     ) -> Brought | str:
         """A stage with all that its checkpoints have, cut out of them; in words why it cannot be had.
 
         Args:
-            compute: its weights are filled if the checkpoints have nothing else.
-            parts: checkpoints of one step that make it.
-            slot: the data that a head draws; one of another slot begins there with the weights alone. ``None`` for
-                whatever slot it drew.
+            compute: knows its parameters.
+            at_hand: what it is made of.
+            standing: where the run is that has not waited for it; ``None`` if all go on where they were saved.
+            slot: the data that a head draws from now on.
         """
         parameters, me = compute.parameters(), self._courier.peer_id
-        found = await asyncio.gather(*[self._disks.state(part, parameters) for part in parts])
+        span, parts = self._cut.span_of(parameters), at_hand.parts
+        found = await asyncio.gather(*[self.disks.state(part, span, most_bytes(parameters)) for part in parts])
         if problems := [each for each in found if isinstance(each, str)]:
             return "; ".join(problems)
         states = [each for each in found if isinstance(each, WorkerState)]
         donors = tuple(dict.fromkeys(me if me in part.peers else part.peers[0] for part in parts))
-        recovery = Recovery(Source.CHECKPOINT)
         try:
             state = await self._clock.run_aside(lambda: recut(states, parameters))
             position = Position.of(state.trainer.get("state", {}))
-            if not state.facts or slot not in (None, position.slot):
-                await self._clock.run(lambda: compute.load(state.anchors))
-                return Brought(recovery, donors)
+            if standing is not None and (at_hand.age or slot != position.slot):
+                position = Position(slot=slot, batch=standing.batch + 1)
+                state = moved_on(state, standing.step, position)
         except (MismatchError, ValueError) as err:
             return f"its checkpoint at step {parts[0].stored.step} cannot be used: {err}"
-        return Brought(recovery, donors, state=state, position=position)
-
-    def _stored(self, stage: int) -> list[tuple[Part, ...]]:
-        """What makes a stage of what this worker has on its own disk: checkpoints of one step, the newest first.
-
-        If the cut changes these may have been those of several stages.
-        """
-        own, span = self._store.stored(), self._cut.span(stage)
-        steps = sorted({one.step for one in own}, reverse=True)
-        if not self._options.moves:
-            own = [one for one in own if one.span == span]
-        found = [parts_of({self._courier.peer_id: own}, span, step) for step in steps]
-        return [parts for parts in found if parts]
-
-    async def _from_disk(
-        self, recovery: Recovery, compute: StageCompute | HeadCompute, stage: int, step: int
-    ) -> Brought | str:
-        """From the newest checkpoint that is not ahead of the run; else from the newest."""
-        stored, names = self._stored(stage), compute.parameters().keys()
-        chosen = next((parts for parts in stored if parts[0].stored.step <= step), next(iter(stored), ()))
-        if not chosen:
-            return "its checkpoint turned out to be damaged"
-        try:
-            states = [await self._clock.run_on_disk(functools.partial(self._store.load, p.stored)) for p in chosen]
-            weights = {name: value for state in states for name, value in state.anchors.items() if name in names}
-            await self._clock.run(lambda: compute.load(weights))
-        except (OSError, ConfigError, ValueError) as err:
-            return f"its checkpoint at step {chosen[0].stored.step} cannot be used: {err}"
-        return Brought(recovery, (self._courier.peer_id,))
+        return Brought(Recovery(Source.CHECKPOINT), donors, state=state, position=position)
 
     async def _blend(
         self, recovery: Recovery, compute: StageCompute | HeadCompute, layout: Layout, standing: Standing
@@ -289,13 +256,6 @@ class Takeover:
     async def _live(self, stage: int, signature: str, numel: int) -> Download | NoDownload:
         holders = self._holders.of(stage)
         return await fetch_live(self._scope(stage), holders, signature, numel, self._timing, self._clock)
-
-    async def saved(self, stage: int, compute: StageCompute | HeadCompute) -> Download | NoDownload:
-        """The weights of a stage as its holders have saved them, for a checkpoint; ``compute`` tells its shapes."""
-        signature, numel = shapes_signature(compute.parameters()), Layout.of(compute.parameters()).numel(0)
-        return await fetch_saved(
-            self._scope(stage), self._holders.of(stage), signature, numel, self._timing, self._clock
-        )
 
     def _scope(self, stage: int) -> Scoped:
         return Scoped(self._transport, str(stage))

@@ -1,4 +1,4 @@
-"""Weights for those who bring back a stage: its own as they are now or as it saved them, and copies of heads it keeps.
+"""Weights for those who bring back a stage: its own as they are now, and copies of heads that it keeps.
 
 Both are handed over as snapshots are: in pieces, checked by digest. Legend: N = values of a stage or of the head.
 """
@@ -29,7 +29,6 @@ from decentral.types import Count, PeerId
 
 KEEP = "keep"
 _LIVE = "live"
-_SAVED = "saved"
 _KEPT = "kept"
 _EXACT = make_codec("fp32")
 _HEADER_BYTES = 64
@@ -77,40 +76,6 @@ class LiveWeights:
     async def _copy(self) -> Snapshot:
         values_N = await self._clock.run(lambda: self._layout.gather(self._model.parameters(), 0))
         return _as_snapshot(0, values_N)
-
-
-class SavedWeights:
-    """Hands out the weights of a stage as they were at its newest checkpoint: those of all stages are of common steps.
-
-    Args:
-        transport: of the stage.
-        model: of which the checkpoints are.
-        clock: they are read beside its thread.
-        newest: step and weights of the newest one; ``None`` if there is none.
-    """
-
-    def __init__(
-        self,
-        transport: Transport,
-        model: Model,
-        clock: Clock,
-        newest: Callable[[], tuple[int, Mapping[str, Tensor]] | None],
-    ) -> None:
-        self._clock = clock
-        self._newest = newest
-        self._layout = Layout.of(model.parameters())
-        self._donor = Donor(Scoped(transport, _SAVED), shapes_signature(model.parameters()), self._read, clock)
-
-    async def start(self) -> None:
-        """Begin to answer."""
-        await self._donor.start()
-
-    async def _read(self) -> Snapshot | None:
-        return await self._clock.run_on_disk(self._snapshot)
-
-    def _snapshot(self) -> Snapshot | None:
-        found = self._newest()
-        return None if found is None else _as_snapshot(found[0], self._layout.gather(found[1], 0))
 
 
 class KeptHeads:
@@ -184,14 +149,6 @@ async def fetch_live(
 ) -> Download | NoDownload:
     """The weights of a stage as one of its holders has them now, or why nobody gave them."""
     downloader = Downloader(Scoped(transport, _LIVE), signature, (numel,), 0, timing, clock)
-    return await _one_by_one(downloader, peers)
-
-
-async def fetch_saved(
-    transport: Transport, peers: Sequence[PeerId], signature: str, numel: int, timing: Timing, clock: Clock
-) -> Download | NoDownload:
-    """The weights of a stage as one of its holders has saved them, with the step at which it did."""
-    downloader = Downloader(Scoped(transport, _SAVED), signature, (numel,), 0, timing, clock)
     return await _one_by_one(downloader, peers)
 
 

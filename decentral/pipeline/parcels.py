@@ -1,7 +1,7 @@
 """A worker's whole state from one peer to another: in pieces, checked by digest, read without running code.
 
 What a state is asked for by is up to both ends: some bytes, which the giver understands. A state is packed once for all
-its pieces, and kept until it is let go.
+its pieces, and kept as long as somebody asks for them.
 """
 
 import asyncio
@@ -31,8 +31,9 @@ PIECE_BYTES: Final = 1 << 20
 #: Pieces that are asked for at a time, and handed out at a time.
 _AT_ONCE: Final = 4
 _MAX_AT_ONCE: Final = 64
-#: Packed states that are kept at a time.
+#: Packed states that are kept at a time, and how long after they were asked for last.
 _MAX_KEPT: Final = 64
+_KEPT_S: Final = 30.0
 _MAX_KEY_BYTES: Final = 256
 #: A piece that did not come is asked for so often.
 _TRIES: Final = 3
@@ -90,6 +91,7 @@ class Parcels:
         self._timing = timing
         self._give = give
         self._packed: dict[bytes, tuple[_Head, bytes]] = {}
+        self._asked_at: dict[bytes, float] = {}
         self._packing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -98,9 +100,11 @@ class Parcels:
         await serve(HEAD, self._on_head, max_request_bytes=_MAX_KEY_BYTES)
         await serve(PIECE, self._on_piece, max_request_bytes=_Wanted.max_bytes, max_concurrent=_MAX_AT_ONCE)
 
-    def let_go(self) -> None:
-        """What was asked for so far will not be asked for again."""
-        self._packed.clear()
+    def look(self) -> None:
+        """Now and then: forget what nobody asks for any more."""
+        now = self._clock.monotonic()
+        for key in [key for key in self._packed if now - self._asked_at[key] > _KEPT_S]:
+            del self._packed[key], self._asked_at[key]
 
     async def _on_head(self, sender: PeerId, key: bytes) -> bytes:
         """Size and digest of a state; empty if there is none."""
@@ -112,8 +116,10 @@ class Parcels:
                 data = await self._clock.run_aside(lambda: packed(state))
                 name = await self._clock.run_aside(lambda: digest_of(data))
                 while len(self._packed) >= _MAX_KEPT:
-                    del self._packed[next(iter(self._packed))]
+                    oldest = min(self._packed, key=lambda each: self._asked_at[each])
+                    del self._packed[oldest], self._asked_at[oldest]
                 self._packed[key] = _Head(len(data), name), data
+            self._asked_at[key] = self._clock.monotonic()
             return to_wire(self._packed[key][0])
 
     async def _on_piece(self, sender: PeerId, request: bytes) -> bytes:
@@ -121,6 +127,7 @@ class Parcels:
         head, data = self._packed.get(wanted.key, (None, b""))
         if head is None or head.digest != wanted.digest:
             raise CallRefused("this state is not kept here any more")
+        self._asked_at[wanted.key] = self._clock.monotonic()
         return data[wanted.offset : wanted.offset + PIECE_BYTES]
 
     async def fetch(self, peer: PeerId, key: bytes, max_bytes: int) -> WorkerState | None:

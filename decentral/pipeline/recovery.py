@@ -20,6 +20,9 @@ Norm = Literal["l2", "squared"]
 
 #: Added to what a neighbour weighs, so that two without gradients count equally.
 _EPSILON = 1e-4
+#: A checkpoint of the stage that is behind the run by no more than this share of it costs less than an average of its
+#: neighbours, or as much (docs/algorithms/checkfree.md).
+_NEAR = 0.5
 
 
 class Source(StrEnum):
@@ -60,8 +63,8 @@ def decide(
     healing: Healing,
     started: bool,
     kept: Set[int],
-    stored: bool,
-    exact: bool = False,
+    step: int = 0,
+    age: int | None = None,
 ) -> Recovery:
     """Choose what a stage is restored from, the most exact first.
 
@@ -73,8 +76,9 @@ def decide(
             too.
         started: whether any step was taken; before it, all that was lost can be drawn again.
         kept: stages that hold a copy of the head.
-        stored: whether a checkpoint of the stage is at hand.
-        exact: whether one is of the very step at which the run is.
+        step: at which the run is.
+        age: by how many steps the newest checkpoint of the stage that is at hand is behind the run, 0 if it is of the
+            very step; ``None`` if there is none.
 
     Raises:
         ValueError: there is no such stage.
@@ -89,17 +93,16 @@ def decide(
         return Recovery(Source.REPLICA, (stage,))
     if not started:
         return Recovery(Source.INITIAL)
-    if exact:
+    if age != 0 and healing == "checkfree+" and stage == 0 and (copies := kept & alive):
+        return Recovery(Source.KEPT, tuple(sorted(copies)))
+    if age is not None and age <= _NEAR * step:
         return Recovery(Source.CHECKPOINT)
-    if healing == "checkfree+":
-        twins = {num_stages: num_stages - 1, 1: 2}
-        if stage in twins and twins[stage] in alive:
-            return Recovery(Source.COPY, (twins[stage],))
-        if stage == 0 and (copies := kept & alive):
-            return Recovery(Source.KEPT, tuple(sorted(copies)))
+    twins = {num_stages: num_stages - 1, 1: 2}
+    if healing == "checkfree+" and stage in twins and twins[stage] in alive:
+        return Recovery(Source.COPY, (twins[stage],))
     if healing != "checkpoint" and 1 < stage < num_stages and {stage - 1, stage + 1} <= alive:
         return Recovery(Source.BLEND, (stage - 1, stage + 1))
-    return Recovery(Source.CHECKPOINT if stored else Source.NOTHING)
+    return Recovery(Source.NOTHING if age is None else Source.CHECKPOINT)
 
 
 def weights(norm_below: float, norm_above: float, norm: Norm) -> tuple[float, float]:

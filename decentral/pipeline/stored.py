@@ -35,8 +35,8 @@ class Stored(Message, frozen=True, order=True):
     """Inner steps behind it."""
     digest: Text
     """Of weights and outer state."""
-    full: bool
-    """Whether it has more than weights: the inner optimizer, and where in its data a head is."""
+    own: bool
+    """Whether the stage was this member's; else it keeps it for whoever had it."""
 
     @property
     def span(self) -> Span:
@@ -66,13 +66,23 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class AtHand:
+    """The newest that those who are there have of a stage."""
+
+    parts: tuple[Part, ...] = ()
+    age: int | None = None
+    """By how many steps it is behind the run, or ahead of it; ``None`` if there is nothing. 0 only at the very step
+    from which the run goes on: at any other one disks may have what was given up."""
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Where the run goes on."""
 
     step: int
     takes: Mapping[PeerId, frozenset[int]]
-    """Stages that members are to take: those that they have in full at this step, the same state where several have
-    one; and each that is to be cut out of others', by whoever has most of it."""
+    """Stages that members are to take: those that were theirs at this step, the same state where several have one;
+    and each that is to be cut out of others', by whoever has most of it."""
     cuts: frozenset[int] = frozenset()
     """Stages that are cut out of others'."""
     reserve: Mapping[int, PeerId] = field(default_factory=dict)
@@ -106,7 +116,7 @@ def span_of(names: Iterable[str], path: str = "blocks") -> Span:
 def parts_of(inventories: Mapping[PeerId, Sequence[Stored]], span: Span, step: int) -> tuple[Part, ...]:
     """What a stage with these blocks is made of at a step, in order; nothing if not all of it is there.
 
-    A checkpoint of just these blocks is all there is to it. Else full ones come before those of weights alone.
+    A checkpoint of just these blocks is all there is to it.
 
     Args:
         inventories: of all who are there.
@@ -116,12 +126,19 @@ def parts_of(inventories: Mapping[PeerId, Sequence[Stored]], span: Span, step: i
     return _cover(_chosen(inventories, step), span)
 
 
+def newest_of(inventories: Mapping[PeerId, Sequence[Stored]], span: Span, step: int) -> tuple[Part, ...]:
+    """What a stage with these blocks is made of at the newest step up to ``step``, else at the newest."""
+    steps = {one.step for stored in inventories.values() for one in stored}
+    found = (parts_of(inventories, span, each) for each in sorted(steps, key=lambda each: (each > step, -each)))
+    return next((parts for parts in found if parts), ())
+
+
 def start_of(
     inventories: Mapping[PeerId, Sequence[Stored]], spans: Sequence[Span], origin: int = 0, num_replicas: int = 0
 ) -> Start | Lacking:
-    """The newest step at which all stages can be had, be it the weights alone.
+    """The newest step at which all stages can be had.
 
-    Of different states of one stage at that step, that counts which most members have in full.
+    Of different states of one stage at that step, that counts which most members have who held the stage.
 
     Args:
         inventories: of all who are there.
@@ -144,11 +161,10 @@ def start_of(
         stage: parts for stage, parts in enumerate(covers) if len(parts) == 1 and parts[0].stored.span == spans[stage]
     }
     takes = {
-        peer: frozenset(stage for stage, (part,) in own.items() if part.stored.full and peer in part.peers)
+        peer: frozenset(stage for stage, (part,) in own.items() if part.stored.own and peer in part.peers)
         for peer in inventories
     }
     cuts = {stage: parts for stage, parts in enumerate(covers) if parts and stage not in own}
-    cuts = {stage: parts for stage, parts in cuts.items() if all(part.stored.full for part in parts)}
     takes, reserve = _dealt(takes, cuts, spans, num_replicas)
     return Start(step, takes, frozenset(cuts), reserve)
 
@@ -159,18 +175,14 @@ def _chosen(inventories: Mapping[PeerId, Sequence[Stored]], step: int) -> dict[S
     for peer, stored in inventories.items():
         for one in {one for one in stored if one.step == step}:
             holders.setdefault(one, []).append(peer)
-    best = sorted(holders, key=lambda one: (one.full, len(holders[one]), one.digest))
+    best = sorted(holders, key=lambda one: (one.own, len(holders[one]), one.digest))
     return {one.span: Part(one, tuple(sorted(holders[one]))) for one in best}
 
 
 def _cover(parts: Mapping[Span, Part], span: Span) -> tuple[Part, ...]:
-    exact, full = parts.get(span), [other for other, part in parts.items() if part.stored.full]
-    if span == HEAD or (exact is not None and exact.stored.full):
-        return () if exact is None else (exact,)
-    chain = _chain(full, span)
-    if not chain and exact is not None:
-        return (exact,)
-    return tuple([parts[each] for each in chain or _chain(parts, span)])
+    if span in parts or span == HEAD:
+        return (parts[span],) if span in parts else ()
+    return tuple([parts[each] for each in _chain(parts, span)])
 
 
 def _chain(spans: Collection[Span], wanted: Span) -> tuple[Span, ...]:

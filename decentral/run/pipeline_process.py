@@ -65,6 +65,8 @@ def make_pipeline_process(
         store=store,
         cut=cut,
         save_every=Every(every.seconds, every.steps),
+        protect=own.protect,
+        guard_bytes=own.guard_bytes,
         note=disk.note,
         wanted=stages_asked(own.stage, swarm.pipeline.stages),
         device=own.device,

@@ -4,7 +4,7 @@ Of each stage there is the tree that a worker of the whole model has, in a folde
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,20 +18,18 @@ from decentral.run.folder import stage_folder
 from decentral.state.checkpoints import checkpoint, manifest
 from decentral.state.checkpoints.checkpoint import About, StateError
 from decentral.state.checkpoints.folder import Checkpoints
-from decentral.state.checkpoints.manifest import FACTS, MODEL
+from decentral.state.checkpoints.manifest import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from decentral.state.worker_state import WorkerState, Written
 
 _log = logging.getLogger(__name__)
 #: So many of the newest are needed for one that all stages share, however they measure their pace.
 MIN_KEPT = 3
-#: The size of facts that say nothing: what a spare keeps has weights alone.
-_NO_FACTS = len("{}")
+#: What weights say of themselves that are kept for others.
+_KEPT = "kept"
 _STAGE = stage_folder("")
 
 
@@ -76,31 +74,16 @@ class StageFiles:
 
     def load(self, one: Stored) -> "WorkerState":
         """See ``Store.load``."""
-        for stage, path in self._places(one.span):
-            if (one, path) in self._stored[stage]:
-                return self._read(stage, path)
+        for stage, found in list(self._stored.items()):
+            for other, path in found:
+                if other == one:
+                    return self._read(stage, path)
         raise FileNotFoundError(f"there is none of the blocks {one.first} to {one.stop} at step {one.step}")
 
-    def newest(self, span: Span) -> "tuple[int, Mapping[str, Tensor]] | None":
-        """See ``Store.newest``."""
-        for stage, path in self._places(span):
-            try:
-                weights, about = checkpoint.read_weights(path)
-                return int(about["step"]), weights
-            except (OSError, ConfigError):
-                self._forget(stage, path)
-        return None
-
-    def _places(self, span: Span) -> list[tuple[int, Path]]:
-        """The checkpoints of some blocks, the newest first, and in which trees they are."""
-        found = [
-            (one.step, stage, path) for stage, each in self._stored.items() for one, path in each if one.span == span
-        ]
-        return [(stage, path) for _, stage, path in sorted(found, reverse=True)]
-
-    def save(self, stage: int, state: "WorkerState") -> "Written | None":
+    def save(self, stage: int, state: "WorkerState", *, own: bool = True) -> "Written | None":
         """See ``Store.save``."""
         labels = {"stage": str(stage), "stages": str(self._cut.num_stages), "cut": str(self._cut.number)}
+        labels |= {} if own else {_KEPT: "for others"}
         about = About(self._about.run, self._about.method, self._about.rounds, labels)
         base = self._base(stage)
         checkpoints = Checkpoints(base, about, self._keep, self._wall)
@@ -136,16 +119,15 @@ class StageFiles:
             about = one.manifest
             if about is None or about.run != self._about.run or one.folder in self._damaged:
                 continue
-            span = self._span_in(one.folder / MODEL)
+            span, own = self._said_by(one.folder / MODEL)
             if (not found or about.step < found[-1][0].step) and span is not None and (span == HEAD) == (stage == 0):
-                full = about.files[FACTS].size > _NO_FACTS
-                found.append((Stored(*span, about.step, about.state, full), one.folder))
+                found.append((Stored(*span, about.step, about.state, own), one.folder))
         return found
 
-    def _span_in(self, path: Path) -> Span | None:
-        """The blocks of which a file has weights; ``None`` if it cannot be read."""
+    def _said_by(self, path: Path) -> tuple[Span | None, bool]:
+        """The blocks of which a file has weights, ``None`` if it cannot be read; whether this worker held them."""
         try:
             with safe_open(path, framework="pt") as file:
-                return self._cut.span_of(file.keys())
+                return self._cut.span_of(file.keys()), _KEPT not in (file.metadata() or {})
         except (OSError, SafetensorError):
-            return None
+            return None, False

@@ -9,8 +9,8 @@ code 1. All follows from the seed, which is printed.
 
     scripts/chaos --minutes 20 --workers 8 --deaths 3
     scripts/chaos --script faults.json --set method.name=noloco
-    scripts/chaos --minutes 20 --workers 8 --deaths 3 --set pipeline.stages=4 --set task.settings.model.num_layers=4 \
-        --out docs/benchmarks/chaos-stages
+    scripts/chaos --minutes 20 --workers 8 --deaths 3 --protect 1 --set pipeline.stages=4 \
+        --set task.settings.model.num_layers=4 --out docs/benchmarks/chaos-stages
 
 writes docs/benchmarks/chaos.json and, from it, docs/benchmarks/chaos.md.
 """
@@ -139,6 +139,12 @@ class Together(Swarm):
             found.append((at, total))
         return found
 
+    def again(self) -> int:
+        """Tokens of a pipeline that were trained once more, as what they had led to was lost."""
+        heads = [e for worker in self.workers for e in worker.named("batch_counted") if not e["stage"]]
+        once: dict[tuple[int, int], int] = {(e["slot"], e["batch"]): e["tokens"] for e in heads}
+        return sum(int(e["tokens"]) for e in heads) - sum(once.values())
+
     def losses(self) -> list[tuple[int, float]]:
         """Validation losses, each with all tokens that had been trained on by then."""
         tokens = self.tokens()
@@ -182,7 +188,7 @@ def _all_come_back(faults: Script, workers: int) -> Script:
 
 def play(options: argparse.Namespace, folder: Path, report: Record) -> None:
     """The run under faults, and the one without."""
-    flags = ("--checkpoint-every", options.checkpoint_every)
+    flags = ("--checkpoint-every", options.checkpoint_every, "--protect", str(options.protect))
     with ExitStack() as stack, violations_in(report):
         links = stack.enter_context(Links([HOME] * options.workers)) if options.links else None
         hosts: Sequence[Host] = links.hosts if links is not None else [LOOPBACK] * options.workers
@@ -225,6 +231,7 @@ def summed_up(swarm: Together, player: Player, report: Record) -> None:
         "repaired": names["repaired"],
         "resumed": names["resumed"],
         "tokens": tokens[-1][1] if tokens else 0,
+        "again": swarm.again(),
         "losses": losses,
         "val_loss": _mean([loss for _, loss in losses[-_LAST:]]),
     }
@@ -233,10 +240,16 @@ def summed_up(swarm: Together, player: Player, report: Record) -> None:
 def compared(calm: Together, tolerance: float, report: Record) -> None:
     """The undisturbed loss where it had seen as many tokens."""
     least = report["losses"][-min(_LAST, len(report["losses"]))][0]
-    near = [loss for tokens, loss in calm.losses() if least <= tokens <= report["tokens"]]
-    before = [loss for tokens, loss in calm.losses() if tokens < least]
-    report["calm_val_loss"] = _mean(near or before[-1:])
+
+    def at(lost: int) -> float:
+        """Its loss where it had seen as many tokens but those that were lost."""
+        near = [loss for tokens, loss in calm.losses() if least <= tokens + lost <= report["tokens"]]
+        before = [loss for tokens, loss in calm.losses() if tokens + lost < least]
+        return _mean(near or before[-1:])
+
+    report["calm_val_loss"] = at(0)
     report["excess"] = report["val_loss"] / report["calm_val_loss"] - 1
+    report["excess_of_kept"] = report["val_loss"] / at(report["again"]) - 1
     if not report["excess"] <= tolerance:
         raise BenchError(
             f"validation loss {report['val_loss']:.4f} is {report['excess']:.2%} above {report['calm_val_loss']:.4f}"
@@ -254,6 +267,9 @@ def page(report: Record) -> str:
     of_stages = f" of a model in {stages} stages" if (stages := report.get("stages")) else ""
     loss = f"{report.get('val_loss', float('nan')):.4f} nats a byte after {report.get('tokens', 0)} tokens"
     against = "not compared" if calm is None else f"{calm:.4f} undisturbed, {report['excess']:+.2%}"
+    if again := report.get("again"):
+        against += f"; {again} of them were trained once more, after a loss of all"
+        against += f": without these {report['excess_of_kept']:+.2%}" if calm is not None else ""
     return f"""# Real workers under a script of faults
 
 Written by `scripts/chaos`; the raw record is the JSON file beside it. {report["workers"]} workers train
@@ -282,6 +298,7 @@ def main() -> int:
     parser.add_argument("--deaths", type=int, default=1, help="of all workers at once, in a drawn script")
     parser.add_argument("--links", action="store_true", help="behind emulated links, which can be cut (root)")
     parser.add_argument("--checkpoint-every", default="10s")
+    parser.add_argument("--protect", type=int, default=0, help="as of a worker")
     parser.add_argument("--tolerance", type=float, default=0.01, help="of the loss, against an undisturbed run")
     parser.add_argument("--no-reference", dest="reference", action="store_false", help="no undisturbed run")
     parser.settings()

@@ -127,7 +127,7 @@ class Pipeline(Stages):
     def restore(self, lost: Sequence[int]) -> Source:
         """Bring stages back that were lost at once; where the last came from."""
         alive = set(range(NUM_STAGES + 1)) - set(lost)
-        stored = self._plan.checkpoint_every > 0
+        age = self.step % self._plan.checkpoint_every if self._plan.checkpoint_every else None
         source = Source.NOTHING
         for stage in lost:
             recovery = decide(
@@ -137,7 +137,8 @@ class Pipeline(Stages):
                 healing=self._plan.healing,
                 started=self.step > 0,
                 kept=frozenset(),
-                stored=stored,
+                step=self.step,
+                age=age,
             )
             if recovery.source == Source.CHECKPOINT:
                 self._load(self._stored)

@@ -23,7 +23,7 @@ from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.cut import cut
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.placement import CutInForce
-from decentral.pipeline.stored import Span, Stored, span_of
+from decentral.pipeline.stored import Stored, span_of
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.loop import run
@@ -125,6 +125,8 @@ class MemoryStore:
         self._path = path
         self.saved: dict[int, list[WorkerState]] = {}
         """By stage, the newest first."""
+        self._kept: list[WorkerState] = []
+        """Those of them that are kept for others."""
 
     def stored(self) -> list[Stored]:
         return [
@@ -140,19 +142,16 @@ class MemoryStore:
     def load(self, one: Stored) -> WorkerState:
         return next(state for states in self.saved.values() for state in states if self._entry(state) == one)
 
-    def newest(self, span: Span) -> tuple[int, Mapping[str, Tensor]] | None:
-        found = [
-            state for states in self.saved.values() for state in states if span_of(state.anchors, self._path) == span
-        ]
-        return max(((state.step, state.anchors) for state in found), key=lambda one: one[0], default=None)
-
-    def save(self, stage: int, state: WorkerState) -> Written:
+    def save(self, stage: int, state: WorkerState, *, own: bool = True) -> Written:
         before = [other for other in self.saved.get(stage, ()) if other.step != state.step]
         self.saved[stage] = [state, *before][:3]
+        there = [each for states in self.saved.values() for each in states]
+        self._kept = [each for each in (*self._kept, *([] if own else [state])) if any(each is one for one in there)]
         return Written("memory", 0)
 
     def _entry(self, state: WorkerState) -> Stored:
-        return Stored(*span_of(state.anchors, self._path), state.step, state.digest, bool(state.facts))
+        own = not any(state is kept for kept in self._kept)
+        return Stored(*span_of(state.anchors, self._path), state.step, state.digest, own)
 
 
 class Watched(MemoryJournal):
@@ -182,6 +181,7 @@ class PipelineScenario:
     healing: Any = "auto"
     routing: Any = "permutation"
     checkpoint_s: float = 0.0
+    protect: int = 0
     block_s: float = 0.02
     """Virtual seconds of a block's forward pass."""
     slower: Mapping[int, tuple[float, float]] = field(default_factory=dict)
@@ -476,6 +476,7 @@ def _process(scenario: PipelineScenario, peer: SimPeer, record: PipelineRecord, 
         store=record.stores.setdefault(peer.peer_id, MemoryStore(blocks.path)),
         cut=CutInForce(pipeline.spans, num_blocks, blocks.path),
         save_every=Every(scenario.checkpoint_s or math.inf),
+        protect=scenario.protect,
         wanted=scenario.wanted.get(number, spare),
     )
     return PipelineProcess(options, parts)

@@ -212,15 +212,6 @@ def marked(layout: Layout, fragment: int, spans: Sequence[Span]) -> dict[str, Te
     return layout.scatter(values_N, fragment)
 
 
-def test_weights_alone_make_weights_alone(blocks: ModelBlocks) -> None:
-    states = [saved(stage) for stage in built(blocks, CUTS[4])]
-    states[2] = replace(states[2], facts={}, trainer={}, outer={}, own={})
-    whole, bare = cut_anew(states, built(blocks, CUTS[2]))
-    assert whole.facts
-    assert not bare.facts
-    assert bare.anchors.keys() == states[2].anchors.keys() | states[3].anchors.keys()
-
-
 def test_what_makes_no_whole_is_refused(blocks: ModelBlocks) -> None:
     states = [saved(stage) for stage in built(blocks, CUTS[4])]
     (stage,) = built(blocks, [(1, 3)])

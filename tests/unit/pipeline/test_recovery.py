@@ -43,20 +43,32 @@ def subsets(items: Sequence[int]) -> Iterator[frozenset[int]]:
         yield from map(frozenset, itertools.combinations(items, size))
 
 
+#: Ages of the newest checkpoint in a run of so many steps: none, near, far.
+STEP = 100
+AGES = (None, 50, 51)
+
+
 def expected(
-    stage: int, num_stages: int, alive: frozenset[int], healing: str, started: bool, kept: frozenset[int], stored: bool
+    stage: int,
+    num_stages: int,
+    alive: frozenset[int],
+    healing: str,
+    started: bool,
+    kept: frozenset[int],
+    age: int | None,
 ) -> Recovery:
     """All that would do, best first; the first one is it."""
     ways = [Recovery(Source.REPLICA, (stage,))] if stage in alive else []
     ways += [] if started else [Recovery(Source.INITIAL)]
+    copies = tuple(s for s in range(1, num_stages + 1) if s in kept and s in alive)
+    if healing == "checkfree+" and stage == 0 and copies:
+        ways.append(Recovery(Source.KEPT, copies))
+    ways += [Recovery(Source.CHECKPOINT)] if age == 50 else []
     source, offsets = STAND_INS.get((healing, place(stage, num_stages)), (Source.NOTHING, ()))
     donors = tuple(stage + offset for offset in offsets)
     if donors and all(donor in alive for donor in donors):
         ways.append(Recovery(source, donors))
-    copies = tuple(s for s in range(1, num_stages + 1) if s in kept and s in alive)
-    if healing == "checkfree+" and stage == 0 and copies:
-        ways.append(Recovery(Source.KEPT, copies))
-    ways += [Recovery(Source.CHECKPOINT)] if stored else []
+    ways += [] if age is None else [Recovery(Source.CHECKPOINT)]
     return [*ways, Recovery(Source.NOTHING)][0]
 
 
@@ -66,12 +78,11 @@ def test_the_decision_in_every_case(num_stages: int, healing: Healing) -> None:
     everything = range(num_stages + 1)
     seen = set()
     for alive, kept in itertools.product(subsets(everything), subsets(sorted({1, 2, num_stages}))):
-        for stage, started, stored in itertools.product(everything, (False, True), (False, True)):
-            found = decide(
-                stage, num_stages=num_stages, alive=alive, healing=healing, started=started, kept=kept, stored=stored
-            )
-            want = expected(stage, num_stages, alive, healing, started, kept, stored)
-            assert found == want, (stage, alive, started, kept, stored)
+        for stage, started, age in itertools.product(everything, (False, True), AGES):
+            given: dict[str, Any] = {"num_stages": num_stages, "alive": alive, "healing": healing, "kept": kept}
+            found = decide(stage, started=started, step=STEP, age=age, **given)
+            want = expected(stage, num_stages, alive, healing, started, kept, age)
+            assert found == want, (stage, alive, started, kept, age)
             seen.add(found.source)
     always = {Source.REPLICA, Source.INITIAL, Source.CHECKPOINT, Source.NOTHING}
     blended = {Source.BLEND} if healing != "checkpoint" and num_stages > 2 else set()
@@ -79,7 +90,9 @@ def test_the_decision_in_every_case(num_stages: int, healing: Healing) -> None:
 
 
 def of(stage: int, alive: set[int], healing: Healing = "checkfree+", *, stored: bool = False) -> Recovery:
-    return decide(stage, num_stages=4, alive=alive, healing=healing, started=True, kept={1, 4}, stored=stored)
+    """With ``stored`` there is a checkpoint that is far away."""
+    age = 51 if stored else None
+    return decide(stage, num_stages=4, alive=alive, healing=healing, started=True, kept={1, 4}, step=STEP, age=age)
 
 
 def test_the_cases_that_the_issue_names() -> None:
@@ -106,7 +119,7 @@ def test_the_cases_that_the_issue_names() -> None:
 @pytest.mark.parametrize("healing", HEALINGS)
 def test_a_checkpoint_of_the_very_step_comes_before_healing_and_after_all_that_is_exact(healing: Healing) -> None:
     for stage in range(5):
-        given: dict[str, Any] = {"num_stages": 4, "healing": healing, "kept": {1, 4}, "stored": True, "exact": True}
+        given: dict[str, Any] = {"num_stages": 4, "healing": healing, "kept": {1, 4}, "step": 7, "age": 0}
         others = frozenset(range(5)) - {stage}
         assert decide(stage, alive=others, started=True, **given) == Recovery(Source.CHECKPOINT)
         assert decide(stage, alive=others | {stage}, started=True, **given) == Recovery(Source.REPLICA, (stage,))
@@ -117,7 +130,7 @@ def test_a_checkpoint_of_the_very_step_comes_before_healing_and_after_all_that_i
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_single_stage_has_nothing_to_heal_from(stage: int, healing: Healing) -> None:
     alive = frozenset({0, 1} - {stage})
-    found = decide(stage, num_stages=1, alive=alive, healing=healing, started=True, kept=frozenset(), stored=False)
+    found = decide(stage, num_stages=1, alive=alive, healing=healing, started=True, kept=frozenset())
     assert found == Recovery(Source.NOTHING)
 
 
@@ -162,7 +175,6 @@ def ours(lost: int, living: Mapping[int, Stage], norms: Mapping[int, float], nor
         healing=healing,
         started=True,
         kept=set(),
-        stored=False,
     )
     donors = [flat(living[s]) for s in found.stages]
     if found.source is Source.COPY:

@@ -3,7 +3,19 @@
 import random
 from collections.abc import Sequence
 
-from decentral.pipeline.stored import HEAD, Inventory, Lacking, Part, Span, Start, Stored, parts_of, span_of, start_of
+from decentral.pipeline.stored import (
+    HEAD,
+    Inventory,
+    Lacking,
+    Part,
+    Span,
+    Start,
+    Stored,
+    newest_of,
+    parts_of,
+    span_of,
+    start_of,
+)
 from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
 
@@ -19,7 +31,7 @@ def spans(*bounds: int) -> list[Span]:
 TWO = spans(1, 2)
 
 
-def full(stage: int, step: int, digest: str = "d", cut: Sequence[Span] = TWO) -> Stored:
+def mine(stage: int, step: int, digest: str = "d", cut: Sequence[Span] = TWO) -> Stored:
     return Stored(*cut[stage], step, digest, True)
 
 
@@ -33,22 +45,22 @@ def test_blocks_are_known_by_the_names_of_parameters() -> None:
 
 
 def test_the_newest_step_that_all_stages_have() -> None:
-    start = start_of({A: [full(0, 96), full(0, 64)], B: [full(1, 64), full(1, 32)]}, TWO[:2])
+    start = start_of({A: [mine(0, 96), mine(0, 64)], B: [mine(1, 64), mine(1, 32)]}, TWO[:2])
     assert start == Start(64, {A: frozenset({0}), B: frozenset({1})})
 
 
-def test_weights_alone_will_do_and_nobody_is_to_take_them_at_once() -> None:
-    start = start_of({A: [full(0, 64)], C: [copy(1, 64), copy(0, 64)]}, TWO[:2])
+def test_what_is_kept_for_others_will_do_and_nobody_is_to_take_it_at_once() -> None:
+    start = start_of({A: [mine(0, 64)], C: [copy(1, 64), copy(0, 64)]}, TWO[:2])
     assert start == Start(64, {A: frozenset({0}), C: frozenset()})
 
 
 def test_of_two_states_of_a_stage_that_of_most_members() -> None:
-    stored = {A: [full(0, 8), full(1, 8, "x")], B: [full(1, 8, "y")], C: [full(1, 8, "y")]}
+    stored = {A: [mine(0, 8), mine(1, 8, "x")], B: [mine(1, 8, "y")], C: [mine(1, 8, "y")]}
     assert start_of(stored, TWO[:2]) == Start(8, {A: frozenset({0}), B: frozenset({1}), C: frozenset({1})})
 
 
 def test_what_is_missing_is_named() -> None:
-    stored = {A: [full(0, 64)], B: [full(2, 64), full(2, 96)]}
+    stored = {A: [mine(0, 64)], B: [mine(2, 64), mine(2, 96)]}
     assert str(start_of(stored, TWO)) == "nobody here has a checkpoint of stage 1 at step 64"
     assert str(start_of({A: []}, TWO[:2])) == "nobody here has a checkpoint of the head, stage 1"
     assert str(start_of(stored, spans(2))) == "nobody here has a checkpoint of block 0 at step 64"
@@ -56,14 +68,14 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_whoever_goes_on_already_decides() -> None:
-    stored = {A: [full(0, 96), full(0, 64)], B: [full(1, 96), full(1, 64)]}
+    stored = {A: [mine(0, 96), mine(0, 64)], B: [mine(1, 96), mine(1, 64)]}
     assert start_of(stored, TWO[:2], origin=64) == Start(64, {A: frozenset({0}), B: frozenset({1})})
     assert start_of({B: stored[B]}, TWO[:2], origin=64) == Start(64, {B: frozenset({1})})
 
 
 FOUR = spans(3, 6, 9, 12)
 #: A head and four stages, each on a machine.
-MACHINES = {peer: [full(stage, 32, cut=FOUR), full(stage, 64, cut=FOUR)] for stage, peer in enumerate((A, B, C, D, E))}
+MACHINES = {peer: [mine(stage, 32, cut=FOUR), mine(stage, 64, cut=FOUR)] for stage, peer in enumerate((A, B, C, D, E))}
 
 
 def taken(start: Start | Lacking) -> dict[str, list[int]]:
@@ -96,16 +108,20 @@ def test_a_machine_takes_as_many_as_it_had_and_one_that_is_alone_all() -> None:
     assert with_another.reserve == {5: A, 6: A}
 
 
-def test_a_stage_is_made_of_the_fewest_parts_and_of_weights_alone_only_if_it_must() -> None:
+def test_a_stage_is_made_of_the_fewest_parts() -> None:
     assert [part.stored.span for part in parts_of(MACHINES, (4, 7), 64)] == [(3, 6), (6, 9)]
-    assert parts_of(MACHINES, (3, 6), 64) == (Part(full(2, 64, cut=FOUR), (C,)),)
+    assert parts_of(MACHINES, (3, 6), 64) == (Part(mine(2, 64, cut=FOUR), (C,)),)
     assert parts_of(MACHINES, (4, 7), 65) == ()
     whole = Stored(0, 12, 64, "copy", False)
-    found = {**MACHINES, A: [whole, *MACHINES[A]]}
-    assert len(parts_of(found, (0, 12), 64)) == 4
-    del found[C]
-    assert parts_of(found, (0, 12), 64) == (Part(whole, (A,)),)
-    assert taken(start_of(found, spans(12))) == {"a": [0]}
+    assert parts_of({**MACHINES, A: [whole, *MACHINES[A]]}, (0, 12), 64) == (Part(whole, (A,)),)
+
+
+def test_a_lost_stage_comes_from_the_newest_that_is_not_ahead_of_the_run() -> None:
+    stored = {A: [mine(1, 96), mine(1, 64)], C: [copy(1, 80), copy(1, 64)]}
+    assert newest_of(stored, TWO[1], 90) == (Part(copy(1, 80), (C,)),)
+    assert newest_of(stored, TWO[1], 70) == (Part(mine(1, 64), (A,)),), "its holder's own before a copy"
+    assert newest_of(stored, TWO[1], 50) == (Part(mine(1, 96), (A,)),), "there is none but of what was given up"
+    assert newest_of(stored, TWO[2], 90) == ()
 
 
 def drawn(draw: random.Random) -> tuple[dict[PeerId, Sequence[Stored]], list[Span]]:
@@ -143,14 +159,11 @@ def test_what_holds_of_all_inventories() -> None:
             assert len(blocks) == len(set(blocks)), f"seed {seed}: a block twice"
             assert set(blocks) >= set(range(*span)), f"seed {seed}"
             assert all(part.stored in inventories[peer] for part in parts for peer in part.peers), f"seed {seed}"
-            is_full, own = all(part.stored.full for part in parts), [part.stored.span for part in parts] == [span]
             takers = {peer for peer, stages in found.takes.items() if stage in stages}
-            if own:
-                assert takers == (set(parts[0].peers) if is_full else set()), f"seed {seed}"
-            elif is_full:
-                assert (stage in found.cuts, stage in found.reserve) == (True, not takers), f"seed {seed}"
+            if [part.stored.span for part in parts] == [span]:
+                assert takers == (set(parts[0].peers) if parts[0].stored.own else set()), f"seed {seed}"
             else:
-                assert (takers, stage in found.reserve) == (set(), False), f"seed {seed}"
+                assert (stage in found.cuts, stage in found.reserve) == (True, not takers), f"seed {seed}"
         shuffled = dict(sorted(inventories.items(), reverse=True))
         assert start_of(shuffled, cut, num_replicas=seed % 3) == found, f"seed {seed}: depends on the order"
     assert seen == {Start, Lacking}
