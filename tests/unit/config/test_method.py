@@ -119,6 +119,7 @@ def test_an_unknown_name_is_named_with_its_nearest(wrong: str, nearest: str) -> 
         (["method.mean_over=senders"], "is for codecs that leave values out"),
         (["method.anchor_codec=topk1.5-8bit"], "anchor_codec is topk1.5-8bit, .* an anchor would be lost"),
         (["method.anchor_codec=sign-b1024"], "anchor_codec is sign-b1024"),
+        (["method.anchor_codec=int2-b128"], "anchor_codec is int2-b128"),
         (["method.pull_codec=BF16"], 'pull_codec = "BF16": must be auto, or the name of a codec'),
         (
             ["method.nesterov=false"],

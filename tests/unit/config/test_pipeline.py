@@ -26,6 +26,7 @@ FOUR = "pipeline.stages=4"
         ([FOUR, "pipeline.in_flight=9"], r"in_flight is 9, which must be at most pipeline.microbatches \(8\)"),
         ([FOUR, "pipeline.codec=topk6-4bit"], "topk6-4bit, which is for changes of parameters"),
         ([FOUR, "pipeline.codec=sign-b1024"], "sign-b1024, which is for changes of parameters"),
+        ([FOUR, "pipeline.codec=int2-b128"], "int2-b128, which is for changes of parameters"),
         ([FOUR, "pipeline.codec=BF16"], "must be the name of a codec for values"),
         ([FOUR, "pipeline.lr_boost=0"], "pipeline.lr_boost = 0: must be a number, above 0"),
         ([FOUR, "pipeline.microbatches=0"], "pipeline.microbatches = 0"),

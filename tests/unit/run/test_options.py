@@ -168,6 +168,7 @@ def test_an_overlap_longer_than_the_model_allows_is_refused(fragments: str, most
         ("int8-b256", "int8-b256"),
         ("int4-b128", "int4-b128"),
         ("e3m0-b128-sr", "e3m0-b128-sr"),
+        ("int2-b128", "int2-b128"),
         ("sign-b1024", "int4-b128"),
         ("topk0.4-2bit", "topk1.5-8bit"),
         ("topk1.5-2bit", "topk6-8bit"),
