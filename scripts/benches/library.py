@@ -199,6 +199,7 @@ def page(report: Record) -> str:
             each["inner_steps"],
             "killed" if each["code"] is None else each["code"],
             *(f"{each[key]:.2f}" for key in ("usual_s", "worst_s", "settled_s")),
+            f"{each['load']:.0f}",
         ]
         for each in report["faults"]
     ]
@@ -228,7 +229,7 @@ for as long as patience lasts, once: for as long as the others' own steps took, 
 (`timing.min_patience_s`, 5 s by default) where they took less. So it holds for a trainer that hangs where rounds are
 longer than that.
 
-{table("fault | steps a round: | code: | usual (s): | longest after it (s): | without it (s):", faults)}
+{table("fault | steps a round: | code: | usual (s): | longest after it (s): | without it (s): | load:", faults)}
 
 {signature(report)}"""
 
