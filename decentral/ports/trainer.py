@@ -209,6 +209,8 @@ class Seat:
     """Whether what is named and not here may be downloaded."""
     founding: bool = False
     """Whether the run has its first weights of this trainer; else they come from the swarm or a checkpoint."""
+    num_heads: int = 1
+    """So many heads of a pipeline share out the rows by their slots; further ones read some a second time."""
     claims: Claims | None = None
     """Shares rows out among the workers; ``None`` where nobody else reads."""
     rank: int = 0

@@ -137,6 +137,7 @@ def seat_of(swarm: SwarmConfig, own: WorkerConfig, stream_seed: int, *, founding
         dataset=own.dataset,
         allow_download=own.allow_download,
         founding=founding,
+        num_heads=max(1, swarm.pipeline.replicas),
     )
 
 

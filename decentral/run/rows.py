@@ -23,21 +23,28 @@ if TYPE_CHECKING:  # all of torch's distributed tensors
 _AHEAD = 2
 #: A claim ends sooner: the network's side has deadlines for all that it waits for.
 _CLAIM_S = 300.0
-_ME = PeerId("me")
+_ME, _OTHERS = PeerId("me"), PeerId("others")
 _MAX_NAME = 100
 
 
 class Alone:
-    """``Claims`` where nobody else reads."""
+    """``Claims`` where nobody is asked: nobody else reads, or each of several has every n-th chunk.
 
-    def __init__(self) -> None:
+    Args:
+        part: this one's, from 0.
+        parts: how many there are; of fewer chunks several have the same.
+    """
+
+    def __init__(self, part: int = 0, parts: int = 1) -> None:
+        self._part, self._parts = part, parts
         self._books: dict[str, Book] = {}
 
     def take(self, data: str, num_chunks: int) -> "Future[Grant]":
         """See ``Claims``; the result is there at once."""
         taken: Future[Grant] = Future()
-        book = self._book(data, num_chunks)
-        grant = book.free(_ME)
+        book, parts = self._book(data, num_chunks), min(self._parts, num_chunks)
+        while (grant := book.free(_ME)).chunk % parts != self._part % parts:
+            book.write(grant, _OTHERS)
         book.write(grant, _ME)
         taken.set_result(grant)
         return taken

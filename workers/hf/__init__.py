@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from decentral.errors import ConfigError
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Publisher, Seat, Size
+from decentral.run.rows import Alone
 from decentral.workers.hf import lora, sources
 from decentral.workers.hf.blocks import make_blocks
 from decentral.workers.hf.cutting import empty
@@ -76,9 +77,11 @@ def blocks(settings: Mapping[str, Any], seat: Seat, num_microbatches: int) -> Mo
     config = config_from(read.model.config)
 
     def open_slot(slot: int) -> TrainingData:
-        # Each head goes through the rows in an order of its own, the first one in that of a worker that is alone.
-        order = replace(seat, run_seed=seed_of(seat.run_seed, slot)) if slot else seat
-        return _data(read, config, order, _tokenizer(read, seat))
+        # Heads that were expected share the rows out in one order; others read on in orders of their own.
+        turn, part = divmod(slot, seat.num_heads)
+        seed = seed_of(seat.run_seed, turn) if turn else seat.run_seed
+        own = replace(seat, run_seed=seed, claims=Alone(part, seat.num_heads))
+        return _data(read, config, own, _tokenizer(read, seat))
 
     if read.model.digest:
         sources.ensure_same_weights(_weights(read, seat), read.model.digest, download=seat.allow_download)

@@ -1,5 +1,6 @@
 """Models of transformers in pieces: what stages compute, and where it is refused to cut a model."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,29 @@ def test_whoever_asks_gets_the_same_batch(rows: Path, tmp_path: Path) -> None:
     assert drawn[0][0].shape == blocks.activation_shape[:2]
     assert first.num_held_out > 0
     assert first.held_out(0)[0].shape == blocks.activation_shape[:2]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_heads_read_each_row_once(tmp_path: Path, *, streaming: bool) -> None:
+    """Two heads that were expected share an epoch; a third one reads rows a second time, in another order."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"row {row} of many, all of them alike"}) + "\n" for row in range(120)))
+    folder = make_folder(tmp_path / "model", weights=False)
+    data = {"prefetch": 0, "held_out": 0, "streaming": streaming}
+    settings = hf.resolve({"batch_sequences": 4, "data": data, "model": {"name": str(folder), "from_scratch": True}})
+    seat = Seat(5, 2, total_steps=20, data=(str(rows),), model=str(folder), num_heads=2)
+    source, tokenizer = hf.blocks(settings, seat, 1).data(), make_tokenizer()
+
+    def texts(slot: int, count: int) -> list[str]:
+        ids = torch.cat([source.batch(slot, number, 0)[0].flatten() for number in range(count)])
+        return tokenizer.decode(ids).split("</s>")[:-1]
+
+    one, other, third = texts(0, 4), texts(1, 4), texts(2, 4)
+    assert min(len(one), len(other)) > 10
+    assert len(set(one)) == len(one)
+    assert not set(one) & set(other)
+    assert third[:10] != one[:10] or streaming
+    assert texts(0, 4) == one  # of a successor, and after a resume
 
 
 def test_what_cannot_be_cut_is_told(rows: Path, tmp_path: Path) -> None:
