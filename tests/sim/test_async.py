@@ -21,7 +21,7 @@ from decentral.sim.world import Machine, peer_id
 FAULTS_S = (5.0, 25.0)
 ROUNDS = 45
 #: RMS distance of the anchors from the goal and of each from their mean; the swarm starts 1 from the goal. The last
-#: few pushes are not averaged with anything, so an anchor leans to whoever pushed last. In seed 125 the final anchors are
+#: few pushes are not averaged with anything, so an anchor leans to whoever pushed last. In seed 125 they end
 #: 0.312 from their mean; no push of it is bounded, but after a takeover first pushes wait for a second one.
 TOLERANCE, MAX_SPREAD = 0.3, 0.32
 
