@@ -42,7 +42,7 @@ def test_a_killed_stage_heals_and_transformers_reads_the_whole(
     founder = up(start(WorkerProcess(tmp_path / "0", "--new", *here, "--stages", "4", "--data", str(rows), *words)))
     joining = ("--join", founder.address, *here, "--data", str(rows))
     crew = [founder, *(start(WorkerProcess(tmp_path / str(number), *joining)) for number in range(1, STAGES + 1))]
-    spare = start(WorkerProcess(tmp_path / "spare", *joining, "--stage", "spare"))
+    spare = start(WorkerProcess(tmp_path / "spare", *joining, "--stage", "spare", "--checkpoint-every", "0"))
     wait_for(lambda: all(placed(worker) for worker in crew), "a holder of every stage", START_S)
     up(spare)
     wait_for(lambda: founder.events("stretch_done"), "steps", START_S)

@@ -65,7 +65,8 @@ def test_a_killed_stage_heals_and_the_run_ends_with_every_micro_batch_counted_on
 ) -> None:
     founder = start(tmp_path / "0", *founding(tmp_path / "text", ROUNDS))
     joiners = [start(tmp_path / str(number), "--join", founder.address) for number in range(1, STAGES + 1)]
-    spare = start(tmp_path / "spare", "--join", founder.address, "--stage", "spare")
+    keeps_nothing = ("--checkpoint-every", "0")
+    spare = start(tmp_path / "spare", "--join", founder.address, "--stage", "spare", *keeps_nothing)
     crew = [founder, *joiners]
     wait_for(
         lambda: all(placed(worker) for worker in crew) and spare.join_line(), "a holder of every stage", PATIENCE_S
