@@ -11,7 +11,8 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ from decentral.exchange.merge import norm_of
 _WILD = 10.0
 #: Fewer cannot tell which of them points the wrong way.
 _FEWEST_TO_AGREE = 4
-#: Members agree if the median one's agreement (``_agreement``) is above so many times what a cosine is by chance, one
-#: over the square root of the values. Whoever then points away from most others by more than chance, and by this share
-#: of what the median one points along with them, is left out.
+#: Members agree if the median one's median cosine with the others is above so many times what a cosine is by chance,
+#: one over the square root of the values. Whoever then points away from most others by more than chance, and by this
+#: share of what the median one points along with them, is left out.
 _CHANCE, _AWAY = 4.0, 1 / 8
 #: Cosines are taken of so many values of a shard.
 _SAMPLE = 1 << 14
@@ -139,24 +140,46 @@ def beyond(ratio: float, factor: float) -> Kind | None:
     return Kind.LENGTH if ratio > factor else None
 
 
-def _agreement(values: Sequence[Tensor], lengths: Sequence[float]) -> tuple[list[float], float]:
-    """How far each contribution agrees with most others, whatever its length: the lower median of its cosines.
+def cosines(values: Sequence[Tensor], lengths: Sequence[float]) -> list[list[float]]:
+    """How far contributions point the same way, whatever their length: the cosine of each with each.
 
     Taken of so many values that a matrix of all with all costs next to nothing. Which ones follows from the lengths of
     all, honest ones among them: nobody knows beforehand where nobody will look.
 
-    Returns:
-        The medians, and what a cosine may be by chance.
+    Args:
+        values: float32 [S] each, finite.
+        lengths: their norms, above 0.
     """
     numel = values[0].numel()
-    taken = min(numel, _SAMPLE)
     dice = torch.Generator().manual_seed(hash(tuple(lengths)) & 0x7FFFFFFF)
-    places = torch.randint(numel, (taken,), generator=dice) if taken < numel else slice(None)
+    places = torch.randint(numel, (_SAMPLE,), generator=dice) if numel > _SAMPLE else slice(None)
     rows = [values_S[places] / length for values_S, length in zip(values, lengths, strict=True)]
     units = torch.nn.functional.normalize(torch.stack(rows), eps=_LEAST)
-    cosines = (units @ units.T).tolist()
-    medians = [statistics.median_low([*row[:i], *row[i + 1 :]]) for i, row in enumerate(cosines)]
-    return medians, _CHANCE / math.sqrt(taken)
+    return cast("list[list[float]]", (units @ units.T).tolist())
+
+
+class Along(Enum):
+    """How a contribution points beside others."""
+
+    ALONG = auto()
+    ASIDE = auto()
+    """No more along with them than by chance, where others do."""
+    AWAY = auto()
+    """Far against them, where others point along."""
+
+
+def along(cosine: float, usual: float, numel: int) -> Along:
+    """What a cosine says where another one is usual.
+
+    Args:
+        cosine: of the one that is judged.
+        usual: a median of such cosines.
+        numel: S.
+    """
+    chance = _CHANCE / math.sqrt(min(numel, _SAMPLE))
+    if not usual > chance or cosine > chance:
+        return Along.ALONG
+    return Along.AWAY if cosine < -max(chance, _AWAY * usual) else Along.ASIDE
 
 
 def _against(values: Sequence[Tensor | None], lengths: Sequence[float]) -> list[tuple[int, float]]:
@@ -164,9 +187,8 @@ def _against(values: Sequence[Tensor | None], lengths: Sequence[float]) -> list[
     inside = [(i, values_S) for i, values_S in enumerate(values) if values_S is not None and lengths[i] > 0]
     if len(inside) < _FEWEST_TO_AGREE:
         return []
-    medians, chance = _agreement([values_S for _, values_S in inside], [lengths[i] for i, _ in inside])
-    usual = statistics.median_low(medians)
-    if not usual > chance:
-        return []
-    away = -max(chance, _AWAY * usual)
-    return [(i, median) for (i, _), median in zip(inside, medians, strict=True) if median < away]
+    rows = cosines([values_S for _, values_S in inside], [lengths[i] for i, _ in inside])
+    medians = [statistics.median_low([*row[:i], *row[i + 1 :]]) for i, row in enumerate(rows)]
+    usual, numel = statistics.median_low(medians), inside[0][1].numel()
+    judged = zip(inside, medians, strict=True)
+    return [(i, median) for (i, _), median in judged if along(median, usual, numel) is Along.AWAY]

@@ -77,14 +77,14 @@ class Wire:
             what = "values that some did not send" if self.over_senders else "changes of pseudo-gradients"
             raise ValueError(f"this merge is made of whole pseudo-gradients and not of {what}")
 
-    def parts(self, key: SyncKey, members: Sequence[PeerId]) -> tuple[Part, ...]:
-        """The shards of a fragment in a round with their reducers, who are some of the members."""
+    def parts(self, key: SyncKey, members: Sequence[PeerId], among: Sequence[PeerId] = ()) -> tuple[Part, ...]:
+        """The shards of a fragment in a round with their reducers, some of those ``among`` the members or of all."""
         numel, whole = self.numels[key.fragment], self._directed(key.fragment)
         # Each shard is encoded by itself; that blocks start at the same values in every round is not worth more.
         align = 1 if whole else SHARD_ALIGN
         each = min(MAX_SHARDS_EACH, max(1, numel // len(members) // MIN_LONG_SHARD_VALUES))
         ranges = shards(numel, len(members) * each, min_values=MIN_SHARD_VALUES, align=align, uncut=whole)
-        chosen = reducers(tuple(members), key, min(len(members), len(ranges)))
+        chosen = reducers(tuple(among or members), key, min(len(members), len(ranges)))
         return tuple([Part(i, *bounds, chosen[i * len(chosen) // len(ranges)]) for i, bounds in enumerate(ranges)])
 
     def directed_in(self, fragment: int, part: Part) -> tuple[Range, ...]:

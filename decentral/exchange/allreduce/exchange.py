@@ -35,6 +35,7 @@ from decentral.exchange.allreduce.messages import (
     unpack_participants,
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
+from decentral.exchange.allreduce.plausible import Plausible
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
 from decentral.exchange.bounds import Kind
@@ -128,6 +129,7 @@ class AllReduce(Exchange):
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
+        self._plausible = [Plausible(wire.bound) for _ in wire.numels]
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -315,7 +317,8 @@ class AllReduce(Exchange):
             await self._reducer.start_afresh(called.participants.key)
         weight = mine.weight if called.missed is None else 0.0
         values = _Values(values_N, weight, torch.empty_like(values_N), torch.empty_like(values_N))
-        parts = self._wire.parts(called.participants.key, called.participants.members)
+        key = called.participants.key
+        parts = self._wire.parts(key, members, called.participants.reducers)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
         means: list[Mean] = []
@@ -323,6 +326,11 @@ class AllReduce(Exchange):
             if isinstance(outcome, Aborted):
                 return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
             means.append(outcome)
+        if weight and self._wire.bound and called.missed is None:
+            await self._clock.run_aside(lambda: self._refuse(key.fragment, parts, means, values))
+        for part, mean in zip(parts, means, strict=True):
+            if not mean.contributors:
+                self._leader.distrust(part.reducer, key.round)
         contributors = [mean.contributors for mean in means]
         if not any(contributors):
             return _Reduced(
@@ -362,9 +370,21 @@ class AllReduce(Exchange):
             if not self._wire.bound:
                 return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
             # All members have these bytes and refuse them alike: to all the shard was closed with nobody's part.
-            values.mean_N[part.start : part.stop] = 0
-            return Mean.of((), b"")
+            return self._nobodys(part, values)
         return mean
+
+    def _refuse(self, fragment: int, parts: Sequence[Part], means: list[Mean], values: _Values) -> None:
+        """Close shards with nobody's part of which the answer can be no mean."""
+        spans = [slice(part.start, part.stop) for part in parts]
+        inside = [i for i, mean in enumerate(means) if mean.contributors]
+        shards = [(values.sent_N[spans[i]], values.mean_N[spans[i]]) for i in inside]
+        for at in self._plausible[fragment].refused(shards):
+            means[inside[at]] = self._nobodys(parts[inside[at]], values)
+
+    def _nobodys(self, part: Part, values: _Values) -> Mean:
+        """A shard that was closed with nobody's part."""
+        values.mean_N[part.start : part.stop] = 0
+        return Mean.of((), b"")
 
     def _request(self, called: _Called, part: Part, values: _Values) -> bytes:
         """The message that brings our part of a shard; notes what the others will decode of it."""

@@ -27,6 +27,8 @@ _PING_S = 1.5
 _MAX_ASKED = 16
 #: Who has let a round pass without naming its participants leads none of so many that follow.
 _PASSED_OVER_ROUNDS = 64
+#: Who has answered no mean as a reducer reduces nothing in so many rounds.
+_DISTRUSTED_ROUNDS = 64
 
 
 class _Session:
@@ -91,6 +93,8 @@ class Leader:
         self._passed_over: dict[PeerId, int] = {}
         """Those who stalled a round, and the round from which on they may lead again. All whom they stalled know it
         by themselves, at the same time."""
+        self._distrusted: dict[PeerId, int] = {}
+        """Those who reduced and answered no mean, and the round from which on they may reduce again."""
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -100,6 +104,10 @@ class Leader:
     def pass_over(self, peer: PeerId, round: int) -> None:
         """A leader let a round pass in which it answered and named nobody."""
         self._passed_over[peer] = round + _PASSED_OVER_ROUNDS
+
+    def distrust(self, peer: PeerId, round: int) -> None:
+        """What a reducer answered in a round was no mean: where this worker leads, it reduces nothing for a while."""
+        self._distrusted[peer] = round + _DISTRUSTED_ROUNDS
 
     def may_lead(self, candidates: Iterable[PeerId], round: int) -> Iterator[PeerId]:
         """Those of the candidates for leader that did not stall a round lately, in order."""
@@ -151,7 +159,14 @@ class Leader:
         patience_s = self._patience_s()
         if prospect.left_behind is not None and session.call.overdue(now, patience_s):
             return ConveneReply(Answer.OUT_OF_SYNC, source=prospect.left_behind)
-        if session.call.conclude(now, expected=outlook.expected, patience_s=patience_s, serial=self._serial):
+        self._distrusted = {peer: until for peer, until in self._distrusted.items() if key.round < until}
+        if session.call.conclude(
+            now,
+            expected=outlook.expected,
+            patience_s=patience_s,
+            serial=self._serial,
+            distrusted=self._distrusted.keys(),
+        ):
             self._serial += 1
             session.conclude()
         else:

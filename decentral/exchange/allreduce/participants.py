@@ -22,6 +22,8 @@ from decentral.types import Count, PeerId, SyncKey
 MAX_MEMBERS = 4096
 #: A list of participants of so many members with their absent peers, and whatever surrounds it.
 MAX_PARTICIPANTS_BYTES = 256 * MAX_MEMBERS
+#: More are not left out of those who reduce.
+MAX_DISTRUSTED = 64
 #: Callers who train meanwhile may be kept waiting for this part of the time that they have left (gamma).
 _SLACK_SHARE = 0.8
 
@@ -80,10 +82,18 @@ class Participants(Message, frozen=True):
     """In order of peer id."""
     absent: tuple[tuple[Peer, Text], ...] = ()
     """Who was known to the leader but is not in, and why."""
+    distrusted: Annotated[tuple[Peer, ...], Meta(max_length=MAX_DISTRUSTED)] = ()
+    """Members that are to reduce nothing, in order of peer id: what they answered lately was no mean."""
 
     def check(self) -> None:
         """Refuse members that are not in order."""
         ascending("members", self.members)
+        ascending("distrusted", self.distrusted)
+
+    @property
+    def reducers(self) -> tuple[PeerId, ...]:
+        """Members that may reduce; all, if none is left otherwise."""
+        return tuple(member for member in self.members if member not in self.distrusted) or self.members
 
 
 class Gathering:
@@ -166,7 +176,15 @@ class Gathering:
             return False
         return max(self._votes().values()) >= self._quorum.size
 
-    def conclude(self, now: float, *, expected: Collection[PeerId], patience_s: float, serial: int) -> bool:
+    def conclude(
+        self,
+        now: float,
+        *,
+        expected: Collection[PeerId],
+        patience_s: float,
+        serial: int,
+        distrusted: Collection[PeerId] = (),
+    ) -> bool:
         """Name the participants if all expected or a quorum called, or patience is over; returns whether they are.
 
         Args:
@@ -174,6 +192,7 @@ class Gathering:
             expected: peers worth waiting for, each once.
             patience_s: seconds after the first call at which the wait ends.
             serial: number for a new participants.
+            distrusted: who is to reduce nothing.
         """
         if self.participants is not None:
             return True
@@ -190,7 +209,8 @@ class Gathering:
         members = tuple(sorted(peer for peer, (call, _) in self._calls.items() if call.base == base))
         absent = [(peer, f"did not call within {now - self._opened_at:.1f} s") for peer in missing]
         absent += [(peer, "holds another anchor") for peer, (call, _) in self._calls.items() if call.base != base]
-        self.participants = Participants(self.key, self._leader, serial, base, members, tuple(sorted(absent)))
+        idle = tuple(member for member in members if member in distrusted)[:MAX_DISTRUSTED]
+        self.participants = Participants(self.key, self._leader, serial, base, members, tuple(sorted(absent)), idle)
         return True
 
     def _common_base(self) -> str:

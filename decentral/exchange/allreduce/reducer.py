@@ -122,7 +122,7 @@ class Reducer:
         """The shards of a round."""
         if participants.key.fragment >= len(self._wire.numels):
             raise FrameError(f"there is no fragment {participants.key.fragment}")
-        return self._wire.parts(participants.key, participants.members)
+        return self._wire.parts(participants.key, participants.members, participants.reducers)
 
     async def _enter(self, sender: PeerId, shard: Shard, reduction: _Reduction) -> None:
         """Enter a contribution; one that is repeated, or too late, is not even decoded."""

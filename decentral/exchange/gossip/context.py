@@ -1,9 +1,12 @@
 """What the two sides of a gossip share: a worker is a host in one round and a guest in the next."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from decentral.exchange.api import Restrained
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.options import GossipOptions
+from decentral.exchange.gossip.swap import OFFENCES
 from decentral.exchange.limits import Limit
 from decentral.exchange.offences import Offences
 from decentral.exchange.wire import Wire
@@ -42,6 +45,12 @@ class Context:
         """After this time without an answer, a call that moves so many bytes and is held so long counts as lost."""
         slowest_s = self.timing.call_timeout_s(size_bytes)
         return min(slowest_s, held_s + self.moves.seconds(at_first=slowest_s, at_most=slowest_s))
+
+    def judge(self, restrained: Sequence[Restrained]) -> None:
+        """Note who among them brought what no honest one brings."""
+        for each in restrained:
+            if each.kind in OFFENCES:
+                self.offend(each.peer, OFFENCES[each.kind])
 
     def offend(self, peer: PeerId, reason: str) -> None:
         """The peer sent what no honest one sends."""

@@ -24,12 +24,11 @@ from torch import Tensor
 from decentral.codecs.frame import framed_nbytes
 from decentral.errors import FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Met, Onward, Reason, Restrained, Verdict
-from decentral.exchange.bounds import Kind as Restraint
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.guest import Guest, Sync
 from decentral.exchange.gossip.host import ASK, Host
 from decentral.exchange.gossip.messages import Kind, Plan, Question, Reply, ms
-from decentral.exchange.gossip.swap import FAR_OFF, Share, Swap, Taken, part_of
+from decentral.exchange.gossip.swap import Share, Swap, Taken, part_of
 from decentral.exchange.gossip.table import Seat, Table
 from decentral.exchange.limits import Budget
 from decentral.outer.rule import Mixed
@@ -57,7 +56,7 @@ class _End:
     sent_N: Tensor | None
     partners: tuple[PeerId, ...] = ()
     spread: float = math.nan
-    clipped: tuple[tuple[PeerId, float], ...] = ()
+    restrained: tuple[Restrained, ...] = ()
 
 
 class Gossip(Exchange):
@@ -159,7 +158,7 @@ class Gossip(Exchange):
             waiting_s=waiting_s,
             transfer_s=sync.moving_s + self._clock.monotonic() - ended,
             met=met,
-            restrained=tuple([Restrained(peer, Restraint.LENGTH, ratio, 1.0) for peer, ratio in end.clipped]),
+            restrained=end.restrained,
         )
 
     def _limits(self, fragment: int) -> tuple[float, float]:
@@ -273,7 +272,9 @@ class Gossip(Exchange):
             if (reply.members.index(me) in reply.contributors) != bool(mine.weight):
                 raise FrameError("the answer counts somebody else's values for ours")
             taken = await self._clock.run_aside(
-                lambda: self._swap.take(key, share, reply.members, reply.contributors, reply.mean, reply.pull)
+                lambda: self._swap.take(
+                    key, share, reply.members, reply.contributors, reply.mean, reply.pull, reply.own_share
+                )
             )
         except FrameError as err:
             sync.absent[host] = str(err)
@@ -293,9 +294,8 @@ class Gossip(Exchange):
             taken, given = self._swap.settle(key, host, guests)
             for seat in seats:
                 peer, held_s = seat.share.peer, now - seat.since
-                reply = Reply(
-                    Kind.DONE, None, ms(held_s), given.members, given.contributors, given.mean, given.pulls[peer]
-                )
+                told = given.members, given.contributors, given.mean, given.pulls[peer], given.shares[peer]
+                reply = Reply(Kind.DONE, None, ms(held_s), *told)
                 answers[peer, seat.serial] = to_wire(reply)
             return taken
 
@@ -316,7 +316,6 @@ class Gossip(Exchange):
         return _End(Mixed(mine.delta_N, (self._company.me,)), mine.delta_N)
 
     def _ended(self, taken: Taken, sent_N: Tensor | None, partners: Sequence[PeerId]) -> _End:
-        """The outcome of a swap; who was wild is noted."""
-        for peer in taken.wild:
-            self._context.offend(peer, FAR_OFF)
-        return _End(taken.mixed, sent_N, tuple(partners), taken.spread, taken.clipped)
+        """The outcome of a swap; who lied is noted."""
+        self._context.judge(taken.restrained)
+        return _End(taken.mixed, sent_N, tuple(partners), taken.spread, taken.restrained)

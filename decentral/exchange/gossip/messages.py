@@ -115,6 +115,8 @@ class Reply(Message, frozen=True):
     """Indices of those members whose pseudo-gradients are in the mean."""
     mean: bytes = b""
     pull: bytes = b""
+    own_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    """How much of the mean is the guest's own."""
 
     def check(self) -> None:
         """Refuse members that are not different, and contributors that are none or not in order."""

@@ -30,7 +30,7 @@ from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Met,
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.messages import Anchor
 from decentral.exchange.gossip.options import RandomSwaps
-from decentral.exchange.gossip.swap import FAR_OFF, Swap, part_of, spread_of
+from decentral.exchange.gossip.swap import Swap, part_of, spread_of
 from decentral.exchange.limits import Allowance
 from decentral.exchange.wire import seed_of
 from decentral.outer.rule import Mixed
@@ -142,7 +142,7 @@ class RandomGossip(Exchange):
         timeout_s = self._context.timing.call_timeout_s(len(request) + limit)
         try:
             pull = await self._context.transport.call(peer, SWAP, request, timeout_s=timeout_s, max_reply_bytes=limit)
-            pull_N, wild = await self._clock.run_aside(lambda: self._swap.pulled(peer, fragment, anchor_N, pull, 0.5))
+            pull_N = await self._clock.run_aside(lambda: self._swap.pulled(peer, fragment, anchor_N, pull, 0.5))
         except PeerUnreachable:
             self._company.bury(peer)
             return
@@ -156,7 +156,7 @@ class RandomGossip(Exchange):
             self._company.bury(peer)
             self._unconfirmed.add(peer)
             return
-        await self._moved(fragment, pull_N, anchor_N, peer, wild=wild)
+        await self._moved(fragment, pull_N, anchor_N, peer)
 
     async def _on_swap(self, sender: PeerId, request: bytes) -> bytes:
         """A peer has sent its anchor: move towards it, and send it the pull."""
@@ -172,16 +172,16 @@ class RandomGossip(Exchange):
         self._serial += 1
         purpose = f"swap/{self._company.me}/{self._serial}"
 
-        def meet() -> tuple[Tensor, dict[PeerId, bytes], list[PeerId]]:
+        def meet() -> tuple[Tensor, dict[PeerId, bytes]]:
             guest_N = unpack(message.frame, self._options.anchor_codec, self._wire.numels[fragment])
             return self._swap.pulls(fragment, anchor_N, {sender: guest_N}, purpose)
 
         try:
-            own_N, pulls, wild = await self._clock.run_aside(meet)
+            own_N, pulls = await self._clock.run_aside(meet)
         except FrameError as err:
             self._context.offend(sender, str(err))
             raise
-        await self._moved(fragment, own_N, anchor_N, sender, wild=bool(wild))
+        await self._moved(fragment, own_N, anchor_N, sender)
         return pulls[sender]
 
     def _may_serve(self, fragment: int) -> bool:
@@ -190,8 +190,7 @@ class RandomGossip(Exchange):
         per_s = _MAX_SERVED * self._swaps.events_per_round / pace_s if pace_s else 0.0
         return self._allowances[fragment].take(self._clock.monotonic(), per_s)
 
-    async def _moved(self, fragment: int, pull_N: Tensor, anchor_N: Tensor, peer: PeerId, *, wild: bool) -> None:
+    async def _moved(self, fragment: int, pull_N: Tensor, anchor_N: Tensor, peer: PeerId) -> None:
         """Move by gamma times the pull; the anchor may have moved since, which does not matter to a difference."""
-        if wild:
-            self._context.offend(peer, FAR_OFF)
+        self._context.judge(self._swap.restrained())
         await self._move(fragment, pull_N * self._swaps.gamma, peer, spread_of(pull_N, anchor_N, 2))

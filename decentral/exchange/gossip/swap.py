@@ -9,12 +9,16 @@ anchor is from that guest's own, a small difference that a coarse codec Q carrie
 
 So the pulls of a group add up to zero and its mean anchor stays where it is, however coarse Q is. What Q leaves of a
 difference is still there at the next swap. Nobody's values count for more than a radius around one's own
-(``outer.clip``), neither a guest's at its host nor a host's at its guests.
+(``outer.clip``), neither a guest's at its host nor a host's at its guests. In place of values that no honest worker
+would bring one's own count: of what is many radii away, and of a pseudo-gradient that points against one's own where
+those of others point along with it (``bounds.along``). The anchor that comes with such a pseudo-gradient does not count
+either; and if it points along less than half as far as is usual, the anchor has to be within the usual distances.
 
 Legend: N = values in the fragment.
 """
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +27,8 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
-from decentral.exchange.api import Contribution, Memory
+from decentral.exchange.api import Contribution, Memory, Restrained
+from decentral.exchange.bounds import Along, Kind, along, cosines
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
@@ -34,9 +39,18 @@ from decentral.types import PeerId, SyncKey
 
 #: So many radii away nobody honest is.
 _WILD = 10.0
+#: What is shorter than this part of our own is nothing: a codec leaves so much of zeros.
+_NOTHING = 0.02
 #: A guest's tokens count at most so many times as those of the host's own whole round.
 _MAX_WEIGHT_RATIO = 4.0
-FAR_OFF = f"its values were more than {_WILD:g} radii away from ours"
+#: With so many partners that agree a worker begins: the first that does not is not what is usual.
+_TRUST = (1.0, 1.0, 1.0)
+#: What no honest worker brings, with words for people.
+OFFENCES: Mapping[Kind, str] = {
+    Kind.WILD: "its values were far outside of the radius around ours",
+    Kind.AGAINST: "its values pointed against ours, and those of others do not",
+    Kind.NOTHING: "its values were all 0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +73,9 @@ class Taken:
     mixed: Mixed
     spread: float
     """RMS of the difference of two replicas' anchors over the RMS of the anchor, as estimated from this swap."""
-    wild: tuple[PeerId, ...] = ()
-    """Members so far away that no honest one is."""
-    clipped: tuple[tuple[PeerId, float], ...] = ()
-    """Members whose values were brought nearer, with their distance over the radius."""
+    restrained: tuple[Restrained, ...] = ()
+    """Members whose values did not count as they were brought; the ratio is the distance over the radius, or of
+    ``AGAINST`` the cosine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,8 @@ class Answers:
     contributors: tuple[int, ...]
     mean: bytes
     pulls: dict[PeerId, bytes]
+    shares: dict[PeerId, float]
+    """How much of the mean is each guest's own, in [0, 1]."""
 
 
 class Swap:
@@ -91,21 +106,28 @@ class Swap:
         self._rest = MeanRest(wire.numels)
         self._lengths = [deque[float](maxlen=REMEMBERED) for _ in wire.numels]
         """Of the own last pseudo-gradients, as of whole rounds."""
-        self._clipped: dict[PeerId, float] = {}
-        """Whose values were brought nearer since that was asked last."""
+        self._cosines = [deque[float](_TRUST, REMEMBERED) for _ in wire.numels]
+        """Of partners' pseudo-gradients with the own ones."""
+        self._found: dict[PeerId, tuple[Kind, float]] = {}
+        """Whose values did not count as they were brought, since that was asked last."""
+        self._aside: dict[PeerId, bool] = {}
+        """Whose pseudo-gradient points along with ours less than half as far as is usual, and whether not at all."""
 
     def memory(self) -> Memory:
         """Radii, scales, and what is owed to means."""
         radii = {"delta_radii": self._delta_radii, "anchor_radii": self._anchor_radii}
         distances = {name: [list(radius.distances) for radius in each] for name, each in radii.items()}
-        lengths = [list(each) for each in self._lengths]
-        return Memory({"rest": self._rest.owed()}, {"lengths": lengths, **distances})
+        lengths, seen = [list(each) for each in self._lengths], [list(each) for each in self._cosines]
+        return Memory({"rest": self._rest.owed()}, {"lengths": lengths, "cosines": seen, **distances})
 
     def remember(self, memory: Memory) -> None:
         """Go on from the memory of an earlier life."""
         self._rest.restore(memory.tensors.get("rest", {}))
         for own, lengths in zip(self._lengths, memory.facts["lengths"], strict=True):
             own.extend(lengths)
+        for seen, earlier in zip(self._cosines, memory.facts["cosines"], strict=True):
+            seen.clear()
+            seen.extend(earlier)
         for name, radii in (("delta_radii", self._delta_radii), ("anchor_radii", self._anchor_radii)):
             for radius, distances in zip(radii, memory.facts[name], strict=True):
                 radius.restore(distances)
@@ -114,13 +136,12 @@ class Swap:
         """The host's side: means over all, pulls for the guests."""
         members = (host.peer, *(guest.peer for guest in guests))
         self.measure(key.fragment, host.delta_N, host.part)
-        mean_N, frame, contributors, wild = self._mean(key, host, guests)
-        anchors = {guest.peer: guest.anchor_N for guest in guests}
-        own_N, pulls, far = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
+        mean_N, frame, contributors, shares = self._mean(key, host, guests)
+        anchors = {guest.peer: self._anchor(guest, host.anchor_N) for guest in guests}
+        own_N, pulls = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
         mixed = Mixed(mean_N, tuple([members[i] for i in contributors]), anchor_N=host.anchor_N + own_N)
-        spread = spread_of(own_N, host.anchor_N, len(members))
-        taken = Taken(mixed, spread, tuple(sorted({*wild, *far})), self._whose_were_clipped())
-        return taken, Answers(members, contributors, frame, pulls)
+        taken = Taken(mixed, spread_of(own_N, host.anchor_N, len(members)), self.restrained())
+        return taken, Answers(members, contributors, frame, pulls, shares)
 
     def measure(self, fragment: int, delta_N: Tensor | None, part: float) -> None:
         """Note how long this worker's own pseudo-gradient would be after a whole round: a distance that is harmless.
@@ -136,14 +157,11 @@ class Swap:
 
     def pulls(
         self, fragment: int, anchor_N: Tensor, guests: Mapping[PeerId, Tensor], purpose: str
-    ) -> tuple[Tensor, dict[PeerId, bytes], list[PeerId]]:
-        """What moves the host's anchor to the mean, a frame that does so for each guest, and who was wild."""
-        codec = self._options.pull_codec
-        away, wild, size = {}, [], _norm(anchor_N)
+    ) -> tuple[Tensor, dict[PeerId, bytes]]:
+        """What moves the host's anchor to the mean, and a frame that does so for each guest."""
+        codec, away, size = self._options.pull_codec, {}, _norm(anchor_N)
         for peer, guest_N in guests.items():
-            near_N, is_wild = self._near(peer, self._anchor_radii, fragment, anchor_N, guest_N, size=size)
-            away[peer] = near_N - anchor_N
-            wild += [peer] if is_wild else []
+            away[peer] = self._near(peer, self._anchor_radii, fragment, anchor_N, guest_N, size=size) - anchor_N
         mean_N = torch.zeros_like(anchor_N)
         for away_N in away.values():
             mean_N.add_(away_N)
@@ -153,7 +171,7 @@ class Swap:
             pull_N = away_N.neg_().add_(mean_N)
             frames[peer] = pack(codec, pull_N, seed_of(f"{purpose}/{peer}"))
             own_N.sub_(pull_N if codec.lossless else unpack(frames[peer], codec, pull_N.numel()))
-        return own_N, frames, wild
+        return own_N, frames
 
     def take(
         self,
@@ -163,8 +181,18 @@ class Swap:
         contributors: Sequence[int],
         mean: bytes,
         pull: bytes,
+        own_share: float,
     ) -> Taken:
         """A guest's side: the host's answer, checked and clipped.
+
+        Args:
+            key: which sync.
+            mine: what this worker brought, as the host decoded it.
+            members: the group, the host first.
+            contributors: indices of those in the mean.
+            mean: its frame.
+            pull: the frame of this worker's.
+            own_share: as the host says, how much of the mean is this worker's own.
 
         Raises:
             FrameError: a frame breaks a rule.
@@ -173,49 +201,66 @@ class Swap:
         self.measure(fragment, mine.delta_N, mine.part)
         # Distances are from member to member; the mean is nearer by this.
         share = (num - 1) / num
-        delta_N, wild = torch.zeros_like(mine.anchor_N), False
+        delta_N, pull_N = torch.zeros_like(mine.anchor_N), self._read(pull, fragment)
         if contributors:
             delta_N = unpack(mean, self._wire.mean_codec, delta_N.numel())
         if contributors and mine.delta_N is not None:
-            delta_N, wild = self._near(host, self._delta_radii, fragment, mine.delta_N, delta_N, share)
-        pull_N, far = self.pulled(host, fragment, mine.anchor_N, pull, share)
+            theirs_N = (delta_N - own_share * mine.delta_N).div_(1 - own_share) if own_share < 1 else mine.delta_N
+            delta_N = self._along(host, fragment, mine.delta_N, delta_N, theirs_N, share)
+        pull_N = self._pulled(host, fragment, mine.anchor_N, pull_N, share)
+        if self._lies(host):
+            pull_N = torch.zeros_like(pull_N)
+            delta_N = mine.delta_N if mine.delta_N is not None else delta_N
         inside = tuple([members[i] for i in contributors])
         mixed = Mixed(delta_N, inside, anchor_N=mine.anchor_N + pull_N)
-        wild_ones = (host,) if wild or far else ()
-        return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), wild_ones, self._whose_were_clipped())
+        return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), self.restrained())
 
-    def pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull: bytes, share: float) -> tuple[Tensor, bool]:
-        """The pull in a frame of ``host``, clipped, and whether the one who sent it is wild.
+    def pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull: bytes, share: float) -> Tensor:
+        """The pull in a frame of ``host``, clipped; none from one that is wild.
 
         Raises:
             FrameError: the frame breaks a rule.
         """
-        pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
-        nothing_N, size = torch.zeros_like(pull_N), _norm(anchor_N)
-        return self._near(host, self._anchor_radii, fragment, nothing_N, pull_N, share, size)
+        return self._pulled(host, fragment, anchor_N, self._read(pull, fragment), share)
+
+    def _pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull_N: Tensor, share: float) -> Tensor:
+        return self._near(
+            host, self._anchor_radii, fragment, torch.zeros_like(pull_N), pull_N, share, size=_norm(anchor_N)
+        )
+
+    def _read(self, pull: bytes, fragment: int) -> Tensor:
+        return unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
+
+    def restrained(self) -> tuple[Restrained, ...]:
+        """Whose values did not count as they were brought since this was asked last: each once, in order of peer id."""
+        found, self._found = sorted(self._found.items()), {}
+        self._aside.clear()
+        return tuple([Restrained(peer, kind, ratio, 1.0) for peer, (kind, ratio) in found])
 
     def _mean(
         self, key: SyncKey, host: Share, guests: Sequence[Share]
-    ) -> tuple[Tensor, bytes, tuple[int, ...], list[PeerId]]:
-        """The mean pseudo-gradient as everybody decodes it, its frame, whose it is, and who was wild.
+    ) -> tuple[Tensor, bytes, tuple[int, ...], dict[PeerId, float]]:
+        """The mean pseudo-gradient as everybody decodes it, its frame, whose it is, and how much is each guest's.
 
         A host that only listens has nothing to compare with: it passes on the mean of the others as it is.
         """
         contributions = ShardContributions((host.peer, *(guest.peer for guest in guests)))
         contributions.enter(host.peer, Entry(host.weight, host.delta_N))
-        wild = []
+        weights = {host.peer: host.weight}
         for guest in guests:
             delta_N = guest.delta_N
             if delta_N is not None and host.delta_N is not None:
-                delta_N, is_wild = self._near(guest.peer, self._delta_radii, key.fragment, host.delta_N, delta_N)
-                wild += [guest.peer] if is_wild else []
+                delta_N = self._along(guest.peer, key.fragment, host.delta_N, delta_N, delta_N)
             weight = guest.weight
             if host.weight and weight:
                 weight = min(weight, _MAX_WEIGHT_RATIO * host.weight / host.part)
             contributions.enter(guest.peer, Entry(weight, delta_N))
+            weights[guest.peer] = weight
         mean_N = contributions.mean(over_senders=self._wire.over_senders)
+        total = sum(weights.values()) or 1.0
+        shares = {guest.peer: weights[guest.peer] / total for guest in guests}
         if mean_N is None:
-            return torch.zeros_like(host.anchor_N), b"", (), wild
+            return torch.zeros_like(host.anchor_N), b"", (), shares
         codec = self._wire.mean_codec
         keep_rest = self._wire.keep_rest and not codec.lossless
         if keep_rest:
@@ -225,12 +270,27 @@ class Swap:
         if keep_rest:
             self._rest.hold(frame, key, 0, mean_N - decoded_N)
             self._rest.settle(frame, mixed=True)
-        return decoded_N, frame, contributions.contributors(), wild
+        return decoded_N, frame, contributions.contributors(), shares
 
-    def _whose_were_clipped(self) -> tuple[tuple[PeerId, float], ...]:
-        """In order of peer id, each once."""
-        clipped, self._clipped = self._clipped, {}
-        return tuple(sorted(clipped.items()))
+    def _along(
+        self, peer: PeerId, fragment: int, own_N: Tensor, other_N: Tensor, theirs_N: Tensor, share: float = 1.0
+    ) -> Tensor:
+        """Another's pseudo-gradient, or a mean with it, as it may count: one's own if ``theirs_N`` points away."""
+        length, own_length, seen = _norm(theirs_N), _norm(own_N), self._cosines[fragment]
+        if self._options.bound and length <= _NOTHING * own_length:
+            self._found[peer] = Kind.NOTHING, length
+            return own_N
+        if self._options.bound and own_length:
+            cosine = cosines((own_N, theirs_N), (own_length, length))[0][1]
+            usual = statistics.median_low(seen)
+            direction = along(cosine, usual, own_N.numel())
+            seen.append(cosine)
+            if direction is Along.AWAY:
+                self._found[peer] = Kind.AGAINST, cosine
+                return own_N
+            if direction is Along.ASIDE or cosine < usual / 2:
+                self._aside[peer] = direction is Along.ASIDE and len(seen) > 2 * len(_TRUST)
+        return self._near(peer, self._delta_radii, fragment, own_N, other_N, share)
 
     def _near(
         self,
@@ -241,18 +301,32 @@ class Swap:
         other_N: Tensor,
         share: float = 1.0,
         size: float = 0.0,
-    ) -> tuple[Tensor, bool]:
-        """Another's values within ``share`` of the radius around one's own, and whether they were absurdly far off.
+    ) -> Tensor:
+        """Another's values within ``share`` of the radius around one's own; one's own if they were absurdly far off.
 
         Anchors less far apart than their own ``size`` are not absurd: workers may have trained apart for long.
         """
         # The longest of the last rounds: replicas that did not meet for some of them went apart by as much in each.
-        limit = share * radii[fragment].limit(max(self._lengths[fragment], default=0.0))
+        scale, is_aside = max(self._lengths[fragment], default=0.0), peer in self._aside and size > 0
+        allowed = share * radii[fragment].limit(0.0 if is_aside else scale)
+        limit = share * radii[fragment].limit(scale)
         near_N, distance = clip(own_N, other_N, limit)
         radii[fragment].observe(distance / share)
-        if distance > limit > 0:
-            self._clipped[peer] = max(self._clipped.get(peer, 0.0), distance / limit)
-        return near_N, distance > max(_WILD * limit, share * size)
+        if distance <= allowed:
+            return near_N
+        is_wild = distance > max(_WILD * limit, share * size) or (is_aside and self._aside[peer])
+        if limit:
+            found = Kind.WILD if is_wild else Kind.LENGTH, distance / limit
+            self._found[peer] = max(self._found.get(peer, found), found)
+        return own_N if is_wild or is_aside else near_N
+
+    def _lies(self, peer: PeerId) -> bool:
+        """Whether no honest worker would have brought what this one did."""
+        return peer in self._found and self._found[peer][0] in OFFENCES
+
+    def _anchor(self, guest: Share, own_N: Tensor) -> Tensor:
+        """A guest's anchor; one's own of who lies."""
+        return own_N if self._lies(guest.peer) else guest.anchor_N
 
 
 def part_of(mine: Contribution, inner_steps: int) -> float:

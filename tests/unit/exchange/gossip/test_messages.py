@@ -131,6 +131,7 @@ BAD: dict[str, dict[int, tuple[Any, ...]]] = {
         4: (None, 5, "01", [2], [1, 0], [0, 0], [-1], [True], ["0"], [[0]]),
         5: NOT_BLOBS,
         6: NOT_BLOBS,
+        7: ("1", None, True, -0.1, 1.1, math.nan, math.inf),
     },
 }
 FIELDS = [(name, position, value) for name, fields in BAD.items() for position in fields for value in fields[position]]

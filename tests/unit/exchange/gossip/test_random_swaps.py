@@ -364,7 +364,7 @@ def test_an_answer_that_breaks_a_rule_moves_nobody_and_is_noted(answer: bytes) -
     play(scenario)
 
 
-def test_a_far_off_answer_moves_nobody_far() -> None:
+def test_a_far_off_answer_moves_nobody() -> None:
     async def scenario(crowd: Crowd) -> None:
         me, liar = crowd.peers
         await crowd.step(me, 1.0)
@@ -374,7 +374,7 @@ def test_a_far_off_answer_moves_nobody_far() -> None:
 
         await crowd.world.peers[liar].transport.serve(SWAP, lie, max_request_bytes=10_000)
         await crowd.gossips[me]._start(liar, 0)
-        assert 0 < float(crowd.anchors[me, 0].norm()) <= GAMMA * 5.0 * N**0.5 / 2 + 1e-3
+        assert not crowd.anchors[me, 0].any()
 
     play(scenario)
 

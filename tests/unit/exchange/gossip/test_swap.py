@@ -5,7 +5,7 @@ Legend: N = values in the fragment.
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError
 from decentral.exchange.gossip.options import GossipOptions
-from decentral.exchange.gossip.swap import Answers, Share, Swap, Taken, spread_of
+from decentral.exchange.gossip.swap import OFFENCES, Answers, Share, Swap, Taken, spread_of
 from decentral.exchange.wire import Wire
 from decentral.outer.clip import REMEMBERED
 from decentral.types import PeerId, SyncKey
@@ -72,8 +72,16 @@ def meet(members: list[Share], swaps: list[Swap], key: SyncKey = KEY) -> Group:
     return Group(
         taken,
         answers,
-        [its.take(key, it, *told, answers.pulls[it.peer]) for it, its in zip(guests, swaps[1:], strict=True)],
+        [
+            its.take(key, it, *told, answers.pulls[it.peer], answers.shares[it.peer])
+            for it, its in zip(guests, swaps[1:], strict=True)
+        ],
     )
+
+
+def lied(taken: Taken) -> tuple[PeerId, ...]:
+    """Members that were found to lie."""
+    return tuple(each.peer for each in taken.restrained if each.kind in OFFENCES)
 
 
 def pull_of(taken: Taken, member: Share) -> Tensor:
@@ -115,7 +123,7 @@ def test_of_every_group(seed: int, num: int, pull: str, mean: str, apart: float,
     for taken in group.all:
         assert taken.mixed.members == inside
         assert torch.equal(taken.mixed.delta_N, group.host.mixed.delta_N)
-        assert taken.wild == ()
+        assert lied(taken) == ()
     if not inside:
         assert group.answers.mean == b""
         assert not group.host.mixed.delta_N.any()
@@ -239,15 +247,14 @@ def test_a_far_off_guest_is_clipped_and_named(num: int, far: str, scale: float) 
         liar.anchor_N * scale if far != "delta" else liar.anchor_N,
     )
     group = meet(members, swaps)
-    assert group.host.wild == (liar.peer,)
-    [(clipped, times)] = group.host.clipped
-    assert clipped == liar.peer
-    assert times > 10
+    assert lied(group.host) == (liar.peer,)
+    [restrained] = group.host.restrained
+    assert restrained.ratio > 10
     delta_limit, anchor_limit = usual_limits()
     assert norm(group.host.mixed.delta_N - honest.host.mixed.delta_N) <= 2 * delta_limit / num
     assert norm(pull_of(group.host, members[0])) <= 2 * anchor_limit / num
     for taken, it in zip(group.guests[:-1], members[1:-1], strict=True):
-        assert taken.wild == (), "the host has clipped it"
+        assert lied(taken) == (), "the host has clipped it"
         assert norm(pull_of(taken, it)) <= 2 * anchor_limit / num
 
 
@@ -260,12 +267,42 @@ def test_a_far_off_host_is_clipped_and_named(far: str, scale: float) -> None:
     fp32 = make_codec("fp32")
     mean = pack(fp32, randn(3) * scale if far == "mean" else mine.delta_N)
     pull = pack(fp32, randn(3) * scale if far == "pull" else torch.zeros(N))
-    taken = guest.take(KEY, mine, (host.peer, mine.peer), (0, 1), mean, pull)
-    assert taken.wild == (host.peer,)
-    assert [peer for peer, _ in taken.clipped] == [host.peer]
+    taken = guest.take(KEY, mine, (host.peer, mine.peer), (0, 1), mean, pull, 0.5)
+    assert lied(taken) == (host.peer,)
     delta_limit, anchor_limit = usual_limits()
     assert norm(taken.mixed.delta_N - mine.delta_N) <= delta_limit / 2
     assert norm(pull_of(taken, mine)) <= anchor_limit / 2
+
+
+@pytest.mark.parametrize("liar", ["host", "guest"])
+@pytest.mark.parametrize(("weight", "times"), [(1.0, -1.0), (4.0, -0.3)])
+def test_who_points_against_us_counts_for_nothing_and_is_named(liar: str, weight: float, times: float) -> None:
+    """Whatever its values weigh; and its anchor does not count either."""
+    swaps = acquainted()
+    host, guest = shares(9, 2, apart=1e-2, weights=(weight, 1.0) if liar == "host" else (1.0, weight))
+    assert host.delta_N is not None
+    assert guest.delta_N is not None
+    if liar == "host":
+        group = meet([replace(host, delta_N=times * host.delta_N), guest], swaps)
+        deceived, honest = group.guests[0], guest
+    else:
+        group = meet([host, replace(guest, delta_N=times * guest.delta_N)], swaps)
+        deceived, honest = group.host, host
+    assert lied(deceived) == (HOST if liar == "host" else GUESTS[0],)
+    assert deceived.restrained[0].ratio < 0
+    assert torch.equal(deceived.mixed.delta_N, honest.delta_N)
+    assert not pull_of(deceived, honest).any()
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 4.0])
+def test_where_partners_do_not_agree_nobody_is_called_a_liar(weight: float) -> None:
+    """Close to an optimum honest pseudo-gradients are noise, and every other one points against ours."""
+    host, guest = swap(), swap()
+    named = 0
+    for seed in range(0, 40 * 40, 40):
+        members = [replace(it, delta_N=randn(seed + i)) for i, it in enumerate(shares(seed, 2, weights=(weight, 1.0)))]
+        named += sum(len(lied(taken)) for taken in meet(members, [host, guest]).all)
+    assert named == 0
 
 
 def test_a_guest_that_comes_again_and_again_from_afar_never_gets_further() -> None:
@@ -275,7 +312,7 @@ def test_a_guest_that_comes_again_and_again_from_afar_never_gets_further() -> No
         mine, liar = shares(40 * seed, 2)
         far = Share(liar.peer, 1.0, liar.delta_N, 1e6 * randn(7))
         taken, _ = host.settle(KEY, mine, [far])
-        assert taken.wild == (liar.peer,)
+        assert lied(taken) == (liar.peer,)
         assert norm(pull_of(taken, mine)) <= anchor_limit / 2
 
 
@@ -284,7 +321,7 @@ def test_three_times_the_usual_distance_is_nothing() -> None:
     members = shares(9, 2, apart=25.0)
     gap_N = members[1].anchor_N - members[0].anchor_N
     group = meet(members, swaps)
-    assert group.host.wild == group.guests[0].wild == ()
+    assert lied(group.host) == lied(group.guests[0]) == ()
     assert norm(pull_of(group.host, members[0])) == pytest.approx(norm(gap_N) / 2, rel=1e-3)
 
 
@@ -295,10 +332,10 @@ def test_who_has_nothing_to_compare_with_calls_nobody_a_liar() -> None:
     assert not listener.has_measure(0)
     for _ in range(REMEMBERED):
         taken, answers = listener.settle(KEY, Share(HOST, 0.0, None, host.anchor_N), [guest])
-        assert taken.wild == ()
+        assert lied(taken) == ()
     mine = Share(guest.peer, 0.0, None, guest.anchor_N)
-    taken = swap().take(KEY, mine, answers.members, answers.contributors, answers.mean, answers.pulls[guest.peer])
-    assert taken.wild == ()
+    taken = swap().take(KEY, mine, answers.members, answers.contributors, answers.mean, answers.pulls[guest.peer], 0.0)
+    assert lied(taken) == ()
 
 
 def test_a_newcomer_after_a_step_or_two_measures_by_a_whole_round() -> None:
@@ -309,7 +346,7 @@ def test_a_newcomer_after_a_step_or_two_measures_by_a_whole_round() -> None:
     mine = Share(HOST, 1.0, whole.delta_N / 50, whole.anchor_N, part=1 / 50)
     taken, _ = newcomer.settle(KEY, mine, [other])
     assert newcomer.has_measure(0)
-    assert taken.wild == ()
+    assert lied(taken) == ()
     assert norm(pull_of(taken, mine)) == pytest.approx(norm(other.anchor_N - mine.anchor_N) / 2, rel=1e-3)
 
 
@@ -339,7 +376,7 @@ def test_values_that_are_not_finite_are_refused(frame: str, value: float) -> Non
     bad = reframed(broken)
     frames = (bad, good) if frame == "mean" else (good, bad)
     with pytest.raises(FrameError):
-        swap().take(KEY, mine, (HOST, mine.peer), (0, 1), *frames)
+        swap().take(KEY, mine, (HOST, mine.peer), (0, 1), *frames, 0.5)
 
 
 def reframed(payload: bytes) -> bytes:
@@ -367,7 +404,7 @@ def test_frames_of_another_kind_are_refused(frame: str, codec: str, num: int) ->
     good, bad = pack(make_codec("fp32"), torch.zeros(N)), pack(make_codec(codec), torch.zeros(num))
     frames = (bad, good) if frame == "mean" else (good, bad)
     with pytest.raises(FrameError):
-        swap().take(KEY, mine, (HOST, mine.peer), (0, 1), *frames)
+        swap().take(KEY, mine, (HOST, mine.peer), (0, 1), *frames, 0.5)
 
 
 @pytest.mark.parametrize("pull", CODECS)
