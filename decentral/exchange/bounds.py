@@ -158,12 +158,17 @@ def cosines(values: Sequence[Tensor], lengths: Sequence[float]) -> list[list[flo
     return cast("list[list[float]]", (units @ units.T).tolist())
 
 
+def chance(numel: int) -> float:
+    """What a cosine of contributions of so many values may be that have nothing in common."""
+    return _CHANCE / math.sqrt(min(numel, _SAMPLE))
+
+
 class Along(Enum):
     """How a contribution points beside others."""
 
     ALONG = auto()
     ASIDE = auto()
-    """No more along with them than by chance, where others do."""
+    """Along with them less than half as far as others do."""
     AWAY = auto()
     """Far against them, where others point along."""
 
@@ -176,10 +181,10 @@ def along(cosine: float, usual: float, numel: int) -> Along:
         usual: a median of such cosines.
         numel: S.
     """
-    chance = _CHANCE / math.sqrt(min(numel, _SAMPLE))
-    if not usual > chance or cosine > chance:
+    by_chance = chance(numel)
+    if not usual > by_chance or cosine > max(by_chance, usual / 2):
         return Along.ALONG
-    return Along.AWAY if cosine < -max(chance, _AWAY * usual) else Along.ASIDE
+    return Along.AWAY if cosine < -max(by_chance, _AWAY * usual) else Along.ASIDE
 
 
 def _against(values: Sequence[Tensor | None], lengths: Sequence[float]) -> list[tuple[int, float]]:

@@ -1,28 +1,31 @@
 """Whether what reducers answered can be means of what was brought, one's own part among it. Pure.
 
-A member sees nothing of what others brought. But it knows its own part, and what the means of other shards and of
-earlier rounds were like beside it: how long, and how far they pointed along with it. A mean that is many times longer,
-or points against one's own part where means point along with it, is none. All honest members brought about the same, so
-they refuse it alike; one that does not holds another anchor than they and repairs. A reducer that lies by little is not
-found so: nobody but it has all parts of its shard.
+A member sees nothing of what others brought. But it knows its own part, and what the means of other shards are like
+beside it: how long, and how far they point along with it. A mean that is many times longer, or points against one's own
+part as far as means point along with it, is none. Both have wide margins, as all honest members must refuse the same:
+one that does not holds another anchor than they and repairs. A reducer that lies by little is not found so: nobody but
+it has all parts of its shard.
 
 Legend: S = values in a shard.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from decentral.exchange.bounds import Along, Kind, along, beyond, cosines
+from decentral.exchange.bounds import Kind, beyond, chance, cosines
 from decentral.exchange.merge import norm_of
 
-#: Shards remembered.
+#: Cosines remembered, of so many shards.
 _REMEMBERED = 64
-#: With fewer nothing is usual yet; then only what is so many times longer than one's own part is no mean: a newcomer
-#: has a step or two behind its part, and others hundreds.
-_ENOUGH, _AT_FIRST = 3, 1e4
+#: With fewer nothing is usual.
+_ENOUGH = 3
+#: In a round of fewer shards what is so many times longer than one's own part is no mean: a newcomer has a step or two
+#: behind its part, and others hundreds.
+_ABSURD = 1e4
 
 
 class Plausible:
@@ -34,7 +37,7 @@ class Plausible:
 
     def __init__(self, factor: float) -> None:
         self._factor = factor
-        self._ratios, self._cosines = deque[float](maxlen=_REMEMBERED), deque[float](maxlen=_REMEMBERED)
+        self._cosines = deque[float](maxlen=_REMEMBERED)
 
     def refused(self, shards: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
         """Which answers of a round are no means.
@@ -50,15 +53,12 @@ class Plausible:
             ours, length = norm_of(ours_S), norm_of(mean_S)
             if ours and length:
                 judged.append((i, length / ours, cosines((ours_S, mean_S), (ours, length))[0][1]))
-        if not judged:
-            return ()
-        self._ratios.extend(ratio for _, ratio, _ in judged)
         self._cosines.extend(cosine for _, _, cosine in judged)
-        usual, agreement = statistics.median_low(self._ratios), statistics.median_low(self._cosines)
-        knows = len(self._ratios) >= _ENOUGH
-        return tuple(
-            i
-            for i, ratio, cosine in judged
-            if (beyond(ratio / usual, self._factor) is Kind.WILD if knows else ratio > _AT_FIRST)
-            or (knows and along(cosine, agreement, shards[i][0].numel()) is Along.AWAY)
-        )
+        agreement = statistics.median_low(self._cosines) if len(self._cosines) >= _ENOUGH else 0.0
+        usual = statistics.median_low([ratio for _, ratio, _ in judged]) if len(judged) >= _ENOUGH else math.nan
+
+        def is_none(numel: int, ratio: float, cosine: float) -> bool:
+            is_long = ratio > _ABSURD if math.isnan(usual) else beyond(ratio / usual, self._factor) is Kind.WILD
+            return is_long or (agreement > chance(numel) and cosine < -max(chance(numel), agreement / 2))
+
+        return tuple([i for i, ratio, cosine in judged if is_none(shards[i][0].numel(), ratio, cosine)])

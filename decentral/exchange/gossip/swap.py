@@ -110,8 +110,8 @@ class Swap:
         """Of partners' pseudo-gradients with the own ones."""
         self._found: dict[PeerId, tuple[Kind, float]] = {}
         """Whose values did not count as they were brought, since that was asked last."""
-        self._aside: dict[PeerId, bool] = {}
-        """Whose pseudo-gradient points along with ours less than half as far as is usual, and whether not at all."""
+        self._aside: set[PeerId] = set()
+        """Whose pseudo-gradient points along with ours in this swap less than half as far as is usual."""
 
     def memory(self) -> Memory:
         """Radii, scales, and what is owed to means."""
@@ -282,14 +282,13 @@ class Swap:
             return own_N
         if self._options.bound and own_length:
             cosine = cosines((own_N, theirs_N), (own_length, length))[0][1]
-            usual = statistics.median_low(seen)
-            direction = along(cosine, usual, own_N.numel())
+            direction = along(cosine, statistics.median_low(seen), own_N.numel())
             seen.append(cosine)
             if direction is Along.AWAY:
                 self._found[peer] = Kind.AGAINST, cosine
                 return own_N
-            if direction is Along.ASIDE or cosine < usual / 2:
-                self._aside[peer] = direction is Along.ASIDE and len(seen) > 2 * len(_TRUST)
+            if direction is Along.ASIDE:
+                self._aside.add(peer)
         return self._near(peer, self._delta_radii, fragment, own_N, other_N, share)
 
     def _near(
@@ -314,7 +313,7 @@ class Swap:
         radii[fragment].observe(distance / share)
         if distance <= allowed:
             return near_N
-        is_wild = distance > max(_WILD * limit, share * size) or (is_aside and self._aside[peer])
+        is_wild = distance > max(_WILD * limit, share * size)
         if limit:
             found = Kind.WILD if is_wild else Kind.LENGTH, distance / limit
             self._found[peer] = max(self._found.get(peer, found), found)
