@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from decentral.config.settings import load
 from decentral.errors import ExitCode
 from decentral.run.tasks import build_trainer
 from tests.process.command import P, Process, WorkerProcess, mixed_together, wait_for
-from tests.support.hf import make_folder, make_tokenizer, write_rows
+from tests.process.test_ranks import TWO, Together, ranks_of
+from tests.support.hf import CONTEXT, make_folder, make_tokenizer, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FOR_EVER = 1_000_000
@@ -117,6 +119,31 @@ def test_a_model_through_a_kill_to_a_folder_that_transformers_reads(
     card = (out / "README.md").read_text()
     assert founder.events("started")[0]["run"] in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("inner", ["ddp", "fsdp"])
+def test_two_ranks_beside_a_process(start: Callable[[P], P], tmp_path: Path, inner: str) -> None:
+    """One of the ranks is killed, torchrun brings the worker back; no row is read twice, and the anchors are equal."""
+    model, rows = make_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    one = up(start(WorkerProcess(tmp_path / "one", *founding(model, rows))))
+    arguments = ("--join", one.address, "--data", str(rows), "--tokenizer", str(model), "--inner", inner)
+    several = start(Together(tmp_path / "several", *arguments, torchrun=(*TWO, "--max-restarts", "1")))
+    wait_for(lambda: mixed_together([one, several]), "a round of both", START_S)
+    # A batch is dealt out: the worker of two processes brings as many tokens as that of one.
+    most = [max(event["tokens"] for event in worker.events("stretch_done")) for worker in (one, several)]
+    assert most == 2 * [4 * 4 * (CONTEXT - 1)]  # of inner steps, sequences and what is predicted of each
+    os.kill(ranks_of(several)["1"], signal.SIGKILL)
+    wait_for(lambda: len(several.stdout.splitlines()) == 2, "the worker once more", START_S)
+    seen = one.events("round_mixed")[-1]["round"]
+    wait_for(lambda: mixed_together([one, several], after=seen), "a round of both afterwards", START_S)
+    for worker in (several, one):
+        worker.signal(signal.SIGTERM)
+        worker.code()
+    digests: dict[int, set[str]] = {}
+    for worker in (one, several):
+        for event in worker.events("round_mixed"):
+            digests.setdefault(event["round"], set()).add(event["digest"])
+    assert all(len(each) == 1 for each in digests.values())
 
 
 def test_an_adapter_alone_is_shared(start: Callable[[P], P], tmp_path: Path) -> None:
