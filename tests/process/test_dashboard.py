@@ -62,7 +62,8 @@ def test_a_page_beside_a_worker_and_one_from_outside(start: Callable[[P], P], tm
     assert (state_at(beside)["has_journal"], state_at(outside)["has_journal"]) == (True, False)
     for url in (beside, outside):
         wait_for(lambda url=url: len(links_at(url)) == 2, f"the link between them from both sides at {url}", SLOWLY_S)
-    wait_for(lambda: "saved" in {line["event"] for line in state_at(outside)["events"]}, "a checkpoint", SLOWLY_S)
+    wait_for(lambda: other.events("saved"), "a checkpoint", SLOWLY_S)
+    wait_for(lambda: "saved" in {line["event"] for line in state_at(outside)["events"]}, "that it is seen", SLOWLY_S)
 
     other.signal(signal.SIGKILL)
     for url in (beside, outside):
