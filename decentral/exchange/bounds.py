@@ -48,6 +48,8 @@ class Kind(IntEnum):
     """Left out: all its values are 0, and those of most others are not."""
     MEAN = 5
     """Of a reducer: what it answered was no mean, and nobody uses it."""
+    TURNED = 6
+    """Of a reducer: what it answered points against what this worker brought. It counts; the reducer is doubted."""
 
 
 @dataclass(frozen=True, slots=True)

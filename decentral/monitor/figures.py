@@ -84,6 +84,8 @@ def restraint(kind: str, ratio: float) -> str:
             return f"pointed away from the others (cosine {ratio:.2f}) and was left out"
         case "mean":
             return "was no mean of its shard, which nobody uses"
+        case "turned":
+            return f"pointed against what we brought (cosine {ratio:.2f}): it is doubted as a reducer"
     return "was nothing and was left out"
 
 

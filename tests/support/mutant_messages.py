@@ -63,7 +63,10 @@ READERS: dict[str, Reader] = {
     "piece": partial(from_wire, Ask),
 }
 _GOOD: tuple[tuple[str, bytes], ...] = (
-    ("participants", to_wire(Participants(SyncKey(1, 0), _PEERS[0], 2, "base", _PEERS[:2], ((_PEERS[2], "why"),)))),
+    (
+        "participants",
+        to_wire(Participants(SyncKey(1, 0), _PEERS[0], 2, "base", _PEERS[:2], ((_PEERS[2], "why"),), _PEERS[1:2])),
+    ),
     ("call", to_wire(Convene(SyncKey(1, 0), "base", 3, _PEERS[1:], 0.5))),
     ("answer to a call", to_wire(ConveneReply(Answer.PARTICIPANTS, bytes(60), _PEERS[0]))),
     ("shard", to_wire(Shard(bytes(60), 0, 1.0, bytes(range(200))))),

@@ -13,7 +13,7 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,10 +35,10 @@ from decentral.exchange.allreduce.messages import (
     unpack_participants,
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
-from decentral.exchange.allreduce.plausible import Plausible
+from decentral.exchange.allreduce.plausible import Doubts, absurd
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
-from decentral.exchange.bounds import Kind
+from decentral.exchange.bounds import Finding, Kind
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed
@@ -129,7 +129,7 @@ class AllReduce(Exchange):
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
-        self._plausible = [Plausible(wire.bound) for _ in wire.numels]
+        self._doubts = [Doubts() for _ in wire.numels]
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -317,7 +317,7 @@ class AllReduce(Exchange):
             await self._reducer.start_afresh(called.participants.key)
         weight = mine.weight if called.missed is None else 0.0
         values = _Values(values_N, weight, torch.empty_like(values_N), torch.empty_like(values_N))
-        key = called.participants.key
+        key, index = called.participants.key, members.index(me) if me in members else -1
         parts = self._wire.parts(key, members, called.participants.reducers)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
@@ -326,17 +326,18 @@ class AllReduce(Exchange):
             if isinstance(outcome, Aborted):
                 return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
             means.append(outcome)
-        if weight and self._wire.bound and called.missed is None:
-            await self._clock.run_aside(lambda: self._refuse(key.fragment, parts, means, values))
-        for part, mean in zip(parts, means, strict=True):
-            if not mean.contributors:
+        turned: Mapping[int, float] = {}
+        if self._wire.bound:
+            turned = await self._clock.run_aside(lambda: self._judge(key.fragment, me, parts, means, values))
+        for i, (part, mean) in enumerate(zip(parts, means, strict=True)):
+            if not mean.contributors or i in turned:
                 self._leader.distrust(part.reducer, key.round)
         contributors = [mean.contributors for mean in means]
         if not any(contributors):
             return _Reduced(
                 called.missed or Aborted(Reason.REFUSED, "no shard came back as a mean", uncertain=weight > 0)
             )
-        inside, index = set().union(*contributors), members.index(me) if me in members else -1
+        inside = set().union(*contributors)
         mixed = Mixed(
             values.mean_N,
             tuple([members[i] for i in sorted(inside)]),
@@ -346,7 +347,7 @@ class AllReduce(Exchange):
         )
         silence = "among the participants, but brought nothing"
         silent = [(member, silence) for i, member in enumerate(members) if i not in inside]
-        restrained = _restrained(members, list(zip(parts, means, strict=True)))
+        restrained = _restrained(members, list(zip(parts, means, strict=True)), turned)
         return _Reduced(mixed, values.sent_N if weight else None, tuple(silent), restrained)
 
     async def _mean(self, called: _Called, part: Part, values: _Values) -> Mean | Aborted:
@@ -373,13 +374,21 @@ class AllReduce(Exchange):
             return self._nobodys(part, values)
         return mean
 
-    def _refuse(self, fragment: int, parts: Sequence[Part], means: list[Mean], values: _Values) -> None:
-        """Close shards with nobody's part of which the answer can be no mean."""
+    def _judge(
+        self, fragment: int, me: PeerId, parts: Sequence[Part], means: list[Mean], values: _Values
+    ) -> dict[int, float]:
+        """Close shards with nobody's part of which the answer can be no mean; returns those that are to be doubted."""
         spans = [slice(part.start, part.stop) for part in parts]
-        inside = [i for i, mean in enumerate(means) if mean.contributors]
-        shards = [(values.sent_N[spans[i]], values.mean_N[spans[i]]) for i in inside]
-        for at in self._plausible[fragment].refused(shards):
-            means[inside[at]] = self._nobodys(parts[inside[at]], values)
+        for at in absurd([(values.sent_N[span] if values.weight else None, values.mean_N[span]) for span in spans]):
+            means[at] = self._nobodys(parts[at], values)
+        if not values.weight:
+            return {}
+        # Where something was cut down the mean may point anywhere, and an honest reducer answers it; and of one's own
+        # there is no doubt.
+        reducers = [part.reducer for part in parts]
+        fit = [i for i, mean in enumerate(means) if mean.contributors and not mean.findings and reducers[i] != me]
+        shards = [(values.sent_N[spans[i]], values.mean_N[spans[i]]) for i in fit]
+        return {fit[i]: cosine for i, cosine in self._doubts[fragment].turned(shards).items()}
 
     def _nobodys(self, part: Part, values: _Values) -> Mean:
         """A shard that was closed with nobody's part."""
@@ -469,11 +478,14 @@ class AllReduce(Exchange):
         return answer if answer != PENDING else None
 
 
-def _restrained(members: Sequence[PeerId], shards: Sequence[tuple[Part, Mean]]) -> tuple[Restrained, ...]:
-    """Who was bounded in any shard, in the order of the members."""
+def _restrained(
+    members: Sequence[PeerId], shards: Sequence[tuple[Part, Mean]], turned: Mapping[int, float]
+) -> tuple[Restrained, ...]:
+    """Who was bounded in any shard, or doubted for one, in the order of the members."""
     found: dict[tuple[int, Kind], tuple[float, int]] = {}
-    for part, mean in shards:
-        for finding in mean.findings:
+    for i, (part, mean) in enumerate(shards):
+        doubted = [Finding(members.index(part.reducer), Kind.TURNED, turned[i])] if i in turned else []
+        for finding in (*mean.findings, *doubted):
             ratio, numel = found.get((finding.index, finding.kind), (finding.ratio, 0))
             most = max(ratio, finding.ratio, key=abs)
             found[finding.index, finding.kind] = most, numel + part.numel

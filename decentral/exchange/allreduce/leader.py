@@ -106,7 +106,7 @@ class Leader:
         self._passed_over[peer] = round + _PASSED_OVER_ROUNDS
 
     def distrust(self, peer: PeerId, round: int) -> None:
-        """What a reducer answered in a round was no mean: where this worker leads, it reduces nothing for a while."""
+        """What a reducer answered can be no mean: where this worker leads, it reduces nothing for a while."""
         self._distrusted[peer] = round + _DISTRUSTED_ROUNDS
 
     def may_lead(self, candidates: Iterable[PeerId], round: int) -> Iterator[PeerId]:

@@ -1,10 +1,9 @@
-"""Whether what reducers answered can be means of what was brought, one's own part among it. Pure.
+"""Whether what reducers answered can be means of what was brought. Pure.
 
-A member sees nothing of what others brought. But it knows its own part, and what the means of other shards are like
-beside it: how long, and how far they point along with it. A mean that is many times longer, or points against one's own
-part as far as means point along with it, is none. Both have wide margins, as all honest members must refuse the same:
-one that does not holds another anchor than they and repairs. A reducer that lies by little is not found so: nobody but
-it has all parts of its shard.
+A mean is refused for what all members see alike, the other shards of the round, or for a length beyond all measure: so
+they refuse the same, and their anchors stay bit-equal. By what a member brought itself it knows more, but not alike:
+one that has learnt little meets others that have learnt much, and would refuse what they take. So that only makes it
+doubt the reducer.
 
 Legend: S = values in a shard.
 """
@@ -16,49 +15,63 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from decentral.exchange.bounds import Kind, beyond, chance, cosines
+from decentral.exchange.bounds import chance, cosines
 from decentral.exchange.merge import norm_of
 
+#: Of fewer nobody can tell which is unlike the others.
+_FEWEST = 3
+#: A mean is none if its root mean square is so many times the median shard's.
+_ABSURD = 1e4
 #: Cosines remembered, of so many shards.
 _REMEMBERED = 64
-#: With fewer nothing is usual.
-_ENOUGH = 3
-#: In a round of fewer shards what is so many times longer than one's own part is no mean: a newcomer has a step or two
-#: behind its part, and others hundreds.
-_ABSURD = 1e4
 
 
-class Plausible:
-    """What the means of one fragment have been like.
+def absurd(shards: Sequence[tuple[Tensor | None, Tensor]]) -> tuple[int, ...]:
+    """Which means of a round are 10,000 times as long as is usual; by index.
+
+    That is the lower median of the root mean squares of the means that are not 0. Of fewer than three it is that of our
+    own part: a newcomer, with a step or two behind its part where others have thousands, is within it.
 
     Args:
-        factor: see ``bounds.bounded``.
+        shards: of each our part as others decoded it, if we brought one, and its mean, float32 [S].
     """
+    lengths = {i: rms for i, (_, mean_S) in enumerate(shards) if (rms := _rms(mean_S))}
+    if len(lengths) >= _FEWEST:
+        usual = statistics.median_low(lengths.values())
+        return tuple([i for i, rms in lengths.items() if rms > _ABSURD * usual])
+    own = {i: _rms(ours_S) for i, (ours_S, _) in enumerate(shards) if ours_S is not None}
+    return tuple([i for i, rms in lengths.items() if own.get(i) and rms > _ABSURD * own[i]])
 
-    def __init__(self, factor: float) -> None:
-        self._factor = factor
+
+class Doubts:
+    """How far means of one fragment have pointed along with what this member brought."""
+
+    def __init__(self) -> None:
         self._cosines = deque[float](maxlen=_REMEMBERED)
 
-    def refused(self, shards: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
-        """Which answers of a round are no means.
+    def turned(self, shards: Sequence[tuple[Tensor, Tensor]]) -> dict[int, float]:
+        """Means of a round that point as far against our part as means usually point along with it.
+
+        That is more than half of the lower median of the last 64 cosines, these among them, if this is more than by
+        chance; and more than by chance.
 
         Args:
-            shards: of each our part as others decoded it, and what was answered, float32 [S].
+            shards: of each our part as others decoded it, and its mean, float32 [S].
 
         Returns:
-            Their indices. Beside a part of zeros nothing can be judged.
+            Their cosines by index.
         """
-        judged: list[tuple[int, float, float]] = []
+        seen = dict[int, float]()
         for i, (ours_S, mean_S) in enumerate(shards):
             ours, length = norm_of(ours_S), norm_of(mean_S)
             if ours and length:
-                judged.append((i, length / ours, cosines((ours_S, mean_S), (ours, length))[0][1]))
-        self._cosines.extend(cosine for _, _, cosine in judged)
-        agreement = statistics.median_low(self._cosines) if len(self._cosines) >= _ENOUGH else 0.0
-        usual = statistics.median_low([ratio for _, ratio, _ in judged]) if len(judged) >= _ENOUGH else math.nan
+                seen[i] = cosines((ours_S, mean_S), (ours, length))[0][1]
+        self._cosines.extend(seen.values())
+        usual = statistics.median_low(self._cosines) if len(self._cosines) >= _FEWEST else 0.0
+        limits = {i: chance(shards[i][1].numel()) for i in seen}
+        return {i: cos for i, cos in seen.items() if usual > limits[i] and cos < -max(limits[i], usual / 2)}
 
-        def is_none(numel: int, ratio: float, cosine: float) -> bool:
-            is_long = ratio > _ABSURD if math.isnan(usual) else beyond(ratio / usual, self._factor) is Kind.WILD
-            return is_long or (agreement > chance(numel) and cosine < -max(chance(numel), agreement / 2))
 
-        return tuple([i for i, ratio, cosine in judged if is_none(shards[i][0].numel(), ratio, cosine)])
+def _rms(x_S: Tensor) -> float:
+    """Root mean square."""
+    return norm_of(x_S) / math.sqrt(x_S.numel())
