@@ -58,6 +58,7 @@ def test_a_swarm_is_killed_and_stopped_and_leaves_nothing(tmp_path: Path) -> Non
         assert not swarm.living
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
     with Swarm(tmp_path, [LOOPBACK]) as swarm, pytest.raises(BenchError, match="worker0 ended with"):
         swarm.begin({"task.factory": "nowhere:build"})

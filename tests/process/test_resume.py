@@ -65,6 +65,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_worker_alone_ends_as_if_it_had_never_been_killed(start: Callable[[P], P], tmp_path: Path) -> None:
     hurry, often, never = tmp_path / "hurry", tmp_path / "often", tmp_path / "never"

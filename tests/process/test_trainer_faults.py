@@ -119,6 +119,7 @@ def test_a_loss_that_is_a_tensor_is_a_number(swarm: Callable[[str], Swarm]) -> N
     assert faulty.code() == ExitCode.OK
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_trainer_that_hangs_is_not_waited_for_and_can_be_stopped(swarm: Callable[[str], Swarm]) -> None:
     founder, other, faulty = swarm("hangs")

@@ -1,5 +1,7 @@
 """What is kept for others on a disk: by a spare, which waits for nobody that hangs, and by the holder of a stage."""
 
+import pytest
+
 from decentral.monitor.events import Resumed, StagePlaced
 from decentral.pipeline.recovery import Source
 from decentral.sim.faults import Fault, Kind
@@ -7,6 +9,7 @@ from decentral.sim.tape import FaultTape
 from tests.sim.pipelines import PipelineScenario, miscounts, simulate_pipeline, unfinished
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_is_taken_before_it_wakes() -> None:
     scenario = PipelineScenario(rounds=20, checkpoint_s=1.0)
     spare = scenario.peers[-1]

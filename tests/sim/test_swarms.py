@@ -33,6 +33,7 @@ def test_every_round_has_everybody(num_workers: int) -> None:
     assert everybody.members == scenario.peers
 
 
+@pytest.mark.slow
 def test_many_workers_join_at_once() -> None:
     scenario = Scenario(1, 64, rounds=15, step_s=0.05, conditions=Conditions(jitter=0.3))
     record = simulate(scenario)

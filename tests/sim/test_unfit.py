@@ -1,11 +1,14 @@
 """Who cannot hold a stage says so, and another one takes it."""
 
+import pytest
+
 from decentral.monitor.events import StagePlaced
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.tape import FaultTape
 from tests.sim.pipelines import PipelineScenario, simulate_pipeline
 
 
+@pytest.mark.slow
 def test_a_spare_without_data_leaves_the_head_to_another_and_is_of_use_elsewhere() -> None:
     # Of the two spares, 5 is appointed to the head first.
     scenario = PipelineScenario(rounds=40, num_spares=2, without_data=frozenset({5}))

@@ -100,6 +100,7 @@ def test_an_asker_calls_others_and_is_nobody_to_them() -> None:
     run(scenario)
 
 
+@pytest.mark.slow
 def test_an_identity_that_lives_in_the_swarm_is_refused_and_a_free_one_taken(tmp_path: Path) -> None:
     async def scenario(nodes: Nodes) -> None:
         key = tmp_path / "id.key"

@@ -114,6 +114,7 @@ def decode_all() -> None:
     print("all within")
 
 
+@pytest.mark.slow
 def test_decoding_takes_the_answer_and_little_more():
     code = f"from {__name__} import decode_all; decode_all()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
