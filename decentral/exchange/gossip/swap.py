@@ -314,7 +314,7 @@ class Swap:
         if distance <= allowed:
             return near_N
         is_wild = distance > max(_WILD * limit, share * size)
-        if limit:
+        if distance > limit > 0:
             found = Kind.WILD if is_wild else Kind.LENGTH, distance / limit
             self._found[peer] = max(self._found.get(peer, found), found)
         return own_N if is_wild or is_aside else near_N
