@@ -39,6 +39,8 @@ def swarm(others: tuple[WorkerProcess, WorkerProcess], tmp_path: Path) -> Iterat
             stack.callback(faulty.end)
             everybody = {worker.peer for worker in (*others, faulty)}
             wait_for(lambda: set(members(others[0])) == everybody, "a round of all three")
+            # Who comes is noted at a beat, and who goes only if that was; rounds may be shorter than one.
+            wait_for(lambda: faulty.peer in [event["peer"] for event in others[0].events("peer_seen")], "a line of it")
             (tmp_path / "faulty" / "fault").write_text(fault)
             return *others, faulty
 
