@@ -64,7 +64,7 @@ def test_it_takes_the_steps_of_a_plain_loop(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # to compile takes a busy machine minutes
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of what compiles, by its own parts
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of what compiles, by its own parts
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # likewise
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
