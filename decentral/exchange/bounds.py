@@ -142,22 +142,28 @@ def beyond(ratio: float, factor: float) -> Kind | None:
     return Kind.LENGTH if ratio > factor else None
 
 
-def cosines(values: Sequence[Tensor], lengths: Sequence[float]) -> list[list[float]]:
+def cosines(values: Sequence[Tensor], dice: torch.Generator) -> list[list[float]]:
     """How far contributions point the same way, whatever their length: the cosine of each with each.
 
-    Taken of so many values that a matrix of all with all costs next to nothing. Which ones follows from the lengths of
-    all, honest ones among them: nobody knows beforehand where nobody will look.
+    Taken of so many values that it costs next to nothing. Of one that is 0 there, all are 0, that with itself as well.
 
     Args:
         values: float32 [S] each, finite.
-        lengths: their norms, above 0.
+        dice: draw which values.
     """
     numel = values[0].numel()
-    dice = torch.Generator().manual_seed(hash(tuple(lengths)) & 0x7FFFFFFF)
     places = torch.randint(numel, (_SAMPLE,), generator=dice) if numel > _SAMPLE else slice(None)
-    rows = [values_S[places] / length for values_S, length in zip(values, lengths, strict=True)]
-    units = torch.nn.functional.normalize(torch.stack(rows), eps=_LEAST)
+    # In double precision, as squares of finite values may be beyond float32.
+    units = torch.nn.functional.normalize(torch.stack([values_S[places].double() for values_S in values]), eps=_LEAST)
     return cast("list[list[float]]", (units @ units.T).tolist())
+
+
+def dice_of(lengths: Sequence[float]) -> torch.Generator:
+    """Dice that follow from the lengths of all contributions, honest ones among them.
+
+    So nobody knows beforehand where nobody will look.
+    """
+    return torch.Generator().manual_seed(hash(tuple(lengths)) & 0x7FFFFFFF)
 
 
 def chance(numel: int) -> float:
@@ -194,7 +200,7 @@ def _against(values: Sequence[Tensor | None], lengths: Sequence[float]) -> list[
     inside = [(i, values_S) for i, values_S in enumerate(values) if values_S is not None and lengths[i] > 0]
     if len(inside) < _FEWEST_TO_AGREE:
         return []
-    rows = cosines([values_S for _, values_S in inside], [lengths[i] for i, _ in inside])
+    rows = cosines([values_S for _, values_S in inside], dice_of([lengths[i] for i, _ in inside]))
     medians = [statistics.median_low([*row[:i], *row[i + 1 :]]) for i, row in enumerate(rows)]
     usual, numel = statistics.median_low(medians), inside[0][1].numel()
     judged = zip(inside, medians, strict=True)

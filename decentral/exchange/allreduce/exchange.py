@@ -129,7 +129,7 @@ class AllReduce(Exchange):
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
-        self._doubts = [Doubts() for _ in wire.numels]
+        self._doubts = [Doubts(seed_of(f"doubts/{transport.peer_id}/{i}")) for i in range(len(wire.numels))]
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -328,7 +328,7 @@ class AllReduce(Exchange):
             means.append(outcome)
         turned: Mapping[int, float] = {}
         if self._wire.bound:
-            turned = await self._clock.run_aside(lambda: self._judge(key.fragment, me, parts, means, values))
+            turned = await self._clock.run_aside(lambda: self._judge(key.fragment, parts, means, values))
         for i, (part, mean) in enumerate(zip(parts, means, strict=True)):
             if not mean.contributors or i in turned:
                 self._leader.distrust(part.reducer, key.round)
@@ -374,9 +374,7 @@ class AllReduce(Exchange):
             return self._nobodys(part, values)
         return mean
 
-    def _judge(
-        self, fragment: int, me: PeerId, parts: Sequence[Part], means: list[Mean], values: _Values
-    ) -> dict[int, float]:
+    def _judge(self, fragment: int, parts: Sequence[Part], means: list[Mean], values: _Values) -> dict[int, float]:
         """Close shards with nobody's part of which the answer can be no mean; returns those that are to be doubted."""
         spans = [slice(part.start, part.stop) for part in parts]
         for at in absurd([(values.sent_N[span] if values.weight else None, values.mean_N[span]) for span in spans]):
@@ -385,8 +383,8 @@ class AllReduce(Exchange):
             return {}
         # Where something was cut down the mean may point anywhere, and an honest reducer answers it; and of one's own
         # there is no doubt.
-        reducers = [part.reducer for part in parts]
-        fit = [i for i, mean in enumerate(means) if mean.contributors and not mean.findings and reducers[i] != me]
+        own = {part.index for part in parts if part.reducer == self._transport.peer_id}
+        fit = [i for i, mean in enumerate(means) if mean.contributors and not mean.findings and i not in own]
         shards = [(values.sent_N[spans[i]], values.mean_N[spans[i]]) for i in fit]
         return {fit[i]: cosine for i, cosine in self._doubts[fragment].turned(shards).items()}
 

@@ -107,6 +107,7 @@ class Leader:
 
     def distrust(self, peer: PeerId, round: int) -> None:
         """What a reducer answered can be no mean: where this worker leads, it reduces nothing for a while."""
+        self._distrusted = {other: until for other, until in self._distrusted.items() if round < until}
         self._distrusted[peer] = round + _DISTRUSTED_ROUNDS
 
     def may_lead(self, candidates: Iterable[PeerId], round: int) -> Iterator[PeerId]:
@@ -159,13 +160,12 @@ class Leader:
         patience_s = self._patience_s()
         if prospect.left_behind is not None and session.call.overdue(now, patience_s):
             return ConveneReply(Answer.OUT_OF_SYNC, source=prospect.left_behind)
-        self._distrusted = {peer: until for peer, until in self._distrusted.items() if key.round < until}
         if session.call.conclude(
             now,
             expected=outlook.expected,
             patience_s=patience_s,
             serial=self._serial,
-            distrusted=self._distrusted.keys(),
+            distrusted=[peer for peer, until in self._distrusted.items() if key.round < until],
         ):
             self._serial += 1
             session.conclude()

@@ -13,6 +13,7 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from decentral.exchange.bounds import chance, cosines
@@ -44,9 +45,14 @@ def absurd(shards: Sequence[tuple[Tensor | None, Tensor]]) -> tuple[int, ...]:
 
 
 class Doubts:
-    """How far means of one fragment have pointed along with what this member brought."""
+    """How far means of one fragment have pointed along with what this member brought.
 
-    def __init__(self) -> None:
+    Args:
+        seed: of the values that are looked at, which are others each time.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._dice = torch.Generator().manual_seed(seed)
         self._cosines = deque[float](maxlen=_REMEMBERED)
 
     def turned(self, shards: Sequence[tuple[Tensor, Tensor]]) -> dict[int, float]:
@@ -62,10 +68,10 @@ class Doubts:
             Their cosines by index.
         """
         seen = dict[int, float]()
-        for i, (ours_S, mean_S) in enumerate(shards):
-            ours, length = norm_of(ours_S), norm_of(mean_S)
-            if ours and length:
-                seen[i] = cosines((ours_S, mean_S), (ours, length))[0][1]
+        for i, shard in enumerate(shards):
+            (ours, cosine), (_, mean) = cosines(shard, self._dice)
+            if ours and mean:
+                seen[i] = cosine
         self._cosines.extend(seen.values())
         usual = statistics.median_low(self._cosines) if len(self._cosines) >= _FEWEST else 0.0
         limits = {i: chance(shards[i][1].numel()) for i in seen}

@@ -142,7 +142,7 @@ class RandomGossip(Exchange):
         timeout_s = self._context.timing.call_timeout_s(len(request) + limit)
         try:
             pull = await self._context.transport.call(peer, SWAP, request, timeout_s=timeout_s, max_reply_bytes=limit)
-            pull_N = await self._clock.run_aside(lambda: self._swap.pulled(peer, fragment, anchor_N, pull, 0.5))
+            pull_N = await self._clock.run_aside(lambda: self._pulled(peer, fragment, anchor_N, pull))
         except PeerUnreachable:
             self._company.bury(peer)
             return
@@ -157,6 +157,11 @@ class RandomGossip(Exchange):
             self._unconfirmed.add(peer)
             return
         await self._moved(fragment, pull_N, anchor_N, peer)
+
+    def _pulled(self, peer: PeerId, fragment: int, anchor_N: Tensor, pull: bytes) -> Tensor:
+        """The pull in a frame, clipped; raises FrameError."""
+        pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
+        return self._swap.pulled(peer, fragment, anchor_N, pull_N, 0.5)
 
     async def _on_swap(self, sender: PeerId, request: bytes) -> bytes:
         """A peer has sent its anchor: move towards it, and send it the pull."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
 from decentral.exchange.api import Contribution, Memory, Restrained
-from decentral.exchange.bounds import Along, Kind, along, cosines
+from decentral.exchange.bounds import Along, Kind, along, cosines, dice_of
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
@@ -39,7 +39,7 @@ from decentral.types import PeerId, SyncKey
 
 #: So many radii away nobody honest is.
 _WILD = 10.0
-#: What is shorter than this part of our own is nothing: a codec leaves so much of zeros.
+#: What is shorter than this part of our own, for as much weight, is nothing: a codec leaves so much of zeros.
 _NOTHING = 0.02
 #: A guest's tokens count at most so many times as those of the host's own whole round.
 _MAX_WEIGHT_RATIO = 4.0
@@ -125,7 +125,8 @@ class Swap:
         self._rest.restore(memory.tensors.get("rest", {}))
         for own, lengths in zip(self._lengths, memory.facts["lengths"], strict=True):
             own.extend(lengths)
-        for seen, earlier in zip(self._cosines, memory.facts["cosines"], strict=True):
+        # Of states that were saved before there were any it begins anew.
+        for seen, earlier in zip(self._cosines, memory.facts.get("cosines", ()), strict=False):
             seen.clear()
             seen.extend(earlier)
         for name, radii in (("delta_radii", self._delta_radii), ("anchor_radii", self._anchor_radii)):
@@ -201,13 +202,15 @@ class Swap:
         self.measure(fragment, mine.delta_N, mine.part)
         # Distances are from member to member; the mean is nearer by this.
         share = (num - 1) / num
-        delta_N, pull_N = torch.zeros_like(mine.anchor_N), self._read(pull, fragment)
+        pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
+        delta_N = torch.zeros_like(mine.anchor_N)
         if contributors:
             delta_N = unpack(mean, self._wire.mean_codec, delta_N.numel())
         if contributors and mine.delta_N is not None:
             theirs_N = (delta_N - own_share * mine.delta_N).div_(1 - own_share) if own_share < 1 else mine.delta_N
-            delta_N = self._along(host, fragment, mine.delta_N, delta_N, theirs_N, share)
-        pull_N = self._pulled(host, fragment, mine.anchor_N, pull_N, share)
+            weighs = (1 - own_share) / own_share if own_share else 1.0
+            delta_N = self._along(host, fragment, mine.delta_N, delta_N, theirs_N, weighs, share)
+        pull_N = self.pulled(host, fragment, mine.anchor_N, pull_N, share)
         if self._lies(host):
             pull_N = torch.zeros_like(pull_N)
             delta_N = mine.delta_N if mine.delta_N is not None else delta_N
@@ -215,21 +218,10 @@ class Swap:
         mixed = Mixed(delta_N, inside, anchor_N=mine.anchor_N + pull_N)
         return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), self.restrained())
 
-    def pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull: bytes, share: float) -> Tensor:
-        """The pull in a frame of ``host``, clipped; none from one that is wild.
-
-        Raises:
-            FrameError: the frame breaks a rule.
-        """
-        return self._pulled(host, fragment, anchor_N, self._read(pull, fragment), share)
-
-    def _pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull_N: Tensor, share: float) -> Tensor:
-        return self._near(
-            host, self._anchor_radii, fragment, torch.zeros_like(pull_N), pull_N, share, size=_norm(anchor_N)
-        )
-
-    def _read(self, pull: bytes, fragment: int) -> Tensor:
-        return unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
+    def pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull_N: Tensor, share: float) -> Tensor:
+        """The pull of a ``host``, clipped; none from one that is wild."""
+        nothing_N, size = torch.zeros_like(pull_N), _norm(anchor_N)
+        return self._near(host, self._anchor_radii, fragment, nothing_N, pull_N, share, size)
 
     def restrained(self) -> tuple[Restrained, ...]:
         """Whose values did not count as they were brought since this was asked last: each once, in order of peer id."""
@@ -249,11 +241,12 @@ class Swap:
         weights = {host.peer: host.weight}
         for guest in guests:
             delta_N = guest.delta_N
-            if delta_N is not None and host.delta_N is not None:
-                delta_N = self._along(guest.peer, key.fragment, host.delta_N, delta_N, delta_N)
             weight = guest.weight
             if host.weight and weight:
                 weight = min(weight, _MAX_WEIGHT_RATIO * host.weight / host.part)
+            if delta_N is not None and host.delta_N is not None:
+                weighs = weight / host.weight
+                delta_N = self._along(guest.peer, key.fragment, host.delta_N, delta_N, delta_N, weighs)
             contributions.enter(guest.peer, Entry(weight, delta_N))
             weights[guest.peer] = weight
         mean_N = contributions.mean(over_senders=self._wire.over_senders)
@@ -273,15 +266,25 @@ class Swap:
         return decoded_N, frame, contributions.contributors(), shares
 
     def _along(
-        self, peer: PeerId, fragment: int, own_N: Tensor, other_N: Tensor, theirs_N: Tensor, share: float = 1.0
+        self,
+        peer: PeerId,
+        fragment: int,
+        own_N: Tensor,
+        other_N: Tensor,
+        theirs_N: Tensor,
+        weighs: float,
+        share: float = 1.0,
     ) -> Tensor:
-        """Another's pseudo-gradient, or a mean with it, as it may count: one's own if ``theirs_N`` points away."""
+        """Another's pseudo-gradient, or a mean with it, as it may count: one's own if ``theirs_N`` is none.
+
+        It may be shorter than ours by as much as it ``weighs`` less: there are fewer steps behind it.
+        """
         length, own_length, seen = _norm(theirs_N), _norm(own_N), self._cosines[fragment]
-        if self._options.bound and length <= _NOTHING * own_length:
-            self._found[peer] = Kind.NOTHING, length
-            return own_N
         if self._options.bound and own_length:
-            cosine = cosines((own_N, theirs_N), (own_length, length))[0][1]
+            if length <= _NOTHING * own_length * min(1.0, weighs):
+                self._found[peer] = Kind.NOTHING, 0.0
+                return own_N
+            cosine = cosines((own_N, theirs_N), dice_of((own_length, length)))[0][1]
             direction = along(cosine, statistics.median_low(seen), own_N.numel())
             seen.append(cosine)
             if direction is Along.AWAY:
@@ -306,9 +309,10 @@ class Swap:
         Anchors less far apart than their own ``size`` are not absurd: workers may have trained apart for long.
         """
         # The longest of the last rounds: replicas that did not meet for some of them went apart by as much in each.
-        scale, is_aside = max(self._lengths[fragment], default=0.0), peer in self._aside and size > 0
+        scale = max(self._lengths[fragment], default=0.0)
+        is_aside = radii is self._anchor_radii and peer in self._aside
         allowed = share * radii[fragment].limit(0.0 if is_aside else scale)
-        limit = share * radii[fragment].limit(scale)
+        limit = share * radii[fragment].limit(scale)  # the last one asked for is that with which a distance counts
         near_N, distance = clip(own_N, other_N, limit)
         radii[fragment].observe(distance / share)
         if distance <= allowed:

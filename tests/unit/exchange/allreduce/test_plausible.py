@@ -38,7 +38,7 @@ def test_of_two_shards_the_own_part_is_the_measure(ours: float | None, refused: 
 @pytest.mark.parametrize("factor", [-1.0, -0.2])
 @pytest.mark.parametrize("first", [0, 3])
 def test_who_turns_means_around_is_doubted_by_all_from_the_first_round_on(factor: float, first: int) -> None:
-    members = [Doubts() for _ in range(MEMBERS)]
+    members = [Doubts(number) for number in range(MEMBERS)]
     for round_ in range(first + 1):
         means = answered(round_)
         if round_ == first:
@@ -52,7 +52,7 @@ def test_who_turns_means_around_is_doubted_by_all_from_the_first_round_on(factor
 @pytest.mark.parametrize("share", [1.0, 1 / 300])
 def test_an_honest_reducer_is_not_doubted(agreement: float, share: float) -> None:
     """Nor by a newcomer with a step behind its part, where the others have hundreds."""
-    member = Doubts()
+    member = Doubts(0)
     for round_ in range(8):
         ours = [share * part_S for part_S in brought(round_, 0, agreement)]
         assert member.turned(list(zip(ours, answered(round_, agreement), strict=True))) == {}
@@ -60,4 +60,4 @@ def test_an_honest_reducer_is_not_doubted(agreement: float, share: float) -> Non
 
 def test_beside_nothing_nothing_is_doubted() -> None:
     nothing_S = torch.zeros(S)
-    assert Doubts().turned([(nothing_S, torch.ones(S)), (torch.ones(S), nothing_S)]) == {}
+    assert Doubts(0).turned([(nothing_S, torch.ones(S)), (torch.ones(S), nothing_S)]) == {}

@@ -294,6 +294,27 @@ def test_who_points_against_us_counts_for_nothing_and_is_named(liar: str, weight
     assert not pull_of(deceived, honest).any()
 
 
+@pytest.mark.parametrize("who", ["host", "guest"])
+def test_who_brings_zeros_is_named(who: str) -> None:
+    swaps = acquainted()
+    host, guest = shares(9, 2)
+    nothing = replace(host if who == "host" else guest, delta_N=torch.zeros(N))
+    group = meet([nothing, guest] if who == "host" else [host, nothing], swaps)
+    assert lied(group.guests[0] if who == "host" else group.host) == (nothing.peer,)
+
+
+@pytest.mark.parametrize("steps", [0.0, 1 / 500])
+def test_who_has_little_to_bring_is_no_liar(steps: float) -> None:
+    """One step in five hundred, and as much weight; or none at all, where we have none ourselves."""
+    swaps = acquainted()
+    host, guest = shares(9, 2)
+    assert host.delta_N is not None
+    assert guest.delta_N is not None
+    little = replace(guest, weight=steps or 1.0, delta_N=steps * guest.delta_N)
+    mine = replace(host, delta_N=(host.delta_N if steps else torch.zeros(N)))
+    assert [lied(taken) for taken in meet([mine, little], swaps).all] == [(), ()]
+
+
 @pytest.mark.parametrize("weight", [0.25, 1.0, 4.0])
 def test_where_partners_do_not_agree_nobody_is_called_a_liar(weight: float) -> None:
     """Close to an optimum honest pseudo-gradients are noise, and every other one points against ours."""
