@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 CALLS = (
     *(("hello", b""), ("presence", b"\x90"), ("ping", b""), ("state.head", b""), ("inventory", b"")),
     *(("state.piece", b"\x92\xb0" + b"0" * 16 + b"\0"), ("convene", b"x" * 200), ("held", b"\x92\0\0")),
-    *(("shard", b"x" * 4096), ("coming", b"x"), ("result", b"x"), ("policy", b"x" * 300)),
+    *(("shard", b"x" * 4096), ("coming", b"x"), ("result", b"x"), ("doubted", b"x"), ("policy", b"x" * 300)),
     *(("gossip.ask", b"\x91\0"), ("gossip.bring", b"x" * 1000), ("server.push", b"x" * 1000), ("server.ask", b"x")),
     *(("reach", b"\x91\x05"), ("speed", b"\0\x10\0\0")),
 )

@@ -37,6 +37,7 @@ from decentral.exchange.allreduce.messages import (
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
 from decentral.exchange.allreduce.plausible import Doubts, absurd
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
+from decentral.exchange.allreduce.vote import Vote
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
 from decentral.exchange.bounds import Finding, Kind
 from decentral.exchange.progress import Progress
@@ -129,12 +130,14 @@ class AllReduce(Exchange):
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
+        self._vote = Vote(transport, clock, timing, len(wire.numels))
         self._doubts = [Doubts(seed_of(f"doubts/{transport.peer_id}/{i}")) for i in range(len(wire.numels))]
 
     async def start(self) -> None:
         """Begin to serve other members."""
         await self._leader.start()
         await self._reducer.start()
+        await self._vote.start()
         await self._transport.serve(COMING, self._on_coming, max_request_bytes=MAX_PARTICIPANTS_BYTES)
         await self._transport.serve(HELD, self._on_held, max_request_bytes=64)
 
@@ -329,6 +332,8 @@ class AllReduce(Exchange):
         turned: Mapping[int, float] = {}
         if self._wire.bound:
             turned = await self._clock.run_aside(lambda: self._judge(key.fragment, parts, means, values))
+            for i in await self._vote.refused(called.packed, turned):
+                means[i] = self._nobodys(parts[i], values)
         for i, (part, mean) in enumerate(zip(parts, means, strict=True)):
             if not mean.contributors or i in turned:
                 self._leader.distrust(part.reducer, key.round)
