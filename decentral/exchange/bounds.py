@@ -49,7 +49,7 @@ class Kind(IntEnum):
     MEAN = 5
     """Of a reducer: what it answered was no mean, and nobody uses it."""
     TURNED = 6
-    """Of a reducer: what it answered points against what this worker brought. It counts unless most members say so."""
+    """Of a reducer: what it answered points against what most members brought, and none of these uses it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ def restraint(kind: str, ratio: float) -> str:
         case "mean":
             return "was no mean of its shard, which nobody uses"
         case "turned":
-            return f"pointed against what we brought (cosine {ratio:.2f}): it is doubted as a reducer"
+            return f"pointed against what most members brought (cosine {ratio:.2f} with ours): nobody uses it"
     return "was nothing and was left out"
 
 

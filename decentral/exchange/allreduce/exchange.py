@@ -35,7 +35,7 @@ from decentral.exchange.allreduce.messages import (
     unpack_participants,
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
-from decentral.exchange.allreduce.plausible import Doubts, absurd
+from decentral.exchange.allreduce.plausible import absurd, against
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.allreduce.vote import Vote
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
@@ -131,7 +131,7 @@ class AllReduce(Exchange):
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
         self._vote = Vote(transport, clock, timing, len(wire.numels))
-        self._doubts = [Doubts(seed_of(f"doubts/{transport.peer_id}/{i}")) for i in range(len(wire.numels))]
+        self._dice = torch.Generator().manual_seed(seed_of(f"doubts/{transport.peer_id}"))
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -329,13 +329,9 @@ class AllReduce(Exchange):
             if isinstance(outcome, Aborted):
                 return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
             means.append(outcome)
-        turned: Mapping[int, float] = {}
-        if self._wire.bound:
-            turned = await self._clock.run_aside(lambda: self._judge(key.fragment, parts, means, values))
-            for i in await self._vote.refused(called.packed, turned):
-                means[i] = self._nobodys(parts[i], values)
-        for i, (part, mean) in enumerate(zip(parts, means, strict=True)):
-            if not mean.contributors or i in turned:
+        turned = await self._judge(called, parts, means, values) if self._wire.bound else {}
+        for part, mean in zip(parts, means, strict=True):
+            if not mean.contributors:
                 self._leader.distrust(part.reducer, key.round)
         contributors = [mean.contributors for mean in means]
         if not any(contributors):
@@ -379,19 +375,31 @@ class AllReduce(Exchange):
             return self._nobodys(part, values)
         return mean
 
-    def _judge(self, fragment: int, parts: Sequence[Part], means: list[Mean], values: _Values) -> dict[int, float]:
-        """Close shards with nobody's part of which the answer can be no mean; returns those that are to be doubted."""
+    async def _judge(
+        self, called: _Called, parts: Sequence[Part], means: list[Mean], values: _Values
+    ) -> dict[int, float]:
+        """Close shards with nobody's part of which the answer can be no mean.
+
+        Returns:
+            Those for which most members say so, by what they brought; with the cosine of our part.
+        """
         spans = [slice(part.start, part.stop) for part in parts]
-        for at in absurd([(values.sent_N[span] if values.weight else None, values.mean_N[span]) for span in spans]):
-            means[at] = self._nobodys(parts[at], values)
-        if not values.weight:
-            return {}
-        # Where something was cut down the mean may point anywhere, and an honest reducer answers it; and of one's own
-        # there is no doubt.
-        own = {part.index for part in parts if part.reducer == self._transport.peer_id}
-        fit = [i for i, mean in enumerate(means) if mean.contributors and not mean.findings and i not in own]
-        shards = [(values.sent_N[spans[i]], values.mean_N[spans[i]]) for i in fit]
-        return {fit[i]: cosine for i, cosine in self._doubts[fragment].turned(shards).items()}
+
+        def look() -> dict[int, float]:
+            sent = [values.sent_N[span] if values.weight else None for span in spans]
+            for at in absurd(list(zip(sent, [values.mean_N[span] for span in spans], strict=True))):
+                means[at] = self._nobodys(parts[at], values)
+            # Of one's own means there is no doubt.
+            own = self._transport.peer_id
+            others = [i for i, part in enumerate(parts) if means[i].contributors and part.reducer != own]
+            shards = [(values.sent_N[spans[i]], values.mean_N[spans[i]]) for i in others if values.weight]
+            return {others[at]: cosine for at, cosine in against(shards, self._dice).items()}
+
+        doubted = await self._clock.run_aside(look)
+        refused = await self._vote.refused(called.packed, doubted)
+        for i in refused:
+            means[i] = self._nobodys(parts[i], values)
+        return {i: doubted[i] for i in refused}
 
     def _nobodys(self, part: Part, values: _Values) -> Mean:
         """A shard that was closed with nobody's part."""
@@ -484,17 +492,14 @@ class AllReduce(Exchange):
 def _restrained(
     members: Sequence[PeerId], shards: Sequence[tuple[Part, Mean]], turned: Mapping[int, float]
 ) -> tuple[Restrained, ...]:
-    """Who was bounded in any shard, or doubted for one, in the order of the members."""
+    """Who was bounded in any shard, or refused as its reducer, in the order of the members."""
     found: dict[tuple[int, Kind], tuple[float, int]] = {}
     for i, (part, mean) in enumerate(shards):
-        doubted = [Finding(members.index(part.reducer), Kind.TURNED, turned[i])] if i in turned else []
-        for finding in (*mean.findings, *doubted):
+        no_mean = Finding(members.index(part.reducer), Kind.TURNED if i in turned else Kind.MEAN, turned.get(i, 0.0))
+        for finding in mean.findings if mean.contributors else (no_mean,):
             ratio, numel = found.get((finding.index, finding.kind), (finding.ratio, 0))
             most = max(ratio, finding.ratio, key=abs)
             found[finding.index, finding.kind] = most, numel + part.numel
-        if not mean.contributors:
-            at = members.index(part.reducer), Kind.MEAN
-            found[at] = 0.0, found.get(at, (0.0, 0))[1] + part.numel
     total = sum(part.numel for part, _ in shards)
     ranked = sorted(found.items())
     return tuple([Restrained(members[i], kind, most, numel / total) for (i, kind), (most, numel) in ranked])

@@ -2,15 +2,14 @@
 
 A mean is refused for what all members see alike, the other shards of the round, or for a length beyond all measure: so
 they refuse the same, and their anchors stay bit-equal. By what a member brought itself it knows more, but not alike:
-one that has learnt little meets others that have learnt much, and would refuse what they take. So that only makes it
-doubt the reducer.
+one that has learnt little meets others that have learnt much, and would refuse what they take. So that is a matter for
+a vote (``vote``).
 
 Legend: S = values in a shard.
 """
 
 import math
 import statistics
-from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -23,8 +22,6 @@ from decentral.exchange.merge import norm_of
 _FEWEST = 3
 #: A mean is none if its root mean square is so many times the median shard's.
 _ABSURD = 1e4
-#: Cosines remembered, of so many shards.
-_REMEMBERED = 64
 
 
 def absurd(shards: Sequence[tuple[Tensor | None, Tensor]]) -> tuple[int, ...]:
@@ -44,38 +41,15 @@ def absurd(shards: Sequence[tuple[Tensor | None, Tensor]]) -> tuple[int, ...]:
     return tuple([i for i, rms in lengths.items() if own.get(i) and rms > _ABSURD * own[i]])
 
 
-class Doubts:
-    """How far means of one fragment have pointed along with what this member brought.
+def against(shards: Sequence[tuple[Tensor, Tensor]], dice: torch.Generator) -> dict[int, float]:
+    """Which means of a round point against our part, by more than chance; by index, with their cosines.
 
     Args:
-        seed: of the values that are looked at, which are others each time.
+        shards: of each our part as others decoded it, and its mean, float32 [S].
+        dice: draw the values that are looked at.
     """
-
-    def __init__(self, seed: int) -> None:
-        self._dice = torch.Generator().manual_seed(seed)
-        self._cosines = deque[float](maxlen=_REMEMBERED)
-
-    def turned(self, shards: Sequence[tuple[Tensor, Tensor]]) -> dict[int, float]:
-        """Means of a round that point as far against our part as means usually point along with it.
-
-        That is more than half of the lower median of the last 64 cosines, these among them, if this is more than by
-        chance; and more than by chance.
-
-        Args:
-            shards: of each our part as others decoded it, and its mean, float32 [S].
-
-        Returns:
-            Their cosines by index.
-        """
-        seen = dict[int, float]()
-        for i, shard in enumerate(shards):
-            (ours, cosine), (_, mean) = cosines(shard, self._dice)
-            if ours and mean:
-                seen[i] = cosine
-        self._cosines.extend(seen.values())
-        usual = statistics.median_low(self._cosines) if len(self._cosines) >= _FEWEST else 0.0
-        limits = {i: chance(shards[i][1].numel()) for i in seen}
-        return {i: cos for i, cos in seen.items() if usual > limits[i] and cos < -max(limits[i], usual / 2)}
+    seen = {i: cosines(shard, dice)[0][1] for i, shard in enumerate(shards)}
+    return {i: cosine for i, cosine in seen.items() if cosine < -chance(shards[i][1].numel())}
 
 
 def _rms(x_S: Tensor) -> float:

@@ -1,9 +1,10 @@
 """Whether a mean that a member doubts is refused: if most members of the round doubt it.
 
-By what it brought itself a member cannot refuse a mean, for others take it (``plausible``). All honest members doubt a
-mean that was negated, though, and of an honest mean no majority can: its product with what they brought, added up over
-all, is the square of its length. Nobody asks where nobody doubts, so it costs a swarm without liars nothing. A member
-that does not doubt what most do differs from them and repairs, as after any round that it saw otherwise.
+A mean that points against what a member brought is doubted by it (``plausible.against``); it cannot refuse it alone,
+for others take it. All honest members doubt a mean that was negated, though, and of an honest mean no majority can: its
+product with what they brought, added up over all, is the square of its length. Nobody asks where nobody doubts, so it
+costs a swarm without liars next to nothing. A member that does not doubt what most do differs from them and repairs, as
+after any round that it saw otherwise.
 """
 
 import asyncio
