@@ -1,6 +1,8 @@
 """Settings of all tests."""
 
+import gc
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +10,11 @@ from hypothesis import HealthCheck, settings
 # Before torch is imported. Two files run at a time on two cores: with a second thread for each, test models of this
 # size took twice the processor time and three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Each process of a test imports the same modules, and each pytest the same tests: compiled once, whatever the
+# environment says. Without it every run has all assertions rewritten anew, twice.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Wall-clock time says nothing on a shared machine, and every run must try the same examples.
 settings.register_profile(
@@ -22,3 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
     those of processes, each of one long test, and then only one of them runs while everything else is over.
     """
     config.option.loadscopereorder = False
+
+
+def pytest_collection_finish() -> None:
+    """Whatever is imported and collected by now stays to the end: no collection of garbage has to look at it again.
+
+    Transformers has garbage collected once a training; that was most of what its tests took.
+    """
+    gc.freeze()

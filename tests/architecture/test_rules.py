@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted([*ROOT.glob("decentral/**/*.py"), *ROOT.glob("workers/**/*.py"), *ROOT.glob("scripts/**/*.py")])
-NAMES = [str(path.relative_to(ROOT)) for path in MODULES]
 MAX_MODULE_LINES = 600
 MAX_FUNCTION_LINES = 70
 
@@ -67,23 +66,26 @@ def test_rooms_import_whom_they_may() -> None:
     assert "0 broken" in found.stdout
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_sizes(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) <= MAX_MODULE_LINES
-    too_long = [
-        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for node in ast.walk(ast.parse(text))
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """Every module by its path."""
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in MODULES}
+
+
+def test_sizes(trees: dict[str, ast.Module]) -> None:
+    lines = {path: len((ROOT / path).read_text().splitlines()) for path in trees}
+    assert {path: num for path, num in lines.items() if num > MAX_MODULE_LINES} == {}
+    functions = {
+        f"{path}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
-    ]
-    assert too_long == []
+    }
+    assert {name: num for name, num in functions.items() if num > MAX_FUNCTION_LINES} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_every_module_says_what_it_is_for(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_module_says_what_it_is_for(trees: dict[str, ast.Module]) -> None:
+    assert [path for path, tree in trees.items() if not ast.get_docstring(tree)] == []
 
 
 def test_what_is_pure_imports_nothing_that_is_not() -> None:

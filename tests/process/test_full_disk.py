@@ -36,9 +36,9 @@ def words(tmp_path: Path, numel: int, rounds: int) -> tuple[str, ...]:
     return *founding(tmp_path / "hurry", step_s=0.02, rounds=rounds)[1:], "--set", f"task.settings.numel={numel}"
 
 
-def degraded(folder: Path, address: str) -> bool:
+def degraded(address: str) -> bool:
     """Whether the worker is shown as one that takes part and cannot save."""
-    code, report = status_of(folder / "status", address)
+    code, report = status_of(address)
     notes = [row["note"] for row in report["workers"] if row["contributes"]] if report else []
     return code == ExitCode.DEGRADED and any(re.search("cannot save: .*No space left", note) for note in notes)
 
@@ -51,7 +51,7 @@ def test_a_worker_that_cannot_save_trains_on_and_ends_with_an_error(tmp_path: Pa
     worker = Process(tmp_path / "said", "worker", "--new", *words(tmp_path, 400_000, 4000), *often, *here, entry=tiny)
     try:
         wait_for(lambda: " r5 " in worker.stderr or worker.popen.poll() is not None, "some rounds")
-        wait_for(lambda: degraded(tmp_path, worker.stdout.split()[-1]), "a status that says so")
+        wait_for(lambda: degraded(worker.stdout.split()[-1]), "a status that says so")
         worker.signal(signal.SIGTERM)
         assert worker.code() == ExitCode.DISK, worker.stderr
     finally:

@@ -103,7 +103,7 @@ def test_a_stranger_gets_nothing_however_he_tries_and_the_swarm_trains_on(
         for secret in (run.encode(), b"inner_steps", b"paced", joiner.peer.encode()):
             assert secret not in told
         assert len(told) < 300 * len(CALLS)
-    _, report = status_of(tmp_path / "status", founder.address)
+    _, report = status_of(founder.address)
     assert {row["peer"] for row in report["workers"]} == {founder.peer, joiner.peer}
     assert {event["peer"] for event in founder.events("peer_seen")} == {joiner.peer}
 
@@ -135,7 +135,7 @@ def test_the_founder_invites_and_puts_out(start: Callable[[P], P], tmp_path: Pat
     everybody = {worker.peer for worker in (founder, stays, banned, guest)}
 
     def names() -> set[str]:
-        return {row["peer"] for row in status_of(tmp_path / "status", stays.address)[1].get("workers", [])}
+        return {row["peer"] for row in status_of(stays.address)[1].get("workers", [])}
 
     wait_for(lambda: names() == everybody, "all four", SLOWLY_S)
     assert banned.peer in says("ban", stays.address, banned.peer[-6:], *key)

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.process.command import P, Process, WorkerProcess, founding, mixed_together, processes_of, status_of, wait_for
+from tests.process.command import (
+    P,
+    WorkerProcess,
+    done_here,
+    founding,
+    mixed_together,
+    processes_of,
+    status_of,
+    wait_for,
+)
 
 #: At the visible pace these take far longer than the test; then the run is told to hurry.
 ROUNDS = 80
@@ -39,7 +48,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
 
     # Asking is not taking part: nobody is in any answer but the three.
     def is_healthy() -> bool:
-        code, report = status_of(tmp_path / "status", founder.address)
+        code, report = status_of(founder.address)
         if code == 0:
             assert report["schema_version"] == 2
             assert {row["peer"] for row in report["workers"]} == {worker.peer for worker in swarm}
@@ -48,8 +57,8 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
     wait_for(is_healthy, "a healthy status")
 
     out = tmp_path / "exported.safetensors"
-    exported = Process(tmp_path / "export", "export", leaver.host_port, "--trust-config", "--out", str(out))
-    assert exported.code() == 0, exported.stderr
+    exported = done_here("export", leaver.host_port, "--trust-config", "--out", str(out))
+    assert exported.exit_code == 0, exported.stderr
     assert "from 3 workers" in exported.stderr
     assert f"wrote {out}: replica " in exported.stdout
     with safe_open(out, framework="pt") as file:
@@ -79,7 +88,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
     wait_for(lambda: mixed_together(survivors, after=last), "a round of the survivors")
 
     def is_degraded() -> bool:
-        code, report = status_of(tmp_path / "status", founder.address)
+        code, report = status_of(founder.address)
         assert {row["peer"] for row in report.get("workers", [])} <= {worker.peer for worker in swarm}
         dead = [row for row in report.get("workers", []) if row["peer"] == back.peer]
         return code == 20 and any(row["state"] == "lost" and row["reason"].startswith("not seen for") for row in dead)

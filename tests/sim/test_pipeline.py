@@ -87,7 +87,7 @@ def test_who_comes_back_may_do_so_at_every_moment() -> None:
             play(Fault(Kind.KILL, at_s, (victim,)), Fault(Kind.START, at_s + 0.3, (victim,)), num_spares=moment % 2)
 
 
-@pytest.mark.parametrize("victim", [5, 7])
+@pytest.mark.parametrize("victim", [pytest.param(5, marks=pytest.mark.slow), 7])
 def test_with_two_replicas_what_one_took_with_it_is_counted_by_the_other(victim: int) -> None:
     """The rule: a share counts when its replica has taken its step, and the head is told so, not before."""
     _, record = play(Fault(Kind.KILL, 6.0, (victim,)), num_replicas=2, num_spares=0, rounds=6)

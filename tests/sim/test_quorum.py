@@ -56,7 +56,7 @@ def rounds_counted(record: Record) -> Counter[PeerId]:
     return Counter(peer for peer, event in mixed if peer in event.members)
 
 
-@pytest.mark.parametrize(("num_workers", "num_slow"), [(8, 2), (16, 5)])
+@pytest.mark.parametrize(("num_workers", "num_slow"), [(8, 2), pytest.param(16, 5, marks=pytest.mark.slow)])
 def test_nobody_waits_for_those_who_take_twice_as_long(num_workers: int, num_slow: int) -> None:
     by_size = {}
     for quorum in (None, Quorum(num_workers - num_slow, 0.1)):
@@ -69,8 +69,7 @@ def test_nobody_waits_for_those_who_take_twice_as_long(num_workers: int, num_slo
     assert quorum_s < 1.3 * ROUND_S
 
 
-@pytest.mark.parametrize("delay_steps", [0, 5])
-@pytest.mark.parametrize(("pace", "least"), [(2.0, 0.3), (10.0, 0.05)])
+@pytest.mark.parametrize(("pace", "least", "delay_steps"), [(2.0, 0.3, 0), (10.0, 0.05, 5)])
 def test_the_work_of_stragglers_counts(pace: float, least: float, delay_steps: int) -> None:
     plan = SyncPlan(INNER_STEPS, delay_steps=delay_steps)
     scenario = Scenario(**settings(12, 3, pace, plan=plan, mix_alpha=0.5 * bool(delay_steps), quorum=Quorum(8, 0.3)))
@@ -82,7 +81,7 @@ def test_the_work_of_stragglers_counts(pace: float, least: float, delay_steps: i
         assert counts[peer] >= least * scenario.rounds, f"{peer} was counted in {counts[peer]} rounds"
 
 
-@pytest.mark.parametrize("pace", [2.0, 3.3, 10.0])
+@pytest.mark.parametrize("pace", [2.0, pytest.param(3.3, marks=pytest.mark.slow), 10.0])
 def test_every_step_counts_once(pace: float) -> None:
     scenario = Counting(**settings(9, 3, pace, Quorum(6, 0.2), Mean.SENDERS, rule=ADD_UP["rule"]))
     record = simulate(scenario)
@@ -146,7 +145,7 @@ def assert_holds(seed: int) -> None:
     assert not violations, f"seed {seed}: {violations}"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_survives_drawn_faults(seed: int) -> None:
     assert_holds(seed)
 
@@ -154,5 +153,5 @@ def test_survives_drawn_faults(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_survives_more_drawn_faults() -> None:
-    for seed in range(2, 24):
+    for seed in range(1, 24):
         assert_holds(seed)
