@@ -310,7 +310,7 @@ def test_overlap_and_launches_follow_the_line() -> None:
 
 
 def test_a_newcomer_takes_over_how_many_fragments_are_launched_together() -> None:
-    scenario = linked(4, SyncPlan(24, 8), num_tensors=8, together=True, min_workers=3, latest=1, rounds=24, **AUTO)
+    scenario = linked(4, SyncPlan(24, 8), num_tensors=8, together=True, min_workers=3, latest=1, rounds=12, **AUTO)
     tape = FaultTape([Fault(Kind.START, 20.0, (3,))])
     record = simulate(scenario, tape)
     assert tape.exhausted()
@@ -344,13 +344,15 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Said:
     return seen
 
 
-@pytest.mark.parametrize(("num_newcomers", "down", "slower"), [(1, 9.6e4, 1.0), (1, 5e4, 1.5), (3, 9.6e4, 1.0)])
 @pytest.mark.parametrize(
-    "settings",
+    ("num_newcomers", "down", "slower", "settings"),
     [
-        {"plan": SyncPlan(3, 1, 1), "mix_alpha": 0.5},
-        {"plan": SyncPlan(3), "eager": EAGER},
-        {"plan": SyncPlan(6, 3), "step_s": 0.15, **AUTO},
+        (1, 9.6e4, 1.0, {"plan": SyncPlan(3, 1, 1), "mix_alpha": 0.5}),
+        (1, 9.6e4, 1.0, {"plan": SyncPlan(6, 3), "step_s": 0.15, **AUTO}),
+        (1, 5e4, 1.5, {"plan": SyncPlan(3, 1, 1), "mix_alpha": 0.5}),
+        (1, 5e4, 1.5, {"plan": SyncPlan(3), "eager": EAGER}),
+        (3, 9.6e4, 1.0, {"plan": SyncPlan(3), "eager": EAGER}),
+        (3, 9.6e4, 1.0, {"plan": SyncPlan(6, 3), "step_s": 0.15, **AUTO}),
     ],
 )
 def test_newcomers_whose_download_takes_rounds_get_in(
