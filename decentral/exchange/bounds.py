@@ -126,7 +126,7 @@ def bounded(
             inside[i] = None
         if kind is not None:
             findings.append(Finding(i, kind, ratio))
-    for i, cosine in _against(inside, lengths):
+    for i, cosine in against(inside, lengths):
         inside[i] = None
         findings.append(Finding(i, Kind.AGAINST, cosine))
     capped = tuple([min(weight, factor * median_weight) for weight in weights])
@@ -152,10 +152,15 @@ def cosines(values: Sequence[Tensor], dice: torch.Generator) -> list[list[float]
         dice: draw which values.
     """
     numel = values[0].numel()
-    places = torch.randint(numel, (_SAMPLE,), generator=dice) if numel > _SAMPLE else slice(None)
+    places = drawn(numel, dice)
     # In double precision, as squares of finite values may be beyond float32.
     units = torch.nn.functional.normalize(torch.stack([values_S[places].double() for values_S in values]), eps=_LEAST)
     return cast("list[list[float]]", (units @ units.T).tolist())
+
+
+def drawn(numel: int, dice: torch.Generator) -> Tensor | slice:
+    """Which of so many values are looked at."""
+    return torch.randint(numel, (_SAMPLE,), generator=dice) if numel > _SAMPLE else slice(None)
 
 
 def dice_of(lengths: Sequence[float]) -> torch.Generator:
@@ -195,13 +200,24 @@ def along(cosine: float, usual: float, numel: int) -> Along:
     return Along.AWAY if cosine < -max(by_chance, _AWAY * usual) else Along.ASIDE
 
 
-def _against(values: Sequence[Tensor | None], lengths: Sequence[float]) -> list[tuple[int, float]]:
-    """Who points away from most others if these agree, with the median cosine."""
+def against(
+    values: Sequence[Tensor | None], lengths: Sequence[float], share: float = _AWAY, clearly: float = 1.0
+) -> list[tuple[int, float]]:
+    """Who points away from most others if these agree, with the median of its cosines with them.
+
+    Args:
+        values: float32 [S] each, finite; ``None`` for those that are left out already.
+        lengths: their norms.
+        share: as far as that of what the median one points along with the others.
+        clearly: they agree if it does so by so many times what there is by chance.
+    """
     inside = [(i, values_S) for i, values_S in enumerate(values) if values_S is not None and lengths[i] > 0]
     if len(inside) < _FEWEST_TO_AGREE:
         return []
     rows = cosines([values_S for _, values_S in inside], dice_of([lengths[i] for i, _ in inside]))
     medians = [statistics.median_low([*row[:i], *row[i + 1 :]]) for i, row in enumerate(rows)]
-    usual, numel = statistics.median_low(medians), inside[0][1].numel()
-    judged = zip(inside, medians, strict=True)
-    return [(i, median) for (i, _), median in judged if along(median, usual, numel) is Along.AWAY]
+    usual, by_chance = statistics.median_low(medians), chance(inside[0][1].numel())
+    if usual <= clearly * by_chance:
+        return []
+    limit = -max(by_chance, share * usual)
+    return [(i, median) for (i, _), median in zip(inside, medians, strict=True) if median < limit]

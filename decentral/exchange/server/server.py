@@ -21,7 +21,6 @@ from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import FrameError
 from decentral.exchange.api import Memory, Restrained
 from decentral.exchange.bounds import Kind as Bound
-from decentral.exchange.merge import norm_of
 from decentral.exchange.server.messages import ENVELOPE_BYTES, Kind, Push, Reply
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.server.pushes import CountedPushes, push_id
@@ -167,10 +166,14 @@ class ParameterServer:
 
     async def take_over(self, fragment: int, copy: Copy) -> None:
         """Keep a fragment from here on; momentum starts anew."""
-        usual = Usual(self._options.bound)
+        usual = self._usual(fragment)
         kept = _Kept(copy.version, copy.anchor_N, self._rule.init(copy.anchor_N), CountedPushes(copy.counted), usual)
         await self._remember_own(kept)
         self._kept[fragment] = kept
+
+    def _usual(self, fragment: int) -> Usual:
+        """What pushes to a fragment are compared with, beginning with none."""
+        return Usual(self._options.bound, seed_of(f"look/{self._transport.peer_id}/{fragment}"))
 
     def memory(self) -> Memory:
         """The fragments as they stand. What others hold of them is forgotten: they get full values once."""
@@ -193,7 +196,7 @@ class ParameterServer:
         )
         for fragment, version, num_gathered, spent, counted in memory.facts["kept"]:
             state = Delayed(momentum[fragment], gathered[fragment], num_gathered, spent)
-            names, usual = CountedPushes(bytes.fromhex(counted)), Usual(self._options.bound)
+            names, usual = CountedPushes(bytes.fromhex(counted)), self._usual(fragment)
             self._kept[fragment] = _Kept(version, anchor[fragment], state, names, usual)
 
     def restrained(self, fragment: int) -> tuple[Restrained, ...]:
@@ -229,7 +232,7 @@ class ParameterServer:
             me = self._transport.peer_id
             if delta_N is not None and not any(kept.counted.has(me, known) for known in (name, push)):
                 if self._options.bound:
-                    kept.usual.note(me, await self._clock.run_aside(lambda: norm_of(delta_N)))
+                    kept.usual.note(me, await self._clock.run_aside(lambda: kept.usual.look(delta_N)))
                 await self._step(kept, delta_N, (me, name))
             await self._remember_own(kept)
             return self.current(fragment) if self._kept.get(fragment) is kept else None
@@ -282,8 +285,9 @@ class ParameterServer:
         active = self._roster.active(self._clock.monotonic())
         if not self._options.bound or len(active) < _FEWEST_TO_BOUND:
             return delta_N
-        length = await self._clock.run_aside(lambda: norm_of(delta_N))
-        judged = kept.usual.judge(sender, length, {presence.peer for presence in active})
+        living = {presence.peer for presence in active}
+        look = await self._clock.run_aside(lambda: kept.usual.look(delta_N))
+        judged = await self._clock.run_aside(lambda: kept.usual.judge(sender, look, living))
         if judged is None:
             raise ValueError("nobody else has pushed yet; come again")
         if judged.kind is not None:
