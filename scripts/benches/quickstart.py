@@ -16,116 +16,63 @@ import shlex
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from decentral.config.schema import SwarmConfig
-from decentral.ports.trainer import Seat, Trainer
-from decentral.workers.lm.corpus import Corpus, load_corpus
-from decentral.workers.lm.settings import read_settings
-from decentral.workers.lm.trainer import LmTrainer
+from decentral.ports.trainer import Trainer
+from decentral.workers.lm.corpus import Corpus
+from scripts.benches.lib.arms import ALONE, DATA_PARALLEL, Run, by_seed, corpus_for, made, set_up, share_kept
 from scripts.benches.lib.command import Parser, enter, set_words
 from scripts.benches.lib.report import Record, kept, places, read, stamp, write
 from scripts.benches.lib.stats import grouped, listed, spread
 from scripts.benches.lib.tables import table
-from scripts.benches.lib.training import Play, configured, with_rounds
 from scripts.benches.lib.variants import agreed_loss
 
 SCRIPT = "bench-quickstart"
-ALONE, DATA_PARALLEL = "alone", "data-parallel"
 #: Of the mean of anchors that is tried in place of the last one.
 EMA_DECAYS = (0.5, 0.8, 0.9)
-_RATE, _BATCH = "task.settings.optimizer.learning_rate", "task.settings.batch_sequences"
-_SHARED_MOMENTS, _WORKERS = "moments=mean", "workers="
+_SHARED_MOMENTS = "moments=mean"
 
 
-@dataclass(frozen=True)
-class Run:
-    """What is to be run."""
-
-    arm: str
-    seed: int
-    rate: float
-    steps: int
-    workers: int
-    settings: Sequence[str]
-    """``key=value``, of all arms."""
-
-    @property
-    def key(self) -> list[object]:
-        """What tells it from others."""
-        return [self.arm, self.seed, self.rate, self.steps, self.workers, list(self.settings)]
-
-    def configured(self, *settings: str, workers: int = 1) -> SwarmConfig:
-        """The configuration of so many workers, with further settings."""
-        return configured([*self.settings, f"{_RATE}={self.rate}", *settings], seed=self.seed, workers=workers)
-
-    def record(self, corpus: Corpus) -> Record:
-        """Run it on this text."""
-        began = time.perf_counter()
-        found = self._control(corpus) if self.arm in (ALONE, DATA_PARALLEL) else self._swarm(corpus)
-        return {"key": self.key, **found, "seconds": round(time.perf_counter() - began, 1), **stamp(SCRIPT)}
-
-    def _control(self, corpus: Corpus) -> Record:
-        """One process; alone it draws the stream of the first worker, data-parallel one of its own."""
-        batch = self.configured().task.settings["batch_sequences"]
-        own = [] if self.arm == ALONE else [f"{_BATCH}={batch * self.workers}"]
-        swarm = with_rounds(self.configured("method.inner_steps=1", *own), self.steps)
-        trainer = made(swarm, 1000 * (self.seed + 1) + (self.arm != ALONE) * self.workers, corpus)
-        trainer.train_steps(0, self.steps)
-        # Validated as all others are, with the same windows.
-        probe = made(self.configured(), 0, corpus)
-        probe.load(trainer.parameters())
-        values = sum(value.numel() for value in trainer.parameters().values())
-        per_step = 2 * (self.workers - 1) / self.workers * 4 * values
-        return {
-            "val_loss": probe.validate(),
-            "values": values,
-            "sent_bytes": 0 if self.arm == ALONE else per_step * self.steps,
-        }
-
-    def _swarm(self, corpus: Corpus) -> Record:
-        """Production workers; the network alone is simulated."""
-        words = self.arm.split()
-        workers = next((int(word.removeprefix(_WORKERS)) for word in words if word.startswith(_WORKERS)), self.workers)
-        settings = [word for word in words if word != _SHARED_MOMENTS and not word.startswith(_WORKERS)]
-        stated = [word if "." in word.partition("=")[0] else f"method.{word}" for word in settings]
-        swarm = self.configured(*stated, workers=workers)
-        swarm = with_rounds(swarm, max(1, self.steps // swarm.method.inner_steps))
-        averages = Averages(EMA_DECAYS)
-        trainers: list[Trainer] = []
-
-        def make(swarm: SwarmConfig, stream: int) -> Trainer:
-            trainers.append(made(swarm, stream, corpus))
-            return trainers[-1]
-
-        def watch(worker: int, parameters: Mapping[str, Tensor]) -> None:
-            if averages.first_of_round(worker) and _SHARED_MOMENTS in words:
-                share_moments(trainers[1:])  # the first is a probe
-            averages.take(worker, parameters)
-
-        play = Play(swarm, watch=watch, make=make)
-        play.run()
-        loss = agreed_loss(play)
-        # The last outer step is loaded by nobody.
-        [anchors, *_] = [outcome.anchors for outcome in play.outcomes.values()]
-        averages.take(0, anchors)
-        return {
-            "val_loss": loss,
-            "values": sum(value.numel() for value in anchors.values()),
-            "sent_bytes": statistics.mean(member.mixed()[-1].sent_bytes for member in play.members.values()),
-            "syncs": swarm.run.rounds,
-            "ema": {str(decay): play.loss(mean) for decay, mean in averages.means.items()},
-        }
+def record_of(run: Run, corpus: Corpus) -> Record:
+    """Run it on this text."""
+    began = time.perf_counter()
+    found = run.control(corpus) if run.is_control else swarm(run, corpus)
+    return {"key": run.key, **found, "seconds": round(time.perf_counter() - began, 1), **stamp(SCRIPT)}
 
 
-def made(swarm: SwarmConfig, stream: int, corpus: Corpus) -> Trainer:
-    """The trainer of a stream."""
-    steps = swarm.run.rounds * swarm.method.inner_steps
-    return LmTrainer(read_settings(swarm.task.settings), Seat(swarm.run.seed, stream, steps), corpus)
+def swarm(run: Run, corpus: Corpus) -> Record:
+    """Production workers; the network alone is simulated."""
+    averages = Averages(EMA_DECAYS)
+    trainers: list[Trainer] = []
+    words = run.arm.split()
+
+    def make(swarm: SwarmConfig, stream: int) -> Trainer:
+        trainers.append(made(swarm, stream, corpus))
+        return trainers[-1]
+
+    def watch(worker: int, parameters: Mapping[str, Tensor]) -> None:
+        if averages.first_of_round(worker) and _SHARED_MOMENTS in words:
+            share_moments(trainers[1:])  # the first is a probe
+        averages.take(worker, parameters)
+
+    settings = " ".join(word for word in words if word != _SHARED_MOMENTS)
+    play = replace(run, arm=settings).play(make, watch)
+    loss = agreed_loss(play)
+    # The last outer step is loaded by nobody.
+    [anchors, *_] = [outcome.anchors for outcome in play.outcomes.values()]
+    averages.take(0, anchors)
+    return {
+        "val_loss": loss,
+        "values": sum(value.numel() for value in anchors.values()),
+        "sent_bytes": statistics.mean(member.mixed()[-1].sent_bytes for member in play.members.values()),
+        "syncs": play.swarm.run.rounds,
+        "ema": {str(decay): play.loss(mean) for decay, mean in averages.means.items()},
+    }
 
 
 class Averages:
@@ -173,13 +120,6 @@ def page(out: Path, records: list[Record]) -> str:
     return "\n".join([_HEAD, kept(out), *sections])
 
 
-def set_up(record: Record) -> str:
-    """What the runs of a table have in common."""
-    _, _, _, steps, workers, settings = record["key"]
-    named = ", ".join(f"`{setting}`" for setting in settings) or "default settings"
-    return f"{steps:,} steps of {workers} workers, {record['values']:,} parameters; {named}"
-
-
 def section(title: str, records: list[Record]) -> str:
     """One set-up: each arm at its best learning rate, and all that were tried with the first seed."""
     arms = grouped(records, lambda record: str(record["key"][0]))
@@ -191,7 +131,7 @@ def section(title: str, records: list[Record]) -> str:
         dense = by_name(at_best, DATA_PARALLEL, "sent_bytes")
         row = [arm, f"{rate:g}", runs[0].get("syncs", ""), f"{sent / 1e6:.3g}"]
         row += [f"{dense[0] / sent:.0f}" if dense and sent else "", listed(losses.values(), ".4f")]
-        shares = list(share_kept(losses, at_best).values())
+        shares = share_kept(losses, *(by_seed(at_best.get(control, [])) for control in (ALONE, DATA_PARALLEL)))
         row += [f"{statistics.mean(losses.values()):.4f}", spread(shares, ".0%") if shares else ""]
         rows.append(row)
         first = min(record["key"][1] for record in arms[arm])
@@ -211,21 +151,9 @@ def best(runs: list[Record]) -> list[Record]:
     return sorted((run for run in runs if run["key"][2] == chosen["key"][2]), key=lambda run: int(run["key"][1]))
 
 
-def by_seed(runs: Sequence[Record]) -> dict[int, float]:
-    """Losses."""
-    return {record["key"][1]: record["val_loss"] for record in runs}
-
-
 def by_name(arms: Mapping[str, list[Record]], arm: str, field: str) -> list[float]:
     """A figure of an arm's runs; nothing if it was not run."""
     return [float(record[field]) for record in arms.get(arm, [])]
-
-
-def share_kept(losses: Mapping[int, float], arms: Mapping[str, list[Record]]) -> dict[int, float]:
-    """By seed, what an arm keeps of the gain of data-parallel training over one worker alone."""
-    alone, dense = by_seed(arms.get(ALONE, [])), by_seed(arms.get(DATA_PARALLEL, []))
-    both = [seed for seed in losses if seed in alone and seed in dense]
-    return {seed: (alone[seed] - losses[seed]) / (alone[seed] - dense[seed]) for seed in both}
 
 
 def ema(records: Iterable[Record]) -> str:
@@ -268,11 +196,11 @@ def main() -> None:
     runs = [Run(arm, seed, rate, *common) for seed in options.seed for arm in options.arm for rate in options.rate]
     records: list[Record] = read(options.out, [])
     torch.set_num_threads(1)
-    corpus = load_corpus((), read_settings(configured(options.set, seed=0, workers=1).task.settings).window)
+    corpus = corpus_for(options.set)
     for run in runs:
         if run.key in [record["key"] for record in records]:
             continue
-        record = run.record(corpus)
+        record = record_of(run, corpus)
         told = f"seed {run.seed}  lr {run.rate:g}  {run.arm}  {record['val_loss']:.4f}  {record['seconds']:.0f} s"
         print(told, flush=True)
         records.append(record)

@@ -43,6 +43,7 @@ WITH_PLACE = (
     "attacks",
     "chaos-sim",
     "codec-quality",
+    "frontier",
     "gossip-quality",
     "muloco",
     "pipeline",

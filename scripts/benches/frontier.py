@@ -1,0 +1,98 @@
+"""Loss against bytes: every method at one task, at the papers' twenty tokens a parameter, all tuned with one budget.
+
+    scripts/bench-frontier                # goes on where the record stops
+    scripts/bench-frontier --cells 0      # writes page and plot anew from the raw numbers
+
+Each arm is searched with the first seed, one try after the other, breadth first, so that at any moment all have had the
+same number of tries (within one); then further seeds are run at each arm's best. The record is written after every
+cell, and a bench that was stopped goes on. The section "Findings" of OUT.md is written by hand and kept.
+"""
+
+import statistics
+import time
+from functools import partial
+
+import torch
+
+from decentral.config.names import ALL_REDUCE
+from decentral.config.schema import SwarmConfig
+from decentral.ports.trainer import Trainer
+from decentral.state.average import Replica, survey
+from decentral.workers.lm.corpus import Corpus
+from scripts.benches.frontier_arms import SETTINGS, next_run, of_set_up
+from scripts.benches.frontier_page import page, plot
+from scripts.benches.lib.arms import Run, corpus_for, made
+from scripts.benches.lib.command import BenchError, Parser, enter
+from scripts.benches.lib.report import Record, read, stamp, write
+from scripts.benches.lib.training import Play, drawn_ids
+from scripts.benches.lib.variants import agreed_loss
+
+SCRIPT = "bench-frontier"
+
+
+def measure(run: Run, corpus: Corpus) -> Record:
+    """One cell."""
+    began = time.perf_counter()
+    if run.is_control:
+        found = run.control(corpus)
+    else:
+
+        def make(swarm: SwarmConfig, stream: int) -> Trainer:
+            return made(swarm, stream, corpus)
+
+        found = outcome(run.play(make, ids=drawn_ids(run.seed)))
+    return {"key": run.key, **found, "seconds": round(time.perf_counter() - began, 1), **stamp(SCRIPT)}
+
+
+def outcome(play: Play) -> Record:
+    """What a swarm comes to; where its workers end with anchors of their own, the mean of their losses."""
+    outcomes, members = play.outcomes, play.members.values()
+    [anchors, *_] = [made.anchors for made in outcomes.values()]
+    sent = [member.mixed()[-1].sent_bytes for member in members]
+    record: Record = {
+        "values": sum(value.numel() for value in anchors.values()),
+        "sent_bytes": statistics.mean(sent),
+        "sent_bytes_in_rounds": statistics.mean(member.sent_a_round() for member in members) * play.swarm.run.rounds,
+        "most_sent_bytes": max(sent),
+        "syncs": play.swarm.run.rounds,
+        "delays": sorted({event.delay_steps for member in members for event in member.mixed()}),
+    }
+    if play.swarm.method.family in ALL_REDUCE:
+        return {"val_loss": agreed_loss(play), **record}
+    if len(outcomes) != play.swarm.run.min_workers:
+        raise BenchError(f"{len(outcomes)} of {play.swarm.run.min_workers} workers came to the end")
+    replicas = [Replica(peer, "", end.round, partial(dict, end.anchors)) for peer, end in outcomes.items()]
+    found = survey(replicas, play.loss)
+    losses = [row.loss for row in found.rows]
+    return {"val_loss": statistics.mean(losses), "losses": losses, "average_loss": found.average_loss, **record}
+
+
+def main() -> None:
+    """Run what is missing, and write the page after each cell; the plot at the end."""
+    parser = Parser(SCRIPT, __doc__, "frontier")
+    parser.add_argument("--tries", type=int, default=6, help="of an arm, with the first seed")
+    parser.repeated("--seed", int, [0, 1, 2], help="the first is searched with")
+    parser.add_argument("--steps", type=int, default=1218, help="of one worker")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--cells", type=int, default=1000, help="at most; the next call goes on")
+    parser.repeated("--set", metavar="KEY=VALUE", default=SETTINGS)
+    options = parser.parse_args()
+    records: list[Record] = read(options.out, [])
+    torch.set_num_threads(1)
+    common = (options.steps, options.workers, options.set)
+    corpus = corpus_for(options.set)
+    for _ in range(options.cells):
+        run = next_run(of_set_up(records, common), options.tries, options.seed, common)
+        if run is None:
+            break
+        record = measure(run, corpus)
+        told = f"seed {run.seed}  lr {run.rate:g}  {run.arm}  {record['val_loss']:.4f}  {record['seconds']:.0f} s"
+        print(told, flush=True)
+        records.append(record)
+        write(options.out, records, page(options.out, records))
+    write(options.out, records, page(options.out, records))
+    plot(options.out, records)
+
+
+if __name__ == "__main__":
+    enter(main)

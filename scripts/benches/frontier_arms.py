@@ -1,0 +1,140 @@
+"""The arms of `scripts/bench-frontier`: what each is searched over, and what is to be run next. Knows no page."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from scripts.benches.lib.arms import ALONE, DATA_PARALLEL, Run
+from scripts.benches.lib.report import Record
+from scripts.benches.lib.search import Point, best, next_try
+
+#: Those of the quickstart: 117,056 parameters, 512 bytes a step. 1,218 steps of 4 workers are 21 bytes a parameter.
+SETTINGS = (
+    "task.settings.model.d_model=64",
+    "task.settings.model.num_layers=2",
+    "task.settings.batch_sequences=4",
+    "task.settings.val_batches=64",
+)
+RATES = (0.0025, 0.004, 0.006, 0.01, 0.016, 0.025)
+_FIRST_RATE = 2
+#: Outer learning rate and momentum, from the cautious to the papers'.
+OUTER = tuple(
+    f"outer_lr={rate:g} outer_momentum={momentum:g}"
+    for rate, momentum in ((1, 0), (0.7, 0.5), (1, 0.5), (0.4, 0.9), (0.7, 0.9))
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of training, and what is searched beside the learning rate."""
+
+    name: str
+    settings: str
+    """See ``Run.arm``."""
+    others: tuple[str, ...] = ("",)
+    first: int = 0
+    """Place of the one that is tried first."""
+    like: str = ""
+    """The arm whose best settings it takes: it is not searched itself, and so may do better than is shown."""
+
+    def run(self, point: Point, seed: int, common: tuple[int, int, list[str]]) -> Run:
+        """What is to be run at a point."""
+        return Run(f"{self.settings} {self.others[point[1]]}".strip(), seed, RATES[point[0]], *common)
+
+    def points(self, run: Record) -> Iterator[Point]:
+        """Where a record lies; nowhere if it is another arm's."""
+        for place, other in enumerate(self.others):
+            if run["key"][0] == f"{self.settings} {other}".strip() and run["key"][2] in RATES:
+                yield RATES.index(run["key"][2]), place
+
+
+def _outer(name: str, settings: str, first: int = 1, like: str = "") -> Arm:
+    return Arm(name, settings, OUTER, first, like)
+
+
+def _diloco(inner_steps: int, codec: str = "fp32", first: int = 1) -> Arm:
+    like = "" if codec == "fp32" else f"DiLoCo, H {inner_steps}, fp32"
+    settings = f"name=diloco inner_steps={inner_steps} codec={codec}"
+    return _outer(f"DiLoCo, H {inner_steps}, {codec}", settings, first, like)
+
+
+def _sparseloco(inner_steps: int, over: str, rates: Sequence[float], first: int) -> Arm:
+    settings = f"name=sparseloco inner_steps={inner_steps} mean_over={over}"
+    others = tuple(f"outer_lr={rate:g}" for rate in rates)
+    return Arm(f"SparseLoCo, H {inner_steps}, {over}", settings, others, first)
+
+
+_SENDERS, _MEMBERS = (0.65, 1, 1.5, 2), (1, 2, 3, 4.5)
+#: What tells most comes first.
+ARMS = (
+    Arm(ALONE, ALONE),
+    Arm(DATA_PARALLEL, DATA_PARALLEL),
+    _diloco(30),
+    _diloco(10),
+    _diloco(100, first=2),
+    _sparseloco(30, "senders", _SENDERS, 1),
+    Arm(
+        "NoLoCo, H 30",
+        "name=noloco inner_steps=30",
+        tuple(f"outer_lr={rate} outer_momentum=0.5" for rate in (0.7, 1.0, 1.3)),
+        1,
+    ),
+    _outer("streaming, H 30", "name=streaming inner_steps=30", 2),
+    _outer("async, H 30", "name=async inner_steps=30"),
+    _outer("k = 1, H 30", "workers=1 name=diloco inner_steps=30 codec=fp32"),
+    _diloco(300, first=2),
+    _sparseloco(10, "senders", _SENDERS, 1),
+    _outer("eager, H 30", "name=eager inner_steps=30"),
+    _sparseloco(30, "members", _MEMBERS, 1),
+    _diloco(30, "int8-b128"),
+    _diloco(30, "e3m0-b128"),
+    _diloco(30, "int2-b128"),
+    _diloco(100, "e3m0-b128"),
+    _diloco(100, "int2-b128"),
+    _diloco(300, "int2-b128"),
+)
+#: Arms that take after others wait until these have had so many tries.
+LIKE_FROM = 2
+
+
+def tried(arm: Arm, records: Sequence[Record], seed: int) -> dict[Point, float]:
+    """Losses by point, of one seed."""
+    return {point: run["val_loss"] for run in records if run["key"][1] == seed for point in arm.points(run)}
+
+
+def chosen(arm: Arm, records: Sequence[Record], seed: int) -> Point | None:
+    """The best point of an arm with the seed that it is searched with, or that of the arm that it takes after."""
+    after = next((other for other in ARMS if other.name == arm.like), arm)
+    found = tried(after, records, seed)
+    return best(found) if found else None
+
+
+def following(arm: Arm, records: Sequence[Record], seed: int, tries: int) -> Point | None:
+    """The next point to try, if an arm is to have so many tries."""
+    found = tried(arm, records, seed)
+    if arm.like:
+        point = chosen(arm, records, seed) if tries >= LIKE_FROM else None
+        return None if point in found else point
+    return next_try(found, (_FIRST_RATE, arm.first), len(RATES), len(arm.others)) if len(found) < tries else None
+
+
+def next_run(
+    records: Sequence[Record], tries: int, seeds: Sequence[int], common: tuple[int, int, list[str]]
+) -> Run | None:
+    """What is to be run with what there is already; ``None`` at the end."""
+    first, *others = seeds
+    for count in range(1, tries + 1):
+        for arm in ARMS:
+            point = following(arm, records, first, count)
+            if point is not None:
+                return arm.run(point, first, common)
+    for seed in others:
+        for arm in ARMS:
+            point = chosen(arm, records, first)
+            if point is not None and point not in tried(arm, records, seed):
+                return arm.run(point, seed, common)
+    return None
+
+
+def of_set_up(records: Sequence[Record], common: tuple[int, int, list[str]]) -> list[Record]:
+    """The records with these steps, workers and settings."""
+    return [record for record in records if record["key"][3:] == list(common)]

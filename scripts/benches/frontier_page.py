@@ -1,0 +1,154 @@
+"""The page and the plot of `scripts/bench-frontier`, from its records. Runs nothing."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benches.frontier_arms import ARMS, RATES, Arm, chosen, tried
+from scripts.benches.lib.arms import ALONE, DATA_PARALLEL, by_seed, set_up, share_kept
+from scripts.benches.lib.plots import figure
+from scripts.benches.lib.report import Record, kept, places
+from scripts.benches.lib.search import Point
+from scripts.benches.lib.stats import bars, gaps, grouped, listed, spread
+from scripts.benches.lib.tables import table
+
+#: What we ask for: times fewer bytes, and a loss so far above that of data-parallel training.
+GOALS = ((2000, 0.01), (5000, 0.02))
+_SEED = 0
+"""The one that arms are searched with."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """An arm at its best."""
+
+    arm: Arm
+    point: Point
+    runs: list[Record]
+    """By seed."""
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """By seed."""
+        return by_seed(self.runs)
+
+    @property
+    def mean(self) -> float:
+        """Of the losses."""
+        return statistics.mean(self.losses.values())
+
+    @property
+    def sent(self) -> float:
+        """Bytes of a worker in all rounds."""
+        return statistics.mean(run.get("sent_bytes_in_rounds", run["sent_bytes"]) for run in self.runs)
+
+
+def lines(records: Sequence[Record]) -> dict[str, Line]:
+    """By name, those arms that were run."""
+    found = {}
+    for arm in ARMS:
+        own, point = tried(arm, records, _SEED), chosen(arm, records, _SEED)
+        if own and point is not None:
+            # What takes after another arm may not have been run yet at that one's latest best.
+            at = point if point in own else min(own, key=own.__getitem__)
+            runs = [run for run in records if at in arm.points(run)]
+            found[arm.name] = Line(arm, at, sorted(runs, key=lambda run: int(run["key"][1])))
+    return found
+
+
+def page(out: Path, records: list[Record]) -> str:
+    """A section for each set-up."""
+    sections = [section(title, runs) for title, runs in grouped(records, set_up).items()]
+    return "\n".join([_HEAD, kept(out), *sections])
+
+
+def section(title: str, records: list[Record]) -> str:
+    """One set-up: each arm at its best, then all tries."""
+    found = lines(records)
+    alone, dense = (found[name].losses if name in found else {} for name in (ALONE, DATA_PARALLEL))
+    rows, tries = [], []
+    for name, line in found.items():
+        losses, shares, off = line.losses, share_kept(line.losses, alone, dense), gaps(line.losses, dense)
+        count = f"as {line.arm.like}" if line.arm.like else len(tried(line.arm, records, _SEED))
+        row = [name, count, f"{RATES[line.point[0]]:g}", plain(line.arm.others[line.point[1]])]
+        with_start = statistics.mean(run["sent_bytes"] for run in line.runs)
+        row += [line.runs[0].get("syncs", ""), f"{line.sent / 1e6:.3g}", f"{with_start / 1e6:.3g}", fewer(line, found)]
+        row += [listed(losses.values(), ".4f"), f"{line.mean:.4f}"]
+        rows.append([*row, spread(off, "+.1%") if off else "", spread(shares, ".0%") if shares else ""])
+        each = tried(line.arm, records, _SEED)
+        told = (f"{RATES[rate]:g} {plain(line.arm.others[other])}: {loss:.4f}" for (rate, other), loss in each.items())
+        tries.append([name, line.arm.settings, "; ".join(told)])
+    stamps = "".join(f"\n{place}\n" for place in places(records))
+    return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tries)}\n{stamps}\n    scripts/bench-frontier\n"
+
+
+def fewer(line: Line, found: dict[str, Line]) -> str:
+    """Times fewer bytes than data-parallel training sends."""
+    return f"{found[DATA_PARALLEL].sent / line.sent:,.0f}" if DATA_PARALLEL in found and _sends(line) else ""
+
+
+def _sends(line: Line) -> bool:
+    """Whether it is no single worker, who has only its signs of life to send."""
+    return line.arm.name != ALONE and not line.arm.name.startswith("k = 1")
+
+
+def plain(other: str) -> str:
+    """Outer learning rate and momentum in short."""
+    return other.replace("outer_lr=", "").replace(" outer_momentum=", "/")
+
+
+def plot(path: Path, records: list[Record]) -> None:
+    """Loss against bytes of the set-up with the most records."""
+    groups = grouped(records, set_up)
+    if not groups:
+        return
+    found = lines(max(groups.values(), key=len))
+    with figure(path, 11, 7) as [axes]:
+        for name, line in found.items():
+            if not _sends(line):
+                axes.axhline(line.mean, color="grey", linestyle="--", linewidth=0.8)
+                axes.annotate(f"{name} (sends nothing)", (0.99, line.mean), xycoords=("axes fraction", "data"),
+                              ha="right", va="bottom", fontsize=7)  # fmt: skip
+                continue
+            colour = f"C{list(dict.fromkeys(each.split(',')[0] for each in found)).index(name.split(',')[0]) % 10}"
+            spreads = bars(list(line.losses.values()), line.mean)
+            axes.errorbar(line.sent / 1e6, line.mean, yerr=spreads, fmt="o", capsize=3, color=colour)
+            axes.annotate(name, (line.sent / 1e6, line.mean), textcoords="offset points", xytext=(5, 4), fontsize=7)
+        if DATA_PARALLEL in found:
+            dense = found[DATA_PARALLEL]
+            for times, above in GOALS:
+                axes.plot(dense.sent / times / 1e6, dense.mean * (1 + above), "*", color="tab:red", markersize=12)
+            axes.axhline(dense.mean, color="grey", linewidth=0.5)
+        axes.set_xscale("log")
+        axes.set_xlabel("MB sent by a worker in all rounds; stars: what is to be reached")
+        axes.set_ylabel("validation loss, nats per byte")
+        axes.margins(x=0.1)
+
+
+_HEAD = """# Loss against bytes
+
+Written by `scripts/bench-frontier`; the raw numbers are in `frontier.json`. Production workers train the byte-level
+language model on Python's standard library; the network alone is simulated, and all workers are equally fast. *alone*
+is one worker for as many steps, *data-parallel* one process that takes the batches of all workers in every step, and
+*k = 1* one worker that takes the outer step with itself. Loss in nats per byte on the same held-out windows, of the
+anchor that a worker ends with; where workers end with anchors of their own (NoLoCo, async), the mean of their losses.
+
+![loss against bytes](frontier.png)
+
+* **tries**: budget of tuning with the first seed, the same for all arms: a search over the learning rate and the outer
+  settings goes from a first try to the better neighbour, and ends where it finds none. All tries are in the second
+  table. An arm that is *as* another takes what is best there, and so may do better than is shown.
+* **lr**, **outer**: the best of these; outer learning rate and momentum. Other seeds are run with them. Seeds differ in
+  initial weights, in all streams of data, in the noise of codecs, and in the pairs that are drawn.
+* **MB**: sent by one worker in all rounds, mean over workers, signs of life included; **with start**: and by the time
+  of the first round, when most of it is the model for who joins. **fewer**: times fewer bytes in the rounds than the
+  ring all-reduce in fp32 of data-parallel training sends, of which no start is counted either.
+* **to data-parallel**: loss above that of data-parallel training, mean over seeds (least to greatest). **kept**: share
+  of the gain, (alone - arm) / (alone - data-parallel).
+"""
+
+_COLUMNS = (
+    "arm | tries | lr: | outer | syncs: | MB: | with start: | fewer: | loss by seed | mean: | to data-parallel | kept"
+)
+_TRIED = "arm | settings | loss by learning rate and outer settings, first seed, in the order of the tries"
