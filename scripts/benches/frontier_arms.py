@@ -16,6 +16,8 @@ SETTINGS = (
 )
 RATES = (0.0025, 0.004, 0.006, 0.01, 0.016, 0.025)
 _FIRST_RATE = 2
+#: The seed of the searches; further ones count up from it.
+SEED = 0
 #: Outer learning rate and momentum, from the cautious to the papers'.
 OUTER = tuple(
     f"outer_lr={rate:g} outer_momentum={momentum:g}"
@@ -92,44 +94,52 @@ ARMS = (
     _diloco(100, "int2-b128"),
     _diloco(300, "int2-b128"),
 )
-#: Arms that take after others wait until these have had so many tries.
-LIKE_FROM = 2
 
 
-def tried(arm: Arm, records: Sequence[Record], seed: int) -> dict[Point, float]:
+def tried(arm: Arm, records: Sequence[Record], seed: int = SEED) -> dict[Point, float]:
     """Losses by point, of one seed."""
     return {point: run["val_loss"] for run in records if run["key"][1] == seed for point in arm.points(run)}
 
 
-def chosen(arm: Arm, records: Sequence[Record], seed: int) -> Point | None:
-    """The best point of an arm with the seed that it is searched with, or that of the arm that it takes after."""
-    after = next((other for other in ARMS if other.name == arm.like), arm)
-    found = tried(after, records, seed)
+def after(arm: Arm) -> Arm:
+    """The arm that is searched for it."""
+    return next((other for other in ARMS if other.name == arm.like), arm)
+
+
+def chosen(arm: Arm, records: Sequence[Record]) -> Point | None:
+    """The best point of an arm, or of the one that it takes after."""
+    found = tried(after(arm), records)
     return best(found) if found else None
 
 
-def following(arm: Arm, records: Sequence[Record], seed: int, tries: int) -> Point | None:
+def following(arm: Arm, records: Sequence[Record], tries: int) -> Point | None:
     """The next point to try, if an arm is to have so many tries."""
-    found = tried(arm, records, seed)
-    if arm.like:
-        point = chosen(arm, records, seed) if tries >= LIKE_FROM else None
-        return None if point in found else point
+    found = tried(arm, records)
     return next_try(found, (_FIRST_RATE, arm.first), len(RATES), len(arm.others)) if len(found) < tries else None
 
 
-def next_run(
-    records: Sequence[Record], tries: int, seeds: Sequence[int], common: tuple[int, int, list[str]]
-) -> Run | None:
-    """What is to be run with what there is already; ``None`` at the end."""
-    first, *others = seeds
+def copied(arm: Arm, records: Sequence[Record], tries: int) -> Point | None:
+    """The point to run an arm at that takes after another, if that one has had no more than so many tries."""
+    point = chosen(arm, records)
+    return point if len(tried(after(arm), records)) <= tries and point not in tried(arm, records) else None
+
+
+def next_run(records: Sequence[Record], tries: int, seeds: int, common: tuple[int, int, list[str]]) -> Run | None:
+    """What is to be run with what there is already; ``None`` at the end.
+
+    First searches, breadth first; arms that take after others follow the first try of all, and the last.
+    """
     for count in range(1, tries + 1):
         for arm in ARMS:
-            point = following(arm, records, first, count)
+            if not arm.like:
+                point = following(arm, records, count)
+            else:
+                point = copied(arm, records, count) if count in (1, tries) else None
             if point is not None:
-                return arm.run(point, first, common)
-    for seed in others:
+                return arm.run(point, SEED, common)
+    for seed in range(SEED + 1, SEED + seeds):
         for arm in ARMS:
-            point = chosen(arm, records, first)
+            point = chosen(arm, records)
             if point is not None and point not in tried(arm, records, seed):
                 return arm.run(point, seed, common)
     return None

@@ -15,8 +15,6 @@ from scripts.benches.lib.tables import table
 
 #: What we ask for: times fewer bytes, and a loss so far above that of data-parallel training.
 GOALS = ((2000, 0.01), (5000, 0.02))
-_SEED = 0
-"""The one that arms are searched with."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def lines(records: Sequence[Record]) -> dict[str, Line]:
     """By name, those arms that were run."""
     found = {}
     for arm in ARMS:
-        own, point = tried(arm, records, _SEED), chosen(arm, records, _SEED)
+        own, point = tried(arm, records), chosen(arm, records)
         if own and point is not None:
             # What takes after another arm may not have been run yet at that one's latest best.
             at = point if point in own else min(own, key=own.__getitem__)
@@ -70,13 +68,13 @@ def section(title: str, records: list[Record]) -> str:
     rows, tries = [], []
     for name, line in found.items():
         losses, shares, off = line.losses, share_kept(line.losses, alone, dense), gaps(line.losses, dense)
-        count = f"as {line.arm.like}" if line.arm.like else len(tried(line.arm, records, _SEED))
+        count = f"as {line.arm.like}" if line.arm.like else len(tried(line.arm, records))
         row = [name, count, f"{RATES[line.point[0]]:g}", plain(line.arm.others[line.point[1]])]
         with_start = statistics.mean(run["sent_bytes"] for run in line.runs)
         row += [line.runs[0].get("syncs", ""), f"{line.sent / 1e6:.3g}", f"{with_start / 1e6:.3g}", fewer(line, found)]
         row += [listed(losses.values(), ".4f"), f"{line.mean:.4f}"]
         rows.append([*row, spread(off, "+.1%") if off else "", spread(shares, ".0%") if shares else ""])
-        each = tried(line.arm, records, _SEED)
+        each = tried(line.arm, records)
         told = (f"{RATES[rate]:g} {plain(line.arm.others[other])}: {loss:.4f}" for (rate, other), loss in each.items())
         tries.append([name, line.arm.settings, "; ".join(told)])
     stamps = "".join(f"\n{place}\n" for place in places(records))
@@ -141,9 +139,10 @@ anchor that a worker ends with; where workers end with anchors of their own (NoL
   table. An arm that is *as* another takes what is best there, and so may do better than is shown.
 * **lr**, **outer**: the best of these; outer learning rate and momentum. Other seeds are run with them. Seeds differ in
   initial weights, in all streams of data, in the noise of codecs, and in the pairs that are drawn.
-* **MB**: sent by one worker in all rounds, mean over workers, signs of life included; **with start**: and by the time
-  of the first round, when most of it is the model for who joins. **fewer**: times fewer bytes in the rounds than the
-  ring all-reduce in fp32 of data-parallel training sends, of which no start is counted either.
+* **MB**: sent by one worker in all rounds, mean over workers, without what signs of life say (they go by time, whatever
+  the size of the model: some 2 kB a second). **with start**: and by the time of the first round, most of which is the
+  model for who joins. **fewer**: times fewer bytes in the rounds than the ring all-reduce in fp32 of data-parallel
+  training sends, of which no start is counted either.
 * **to data-parallel**: loss above that of data-parallel training, mean over seeds (least to greatest). **kept**: share
   of the gain, (alone - arm) / (alone - data-parallel).
 """

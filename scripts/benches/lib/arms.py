@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from decentral.config.schema import SwarmConfig
 from decentral.ports.trainer import Seat, Trainer
+from decentral.sim.network import Conditions
 from decentral.sim.world import peer_id
 from decentral.types import PeerId
 from decentral.workers.lm.corpus import Corpus, load_corpus
 from decentral.workers.lm.settings import read_settings
 from decentral.workers.lm.trainer import LmTrainer
 from scripts.benches.lib.report import Record
-from scripts.benches.lib.training import STEP_S, Make, Play, Watch, configured, unwatched, with_rounds
+from scripts.benches.lib.training import Make, Play, Watch, configured, unwatched, with_rounds
 
 ALONE, DATA_PARALLEL = "alone", "data-parallel"
 _RATE, _BATCH = "task.settings.optimizer.learning_rate", "task.settings.batch_sequences"
@@ -71,7 +72,11 @@ class Run:
         }
 
     def play(
-        self, make: Make, watch: Watch = unwatched, step_s: float = STEP_S, ids: Callable[[int], PeerId] = peer_id
+        self,
+        make: Make,
+        watch: Watch = unwatched,
+        ids: Callable[[int], PeerId] = peer_id,
+        conditions: Conditions | None = None,
     ) -> Play:
         """Production workers from their start to their end; see ``Play``."""
         words = self.arm.split()
@@ -80,7 +85,7 @@ class Run:
         stated = [word if "." in word.partition("=")[0] else f"method.{word}" for word in settings]
         swarm = self.configured(*stated, workers=workers)
         swarm = with_rounds(swarm, max(1, self.steps // swarm.method.inner_steps))
-        play = Play(swarm, step_s, watch, make, ids=ids)
+        play = Play(swarm, watch=watch, make=make, ids=ids, conditions=conditions)
         play.run()
         return play
 

@@ -24,6 +24,7 @@ from decentral.run.options import run_options
 from decentral.run.tasks import build_trainer
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run, virtual_loop
+from decentral.sim.network import Conditions
 from decentral.sim.scenario import Meddle, all_honest
 from decentral.sim.trainer import Charged
 from decentral.sim.world import SimPeer, World, peer_id
@@ -129,6 +130,7 @@ class Play:
         make: see ``Make``.
         meddle: see ``Meddle``.
         ids: of the workers, by number.
+        conditions: of the network.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class Play:
         make: Make = made_by_task,
         meddle: Meddle = all_honest,
         ids: Callable[[int], PeerId] = peer_id,
+        conditions: Conditions | None = None,
     ) -> None:
         torch.set_num_threads(1)
         self.swarm = swarm
@@ -154,6 +157,7 @@ class Play:
         self._make = make
         self._meddle = meddle
         self._ids = ids
+        self._conditions = conditions
         self._options = run_options(swarm, f"bench-{self.seed}", self.probe.parameters())
 
     def run(self, then: Callable[[], Changes] = tuple) -> None:
@@ -167,7 +171,7 @@ class Play:
         self.seconds = time.perf_counter() - began
 
     async def _play(self, then: Callable[[], Changes]) -> None:
-        self._world = World(self.seed)
+        self._world = World(self.seed, self._conditions)
         for number in range(self.swarm.run.min_workers):
             self.start(number)
             await asyncio.sleep(START_S)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scripts.benches.frontier_arms import ARMS, LIKE_FROM, RATES, chosen, next_run, tried
+from scripts.benches.frontier_arms import ARMS, RATES, chosen, next_run, tried
 from scripts.benches.lib.search import Point, best, next_try
 
 COMMON = (100, 4, ["a=1"])
@@ -25,20 +25,20 @@ def test_no_number_is_worse_than_any() -> None:
 def test_all_arms_have_the_same_number_of_tries_at_any_moment() -> None:
     records: list[dict[str, Any]] = []
     searched = [arm for arm in ARMS if not arm.like]
-    while (run := next_run(records, 3, [0, 1], COMMON)) is not None:
+    while (run := next_run(records, 3, 2, COMMON)) is not None:
         assert run.key not in [record["key"] for record in records]
         # The best is off the first try of any arm.
         records.append({"key": run.key, "val_loss": abs(RATES.index(run.rate) - 4) + len(run.arm) / 1000})
         if run.seed == 0:
-            counts = [len(tried(arm, records, 0)) for arm in searched]
+            counts = [len(tried(arm, records)) for arm in searched]
             assert max(counts) - min(counts) <= 1
     for arm in ARMS:
-        at = chosen(arm, records, 0)
-        assert at in tried(arm, records, 0)
+        at = chosen(arm, records)
+        assert at in tried(arm, records)
         assert list(tried(arm, records, 1)) == [at]
         if arm.like:
             [parent] = [other for other in ARMS if other.name == arm.like]
-            assert at == chosen(parent, records, 0)
-            assert len(tried(arm, records, 0)) <= 3 - LIKE_FROM + 1
+            assert at == chosen(parent, records)
+            assert len(tried(arm, records)) <= 2
         else:
-            assert len(tried(arm, records, 0)) == 3
+            assert len(tried(arm, records)) == 3
