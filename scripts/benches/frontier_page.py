@@ -13,6 +13,9 @@ from scripts.benches.lib.search import Point
 from scripts.benches.lib.stats import bars, gaps, grouped, listed, spread
 from scripts.benches.lib.tables import table
 
+#: Along the axes, and up the data.
+_ACROSS = ("axes fraction", "data")
+
 #: What we ask for: times fewer bytes, and a loss so far above that of data-parallel training.
 GOALS = ((2000, 0.01), (5000, 0.02))
 
@@ -97,31 +100,36 @@ def plain(other: str) -> str:
 
 
 def plot(path: Path, records: list[Record]) -> None:
-    """Loss against bytes of the set-up with the most records."""
-    groups = grouped(records, set_up)
-    if not groups:
-        return
-    found = lines(max(groups.values(), key=len))
+    """Gap to data-parallel training against bytes, of the set-up with the most records."""
+    found = lines(max(grouped(records, set_up).values(), key=len))
+    dense = found[DATA_PARALLEL]
+    families = list(dict.fromkeys(_family(name) for name in found))
     with figure(path, 11, 7) as [axes]:
         for name, line in found.items():
-            if not _sends(line):
-                axes.axhline(line.mean, color="grey", linestyle="--", linewidth=0.8)
-                axes.annotate(f"{name} (sends nothing)", (0.99, line.mean), xycoords=("axes fraction", "data"),
-                              ha="right", va="bottom", fontsize=7)  # fmt: skip
-                continue
-            colour = f"C{list(dict.fromkeys(each.split(',')[0] for each in found)).index(name.split(',')[0]) % 10}"
-            spreads = bars(list(line.losses.values()), line.mean)
-            axes.errorbar(line.sent / 1e6, line.mean, yerr=spreads, fmt="o", capsize=3, color=colour)
-            axes.annotate(name, (line.sent / 1e6, line.mean), textcoords="offset points", xytext=(5, 4), fontsize=7)
-        if DATA_PARALLEL in found:
-            dense = found[DATA_PARALLEL]
-            for times, above in GOALS:
-                axes.plot(dense.sent / times / 1e6, dense.mean * (1 + above), "*", color="tab:red", markersize=12)
-            axes.axhline(dense.mean, color="grey", linewidth=0.5)
+            off = [100 * gap for gap in gaps(line.losses, dense.losses)]
+            middle = statistics.mean(off)
+            if _sends(line):
+                colour = f"C{families.index(_family(name)) % 10}"
+                axes.errorbar(line.sent / 1e6, middle, yerr=bars(off, middle), fmt="o", capsize=3, color=colour)
+                place = (line.sent / 1e6, middle)
+                axes.annotate(name, place, textcoords="offset points", xytext=(5, 4), fontsize=7)
+            else:
+                axes.axhline(middle, color="grey", linestyle="--", linewidth=0.8)
+                axes.annotate(
+                    f"{name}: sends nothing", (0.98, middle), xycoords=_ACROSS, ha="right", va="bottom", fontsize=7
+                )
+        for times, above in GOALS:
+            axes.plot(dense.sent / times / 1e6, 100 * above, "*", color="tab:red", markersize=12)
+        axes.axhline(0, color="grey", linewidth=0.5)
         axes.set_xscale("log")
-        axes.set_xlabel("MB sent by a worker in all rounds; stars: what is to be reached")
-        axes.set_ylabel("validation loss, nats per byte")
-        axes.margins(x=0.1)
+        axes.set_xlabel("MB sent by a worker in all rounds; stars: to be reached")
+        axes.set_ylabel("validation loss above data-parallel training of the same seed, %")
+        axes.margins(x=0.12)
+
+
+def _family(name: str) -> str:
+    """Arms of one colour."""
+    return name.partition(",")[0]
 
 
 _HEAD = """# Loss against bytes
