@@ -59,13 +59,14 @@ def _diloco(inner_steps: int, codec: str = "fp32", first: int = 1) -> Arm:
     return _outer(f"DiLoCo, H {inner_steps}, {codec}", settings, first, like)
 
 
-def _sparseloco(inner_steps: int, over: str, rates: Sequence[float], first: int) -> Arm:
-    settings = f"name=sparseloco inner_steps={inner_steps} mean_over={over}"
-    others = tuple(f"outer_lr={rate:g}" for rate in rates)
-    return Arm(f"SparseLoCo, H {inner_steps}, {over}", settings, others, first)
+def _sparseloco(inner_steps: int, over: str, others: tuple[str, ...]) -> Arm:
+    settings = f"name=sparseloco inner_steps={inner_steps}" + (f" mean_over={over}" if over != "senders" else "")
+    return Arm(f"SparseLoCo, H {inner_steps}, {over}", settings, others, 1)
 
 
-_SENDERS, _MEMBERS = (0.65, 1, 1.5, 2), (1, 2, 3, 4.5)
+#: The method's own is 1, over senders.
+_SENDERS = ("outer_lr=0.65", "", "outer_lr=1.5", "outer_lr=2")
+_MEMBERS = ("outer_lr=1", "outer_lr=2", "outer_lr=3", "outer_lr=4.5")
 #: What tells most comes first.
 ARMS = (
     Arm(ALONE, ALONE),
@@ -73,7 +74,7 @@ ARMS = (
     _diloco(30),
     _diloco(10),
     _diloco(100, first=2),
-    _sparseloco(30, "senders", _SENDERS, 1),
+    _sparseloco(30, "senders", _SENDERS),
     Arm(
         "NoLoCo, H 30",
         "name=noloco inner_steps=30",
@@ -84,9 +85,14 @@ ARMS = (
     _outer("async, H 30", "name=async inner_steps=30"),
     _outer("k = 1, H 30", "workers=1 name=diloco inner_steps=30 codec=fp32"),
     _diloco(300, first=2),
-    _sparseloco(10, "senders", _SENDERS, 1),
+    _sparseloco(10, "senders", _SENDERS),
     _outer("eager, H 30", "name=eager inner_steps=30"),
-    _sparseloco(30, "members", _MEMBERS, 1),
+    _sparseloco(30, "members", _MEMBERS),
+    # Those of the quickstart's record.
+    _sparseloco(3, "senders", _SENDERS),
+    _sparseloco(3, "members", _MEMBERS),
+    _sparseloco(4, "senders", _SENDERS),
+    Arm("averaging, H 14, e3m0-b128", "name=local-sgd inner_steps=14 codec=e3m0-b128"),
     _diloco(30, "int8-b128"),
     _diloco(30, "e3m0-b128"),
     _diloco(30, "int2-b128"),

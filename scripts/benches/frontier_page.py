@@ -78,7 +78,10 @@ def section(title: str, records: list[Record]) -> str:
         row += [listed(losses.values(), ".4f"), f"{line.mean:.4f}"]
         rows.append([*row, spread(off, "+.1%") if off else "", spread(shares, ".0%") if shares else ""])
         each = tried(line.arm, records)
-        told = (f"{RATES[rate]:g} {plain(line.arm.others[other])}: {loss:.4f}" for (rate, other), loss in each.items())
+        told = [
+            f"{RATES[rate]:g} {plain(line.arm.others[other])}".strip() + f": {loss:.4f}"
+            for (rate, other), loss in each.items()
+        ]
         tries.append([name, line.arm.settings, "; ".join(told)])
     stamps = "".join(f"\n{place}\n" for place in places(records))
     return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tries)}\n{stamps}\n    scripts/bench-frontier\n"
@@ -145,12 +148,13 @@ anchor that a worker ends with; where workers end with anchors of their own (NoL
 * **tries**: budget of tuning with the first seed, the same for all arms: a search over the learning rate and the outer
   settings goes from a first try to the better neighbour, and ends where it finds none. All tries are in the second
   table. An arm that is *as* another takes what is best there, and so may do better than is shown.
-* **lr**, **outer**: the best of these; outer learning rate and momentum. Other seeds are run with them. Seeds differ in
-  initial weights, in all streams of data, in the noise of codecs, and in the pairs that are drawn.
+* **lr**, **outer**: the best of these; outer learning rate and momentum, empty for the method's own. Other seeds are run
+  with them. Seeds differ in initial weights, in all streams of data, in the noise of codecs, and in the pairs drawn.
 * **MB**: sent by one worker in all rounds, mean over workers, without what signs of life say (they go by time, whatever
   the size of the model: some 2 kB a second). **with start**: and by the time of the first round, most of which is the
   model for who joins. **fewer**: times fewer bytes in the rounds than the ring all-reduce in fp32 of data-parallel
-  training sends, of which no start is counted either.
+  training sends, of which no start is counted either. Of the runs that are the [quickstart's](quickstart.md) there are
+  only bytes with start and signs of life.
 * **to data-parallel**: loss above that of data-parallel training, mean over seeds (least to greatest). **kept**: share
   of the gain, (alone - arm) / (alone - data-parallel).
 """
