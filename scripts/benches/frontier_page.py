@@ -148,8 +148,8 @@ anchor that a worker ends with; where workers end with anchors of their own (NoL
 * **tries**: budget of tuning with the first seed, the same for all arms: a search over the learning rate and the outer
   settings goes from a first try to the better neighbour, and ends where it finds none. All tries are in the second
   table. An arm that is *as* another takes what is best there, and so may do better than is shown.
-* **lr**, **outer**: the best of these; outer learning rate and momentum, empty for the method's own. Other seeds are run
-  with them. Seeds differ in initial weights, in all streams of data, in the noise of codecs, and in the pairs drawn.
+* **lr**, **outer**: the best of these; outer learning rate and momentum, empty for the method's own. Other seeds are
+  run with them. Seeds differ in initial weights, in all streams of data, in the noise of codecs and in pairs.
 * **MB**: sent by one worker in all rounds, mean over workers, without what signs of life say (they go by time, whatever
   the size of the model: some 2 kB a second). **with start**: and by the time of the first round, most of which is the
   model for who joins. **fewer**: times fewer bytes in the rounds than the ring all-reduce in fp32 of data-parallel
