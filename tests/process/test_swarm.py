@@ -1,4 +1,4 @@
-"""A swarm of real processes through its life: join by pasting, leave, die, be looked at, end in agreement.
+"""A swarm of real processes through its life: join by pasting, fail, leave, die, be looked at, end in agreement.
 
 Every outcome is awaited by condition within a generous deadline.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from decentral.errors import ExitCode
 from tests.process.command import (
     P,
     WorkerProcess,
@@ -21,6 +22,7 @@ from tests.process.command import (
     status_of,
     wait_for,
 )
+from tests.process.test_trainer_faults import RAISES, Faulty
 
 #: At the visible pace these take far longer than the test; then the run is told to hurry.
 ROUNDS = 80
@@ -64,6 +66,10 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
     with safe_open(out, framework="pt") as file:
         assert file.metadata()["digest"] in {event["digest"] for w in swarm for event in w.events("round_mixed")}
 
+    faulty = start(Faulty(tmp_path / "3", founder))
+    faulty.fail("raises", *swarm)
+    faulty.ended_in_order(founder, "raises", ExitCode.TRAINER, RAISES)
+
     leaver.signal(signal.SIGINT)
     assert leaver.code() == 0
     assert leaver.events("stopped")[-1]["reason"] == "asked to stop"
@@ -89,7 +95,7 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
 
     def is_degraded() -> bool:
         code, report = status_of(founder.address)
-        assert {row["peer"] for row in report.get("workers", [])} <= {worker.peer for worker in swarm}
+        assert {row["peer"] for row in report.get("workers", [])} <= {worker.peer for worker in (*swarm, faulty)}
         dead = [row for row in report.get("workers", []) if row["peer"] == back.peer]
         return code == 20 and any(row["state"] == "lost" and row["reason"].startswith("not seen for") for row in dead)
 
@@ -99,5 +105,5 @@ def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path:
     assert [worker.code() for worker in survivors] == [0, 0]
     assert founder.model() == pasted.model()
     assert founder.model()["round"] == str(ROUNDS)
-    assert_members_agree(swarm)
+    assert_members_agree([*swarm, faulty])
     assert not processes_of(tmp_path)

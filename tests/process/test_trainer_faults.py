@@ -1,4 +1,7 @@
-"""A trainer that fails in a swarm of real processes: what its user is told, and how the others fare."""
+"""A trainer that fails in a swarm of real processes: what its user is told, and how the others fare.
+
+One that raises is also in ``test_swarm``, which runs by default.
+"""
 
 import re
 import signal
@@ -9,9 +12,42 @@ from pathlib import Path
 import pytest
 
 from decentral.errors import ExitCode
-from tests.process.command import WorkerProcess, founding, processes_of, wait_for
+from tests.process.command import WorkerProcess, founding, mixed_together, processes_of, wait_for
 
-Swarm = tuple[WorkerProcess, WorkerProcess, WorkerProcess]
+Swarm = tuple[WorkerProcess, WorkerProcess, "Faulty"]
+RAISES = r"error: ValueError while taking inner step \d+ \(\S+faulty.py:\d+, in _raises\)"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+class Faulty(WorkerProcess):
+    """A worker of ``tests.process.faulty``."""
+
+    def __init__(self, folder: Path, founder: WorkerProcess) -> None:
+        super().__init__(
+            folder, "--join", founder.address, "--task", "tests.process.faulty:build", "--data", str(folder)
+        )
+
+    def fail(self, fault: str, *others: WorkerProcess) -> None:
+        """Have its trainer fail once it has mixed a round with all others."""
+        wait_for(lambda: mixed_together([*others, self]), "a round of all")
+        # Who comes is noted at a beat, and who goes only if that was; rounds may be shorter than one.
+        wait_for(lambda: self.peer in [event["peer"] for event in others[0].events("peer_seen")], "a line of it")
+        (self.folder / "fault").write_text(fault)
+
+    def ended_in_order(self, founder: WorkerProcess, fault: str, code: int, told: str) -> None:
+        """Its user was told what is the user's, its weights are saved, and the swarm heard that it leaves."""
+        assert self.code() == code
+        assert re.search(told, self.stderr), self.stderr
+        assert ("Traceback" in self.stderr) == (fault in ("raises", "out_of_memory")), self.stderr
+        assert "decentral's own" not in self.stderr
+        assert self.events("stopped")[-1]["reason"] == "asked to stop"
+        assert self.model()["digest"] in {event["digest"] for event in founder.events("round_mixed")}
+
+        def lost() -> list[str]:
+            return [event["reason"] for event in founder.events("peer_lost") if event["peer"] == self.peer]
+
+        wait_for(lambda: bool(lost()), "a line of the founder's journal")
+        assert lost() == ["it left"]
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +69,9 @@ def swarm(others: tuple[WorkerProcess, WorkerProcess], tmp_path: Path) -> Iterat
     with ExitStack() as stack:
 
         def make(fault: str) -> Swarm:
-            (tmp_path / "faulty").mkdir()
-            task = ("--task", "tests.process.faulty:build", "--data", str(tmp_path / "faulty"))
-            faulty = WorkerProcess(tmp_path / "faulty", "--join", others[0].address, *task)
+            faulty = Faulty(tmp_path / "faulty", others[0])
             stack.callback(faulty.end)
-            everybody = {worker.peer for worker in (*others, faulty)}
-            wait_for(lambda: set(members(others[0])) == everybody, "a round of all three")
-            # Who comes is noted at a beat, and who goes only if that was; rounds may be shorter than one.
-            wait_for(lambda: faulty.peer in [event["peer"] for event in others[0].events("peer_seen")], "a line of it")
-            (tmp_path / "faulty" / "fault").write_text(fault)
+            faulty.fail(fault, *others)
             return *others, faulty
 
         yield make
@@ -67,51 +97,25 @@ def go_on(founder: WorkerProcess, other: WorkerProcess) -> None:
     assert founder.events("round_aborted") == other.events("round_aborted") == []
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("fault", "code", "told"),
     [
-        ("raises", ExitCode.TRAINER, r"error: ValueError while taking inner step \d+ \(\S+faulty.py:\d+, in _raises\)"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                ("ends", ExitCode.OK, r"the data is over at step \d+"),
-                ("exits", 7, ""),
-                (
-                    "out_of_memory",
-                    ExitCode.TRAINER,
-                    r"error: out of memory on cuda while .* \d+ .*2.00 GiB",
-                ),
-                ("returns_nothing", ExitCode.TRAINER, r"report of train_steps is None \(NoneType\)"),
-                ("loss_is_none", ExitCode.TRAINER, r"error: loss is None \(NoneType\): must be a number"),
-                ("tokens_are_nan", ExitCode.TRAINER, r"error: tokens is nan \(float\): must be a whole number"),
-                ("tokens_are_negative", ExitCode.TRAINER, r"error: tokens is -5 \(int\): must be a whole number"),
-            ]
-        ),
+        ("raises", ExitCode.TRAINER, RAISES),
+        ("ends", ExitCode.OK, r"the data is over at step \d+"),
+        ("exits", 7, ""),
+        ("out_of_memory", ExitCode.TRAINER, r"error: out of memory on cuda while .* \d+ .*2.00 GiB"),
+        ("returns_nothing", ExitCode.TRAINER, r"report of train_steps is None \(NoneType\)"),
+        ("loss_is_none", ExitCode.TRAINER, r"error: loss is None \(NoneType\): must be a number"),
+        ("tokens_are_nan", ExitCode.TRAINER, r"error: tokens is nan \(float\): must be a whole number"),
+        ("tokens_are_negative", ExitCode.TRAINER, r"error: tokens is -5 \(int\): must be a whole number"),
     ],
 )
-def test_a_fault_ends_its_own_worker_in_order(
-    swarm: Callable[[str], Swarm], tmp_path: Path, fault: str, code: int, told: str
-) -> None:
+def test_a_fault_ends_its_own_worker_in_order(swarm: Callable[[str], Swarm], fault: str, code: int, told: str) -> None:
     founder, other, faulty = swarm(fault)
-    assert faulty.code() == code
-    assert re.search(told, faulty.stderr), faulty.stderr
-    assert ("Traceback" in faulty.stderr) == (fault in ("raises", "out_of_memory")), faulty.stderr
-    assert "decentral's own" not in faulty.stderr
-    assert faulty.events("stopped")[-1]["reason"] == "asked to stop"
-    assert faulty.model()["digest"] in {event["digest"] for event in founder.events("round_mixed")}
+    faulty.ended_in_order(founder, fault, code, told)
     go_on(founder, other)
 
-    def lost() -> list[str]:
-        return [event["reason"] for event in founder.events("peer_lost") if event["peer"] == faulty.peer]
 
-    # Who came and who went is noted at every beat; rounds may be shorter than one.
-    wait_for(lambda: bool(lost()), "a line of the founder's journal")
-    assert lost() == ["it left"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_loss_that_is_a_tensor_is_a_number(swarm: Callable[[str], Swarm]) -> None:
     founder, _, faulty = swarm("loss_is_a_tensor")
     here = founder.events("round_mixed")[-1]["round"]
@@ -121,8 +125,6 @@ def test_a_loss_that_is_a_tensor_is_a_number(swarm: Callable[[str], Swarm]) -> N
     assert faulty.code() == ExitCode.OK
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_trainer_that_hangs_is_not_waited_for_and_can_be_stopped(swarm: Callable[[str], Swarm]) -> None:
     founder, other, faulty = swarm("hangs")
     wait_for(lambda: len(members(founder)) == 2, "a round without the worker that hangs")
