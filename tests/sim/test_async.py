@@ -12,11 +12,10 @@ from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check_async, counted_once, events, finish, most_counted
 from decentral.sim.counting import ADD_UP_AT_SERVERS, Counting
-from decentral.sim.faults import Fault, Kind, Plan, draw
-from decentral.sim.network import Conditions
+from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
-from decentral.sim.world import Machine, peer_id
+from tests.sim.hardships import hardships
 
 #: Virtual seconds in which faults happen, and rounds of a second that take well beyond their end.
 FAULTS_S = (5.0, 25.0)
@@ -41,24 +40,13 @@ def apart(seed: int, num_workers: int, **settings: Any) -> Scenario:
     return Scenario(seed, num_workers, **{"rounds": ROUNDS, "rule": Follow(), **VARIANTS[0], **settings})
 
 
-def hardships(seed: int, num_workers: int) -> tuple[dict[str, Any], FaultTape]:
-    """5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
-    skews, peers = {1: 600.0, 2: -600.0}, [peer_id(number) for number in range(num_workers)]
-    machines = {
-        peer: Machine(skew_s=skews.get(number, 0.0), aside_s=0.01 * (seed % 2)) for number, peer in enumerate(peers)
-    }
-    plan = Plan(*FAULTS_S, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
-    tape = FaultTape([*draw(seed, range(num_workers - 1), plan), Fault(Kind.START, 9.0, (num_workers - 1,))])
-    return {"machines": machines, "latest": 1, "conditions": Conditions(jitter=0.3)}, tape
-
-
 # -- what holds whatever happens --------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4)
 def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
     num_workers = 5 + seed % 3
-    settings, tape = hardships(seed, num_workers)
+    settings, tape = hardships(seed, num_workers, FAULTS_S, aside_s=0.01)
     scenario = apart(seed, num_workers, **VARIANTS[seed % len(VARIANTS)], **settings)
     return scenario, tape, simulate(scenario, tape, until_s=3000.0)
 
@@ -73,7 +61,7 @@ def assert_holds(seed: int) -> None:
 
 def assert_counted_once(seed: int) -> None:
     num_workers = 5 + seed % 3
-    settings, tape = hardships(seed, num_workers)
+    settings, tape = hardships(seed, num_workers, FAULTS_S, aside_s=0.01)
     scenario = Counting(
         seed, num_workers, rounds=ROUNDS, **ADD_UP_AT_SERVERS, **(THREE if seed % 2 else {}), **settings
     )

@@ -16,14 +16,15 @@ from decentral.outer.noloco import NoLoCo
 from decentral.ports.trainer import StepReport
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check_gossip, events, patience, spread_of
-from decentral.sim.faults import Fault, Kind, Plan, draw
+from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem, ToyTrainer
-from decentral.sim.world import Machine, peer_id
+from decentral.sim.world import peer_id
 from decentral.swarm.presence import read
 from decentral.types import PeerId, short_id
+from tests.sim.hardships import hardships
 
 #: Virtual seconds in which faults happen, and rounds of a second that take well beyond their end.
 FAULTS_S = (4.0, 20.0)
@@ -54,17 +55,10 @@ def gossiping(seed: int, num_workers: int, **settings: Any) -> Scenario:
 
 
 def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
-    """Five or six workers, 5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
-    num_workers, skews = 5 + seed % 2, {1: 600.0, 2: -600.0}
-    scenario = gossiping(
-        seed,
-        num_workers,
-        machines={peer_id(i): Machine(skew_s=skews.get(i, 0.0), aside_s=0.03 * (seed % 2)) for i in range(num_workers)},
-        latest=1,
-        **VARIANTS[seed % len(VARIANTS)],
-    )
-    plan = Plan(*FAULTS_S, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
-    tape = FaultTape([*draw(seed, range(num_workers - 1), plan), Fault(Kind.START, 9.0, (num_workers - 1,))])
+    """Five or six workers."""
+    num_workers = 5 + seed % 2
+    settings, tape = hardships(seed, num_workers, FAULTS_S)
+    scenario = gossiping(seed, num_workers, **settings, **VARIANTS[seed % len(VARIANTS)])
     return scenario, tape, simulate(scenario, tape, until_s=3000.0)
 
 

@@ -14,11 +14,11 @@ from decentral.outer.ef21 import Ef21
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import agreement, check, counted_once, reunion
 from decentral.sim.counting import ADD_UP, Counting
-from decentral.sim.faults import Fault, Kind, Plan, draw
+from decentral.sim.faults import Kind, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
-from decentral.sim.world import Machine, peer_id
+from tests.sim.hardships import hardships
 
 #: Virtual seconds in which faults happen, and rounds that take well beyond their end.
 FAULTS_S = (5.0, 30.0)
@@ -37,22 +37,10 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 @functools.lru_cache(maxsize=4)
 def faulty(seed: int) -> tuple[Scenario, FaultTape, Record]:
-    """Five to eight workers, 5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
+    """Five to eight workers."""
     num_workers = 5 + seed % 4
-    skews = {1: 600.0, 2: -600.0}
-    scenario = Scenario(
-        seed,
-        num_workers,
-        rounds=ROUNDS,
-        conditions=Conditions(jitter=0.3),
-        machines={peer_id(i): Machine(skew_s=skews.get(i, 0.0), aside_s=0.03 * (seed % 2)) for i in range(num_workers)},
-        latest=1,
-        **VARIANTS[seed % len(VARIANTS)],
-    )
-    begin_s, end_s = FAULTS_S
-    plan = Plan(begin_s, end_s, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
-    faults = draw(seed, range(num_workers - 1), plan)
-    tape = FaultTape([*faults, Fault(Kind.START, 12.0, (num_workers - 1,))])
+    settings, tape = hardships(seed, num_workers, FAULTS_S, late_s=12.0)
+    scenario = Scenario(seed, num_workers, rounds=ROUNDS, **settings, **VARIANTS[seed % len(VARIANTS)])
     return scenario, tape, simulate(scenario, tape, until_s=3000.0)
 
 

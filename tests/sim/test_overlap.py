@@ -20,7 +20,7 @@ from decentral.outer.ef21 import Ef21
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check, check_gossip, events
-from decentral.sim.faults import Fault, Kind, Plan, draw
+from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Conditions, Line
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
@@ -28,6 +28,7 @@ from decentral.sim.world import Machine, peer_id
 from decentral.swarm.presence import State
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
+from tests.sim.hardships import hardships
 
 LOSSY: dict[str, Any] = {"codec": "int4-b8", "feedback": ErrorFeedback}
 AUTO: dict[str, Any] = {"auto_delay": True, "auto_groups": True, "mix_alpha": 0.5}
@@ -81,20 +82,9 @@ GOSSIPS: tuple[dict[str, Any], ...] = (
 )
 
 
-def hardships(seed: int, num_workers: int) -> tuple[dict[str, Any], FaultTape]:
-    """5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
-    skews, peers = {1: 600.0, 2: -600.0}, [peer_id(number) for number in range(num_workers)]
-    machines = {
-        peer: Machine(skew_s=skews.get(number, 0.0), aside_s=0.01 * (seed % 2)) for number, peer in enumerate(peers)
-    }
-    plan = Plan(*FAULTS_S, num={Kind.KILL: 2, Kind.PAUSE: 1, Kind.CUT: 1}, loss=0.05)
-    tape = FaultTape([*draw(seed, range(num_workers - 1), plan), Fault(Kind.START, 9.0, (num_workers - 1,))])
-    return {"machines": machines, "latest": 1, "conditions": Conditions(jitter=0.3)}, tape
-
-
 def faulty(seed: int, variant: dict[str, Any]) -> tuple[Scenario, FaultTape, Record]:
     num_workers = 5 + seed % 2
-    settings, tape = hardships(seed, num_workers)
+    settings, tape = hardships(seed, num_workers, FAULTS_S, aside_s=0.01)
     scenario = Scenario(seed, num_workers, **{"rounds": ROUNDS, **variant, **settings})
     return scenario, tape, simulate(scenario, tape, until_s=3000.0)
 
