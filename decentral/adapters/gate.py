@@ -85,6 +85,8 @@ class Gate:
         self._own = own
         self._held = held
         self._allow, self._deny = frozenset(allow), frozenset(deny)
+        self.barred: set[PeerId] = set()
+        """Kept out by this worker because of what they did."""
         self._admitted: OrderedDict[PeerId, bytes] = OrderedDict()
         """With the public key that each has proved to hold."""
         self.on_policy: list[Callable[[SignedPolicy], None]] = []
@@ -107,7 +109,7 @@ class Gate:
         """Why a peer is not served and not called; ``None`` if it may be."""
         if peer == self._own:
             return None
-        if peer in self._deny or (self._allow and peer not in self._allow):
+        if peer in self._deny or peer in self.barred or (self._allow and peer not in self._allow):
             return NotAdmittedBy.DENIAL
         if self._held is None:
             return None

@@ -185,9 +185,14 @@ class HivemindTransport:
         """See ``ports.transport.Transport.is_barred``."""
         return self.gate.is_barred(peer)
 
+    def bar(self, peer: PeerId) -> None:
+        """See ``ports.transport.Transport.bar``."""
+        self.gate.barred.add(peer)
+
     def banned(self) -> tuple[PeerId, ...]:
         """See ``ports.transport.Transport.banned``."""
-        return () if self.gate.policy is None else tuple(self.gate.policy.policy.banned)
+        by_founder = () if self.gate.policy is None else self.gate.policy.policy.banned
+        return (*by_founder, *sorted(self.gate.barred.difference(by_founder)))
 
     @contextlib.asynccontextmanager
     async def stream(self, peer: PeerId, protocol: str) -> AsyncIterator[Ends]:

@@ -57,6 +57,8 @@ class MethodSection(Section):
     """So many workers may bring anything, f; of merges that some cannot spoil."""
     bound: float = Field(default=2.5, ge=0, le=1000)
     """So many times what is usual one worker's part counts at most; 0 for no bounds. More of noloco."""
+    audits: float = Field(default=0.1, ge=0, le=16)
+    """So many shards of a round workers do over, all together, on average, to find reducers that lie; 0 for none."""
     weight_by: Literal["tokens", "token-rate", "equal"] = "tokens"
     """What a contribution counts for."""
     quorum: int = Field(default=0, ge=0, le=4096)

@@ -14,6 +14,7 @@ _ONLY_FOR = {
     "nesterov": (Family.DILOCO,),
     "merge": (Family.DILOCO, Family.SPARSELOCO),
     "liars": (Family.DILOCO, Family.SPARSELOCO),
+    "audits": ALL_REDUCE,
     "weight_by": ALL_REDUCE,
     "quorum": ALL_REDUCE,
     "quorum_grace": ALL_REDUCE,

@@ -59,7 +59,9 @@ def make_exchange(
                 bound=ours.bound,
                 robust=ours.robust,
             )
-            return AllReduce(transport, clock, roster, wire, timing, options.plan.inner_steps, ours.quorum)
+            identity = parts.identity if ours.audits else None
+            steps = options.plan.inner_steps
+            return AllReduce(transport, clock, roster, wire, timing, steps, ours.quorum, identity, ours.audits)
         case ServerOptions() as ours:
             return Asynchronous(transport, clock, roster, Wire(*values), timing, ours, anchor)
         case GossipOptions() as ours:

@@ -12,7 +12,7 @@ from typing import Final
 from decentral.types import PeerId
 
 #: Work of so many rounds at most may come at once: a single wild round should not undo more than these.
-_MOST_ROUNDS: Final = 8.0
+MOST_ROUNDS: Final = 8.0
 #: Of so many it is remembered when they were last counted.
 _MAX_PEERS: Final = 4096
 
@@ -41,4 +41,4 @@ class Backlog:
             per_round: how many times ``counted`` is called in a round.
         """
         last = self._last.get(peer, self._num)
-        return max(1.0, min((self._num - last + 1) / per_round, _MOST_ROUNDS))
+        return max(1.0, min((self._num - last + 1) / per_round, MOST_ROUNDS))

@@ -50,6 +50,10 @@ class Kind(IntEnum):
     """Of a reducer: what it answered was no mean, and nobody uses it."""
     TURNED = 6
     """Of a reducer: what it answered points against what most members brought, and none of these uses it."""
+    SILENT = 7
+    """Of a reducer: it gave no account of what it had answered, twice in a row. It is doubted."""
+    PROVEN = 8
+    """Of a reducer: what it signed proves that it answered no mean of what was brought. It is barred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,9 @@ def bounded(
     factor: float,
     round_weight: float = 0.0,
     rounds: Sequence[float] = (),
+    *,
+    seed: int = 0,
+    slack: float = 0.0,
 ) -> Bounded:
     r"""Contributions to one shard within the bounds that they set each other.
 
@@ -101,6 +108,9 @@ def bounded(
         factor: c, at least 1.
         round_weight: W, of the work of a whole round, as the reducer knows it of itself; 0 if it does not.
         rounds: $\rho_i$, of so many rounds each may have work, at least 1; empty for 1.
+        seed: of which values cosines are taken.
+        slack: all limits are wider by this share of them, or narrower: where that makes a difference, another machine
+            may decide otherwise.
 
     Source: clipping by the median of norms is folklore of robust aggregation (for instance Karimireddy, He and Jaggi,
         arXiv 2012.10333, clip to a fixed radius); factor, rule for directions and the limits are ours.
@@ -108,6 +118,7 @@ def bounded(
     if len(values) < 3:  # one of two is no majority, and one alone is the mean
         return Bounded(tuple(weights), tuple(values), ())
     findings: list[Finding] = []
+    factor *= 1 + slack
     median_weight = statistics.median_low(weights)
     for i, weight in enumerate(weights):
         if weight > factor * median_weight:
@@ -126,7 +137,7 @@ def bounded(
             inside[i] = None
         if kind is not None:
             findings.append(Finding(i, kind, ratio))
-    for i, cosine in against(inside, lengths):
+    for i, cosine in against(inside, lengths, seed=seed, slack=slack):
         inside[i] = None
         findings.append(Finding(i, Kind.AGAINST, cosine))
     capped = tuple([min(weight, factor * median_weight) for weight in weights])
@@ -201,7 +212,13 @@ def along(cosine: float, usual: float, numel: int) -> Along:
 
 
 def against(
-    values: Sequence[Tensor | None], lengths: Sequence[float], share: float = _AWAY, clearly: float = 1.0
+    values: Sequence[Tensor | None],
+    lengths: Sequence[float],
+    share: float = _AWAY,
+    clearly: float = 1.0,
+    *,
+    seed: int | None = None,
+    slack: float = 0.0,
 ) -> list[tuple[int, float]]:
     """Who points away from most others if these agree, with the median of its cosines with them.
 
@@ -210,14 +227,17 @@ def against(
         lengths: their norms.
         share: as far as that of what the median one points along with the others.
         clearly: they agree if it does so by so many times what there is by chance.
+        seed: of which values cosines are taken; ``None`` to take it from the lengths.
+        slack: see ``bounded``.
     """
     inside = [(i, values_S) for i, values_S in enumerate(values) if values_S is not None and lengths[i] > 0]
     if len(inside) < _FEWEST_TO_AGREE:
         return []
-    rows = cosines([values_S for _, values_S in inside], dice_of([lengths[i] for i, _ in inside]))
+    dice = dice_of([lengths[i] for i, _ in inside]) if seed is None else torch.Generator().manual_seed(seed)
+    rows = cosines([values_S for _, values_S in inside], dice)
     medians = [statistics.median_low([*row[:i], *row[i + 1 :]]) for i, row in enumerate(rows)]
-    usual, by_chance = statistics.median_low(medians), chance(inside[0][1].numel())
+    usual, by_chance = statistics.median_low(medians), chance(inside[0][1].numel()) * (1 + slack)
     if usual <= clearly * by_chance:
         return []
-    limit = -max(by_chance, share * usual)
+    limit = -max(by_chance, share * usual * (1 + slack))
     return [(i, median) for (i, _), median in zip(inside, medians, strict=True) if median < limit]

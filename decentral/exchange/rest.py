@@ -36,11 +36,10 @@ class MeanRest:
         """Fragments whose rest somebody else refers to: it is copied before it is changed."""
         self._changing = threading.Lock()
 
-    def add_to(self, mean_S: Tensor, key: SyncKey, start: int) -> None:
-        """Add what is owed to the mean of the values from ``start`` on, in place."""
+    def of(self, key: SyncKey, start: int, stop: int) -> Tensor | None:
+        """What is owed to the mean of the values [start, stop), not to be changed; ``None`` if nothing is."""
         owed_N = self._owed_N.get(key.fragment)
-        if owed_N is not None:
-            mean_S += owed_N[start : start + mean_S.numel()]
+        return None if owed_N is None else owed_N[start:stop]
 
     def hold(self, participants: bytes, key: SyncKey, start: int, left_S: Tensor) -> None:
         """What was left out of the mean of these values; owed if the round of ``participants`` counts."""

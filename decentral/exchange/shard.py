@@ -11,6 +11,7 @@ from torch import Tensor
 from decentral.exchange.bounds import Finding, bounded
 from decentral.exchange.merge import Range, radial_directional, spread_over_senders, weighted_mean
 from decentral.exchange.robust import Merge
+from decentral.exchange.wire import seed_of
 from decentral.types import PeerId
 
 
@@ -20,6 +21,8 @@ class Entry:
 
     weight: float
     values_S: Tensor | None
+    digest: bytes = b""
+    """Of the part as it came."""
 
 
 class ShardContributions:
@@ -57,7 +60,11 @@ class ShardContributions:
         return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
 
     def bound(
-        self, factor: float, round_weight: float = 0.0, rounds: Mapping[PeerId, float] | None = None
+        self,
+        factor: float,
+        round_weight: float = 0.0,
+        rounds: Mapping[PeerId, float] | None = None,
+        slack: float = 0.0,
     ) -> tuple[Finding, ...]:
         """Keep all contributions within the bounds that they set each other (see ``bounds.bounded``).
 
@@ -67,6 +74,7 @@ class ShardContributions:
             factor: see there, like the others.
             round_weight: see there.
             rounds: of which members may bring work; 1 if nothing is said.
+            slack: see there.
 
         Returns:
             What was bounded, by index among the participants.
@@ -75,9 +83,13 @@ class ShardContributions:
         inside = [self._entries[self._members[i]] for i in indices]
         values = [entry.values_S for entry in inside if entry.values_S is not None]
         each = [1.0 if rounds is None else rounds.get(self._members[i], 1.0) for i in indices]
-        found = bounded([entry.weight for entry in inside], values, factor, round_weight, each)
+        # What all have brought decides, honest ones among them: nobody knows beforehand where nobody will look.
+        seed = seed_of(b"".join([entry.digest for entry in inside]).hex())
+        weights = [entry.weight for entry in inside]
+        found = bounded(weights, values, factor, round_weight, each, seed=seed, slack=slack)
         for i, weight, values_S in zip(indices, found.weights, found.values, strict=True):
-            self._entries[self._members[i]] = Entry(weight, values_S)
+            member = self._members[i]
+            self._entries[member] = replace(self._entries[member], weight=weight, values_S=values_S)
         return tuple([replace(finding, index=indices[finding.index]) for finding in found.findings])
 
     def mean(

@@ -20,8 +20,8 @@ MAX_SHARDS_EACH = 4
 MIN_LONG_SHARD_VALUES = 1 << 18
 #: A multiple of every block size of the block-wise codecs in use: but for the last, blocks are full.
 SHARD_ALIGN = 4_096
-#: Room for the participants and the fields around a frame.
-_ENVELOPE_BYTES = 1_024
+#: Room for the fields around a frame, a signature among them.
+_ENVELOPE_BYTES = 1_536
 #: What a mean says of a contribution that was bounded.
 _FINDING_BYTES = 14
 

@@ -59,6 +59,10 @@ class Scoped:
         """See ``Transport.is_barred``."""
         return self._transport.is_barred(peer)
 
+    def bar(self, peer: PeerId) -> None:
+        """See ``Transport.bar``; in all scopes."""
+        self._transport.bar(peer)
+
     def banned(self) -> tuple[PeerId, ...]:
         """See ``Transport.banned``."""
         return self._transport.banned()

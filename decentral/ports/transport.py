@@ -61,8 +61,12 @@ class Transport(Protocol):
         """Whether a peer is kept out for good, by the swarm or by this machine: it is neither served nor called."""
         ...
 
+    def bar(self, peer: PeerId) -> None:
+        """Keep a peer out from now on: it has been proven to lie."""
+        ...
+
     def banned(self) -> tuple[PeerId, ...]:
-        """Whom the founder of a private swarm has put out, as far as is known here."""
+        """Whom the founder of a private swarm has put out, as far as is known here, and who was barred."""
         ...
 
     def traffic(self) -> Traffic:

@@ -222,6 +222,7 @@ def _mixing(method: MethodSection) -> "Mixing":
     return AllReduceOptions(
         mean=mean if method.merge == "mean" else Mean(method.merge),
         bound=method.bound,
+        audits=method.audits,
         num_liars=method.liars,
         keep_rest=keep_rest,
         quorum=Quorum(method.quorum, method.quorum_grace) if method.quorum else None,

@@ -19,9 +19,9 @@ from torch import Tensor
 from decentral.codecs.codec import Codec
 from decentral.codecs.frame import MAGIC, frame_overhead
 from decentral.engine.worker import Worker
-from decentral.exchange.allreduce.reducer import RESULT, SHARD
+from decentral.exchange.allreduce.exchange import AllReduce
 from decentral.exchange.api import Contribution, Exchange, Verdict
-from decentral.ports.transport import Handler, Transport
+from decentral.ports.transport import Transport
 from decentral.sim.scenario import Meddle
 from decentral.sim.world import SimPeer
 from decentral.types import PeerId, SyncKey
@@ -99,7 +99,7 @@ ATTACKS: Mapping[str, Attack] = {
 }
 
 #: By name, what a lying reducer's mean is multiplied by.
-REDUCERS: Mapping[str, float] = {"reducer-negate": -1.0, "reducer-1e6": 1e6, "reducer-nan": math.nan}
+REDUCERS: Mapping[str, float] = {"reducer-negate": -1.0, "reducer-3": 3.0, "reducer-1e6": 1e6, "reducer-nan": math.nan}
 
 
 #: Frames hold NaN.
@@ -123,7 +123,7 @@ def liars(attack: str, numbers: Collection[int], codec: Codec, mean_codec: Codec
         elif attack == NAN:
             _spoil_frames(peer.transport, codec)
         elif attack in REDUCERS:
-            _lie_as_reducer(peer.transport, mean_codec, REDUCERS[attack])
+            _lie_as_reducer(worker._exchange, mean_codec, REDUCERS[attack])
         else:
             _lie(worker._exchange, ATTACKS[attack], board, number)
 
@@ -172,22 +172,21 @@ def _spoil_frames(transport: Transport, codec: Codec) -> None:
     transport.call = spoilt  # type: ignore[method-assign]
 
 
-def _lie_as_reducer(transport: Transport, codec: Codec, factor: float) -> None:
-    """Answer all members with means times ``factor``, the same bytes to all; ``transport`` does not serve yet."""
-    serve = transport.serve
+def _lie_as_reducer(exchange: Exchange, codec: Codec, factor: float) -> None:
+    """Answer all members with means times ``factor``, the same bytes to all, and sign that."""
+    assert isinstance(exchange, AllReduce)
+    encode = exchange._reducer._encode
 
     def change(payload: bytes, numel: int) -> bytes:
         if math.isnan(factor):
             return b"\xff" * len(payload)
         return codec.encode((codec.decode(payload, numel) * factor).clamp_(-_HUGE, _HUGE), 0)
 
-    async def serving(method: str, handler: Handler, **limits: float) -> None:
-        async def lying(sender: PeerId, request: bytes) -> bytes:
-            return _with_payload(await handler(sender, request), codec, change)
+    def lying(mean_S: Tensor, rest_S: Tensor | None, seed: int) -> tuple[bytes, Tensor | None]:
+        frame, left_S = encode(mean_S, rest_S, seed)
+        return _with_payload(frame, codec, change), left_S
 
-        await serve(method, lying if method in (SHARD, RESULT) else handler, **limits)  # type: ignore[arg-type]
-
-    transport.serve = serving  # type: ignore[method-assign]
+    exchange._reducer._encode = lying  # type: ignore[method-assign]
 
 
 def _with_payload(message: bytes, codec: Codec, change: Callable[[bytes, int], bytes]) -> bytes:

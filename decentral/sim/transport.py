@@ -45,6 +45,7 @@ class MemoryTransport(Endpoint):
         self._network = network
         self._loop = virtual_loop()
         self._methods: dict[str, _Method] = {}
+        self._barred: set[PeerId] = set()
         self._outgoing: dict[_Call, None] = {}
         self._serving: dict[_Call, asyncio.Task[None]] = {}
         network.join(self)
@@ -55,6 +56,8 @@ class MemoryTransport(Endpoint):
             raise PeerUnreachable("this transport is closed")
         if peer == self.peer_id:
             return await self._call_self(method, request, timeout_s, max_reply_bytes)
+        if peer in self._barred:
+            raise CallRefused(f"{peer} is barred")
         call = _Call(self, peer, method, max_reply_bytes, self._loop.create_future())
         self._outgoing[call] = None
         now_s = self._loop.time()
@@ -97,12 +100,16 @@ class MemoryTransport(Endpoint):
         self._methods[method] = _Method(handler, max_request_bytes, max_concurrent)
 
     def is_barred(self, peer: PeerId) -> bool:
-        """Nobody is: there are no strangers in a simulation."""
-        return False
+        """Whether it was barred here: there are no strangers in a simulation."""
+        return peer in self._barred
+
+    def bar(self, peer: PeerId) -> None:
+        """See ``ports.transport.Transport.bar``."""
+        self._barred.add(peer)
 
     def banned(self) -> tuple[PeerId, ...]:
-        """Nobody."""
-        return ()
+        """Who was barred."""
+        return tuple(sorted(self._barred))
 
     def traffic(self) -> Traffic:
         """Payloads and ``FRAME_BYTES`` for each message; of received ones, only what arrived."""
@@ -153,6 +160,8 @@ class MemoryTransport(Endpoint):
             self._network.felt[Kind.HALF_OPEN] += 1
             return
         try:
+            if call.caller.peer_id in self._barred:
+                raise CallRefused("barred")
             method = self._admit(call.method, len(request))
         except CallRefused as refusal:
             self._refuse(call, refusal)

@@ -100,6 +100,15 @@ def test_refusals_name_their_reason_and_leave_the_peer_at_work(harness: Harness)
         with pytest.raises(CallRefused):
             await call(a, b, "echo", bytes(BIG), limit=100)
         assert await call(a, b, "echo", b"still here") == b"still here"
+        await a.transport.serve("echo", echo, max_request_bytes=BIG)
+        assert not a.transport.is_barred(b.transport.peer_id)
+        a.transport.bar(b.transport.peer_id)
+        assert a.transport.is_barred(b.transport.peer_id)
+        assert a.transport.banned() == (b.transport.peer_id,)
+        with pytest.raises(CallRefused):
+            await call(a, b, "echo")
+        with pytest.raises(CallRefused):
+            await call(b, a, "echo")
 
     harness.run(scenario)
 

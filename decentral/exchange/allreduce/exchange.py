@@ -22,6 +22,8 @@ from torch import Tensor
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.allreduce.answers import Answers
+from decentral.exchange.allreduce.audit import Auditor
+from decentral.exchange.allreduce.books import Books
 from decentral.exchange.allreduce.leader import CONVENE, Leader
 from decentral.exchange.allreduce.messages import (
     Answer,
@@ -44,6 +46,7 @@ from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
+from decentral.ports.identity import Identity
 from decentral.ports.transport import Transport
 from decentral.swarm.matching import leaders
 from decentral.swarm.message import from_wire, to_wire
@@ -57,6 +60,8 @@ _MAX_ASKED_AT_ONCE = 8
 _MAX_DONORS = 3
 #: For members that missed rounds: as much as anchor and momentum take.
 _ANSWERS_BYTES_PER_VALUE = 8
+#: Parts are kept of so many rounds, for members that do a shard over.
+_KEPT_ROUNDS = 3
 #: A leader that others can reach and we cannot is tried so often.
 _MAX_RETRIES = 3
 
@@ -108,6 +113,8 @@ class AllReduce(Exchange):
         timing: patience and backstops.
         inner_steps: in a round.
         quorum: how many members make a round; ``None`` for everybody worth waiting for.
+        identity: signs what this worker brings and answers; ``None`` where nobody does.
+        audits: so many shards of a round members do over, all together, on average.
     """
 
     def __init__(
@@ -119,6 +126,8 @@ class AllReduce(Exchange):
         timing: Timing,
         inner_steps: int,
         quorum: Quorum | None = None,
+        identity: Identity | None = None,
+        audits: float = 0.0,
     ) -> None:
         super().__init__(Progress(len(wire.numels)))
         self._transport = transport
@@ -129,7 +138,14 @@ class AllReduce(Exchange):
         self._inner_steps = inner_steps
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
-        self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing)
+        budget_bytes = _KEPT_ROUNDS * sum(wire.contribution_limit(numel, 0) for numel in wire.numels)
+        self._books = Books(identity, budget_bytes) if identity is not None else None
+        self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing, self._books)
+        self._auditor: Auditor | None = None
+        if self._books is not None:
+            self._auditor = Auditor(
+                transport, clock, roster, wire, timing, self._answers, self._books, audits, self._leader.distrust
+            )
         self._vote = Vote(transport, clock, timing, len(wire.numels))
         self._dice = torch.Generator().manual_seed(seed_of(f"doubts/{transport.peer_id}"))
 
@@ -138,8 +154,15 @@ class AllReduce(Exchange):
         await self._leader.start()
         await self._reducer.start()
         await self._vote.start()
+        if self._auditor is not None:
+            await self._auditor.start()
         await self._transport.serve(COMING, self._on_coming, max_request_bytes=MAX_PARTICIPANTS_BYTES)
         await self._transport.serve(HELD, self._on_held, max_request_bytes=64)
+
+    async def run(self) -> None:
+        """Do drawn shards over."""
+        if self._auditor is not None:
+            await self._auditor.run()
 
     def memory(self) -> Memory:
         """What it still owes to means."""
@@ -175,7 +198,7 @@ class AllReduce(Exchange):
                 waiting_s=called_at - began,
                 transfer_s=self._clock.monotonic() - called_at,
                 missed=called.missed is not None,
-                restrained=reduced.restrained,
+                restrained=reduced.restrained + (self._auditor.found() if self._auditor is not None else ()),
             )
         finally:
             del self.progress.participants[key]
@@ -330,9 +353,11 @@ class AllReduce(Exchange):
                 return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
             means.append(outcome)
         turned = await self._judge(called, parts, means, values) if self._wire.bound else {}
-        for part, mean in zip(parts, means, strict=True):
-            if not mean.contributors:
-                self._leader.distrust(part.reducer, key.round)
+        odd = [i for i, mean in enumerate(means) if not mean.contributors]
+        for i in odd:
+            self._leader.distrust(parts[i].reducer, key.round)
+        if self._auditor is not None and weight:
+            self._auditor.draw(called.packed, called.participants, parts, odd)
         contributors = [mean.contributors for mean in means]
         if not any(contributors):
             return _Reduced(
@@ -367,7 +392,7 @@ class AllReduce(Exchange):
             return Aborted(Reason.DEADLINE, f"shard {part.index} was lost with its reducer {who}")
         try:
             mean = unpack_mean(answer, limit, len(called.participants.members))
-            await self._clock.run_aside(lambda: self._take(mean.frame, part, values))
+            await self._clock.run_aside(lambda: self._take(called, mean, part, values))
         except FrameError as err:
             if not self._wire.bound:
                 return Aborted(Reason.REFUSED, f"shard {part.index} from {who}: {err}")
@@ -412,11 +437,15 @@ class AllReduce(Exchange):
         seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
         frame = pack(codec, values.ours_N[span], seed)
         values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
+        if self._books is not None:
+            return to_wire(self._books.shard(called.packed, part.index, values.weight, frame))
         return to_wire(Shard(called.packed, part.index, values.weight, frame))
 
-    def _take(self, frame: bytes, part: Part, values: _Values) -> None:
+    def _take(self, called: _Called, mean: Mean, part: Part, values: _Values) -> None:
         """Unpack the mean of a shard to its place."""
-        values.mean_N[part.start : part.stop] = unpack(frame, self._wire.mean_codec, part.numel)
+        if self._books is not None:
+            self._books.check_mean(part.reducer, called.packed, part.index, mean)
+        values.mean_N[part.start : part.stop] = unpack(mean.frame, self._wire.mean_codec, part.numel)
 
     async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
         """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""

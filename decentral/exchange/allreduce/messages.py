@@ -76,6 +76,8 @@ class Shard(Message, frozen=True):
     index: Count
     weight: float
     frame: bytes
+    seal: bytes = b""
+    """The member's signature of ``account.part_claim``; empty with an empty frame, or where nobody signs."""
 
 
 class Result(Message, frozen=True):
@@ -96,6 +98,10 @@ class Mean(Message, frozen=True):
     frame: bytes
     bounded: tuple[tuple[Count, Kind, float], ...] = ()
     """Whose contribution was bounded, by index into the participants; how; and the ratio (see ``bounds.Finding``)."""
+    account: bytes = b""
+    """Digest of the reducer's ``account.Account``; empty where nobody signs, like the next one."""
+    seal: bytes = b""
+    """Its signature of ``account.mean_claim``."""
 
     def check(self) -> None:
         """Refuse ratios that are no numbers."""

@@ -34,6 +34,9 @@ class AllReduceOptions:
     """How many members make a round; ``None`` for everybody worth waiting for."""
     bound: float = 2.5
     """See ``Wire``; 2.5 is the configuration's default as well."""
+    audits: float = 0.1
+    """So many shards of a round members do over, all together, on average; with 0 nobody signs anything. As in the
+    configuration."""
     num_liars: int = 0
     """So many members may bring anything; of ``Mean.TRIMMED``."""
 

@@ -5,16 +5,20 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from decentral.codecs.frame import pack, unpack
+from torch import Tensor
+
+from decentral.codecs.frame import unpack
 from decentral.errors import FrameError, PeerUnreachable, TransportError
+from decentral.exchange.allreduce.account import Used, digest_of, encoded, mean_seed, merged
 from decentral.exchange.allreduce.answers import Answers
+from decentral.exchange.allreduce.books import Books
 from decentral.exchange.allreduce.messages import Mean, Result, Shard, unpack_participants
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants
 from decentral.exchange.backlog import Backlog
 from decentral.exchange.merge import MAX_WEIGHT
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
-from decentral.exchange.wire import MAX_SHARDS_EACH, Part, Wire, seed_of
+from decentral.exchange.wire import MAX_SHARDS_EACH, Part, Wire
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.message import from_wire, to_wire
@@ -46,6 +50,8 @@ class _Reduction:
     opened_at: float
     asked_at: float
     """When the members still missing were last asked whether they are coming."""
+    brought: dict[PeerId, tuple[Shard, bytes]] = field(default_factory=dict)
+    """What is in, with the digests of the parts."""
     gone: set[PeerId] = field(default_factory=set)
     """Members that are not coming."""
     closing: bool = False
@@ -63,10 +69,18 @@ class Reducer:
         wire: sizes and codecs.
         answers: where answers are kept.
         timing: backstops.
+        books: to sign answers and to keep what they are of; ``None`` where nobody signs.
     """
 
     def __init__(
-        self, transport: Transport, clock: Clock, roster: Roster, wire: Wire, answers: Answers, timing: Timing
+        self,
+        transport: Transport,
+        clock: Clock,
+        roster: Roster,
+        wire: Wire,
+        answers: Answers,
+        timing: Timing,
+        books: Books | None = None,
     ) -> None:
         self._transport = transport
         self._clock = clock
@@ -74,6 +88,7 @@ class Reducer:
         self._wire = wire
         self._answers = answers
         self._timing = timing
+        self._books = books
         self._open: dict[tuple[bytes, int], _Reduction] = {}
         self.rest = MeanRest(wire.numels)
         self.backlogs = [Backlog() for _ in wire.numels]
@@ -128,17 +143,21 @@ class Reducer:
         """Enter a contribution; one that is repeated, or too late, is not even decoded."""
         if sender not in reduction.contributions.awaited() or reduction.closing:
             return
-        entry = await self._clock.run_aside(lambda: self._entry(shard, reduction.part))
-        if not reduction.closing:
+        entry = await self._clock.run_aside(lambda: self._entry(sender, shard, reduction.part))
+        if not reduction.closing and sender in reduction.contributions.awaited():
             reduction.contributions.enter(sender, entry)
+            reduction.brought[sender] = shard, entry.digest
 
-    def _entry(self, shard: Shard, part: Part) -> Entry:
+    def _entry(self, sender: PeerId, shard: Shard, part: Part) -> Entry:
         """The contribution, checked."""
         if not shard.frame:
             return Entry(0.0, None)
         if not 0 < shard.weight <= MAX_WEIGHT:
             raise FrameError(f"values with weight {shard.weight}")
-        return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel))
+        digest = digest_of(shard.frame)
+        if self._books is not None:
+            self._books.check_shard(sender, shard, digest)
+        return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel), digest)
 
     def _answer(self, shard: Shard) -> bytes | None:
         """The shard's answer if it is closed; raises if it was given up."""
@@ -194,23 +213,30 @@ class Reducer:
 
     def _mean(self, packed_participants: bytes, reduction: _Reduction, rounds: Mapping[PeerId, float]) -> bytes | None:
         """The answer to all members, who may bring work of so many ``rounds``; ``None`` if there is no finite mean."""
-        key, part, codec = reduction.participants.key, reduction.part, self._wire.mean_codec
-        directed = self._wire.directed_in(reduction.participants.key.fragment, part)
-        contributions = reduction.contributions
-        findings = contributions.bound(self._wire.bound, self.round_weight, rounds) if self._wire.bound else ()
-        mean_S = contributions.mean(over_senders=self._wire.over_senders, directed=directed, robust=self._wire.robust)
-        if mean_S is None:
+        key, part, contributions = reduction.participants.key, reduction.part, reduction.contributions
+        round_weight = self.round_weight
+        mean_S, findings = merged(self._wire, key, part, contributions, round_weight, rounds)
+        if mean_S is None or not all_finite(mean_S.numpy()):
             return None
-        keep_rest = self._wire.keep_rest and not codec.lossless
-        if keep_rest:
-            self.rest.add_to(mean_S, key, part.start)
-        if not all_finite(mean_S.numpy()):
-            return None
-        frame = pack(codec, mean_S, seed_of(f"mean/{key.round}/{key.fragment}/{part.index}"))
-        if keep_rest:
-            left_S = mean_S.sub_(unpack(frame, codec, part.numel))
+        rest_S = self.rest.of(key, part.start, part.stop) if self._wire.keep_rest else None
+        frame, left_S = self._encode(mean_S, rest_S, mean_seed(key, part))
+        if self._wire.keep_rest and left_S is not None:
             self.rest.hold(packed_participants, key, part.start, left_S)
-        return to_wire(Mean.of(contributions.contributors(), frame, findings))
+        mean = Mean.of(contributions.contributors(), frame, findings)
+        if self._books is not None:
+            brought = [self._used(index, reduction, rounds) for index in mean.contributors]
+            return self._books.close(packed_participants, part.index, mean, round_weight, brought)
+        return to_wire(mean)
+
+    def _encode(self, mean_S: Tensor, rest_S: Tensor | None, seed: int) -> tuple[bytes, Tensor | None]:
+        """See ``account.encoded``."""
+        return encoded(self._wire.mean_codec, mean_S, rest_S, seed, held_to=self._books is not None)
+
+    def _used(self, index: int, reduction: _Reduction, rounds: Mapping[PeerId, float]) -> tuple[Used, bytes]:
+        """What one member has brought, for the account."""
+        member = reduction.participants.members[index]
+        shard, digest = reduction.brought[member]
+        return Used(index, shard.weight, rounds[member], digest, shard.seal), shard.frame
 
     async def settle(self, packed_participants: bytes, *, mixed: bool) -> None:
         """A round has ended for this worker: what was left out of its means is owed, or void."""

@@ -257,7 +257,8 @@ class Swap:
         codec = self._wire.mean_codec
         keep_rest = self._wire.keep_rest and not codec.lossless
         if keep_rest:
-            self._rest.add_to(mean_N, key, 0)
+            rest_N = self._rest.of(key, 0, mean_N.numel())
+            mean_N = mean_N if rest_N is None else mean_N.add_(rest_N)
         frame = pack(codec, mean_N, seed_of(f"mean/{host.peer}/{key.round}/{key.fragment}"))
         decoded_N = mean_N if codec.lossless else unpack(frame, codec, mean_N.numel())
         if keep_rest:

@@ -134,6 +134,9 @@ class Tap:
     def is_barred(self, peer: PeerId) -> bool:
         return self._inner.is_barred(peer)
 
+    def bar(self, peer: PeerId) -> None:
+        self._inner.bar(peer)
+
     async def close(self) -> None:
         await self._inner.close()
 

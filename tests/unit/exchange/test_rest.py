@@ -7,9 +7,8 @@ FIRST, SECOND = SyncKey(0, 0), SyncKey(1, 0)
 
 
 def owed(rest: MeanRest, key: SyncKey, start: int, numel: int) -> list[float]:
-    mean_S = torch.zeros(numel)
-    rest.add_to(mean_S, key, start)
-    return mean_S.tolist()
+    owed_S = rest.of(key, start, start + numel)
+    return [0.0] * numel if owed_S is None else owed_S.tolist()
 
 
 def test_what_was_left_out_is_owed_once_the_round_counts() -> None:

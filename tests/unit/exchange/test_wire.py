@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack
+from decentral.exchange.allreduce.account import sealed
 from decentral.exchange.allreduce.messages import Mean, Shard
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.bounds import Finding, Kind
@@ -67,9 +68,9 @@ def test_real_messages_keep_within_their_limits_and_just_so(num_members: int, nu
     packed = to_wire(participants)
     for part in wire.parts(participants.key, participants.members):
         values_S = normal(part.numel)
-        shard = to_wire(Shard(packed, part.index, 1e9, pack(INT8, values_S)))
+        shard = to_wire(Shard(packed, part.index, 1e9, pack(INT8, values_S), bytes(557)))
         assert len(shard) <= wire.contribution_limit(part.numel, len(packed)) <= len(shard) + 1024
         assert wire.contribution_limit(part.numel, len(packed)) <= wire.longest_contribution(len(packed))
         findings = [Finding(i, kind, 9e9) for i in range(num_members) for kind in (Kind.WEIGHT, Kind.LENGTH)]
-        mean = to_wire(Mean.of(range(num_members), pack(FP32, values_S), findings))
+        mean = to_wire(sealed(Mean.of(range(num_members), pack(FP32, values_S), findings), bytes(16), bytes(557)))
         assert len(mean) <= wire.mean_limit(part.numel, num_members) <= len(mean) + 1024 + 4 * num_members
