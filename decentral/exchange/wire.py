@@ -22,6 +22,9 @@ MIN_LONG_SHARD_VALUES = 1 << 18
 SHARD_ALIGN = 4_096
 #: Room for the fields around a frame, a signature among them.
 _ENVELOPE_BYTES = 1_536
+#: What two signatures add to a shard on its way to the reducer and back, with RSA keys of 2048 bits; and the share of
+#: its bytes that this may be for each shard of a round that is done over.
+_SIGNATURES_BYTES, _SIGNATURES_SHARE = 1_138, 0.1
 #: What a mean says of a contribution that was bounded.
 _FINDING_BYTES = 14
 
@@ -69,6 +72,9 @@ class Wire:
     robust: Merge | None = None
     """What is made of the contributions in place of a mean."""
 
+    audits: float = 0.0
+    """So many shards of a round members do over, all together, on average; with 0 nobody signs anything."""
+
     def __post_init__(self) -> None:
         """Refuse means that contradict each other."""
         if self.directed and len(self.directed) != len(self.numels):
@@ -94,6 +100,11 @@ class Wire:
 
     def _directed(self, fragment: int) -> tuple[Range, ...]:
         return self.directed[fragment] if self.directed else ()
+
+    def signs(self, numel: int) -> bool:
+        """Whether members sign their parts and a reducer its mean of a shard: not if it is too short to be worth it."""
+        num_bytes = framed_nbytes(self.codec, numel) + framed_nbytes(self.mean_codec, numel)
+        return _SIGNATURES_SHARE * self.audits * num_bytes >= _SIGNATURES_BYTES
 
     def contribution_limit(self, numel: int, participants_bytes: int) -> int:
         """The longest message that brings a shard of ``numel`` values."""

@@ -209,7 +209,7 @@ Defences: *nothing* is `method.bound = 0`, *default* the method as it comes, the
   byte.
 * `alie`: mean of the honest minus 1.5 standard deviations in every coordinate. `foe`: that mean times -1.1. Both
   know what all honest workers bring, and both liars bring the same.
-* `reducer-negate`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 10^6, NaN.
+* `reducer-negate`, `reducer-3`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 3, 10^6, NaN.
 
 Missing: lying leaders, poisoned donors, false deaths, replay, Sybils; real processes.
 """

@@ -76,7 +76,6 @@ class Auditor:
         timing: deadlines.
         answers: of the rounds that this worker was in.
         books: signatures, and what accounts are of.
-        per_round: so many shards are done over in a round, by all members together, on average.
         doubt: called with a reducer that gives no accounts, and the round.
     """
 
@@ -89,7 +88,6 @@ class Auditor:
         timing: Timing,
         answers: Answers,
         books: Books,
-        per_round: float,
         doubt: Callable[[PeerId, int], None],
     ) -> None:
         self._transport = transport
@@ -99,7 +97,6 @@ class Auditor:
         self._timing = timing
         self._answers = answers
         self._books = books
-        self._per_round = per_round
         self._doubt = doubt
         self._secret = digest_of(books.identity.sign(b"lottery"))
         self._waiting: asyncio.Queue[tuple[PeerId, bytes, int] | None] = asyncio.Queue(_MAX_WAITING)
@@ -130,13 +127,14 @@ class Auditor:
             parts: all shards.
             odd: those that look wrong: one of these is done over in any case.
         """
-        others = [part for part in parts if part.reducer != self._transport.peer_id]
+        me, signs = self._transport.peer_id, self._wire.signs
+        others = [part for part in parts if part.reducer != me and signs(part.numel)]
         suspects = [part for part in others if part.index in odd]
         # An answer ends in its signature, which is of all of it.
         ends = [(self._answers.get(packed, part.index) or b"")[-_END_BYTES:] for part in parts]
         dice = random.Random(b"".join([self._secret, *ends]))
         with contextlib.suppress(asyncio.QueueFull):
-            if suspects or (others and dice.random() < self._per_round / len(participants.members)):
+            if suspects or (others and dice.random() < self._wire.audits / len(participants.members)):
                 part = dice.choice(suspects or others)
                 self._waiting.put_nowait((part.reducer, packed, part.index))
             if self._books.proofs:

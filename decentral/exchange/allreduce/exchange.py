@@ -114,7 +114,6 @@ class AllReduce(Exchange):
         inner_steps: in a round.
         quorum: how many members make a round; ``None`` for everybody worth waiting for.
         identity: signs what this worker brings and answers; ``None`` where nobody does.
-        audits: so many shards of a round members do over, all together, on average.
     """
 
     def __init__(
@@ -127,7 +126,6 @@ class AllReduce(Exchange):
         inner_steps: int,
         quorum: Quorum | None = None,
         identity: Identity | None = None,
-        audits: float = 0.0,
     ) -> None:
         super().__init__(Progress(len(wire.numels)))
         self._transport = transport
@@ -144,7 +142,7 @@ class AllReduce(Exchange):
         self._auditor: Auditor | None = None
         if self._books is not None:
             self._auditor = Auditor(
-                transport, clock, roster, wire, timing, self._answers, self._books, audits, self._leader.distrust
+                transport, clock, roster, wire, timing, self._answers, self._books, self._leader.distrust
             )
         self._vote = Vote(transport, clock, timing, len(wire.numels))
         self._dice = torch.Generator().manual_seed(seed_of(f"doubts/{transport.peer_id}"))
@@ -437,13 +435,13 @@ class AllReduce(Exchange):
         seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
         frame = pack(codec, values.ours_N[span], seed)
         values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
-        if self._books is not None:
+        if self._books is not None and self._wire.signs(part.numel):
             return to_wire(self._books.shard(called.packed, part.index, values.weight, frame))
         return to_wire(Shard(called.packed, part.index, values.weight, frame))
 
     def _take(self, called: _Called, mean: Mean, part: Part, values: _Values) -> None:
         """Unpack the mean of a shard to its place."""
-        if self._books is not None:
+        if self._books is not None and self._wire.signs(part.numel):
             self._books.check_mean(part.reducer, called.packed, part.index, mean)
         values.mean_N[part.start : part.stop] = unpack(mean.frame, self._wire.mean_codec, part.numel)
 

@@ -154,9 +154,9 @@ class Reducer:
             return Entry(0.0, None)
         if not 0 < shard.weight <= MAX_WEIGHT:
             raise FrameError(f"values with weight {shard.weight}")
-        digest = digest_of(shard.frame)
-        if self._books is not None:
-            self._books.check_shard(sender, shard, digest)
+        digest, books = digest_of(shard.frame), self._signing(part)
+        if books is not None:
+            books.check_shard(sender, shard, digest)
         return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel), digest)
 
     def _answer(self, shard: Shard) -> bytes | None:
@@ -223,14 +223,20 @@ class Reducer:
         if self._wire.keep_rest and left_S is not None:
             self.rest.hold(packed_participants, key, part.start, left_S)
         mean = Mean.of(contributions.contributors(), frame, findings)
-        if self._books is not None:
+        books = self._signing(part)
+        if books is not None:
             brought = [self._used(index, reduction, rounds) for index in mean.contributors]
-            return self._books.close(packed_participants, part.index, mean, round_weight, brought)
+            return books.close(packed_participants, part.index, mean, round_weight, brought)
         return to_wire(mean)
 
     def _encode(self, mean_S: Tensor, rest_S: Tensor | None, seed: int) -> tuple[bytes, Tensor | None]:
         """See ``account.encoded``."""
-        return encoded(self._wire.mean_codec, mean_S, rest_S, seed, held_to=self._books is not None)
+        held_to = self._wire.signs(mean_S.numel())
+        return encoded(self._wire.mean_codec, mean_S, rest_S, seed, held_to=held_to)
+
+    def _signing(self, part: Part) -> Books | None:
+        """The books, if means of this shard are signed."""
+        return self._books if self._wire.signs(part.numel) else None
 
     def _used(self, index: int, reduction: _Reduction, rounds: Mapping[PeerId, float]) -> tuple[Used, bytes]:
         """What one member has brought, for the account."""
