@@ -94,6 +94,11 @@ class Agreement:
         self.origin = max((inventory.origin for inventory in found.values()), default=0)
         return [peer for peer, inventory in found.items() if inventory.holds]
 
+    async def met(self) -> Start:
+        """What was agreed on where a run was brought back that this member has come to; nothing of another run."""
+        start = await self._seen() if self.origin else None
+        return start if isinstance(start, Start) else Start(self.origin, {})
+
     async def listen(self, peers: Sequence[PeerId]) -> None:
         """Hear from members of a run that this one joins where it was brought back."""
         self.heard = max((inventory.origin for inventory in (await self._ask(peers)).values()), default=0)

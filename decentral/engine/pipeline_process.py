@@ -260,6 +260,8 @@ class PipelineProcess:
         for stage, stage_worker in list(self._stage_workers.items()):
             if stage_worker.over:
                 self._outcomes[stage] = stage_worker.outcome()
+                if stage == 0 and self._outcomes[stage].done:
+                    self._holders.done = self._parts.transport.peer_id
         held = {stage for presence in self._holders.records() for stage in stages_of(presence.holds)}
         self._known |= held
         if await self._slots.is_doubled() and 0 in self._stage_workers:
@@ -312,8 +314,7 @@ class PipelineProcess:
         while members := (await reunion.found()).members:
             there = await self._agreement.follow(members)
             if there:
-                mine = self._lost_and_stored()
-                await self._go_on(Start(self._agreement.origin, {self._parts.transport.peer_id: mine}))
+                await self._go_on(self._still_free(await self._agreement.met()))
                 if not self._stage_workers:
                     await self._come_to(there)
                 return True
@@ -331,16 +332,15 @@ class PipelineProcess:
         self._explain("")
         # Whoever has a stage in full takes it, or has most of it; for the others nobody is waited for.
         claimed = {stage for stages in start.takes.values() for stage in stages}
-        me = self._parts.transport.peer_id
-        self._reserve = frozenset(stage for stage, peer in start.reserve.items() if peer == me)
         self._known = set(range(self._cut.num_stages + 1)) - claimed
-        self._since = self._clock.monotonic()
         await self._go_on(start)
         return True
 
     async def _go_on(self, start: Start) -> None:
         """Take those stages that are this worker's to take at the step where the run goes on."""
         me, wanted = self._parts.transport.peer_id, self._parts.wanted
+        self._reserve = frozenset(stage for stage, peer in start.reserve.items() if peer == me)
+        self._since = self._clock.monotonic()
         mine = start.takes.get(me, frozenset())
         if wanted and not isinstance(wanted, str):
             mine = (mine | start.cuts) & frozenset(wanted)
@@ -386,12 +386,12 @@ class PipelineProcess:
         standing = Standing(step, position.batch - 1, position.loss)
         await self._begin(stage, compute, replace(brought, together=True), standing, began, together=others)
 
-    def _lost_and_stored(self) -> frozenset[int]:
-        """Stages that nobody holds and that this worker has in full at the step from which the run goes on."""
-        lost, step = self._holders.lost(), self._agreement.origin
-        stored = {one.span for one in self._parts.store.stored() if one.own and one.step == step and step}
+    def _still_free(self, start: Start) -> Start:
+        """Of what was to be taken that which nobody holds or is about to, where others have begun without this one."""
         taken = {stage for member in self._holders.members() for stage in member.takes}
-        return frozenset(stage for stage in set(lost) - taken if self._cut.span(stage) in stored)
+        free = frozenset(set(self._holders.lost()) - taken)
+        takes = {peer: stages & free for peer, stages in start.takes.items()}
+        return replace(start, takes=takes, cuts=start.cuts & free)
 
     def _explain(self, what: str) -> None:
         self.waits_for = what
@@ -514,7 +514,7 @@ class PipelineProcess:
             self._retry_at[stage] = self._clock.monotonic() + _RETRY_S
             return
         self._why.pop(stage, None)
-        self._stage_workers[stage] = stage_worker
+        self._stage_workers[stage], self._is_unplaced = stage_worker, False
         if self._background.is_open:  # else it is not looked after before the process runs
             self._background.begin(stage_worker.ended())
         self._taking.discard(stage)

@@ -26,6 +26,8 @@ class Holders:
         self._roster = roster
         self._clock = clock
         self._cut = cut
+        self.done: PeerId | None = None
+        """This worker, once the head that it held has done all its steps; it may have other stages to serve."""
         self._buried: dict[PeerId, float] = {}
         """Who could not be reached, and when."""
 
@@ -58,8 +60,9 @@ class Holders:
 
     def is_over(self) -> bool:
         """Whether a head has done all its steps and no other one is at work."""
-        done = (presence for presence in self.records() if presence.state is State.DONE)
-        return not self.slots() and any(0 in stages_of(presence.holds) for presence in done)
+        heads = [presence for presence in self.records() if 0 in stages_of(presence.holds)]
+        done = {presence.peer for presence in heads if presence.state is State.DONE or presence.peer == self.done}
+        return bool(done) and all(head.peer in done for head in self.present() if 0 in stages_of(head.holds))
 
     def is_coming_back(self) -> bool:
         """Whether somebody comes back to the run, and nothing of it may begin anew."""
