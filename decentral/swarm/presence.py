@@ -1,7 +1,8 @@
 """The presence record: what a worker says of itself, signed, so that strangers may pass it on.
 
 A record carries no wall-clock time. Its ``seq`` only grows, and a reader takes the moment at which it first saw a
-``seq`` (on its own monotonic clock) as evidence of life, so clocks may be wrong by any amount.
+``seq`` (on its own monotonic clock) as evidence of life, so clocks may be wrong by any amount. What tells records apart
+is ``peer`` and ``seq``, never all of their fields: figures that are not known are NaN, and a NaN is equal to nothing.
 """
 
 import functools

@@ -140,15 +140,18 @@ def judged(verdict: Verdict, weight: float = 1.0, round_: int = 3) -> TakeStep |
 
 def test_a_mean_with_ours_in_it() -> None:
     sent_N, mixed = torch.ones(2), Mixed(torch.zeros(2), (ME, OTHER), missed=((0, 1),))
-    assert judged(Verdict(mixed, sent_N)) == TakeStep(mixed, sent_N, ((0, 1),), again=False)
+    found = judged(Verdict(mixed, sent_N))
+    assert isinstance(found, TakeStep)
+    assert (found.mixed is mixed, found.sent_N is sent_N) == (True, True)
+    assert (found.uncounted, found.again, found.unsound) == (((0, 1),), False, False)
 
 
 def test_a_mean_without_ours() -> None:
     mixed = Mixed(torch.zeros(2), (OTHER,))
     found = judged(Verdict(mixed, torch.ones(2)))
-    assert found == TakeStep(mixed, None, None, again=False)
     assert isinstance(found, TakeStep)
-    assert not found.counted
+    assert found.mixed is mixed
+    assert (found.sent_N, found.uncounted, found.again, found.counted) == (None, None, False, False)
 
 
 @pytest.mark.parametrize(("weight", "round_", "again"), [(1.0, 3, True), (0.0, 3, False), (1.0, 9, False)])
