@@ -33,7 +33,7 @@ _AUTO = "auto"
 _CHOSEN = frozenset(
     {"method.mean_codec", "method.anchor_codec", "method.pull_codec", "method.mix_alpha", "pipeline.recovery"}
 )
-_NAME = "method.name"
+_NAME, _STAGES = "method.name", "pipeline.stages"
 #: Values that are chosen to go with another one, and are chosen again when that changes.
 _WITH = (
     ("method.codec", "method.mean_codec"),
@@ -99,6 +99,8 @@ def _below(before: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, An
     gone = {chosen for key, chosen in _WITH if key in changed}
     if _NAME in changed:
         gone |= {key for key in before if key.startswith("method.")}
+    if _STAGES in changed and not stated[_STAGES]:
+        gone |= {key for key in before if key.startswith("pipeline.")}
     return {key: value for key, value in before.items() if key not in gone}
 
 

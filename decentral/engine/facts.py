@@ -125,6 +125,8 @@ class Facts(msgspec.Struct, frozen=True):
     cut_of: int = 0
     """Of how many stages' states it was made (``recut``), so that nothing of it is on its way any more; 0 for none, -1
     if it goes on at a later step than it was saved."""
+    turned: bool = False
+    """Whether a stage of now was cut out of a whole model's, or a whole model made of stages'."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

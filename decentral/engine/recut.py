@@ -1,8 +1,9 @@
 """States of a pipeline's stages cut anew: from those of some old cut, that of a stage of another one. Pure.
 
 Everything in a state is by the name of a parameter, in the whole model, so a stage's state is what its parameters have
-in the states of those who held them. Fragments stay apart: whoever goes on from it has them cut again as the run is cut
-now (``resume``). Which stage each state was, and where it comes from, is not known here.
+in the states of those who held them; a whole model's is made of its stages' likewise, and they of that. Fragments stay
+apart: whoever goes on from it has them cut again as the run is cut now (``resume``). Which stage each state was, and
+where it comes from, is not known here.
 """
 
 import dataclasses
@@ -81,12 +82,49 @@ def moved_on(state: WorkerState, step: int, position: Position) -> WorkerState:
     """
     facts = Facts.of(state)
     facts = replace(facts, exchange={}, cut_of=facts.cut_of or -1, course={**facts.course, "step": step})
-    trainer = {**state.trainer, "state": {**state.trainer.get("state", {}), POSITION: position.to_plain()}}
+    trainer = _at(state.trainer, position)
     return dataclasses.replace(state, step=step, facts=facts.to_json(), trainer=trainer)
 
 
+def whole(states: Sequence[WorkerState]) -> WorkerState:
+    """The state of a worker that has the whole model, of those of a head and of stages that together have all of it.
+
+    Where heads were in their data says nothing of a worker's own, which it draws from anew.
+
+    Raises:
+        MismatchError: see ``recut``.
+    """
+    found = recut(states, [name for state in states for name in state.anchors])
+    inner = {key: value for key, value in found.trainer.get("state", {}).items() if key != POSITION}
+    return _turned(found, {**found.trainer, "state": inner})
+
+
+def out_of_whole(state: WorkerState, cut: CutInForce, span: Span) -> WorkerState:
+    """What a whole model's state has of a stage, or of a head, which draws from its data as if it had always done so.
+
+    Args:
+        state: of a worker that has the whole model.
+        cut: see ``blocks_of``.
+        span: the stage's blocks, or ``HEAD``.
+
+    Raises:
+        MismatchError: see ``blocks_of``.
+    """
+    return blocks_of(_turned(state, _at(state.trainer, Position(batch=state.step))), cut, *span)
+
+
+def _turned(state: WorkerState, trainer: Mapping[str, Any]) -> WorkerState:
+    facts = replace(Facts.of(state), turned=True)
+    return dataclasses.replace(state, facts=facts.to_json(), trainer=trainer)
+
+
+def _at(trainer: Mapping[str, Any], position: Position) -> dict[str, Any]:
+    """A trainer's state whose loop goes on there."""
+    return {**trainer, "state": {**trainer.get("state", {}), POSITION: position.to_plain()}}
+
+
 def blocks_of(state: WorkerState, cut: CutInForce, first: int, stop: int) -> WorkerState:
-    """What the state of a stage has of the blocks [first, stop); all that a head has, for none.
+    """What the state of a stage has of the blocks [first, stop); for none, what it has of a head.
 
     Args:
         state: of any cut of the model.
@@ -97,9 +135,9 @@ def blocks_of(state: WorkerState, cut: CutInForce, first: int, stop: int) -> Wor
     Raises:
         MismatchError: it has nothing of them.
     """
-    wanted = range(first, stop)
-    is_head = (first, stop) == HEAD
-    return recut([state], [name for name in state.anchors if is_head or cut.span_of([name])[0] in wanted])
+    spans = {name: cut.span_of([name]) for name in state.anchors}
+    wanted = [HEAD] if (first, stop) == HEAD else [(block, block + 1) for block in range(first, stop)]
+    return recut([state], [name for name, span in spans.items() if span in wanted])
 
 
 def _behind_a_role(found: Iterable[Mapping[str, _Value]], wanted: Collection[str]) -> dict[str, _Value]:
@@ -181,4 +219,4 @@ def _trainer(found: Sequence[Mapping[str, Any]], wanted: Collection[str]) -> dic
         name: entry for state in states for name, entry in state.get("optimizer", {}).items() if name in wanted
     }
     position = Position.joined([Position.of(state) for state in states])
-    return {**found[0], "state": {"optimizer": optimizer, POSITION: position.to_plain()}}
+    return _at({**found[0], "state": {"optimizer": optimizer}}, position)

@@ -340,7 +340,9 @@ def carried_over(state: WorkerState, options: RunOptions, parameters: Mapping[st
         (kept if goes_on else anew).append(f"{new.keeps}s of error feedback")
     elif old.keeps:
         anew.append(f"{old.keeps}s of error feedback are left out")
-    (kept if state.trainer.get("state") else anew).append("inner optimizer and data position")
+    inner = ("inner optimizer", "data position") if facts.turned else ("inner optimizer and data position",)
+    (kept if state.trainer.get("state") else anew).append(inner[0])
+    anew += inner[1:]
     (kept if state.trainer else anew).append("random state")
     if not same:
         anew += _other_shape(facts, new, plan, state.step)
@@ -349,7 +351,11 @@ def carried_over(state: WorkerState, options: RunOptions, parameters: Mapping[st
 
 def _other_shape(facts: Facts, new: Made, plan: SyncPlan, step: int) -> list[str]:
     old, found = facts.made.shape, []
-    if facts.cut_of < 0:
+    if facts.turned:
+        found.append(
+            "the model: of stages it became a whole, or of a whole stages; of work not counted one worker's is left"
+        )
+    elif facts.cut_of < 0:
         found.append("the stage goes on at a later step than it was saved")
     elif facts.cut_of:
         found.append(f"the stage: its blocks come from {facts.cut_of} of another cut")

@@ -19,6 +19,12 @@ from decentral.run.connection import Resumption, Start
 from decentral.run.folder import CONFIG, RUN
 from decentral.state.checkpoints.folder import newest_manifest
 
+#: What to do where a folder has not all stages of a run that is to go on without them.
+_GATHER = (
+    "A whole model is put together in one folder: copy the folders stage-* of other workers of the run into {folder}. "
+    "Where others have done so and live, --join ADDR --out {folder}. In stages it goes on from everybody's disk."
+)
+
 
 def take_up(
     folder: Path,
@@ -47,6 +53,11 @@ def take_up(
     # A pipeline's stages are found in the folder by those who take them (``store``), and those of others may have less.
     step = None
     if not setting.swarm.pipeline.stages:
+        if setting.before.pipeline.stages:
+            # It builds the task's blocks, which a run that always had the whole model may not have.
+            from decentral.run.whole import put_together
+
+            put_together([folder], book.run, setting.before, setting.own, _GATHER.format(folder=folder))
         last = newest_manifest(folder, book.run)
         refuse_the_end(folder, book.run, setting, last.round, last.step)
         step = last.step
@@ -63,6 +74,8 @@ class Setting:
     """The settings with which a run goes on."""
 
     swarm: SwarmConfig
+    before: SwarmConfig
+    """As it was until now."""
     own: WorkerConfig
     explicit: Mapping[str, Any]
     """See ``Settings``."""
@@ -89,15 +102,8 @@ def go_on(
     own = stated_here(settings, before)
     # Whoever insists on a stage joins those who have the others.
     swarm = settle(_as_long(before, settings), own.model_copy(update={"stage": ""}))
-    had, has = before.pipeline.stages, swarm.pipeline.stages
-    if bool(had) != bool(has):
-        raise ConfigError(
-            f"The run in {folder} has {_in_stages(had)}, and now it should have {_in_stages(has)}: stages go on as "
-            "stages, and a whole model as a whole.",
-            hint="Another number of stages is fine, and so are other replicas, spares and machines.",
-        )
     same_rounds = swarm.method.inner_steps == before.method.inner_steps
-    return Setting(swarm, own, settings.explicit, _changes(before, swarm), same_rounds)
+    return Setting(swarm, before, own, settings.explicit, _changes(before, swarm), same_rounds)
 
 
 def refuse_the_end(folder: Path, run_id: str, setting: Setting, round: int, step: int) -> None:
@@ -112,10 +118,6 @@ def refuse_the_end(folder: Path, run_id: str, setting: Setting, round: int, step
             f"{run_id} is over: all of its {rounds} rounds are done.",
             hint=f"Its weights are in {folder}. To train on, make it longer: --set run.rounds={2 * rounds}.",
         )
-
-
-def _in_stages(stages: int | str) -> str:
-    return f"{stages} stages" if stages else "the model as a whole"
 
 
 def _book(folder: Path) -> Book:

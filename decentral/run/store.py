@@ -1,15 +1,18 @@
 """The stages of a run that lie on this worker's disk: checkpoints to come back from, and what it leaves at the end.
 
-Of each stage there is the tree that a worker of the whole model has, in a folder of its own.
+Of each stage there is the tree that a worker of the whole model has, in a folder of its own. A checkpoint of the whole
+model, of a run that had no stages before, is one of the head and one of all blocks.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from decentral.engine.recut import out_of_whole
 from decentral.errors import ConfigError
 from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.stored import HEAD, Span, Stored
@@ -43,10 +46,19 @@ class StageFiles:
         keep: checkpoints of each stage, at least ``MIN_KEPT``.
         disk: told what is not written.
         wall: the time, seconds since 1970.
+        whole: whether checkpoints of the whole model count, from before the run had stages.
     """
 
     def __init__(
-        self, folder: Path, about: About, cut: CutInForce, keep: int, disk: Disk, wall: "Callable[[], float]"
+        self,
+        folder: Path,
+        about: About,
+        cut: CutInForce,
+        keep: int,
+        disk: Disk,
+        wall: "Callable[[], float]",
+        *,
+        whole: bool = True,
     ) -> None:
         self._folder = folder
         self._about = about
@@ -56,7 +68,8 @@ class StageFiles:
         self._wall = wall
         self._damaged: set[Path] = set()
         stages = {int(path.name.removeprefix(_STAGE)) for path in folder.glob(f"{_STAGE}[0-9]*")}
-        self._stored = {stage: self._found(stage) for stage in sorted(stages)}
+        trees = [*[self._base(stage) for stage in sorted(stages)], *([folder] if whole else [])]
+        self._stored = {base: self._found(base) for base in trees}
 
     def stored(self) -> Sequence[Stored]:
         """See ``Store.stored``."""
@@ -64,20 +77,21 @@ class StageFiles:
 
     def verify(self) -> None:
         """See ``Store.verify``."""
-        for stage, found in list(self._stored.items()):
-            for _, path in found:
+        for base, found in list(self._stored.items()):
+            for path in dict.fromkeys(path for _, path in found):
                 try:
                     manifest.verify(path, manifest.read(path))
                 except (OSError, ConfigError) as err:
                     _log.warning("checkpoint %s cannot be used: %s", path, err)
-                    self._forget(stage, path)
+                    self._forget(base, path)
 
     def load(self, one: Stored) -> "WorkerState":
         """See ``Store.load``."""
-        for stage, found in list(self._stored.items()):
+        for base, found in list(self._stored.items()):
             for other, path in found:
                 if other == one:
-                    return self._read(stage, path)
+                    state = self._read(base, path)
+                    return out_of_whole(state, self._cut, one.span) if base == self._folder else state
         raise FileNotFoundError(f"there is none of the blocks {one.first} to {one.stop} at step {one.step}")
 
     def save(self, stage: int, state: "WorkerState", *, own: bool = True) -> "Written | None":
@@ -91,37 +105,47 @@ class StageFiles:
             written = self._disk.write(base, state.tensor_bytes, lambda: checkpoints.save(state))
         except StateError:  # not finite: what is there is better
             return None
-        self._stored[stage] = self._found(stage)
+        self._stored[base] = self._found(base)
         return written
 
-    def _read(self, stage: int, path: Path) -> "WorkerState":
+    def _read(self, base: Path, path: Path) -> "WorkerState":
         try:
             return checkpoint.read(path)
         except OSError:
-            self._forget(stage, path)
+            self._forget(base, path)
             raise
 
-    def _forget(self, stage: int, path: Path) -> None:
+    def _forget(self, base: Path, path: Path) -> None:
         """Do not come back to what turned out to be damaged."""
         self._damaged.add(path)
-        self._stored[stage] = [(one, other) for one, other in self._stored[stage] if other != path]
+        self._stored[base] = [(one, other) for one, other in self._stored[base] if other != path]
 
     def _base(self, stage: int) -> Path:
         return self._folder / stage_folder(stage)
 
-    def _found(self, stage: int) -> list[tuple[Stored, Path]]:
-        """The checkpoints of a stage, the newest first.
+    def _found(self, base: Path) -> list[tuple[Stored, Path]]:
+        """The checkpoints in one tree, the newest first.
 
         What is at a later step than a newer one is of a life that was given up: the run went on from an earlier step.
         """
         found: list[tuple[Stored, Path]] = []
-        for one in manifest.found_in(self._base(stage)):
+        step = math.inf
+        for one in manifest.found_in(base):
             about = one.manifest
-            if about is None or about.run != self._about.run or one.folder in self._damaged:
+            if about is None or about.run != self._about.run or one.folder in self._damaged or about.step >= step:
                 continue
             span, own = self._said_by(one.folder / MODEL)
-            if (not found or about.step < found[-1][0].step) and span is not None and (span == HEAD) == (stage == 0):
+            if span is None:
+                continue
+            if base == self._folder:
+                # Workers with one anchor have each their own work on top: all stages are to come from the same one.
+                name = "/".join([about.state, *(about.files[file].digest for file in (manifest.OWN, manifest.TRAINER))])
+                found += [(Stored(*each, about.step, name, True), one.folder) for each in (HEAD, span)]
+            elif (span == HEAD) == (base == self._base(0)):
                 found.append((Stored(*span, about.step, about.state, own), one.folder))
+            else:
+                continue
+            step = about.step
         return found
 
     def _said_by(self, path: Path) -> tuple[Span | None, bool]:

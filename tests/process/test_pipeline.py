@@ -1,5 +1,6 @@
 """A model in stages as real processes: whoever is killed is replaced by a spare, and the run goes to its end."""
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ import pytest
 
 from decentral.cli.assemble import assemble
 from decentral.cli.sources import parts_from_paths
+from decentral.errors import ExitCode
 from decentral.pipeline.stored import span_of
+from decentral.run.book import read_book
 from decentral.state.checkpoints.manifest import found_in
 from scripts.benches.counted import Strike, account
 from tests.process.command import DEADLINE_S, WorkerProcess, processes_of, wait_for
-from tests.process.test_resume import Resumed, kill
+from tests.process.test_resume import Resumed, kill, newest
 
 STAGES, ROUNDS, INNER_STEPS = 4, 30, 10
 #: Six workers start at a time.
@@ -26,7 +29,6 @@ SETTINGS = {
     "task.settings.model.context": 16,
     "task.settings.batch_sequences": 2,
     "task.settings.val_batches": 1,
-    "pipeline.microbatches": 2,
     "method.inner_steps": INNER_STEPS,
     # Outward steps of a stage with one holder leave it where it is.
     "method.outer_lr": 1,
@@ -36,11 +38,12 @@ SETTINGS = {
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts workers, without arguments those that go on in their folders, and ends them after the test."""
+    """Starts workers, without --new and --join those that go on in their folders, and ends them after the test."""
     with ExitStack() as stack:
 
         def start(folder: Path, *arguments: str) -> WorkerProcess:
-            worker = WorkerProcess(folder, *arguments) if arguments else Resumed(folder)
+            is_new = {"--new", "--join"} & {*arguments}
+            worker = WorkerProcess(folder, *arguments) if is_new else Resumed(folder, *arguments)
             stack.callback(worker.end)
             return worker
 
@@ -49,9 +52,10 @@ def start() -> Iterator[Callable[..., WorkerProcess]]:
 
 def founding(text: Path, rounds: int, stages: int | str = STAGES) -> tuple[str, ...]:
     text.write_text("the quick brown fox jumps over the lazy dog. " * 2000)
-    settings = SETTINGS | {"run.rounds": rounds}
+    cut: dict[str, object] = {"pipeline.stages": stages, "pipeline.replicas": 1, "pipeline.microbatches": 2}
+    settings = SETTINGS | {"run.rounds": rounds} | (cut if stages else {})
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return "--new", "--stages", str(stages), "--replicas", "1", "--data", str(text), *words
+    return "--new", "--data", str(text), *words
 
 
 def placed(worker: WorkerProcess) -> set[int]:
@@ -120,6 +124,11 @@ def all_killed(start: Callable[..., WorkerProcess], folder: Path, rounds: int) -
     return held, common
 
 
+def knows_another(folder: Path) -> bool:
+    book = read_book(folder)
+    return book is not None and len(book.addresses) > 0
+
+
 def all_end(workers: list[WorkerProcess]) -> None:
     wait_for(lambda: None not in [worker.popen.poll() for worker in workers], "the end of the run", PATIENCE_S)
     assert [worker.code() for worker in workers] == [0] * len(workers), [worker.stderr for worker in workers]
@@ -174,6 +183,54 @@ def test_all_are_killed_and_go_on_with_another_number_of_stages(
     weights, _, _ = parts_from_paths([str(folder) for folder in held])
     whole, _ = assemble(weights, "newest")
     assert (whole.round, span_of(whole.load())) == (rounds, (0, 3))
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_workers_of_a_whole_model_go_on_in_stages_and_one_as_a_whole_again(
+    start: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    often = ("--checkpoint-every", "1s")
+    first = start(tmp_path / "0", *founding(tmp_path / "text", 5000, 0), *often)
+    second = start(tmp_path / "1", "--join", first.address, *often)
+    crew = [first, second]
+    wait_for(lambda: all(newest(worker.folder) is not None for worker in crew), "checkpoints", PATIENCE_S)
+    wait_for(lambda: all(knows_another(worker.folder) for worker in crew), "each in the other's book", PATIENCE_S)
+    kill(*crew)
+    saved = max(made.step for worker in crew if (made := newest(worker.folder)) is not None)
+
+    in_stages = ("--stages", "2", "--set", "pipeline.microbatches=2")
+    crew = [start(worker.folder, *in_stages) for worker in crew]
+    (one, other) = (worker.folder for worker in crew)
+    wait_for(lambda: {stage for worker in crew for stage in placed(worker)} == {0, 1, 2}, "all stages", PATIENCE_S)
+    resumed = [event for worker in crew for event in worker.events("resumed")]
+    assert {event["step"] for event in resumed} == {saved}
+    assert all("inner optimizer" in event["kept"] and "data position" in event["anew"] for event in resumed)
+    held = {stage: worker.folder for worker in crew for stage in placed(worker)}
+
+    def common() -> int:
+        """The newest step at which all stages are saved."""
+        steps = [set(saved_steps(folder, stage)) for stage, folder in held.items()]
+        return max(set.intersection(*steps), default=0)
+
+    wait_for(lambda: common() > saved, "a step at which all stages are saved", PATIENCE_S)
+    kill(*crew)
+    step = common()
+
+    refused = start(one, "--stages", "0")
+    assert refused.code() == ExitCode.CONFIG
+    assert "nobody here has a checkpoint of" in refused.stderr
+    for stage in (stage for stage, folder in held.items() if folder == other):
+        shutil.copytree(other / f"stage-{stage}", one / f"stage-{stage}", dirs_exist_ok=True)
+    rounds = step // INNER_STEPS + 20
+    last = start(one, "--stages", "0", "--set", f"run.rounds={rounds}")
+    all_end([last])
+    event = last.events("resumed")[-1]
+    assert (event["step"], "inner optimizer" in event["kept"], "data position" in event["anew"]) == (step, True, True)
+    end = newest(one)
+    assert end is not None
+    assert (end.step, end.round) == (rounds * INNER_STEPS, rounds)
     assert not processes_of(tmp_path)
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from decentral.engine.recut import out_of_whole, whole
 from decentral.monitor.events import Resumed, StagePlaced
+from decentral.pipeline.placement import CutInForce
+from decentral.pipeline.stored import HEAD
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.world import peer_id
@@ -39,7 +42,12 @@ def undisturbed() -> dict[str, torch.Tensor]:
     return weights(play(**SIX))
 
 
-def check(record: PipelineRecord, num_stages: int, undisturbed: dict[str, torch.Tensor]) -> int:
+def check(
+    record: PipelineRecord,
+    num_stages: int,
+    undisturbed: dict[str, torch.Tensor],
+    kept: str = "inner optimizer and data position",
+) -> int:
     """It went on from one step, nothing was counted twice or left out, and it ended as if it had not been stopped."""
     resumed = [event for life in later(record) for event in life.events(Resumed)]
     (step,) = {event.step for event in resumed}
@@ -49,7 +57,7 @@ def check(record: PipelineRecord, num_stages: int, undisturbed: dict[str, torch.
     ended = weights(record)
     assert ended.keys() == undisturbed.keys()
     assert all(torch.allclose(ended[name], value, atol=1e-5) for name, value in undisturbed.items())
-    assert all("inner optimizer and data position" in event.kept for event in resumed)
+    assert all(kept in event.kept for event in resumed)
     return step
 
 
@@ -93,6 +101,33 @@ def test_with_a_torn_checkpoint_all_go_on_from_the_step_before(
     whole = check(play(*all_die(9.0, 4), **SIX, stages_later=1), 1, undisturbed)
     monkeypatch.setattr(MemoryStore, "verify", lambda store: store.saved.get(2, [None]).pop(0))
     assert check(play(*all_die(9.0, 4), **SIX, stages_later=1), 1, undisturbed) < whole
+
+
+def test_what_became_a_whole_model_goes_on_in_stages_as_if_it_had_always_been_in_some(
+    undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All checkpoints of one step are put together to one of the whole model, and only that is left, on one disk."""
+    stores: list[MemoryStore] = []
+    begin = MemoryStore.__init__
+
+    def listed(store: MemoryStore, path: str = "blocks") -> None:
+        begin(store, path)
+        stores.append(store)
+
+    def turn(_: MemoryStore) -> None:
+        saved = [states for store in stores for states in store.saved.values()]
+        if len(saved) < 4:
+            return
+        step = max(set.intersection(*({state.step for state in states} for states in saved)))
+        one = whole([state for states in saved for state in states if state.step == step])
+        for store in stores:
+            store.saved.clear()
+        cut = CutInForce(num_blocks=6)
+        stores[1].saved = {stage: [out_of_whole(one, cut, span)] for stage, span in enumerate((HEAD, (0, 6)))}
+
+    monkeypatch.setattr(MemoryStore, "__init__", listed)
+    monkeypatch.setattr(MemoryStore, "verify", turn)
+    check(play(*all_die(9.0, 4), **SIX, stages_later=2), 2, undisturbed, kept="inner optimizer")
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """``decentral local --resume DIR``: a local run that was stopped goes on, with as many workers as before or others."""
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,15 @@ from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.worker import settled
 from decentral.config.pipeline import PipelineSection
 from decentral.errors import ConfigError
-from decentral.types import PeerId
 
 if TYPE_CHECKING:
-    from decentral.pipeline.placement import CutInForce
-    from decentral.state.checkpoints.checkpoint import About
     from decentral.state.checkpoints.manifest import Manifest
+
+#: What to do about a stage that no worker of this run has.
+_ELSEWHERE = (
+    "If another machine has it, start the workers one by one, there and here: decentral worker --resume DIR. Else the "
+    "stages that there are can be exported, and a run founded anew."
+)
 
 
 def resume(
@@ -49,7 +51,9 @@ def resume(
     from decentral.run.sizing import measure
     from decentral.run.stages import blocks_of, cut_of, parts_of
     from decentral.run.tasks import build_trainer
+    from decentral.run.whole import put_together, start_from, stores_of
     from decentral.state.checkpoints.checkpoint import About
+    from decentral.state.checkpoints.folder import newest_manifest
 
     had = folders_of(folder)[1:]
     size = workers or len(had)
@@ -66,9 +70,13 @@ def resume(
         processes = _with_stages(swarm.pipeline, workers, len(had))
         blocks = blocks_of(swarm, own)
         cut = CutInForce(cut_of(swarm, blocks.num_blocks).spans, blocks.num_blocks, blocks.path)
-        step = _common_step(had, About(furthest.run, swarm.method.name, swarm.run.rounds), cut)
+        about = About(furthest.run, swarm.method.name, swarm.run.rounds)
+        step = start_from(stores_of(had, about, cut), furthest.run, cut, _ELSEWHERE).step
         refuse_the_end(folder, furthest.run, setting, step // swarm.method.inner_steps, step)
     else:
+        if setting.before.pipeline.stages and put_together(had, furthest.run, setting.before, own, _ELSEWHERE):
+            furthest = newest_manifest(had[0], furthest.run)
+            newest = {int(had[0].name): furthest}  # its work is one worker's: the others join that
         processes = Processes(size)
         refuse_the_end(folder, furthest.run, setting, furthest.round, furthest.step)
     check_length_and_result(None, None, take, processes)
@@ -86,28 +94,6 @@ def _with_stages(pipeline: PipelineSection, workers: int | None, size: int) -> P
         return processes_for(pipeline, workers or size, None)
     taken = (pipeline.stages + 1) * max(1, pipeline.replicas)
     return processes_for(pipeline, workers, max(0, size - taken))
-
-
-def _common_step(folders: Sequence[Path], about: "About", cut: "CutInForce") -> int:
-    """The step from which a pipeline goes on.
-
-    Raises:
-        ConfigError: there is none, and which stage is missing.
-    """
-    from decentral.pipeline.stored import HEAD, Lacking, start_of
-    from decentral.run.disk import Disk
-    from decentral.run.store import StageFiles
-
-    stores = {PeerId(path.name): StageFiles(path, about, cut, 1, Disk(), time.time) for path in folders}
-    inventories = {name: store.stored() for name, store in stores.items()}
-    start = start_of(inventories, (HEAD, *cut.spans))
-    if isinstance(start, Lacking):
-        raise ConfigError(
-            f"{about.run} cannot go on: {start}.",
-            hint="If another machine has it, start the workers one by one, there and here: decentral worker --resume "
-            "DIR. Else the stages that there are can be exported, and a run founded anew.",
-        )
-    return start.step
 
 
 def _newest(folder: Path) -> "Manifest | None":

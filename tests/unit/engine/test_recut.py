@@ -15,17 +15,21 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.engine.facts import EndedFacts, Facts, FragmentFacts, Made, Span, SyncFacts
 from decentral.engine.options import RunOptions
-from decentral.engine.recut import recut
+from decentral.engine.recut import out_of_whole, recut, whole
 from decentral.engine.resume import carried_over, come_back
 from decentral.errors import MismatchError
 from decentral.outer.diloco import DiLoCo
 from decentral.pipeline.compute import HeadCompute, StageCompute
+from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.position import POSITION, Position
+from decentral.pipeline.stored import HEAD
 from decentral.ports.model_blocks import ModelBlocks
+from decentral.ports.trainer import Seat
 from decentral.schedule.plan import SyncPlan
 from decentral.state.worker_state import WorkerState
 from decentral.tensors.layout import Layout
-from tests.unit.pipeline.models import NUM_BLOCKS, lm_batch, lm_blocks
+from decentral.workers import lm
+from tests.unit.pipeline.models import NUM_BLOCKS, lm_batch, lm_blocks, lm_settings
 
 FP32 = make_codec("fp32")
 #: Cuts of the model's four blocks.
@@ -173,6 +177,39 @@ def test_a_stage_that_stays_goes_on_bit_for_bit_and_of_others_what_is_anew_is_to
     assert "outer momentum" in told.kept
     back = come_back(joined, options(), built(blocks, [(1, 4)])[0].parameters(), go_on=True)
     assert (back.syncs, back.memory) == ([], None)
+
+
+def test_stages_become_a_whole_model_and_stages_again(blocks: ModelBlocks) -> None:
+    """A trainer of the whole model takes all of it, its inner optimizer too; and nothing is lost on the way there."""
+    head, stages, _ = trained(blocks, CUTS[3], range(2))
+    states = [saved(part, step=2) for part in (head, *stages)]  # type: ignore[arg-type]
+    one = whole(states)
+    trainer = lm.build(lm_settings(), Seat(run_seed=3, stream_seed=0, total_steps=50))
+    parameters = trainer.parameters()
+    back = come_back(one, options(2), parameters, go_on=True)
+    assert [of.pending.steps for of in back.replica.fragments] == [5, 5]
+    trainer.load(one.anchors)
+    trainer.load_state_dict(one.trainer["state"])
+    inner = trainer.state_dict()["optimizer"]
+    assert inner.keys() == parameters.keys()
+    assert all(
+        torch.equal(inner[n]["exp_avg"], v["exp_avg"])
+        for s in states
+        for n, v in s.trainer["state"]["optimizer"].items()
+    )
+    told = carried_over(one, options(), parameters)
+    assert {"inner optimizer", "outer momentum"} <= {*told.kept}
+    assert "data position" in told.anew
+    assert any(line.startswith("the model: of stages it became a whole") for line in told.anew)
+
+    cut = CutInForce(num_blocks=NUM_BLOCKS)
+    there = [out_of_whole(one, cut, span) for span in (HEAD, *CUTS[3])]
+    before, after = together(states), together(there)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    for state, part in zip(there, (head, *stages), strict=True):
+        assert Position.of(state.trainer["state"]).batch == 2
+        assert "data position" in carried_over(state, options(), part.parameters()).anew
 
 
 def test_ranges_of_a_fragment_stay_with_their_values(blocks: ModelBlocks) -> None:

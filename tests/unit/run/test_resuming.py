@@ -158,12 +158,11 @@ class TestRefusals:
         assert start.resumption.step == 400
 
 
-def test_stages_and_a_whole_model_do_not_go_on_as_each_other(tmp_path: Path) -> None:
-    for name, has, had in (("whole", "pipeline.stages=2", ()), ("cut", "pipeline.stages=0", ("pipeline.stages=4",))):
-        (tmp_path / name).mkdir()
-        filled(tmp_path / name, *had)
-        with pytest.raises(ConfigError, match="stages go on as stages, and a whole model as a whole"):
-            taken(tmp_path / name, has)
+def test_a_whole_model_goes_on_in_stages_with_whoever_takes_them(tmp_path: Path) -> None:
+    start = taken(filled(tmp_path), "pipeline.stages=2")
+    assert start.resumption is not None
+    assert start.resumption.step is None
+    assert "pipeline.stages: 2, was 0" in start.resumption.changes
 
 
 def test_another_number_of_stages_brings_its_own_recovery_and_nobody_insists_on_one_of_before(tmp_path: Path) -> None:

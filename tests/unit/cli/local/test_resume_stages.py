@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from decentral.cli.local.resume import _common_step, _with_stages
+from decentral.cli.local.resume import _with_stages
 from decentral.config.pipeline import PipelineSection
 from decentral.errors import ConfigError, UsageError
 from decentral.pipeline.placement import CutInForce
+from decentral.run.whole import start_from, stores_of
 from tests.unit.run.test_store import ABOUT, state, store
 
 
@@ -22,15 +23,20 @@ def saved(folder: Path, stages: dict[int, tuple[int, ...]]) -> list[Path]:
     return folders
 
 
+def common_step(folders: list[Path], *spans: tuple[int, int]) -> int:
+    cut = CutInForce(spans)
+    return start_from(stores_of(folders, ABOUT, cut), ABOUT.run, cut, "").step
+
+
 def test_from_the_newest_that_all_stages_have(tmp_path: Path) -> None:
     folders = saved(tmp_path, {0: (10, 20, 30), 1: (10, 20), 2: (20, 30)})
-    assert _common_step(folders, ABOUT, CutInForce(((0, 1), (1, 2)))) == 20
-    assert _common_step(folders, ABOUT, CutInForce(((0, 2),))) == 20
+    assert common_step(folders, (0, 1), (1, 2)) == 20
+    assert common_step(folders, (0, 2)) == 20
 
 
 def test_the_stage_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="demo-1 cannot go on: nobody here has a checkpoint of stage 1 at step 30"):
-        _common_step(saved(tmp_path, {0: (10, 30), 2: (20, 30)}), ABOUT, CutInForce(((0, 1), (1, 2))))
+        common_step(saved(tmp_path, {0: (10, 30), 2: (20, 30)}), (0, 1), (1, 2))
 
 
 def test_processes_beyond_stages_and_replicas_are_spares() -> None:
