@@ -22,6 +22,7 @@ from decentral.exchange.allreduce.messages import (
 from decentral.exchange.allreduce.participants import MAX_MEMBERS, MAX_PARTICIPANTS_BYTES, Call, Participants
 from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId, SyncKey
+from tests.support.wire import takes_no_other_length
 
 unpack_convene = functools.partial(from_wire, Convene)
 unpack_convene_reply = functools.partial(from_wire, ConveneReply)
@@ -79,15 +80,7 @@ GOOD: list[tuple[Callable[[bytes], Any], bytes, list[Any]]] = [
 
 @pytest.mark.parametrize(("read", "data", "values"), GOOD)
 def test_cut_and_extended_messages(read: Callable[[bytes], Any], data: bytes, values: list[Any]) -> None:
-    read(data)
-    for length in range(len(data)):
-        with pytest.raises(FrameError):
-            read(data[:length])
-    for wrong in (values[:-1], [*values, 0]):
-        with pytest.raises(FrameError, match="malformed"):
-            read(bytes(msgpack.packb(wrong)))
-    with pytest.raises(FrameError, match="not msgpack"):
-        read(data + b"\x00")
+    takes_no_other_length(read, data)
 
 
 @pytest.mark.parametrize("number", [-1, 1 << 53, 1.0, True, None, "1"])
