@@ -1,5 +1,6 @@
 """README and pages as their readers see them: blocks of commands, links and headings, as markdown-it finds them."""
 
+import functools
 import itertools
 import re
 import shlex
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 #: All that people wrote; what is made from the code at build time is not in it.
@@ -43,10 +45,15 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@functools.cache
+def _tokens(page: Path) -> list[Token]:
+    return _MARKDOWN.parse(page.read_text())
+
+
 def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page that have commands in them."""
     not_run = ""
-    for token in _MARKDOWN.parse(page.read_text()):
+    for token in _tokens(page):
         if token.type == "fence" and token.info in ("", "sh") and token.map:
             if found := tuple(_commands(token.content)):
                 yield Block(f"{name(page)}:{token.map[0] + 1}", found, not_run)
@@ -70,7 +77,7 @@ def _commands(text: str) -> Iterator[tuple[str, ...]]:
 
 def links(page: Path) -> Iterator[str]:
     """Where the page's links lead, pictures included."""
-    for token in _MARKDOWN.parse(page.read_text()):
+    for token in _tokens(page):
         for child in token.children or ():
             target = child.attrs.get("href") or child.attrs.get("src")
             if target:
@@ -79,7 +86,7 @@ def links(page: Path) -> Iterator[str]:
 
 def anchors(page: Path) -> list[str]:
     """The anchors of a page's headings, as both GitHub and the site make them."""
-    tokens = _MARKDOWN.parse(page.read_text())
+    tokens = _tokens(page)
     texts = [after.children or () for before, after in itertools.pairwise(tokens) if before.type == "heading_open"]
     return [_anchor("".join(child.content for child in children)) for children in texts]
 

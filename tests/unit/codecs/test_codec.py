@@ -52,21 +52,21 @@ class TestEveryCodec:
                 codec.encode(x)
             x[position] = kept
 
-    @pytest.mark.parametrize("x", [torch.zeros(2, 2), torch.zeros(3, dtype=torch.float64), torch.tensor(1.0)])
-    def test_refuses_what_is_no_flat_float32_vector(self, name, x):
-        with pytest.raises(ValueError, match="flat float32"):
-            make_codec(name).encode(x)
+    def test_refuses_what_is_no_flat_float32_vector(self, name):
+        for x in (torch.zeros(2, 2), torch.zeros(3, dtype=torch.float64), torch.tensor(1.0)):
+            with pytest.raises(ValueError, match="flat float32"):
+                make_codec(name).encode(x)
 
     def test_takes_a_strided_vector(self, name):
         codec, x = make_codec(name), normal(600)
         assert codec.encode(x[::2]) == codec.encode(x[::2].contiguous())
 
-    @pytest.mark.parametrize("by", [-1, 1, 1000])
-    def test_refuses_a_payload_of_another_length(self, name, by):
+    def test_refuses_a_payload_of_another_length(self, name):
         codec = make_codec(name)
         payload = codec.encode(normal(50))
-        with pytest.raises(FrameError, match="payload length"):
-            codec.decode(payload[:by] if by < 0 else payload + bytes(by), 50)
+        for wrong in (payload[:-1], payload + bytes(1), payload + bytes(1000)):
+            with pytest.raises(FrameError, match="payload length"):
+                codec.decode(wrong, 50)
 
     def test_decoding_allocates_nothing_before_the_length_is_checked(self, name):
         with pytest.raises(FrameError, match="payload length"):
@@ -120,12 +120,12 @@ class TestEveryCodec:
 
 
 @pytest.mark.parametrize("name", ROUNDED)
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, FLOAT_MAX, -FLOAT_MAX, TINY, -(2.0**-149), 1e-20, 1e20])
-def test_constant_vectors_stay_constant(name, value):
+def test_constant_vectors_stay_constant(name):
     codec = make_codec(name)
-    decoded = codec.decode(codec.encode(torch.full((300,), value)), 300)
-    assert len(set(bits(decoded))) == 1
-    assert float(decoded[0]) == pytest.approx(value, rel=2**-7, abs=2.0**-126)
+    for value in (0.0, 1.0, -3.0, FLOAT_MAX, -FLOAT_MAX, TINY, -(2.0**-149), 1e-20, 1e20):
+        decoded = codec.decode(codec.encode(torch.full((300,), value)), 300)
+        assert len(set(bits(decoded))) == 1
+        assert float(decoded[0]) == pytest.approx(value, rel=2**-7, abs=2.0**-126)
 
 
 def test_only_fp32_is_lossless():
