@@ -31,7 +31,6 @@ OF_RECORD = (
     "hf-overhead",
     "machine",
     "overhead",
-    "quality",
     "stragglers",
     "utilisation-model",
     "wire",
