@@ -1,10 +1,11 @@
 """Commands through the runner: what they print where, and how they end. No network is involved."""
 
 import io
+import itertools
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -288,7 +289,10 @@ def test_the_method_of_a_founder_and_of_a_joiner(running, tmp_path):
     assert explicit == {"method.name": "noloco"}
 
 
-def test_a_founder_that_states_no_method_has_one_that_fits_the_internet(running, tmp_path):
+def test_a_founder_that_states_no_method_has_one_that_fits_the_internet(running, tmp_path, monkeypatch):
+    # Steps of a millisecond, whatever else this machine does.
+    monkeypatch.setattr("decentral.run.sizing.time", SimpleNamespace(perf_counter=itertools.count(0, 0.001).__next__))
+    monkeypatch.setattr("decentral.run.sizing.waited_for_core_s", lambda: 0.0)
     result = run("worker", "--new", *TOY, "--out", str(tmp_path), "--codec", "fp32")
     ((swarm, *_, explicit),) = running.calls
     assert swarm.method.inner_steps >= 10
