@@ -12,6 +12,7 @@ from decentral.cli.doctor import doctor
 from decentral.cli.export import export
 from decentral.cli.local.command import local
 from decentral.cli.plan import plan
+from decentral.cli.rewind import rewind
 from decentral.cli.runs import runs
 from decentral.cli.simulate import simulate
 from decentral.cli.status import status
@@ -36,6 +37,7 @@ app.command(cls=Command)(revoke)
 app.command(cls=Command)(ban)
 app.command(cls=Command)(export)
 app.command(cls=Command)(runs)
+app.command(cls=Command)(rewind)
 app.command(cls=Command)(audit)
 app.command(cls=Command)(codecs)
 app.command(cls=Command)(plan)

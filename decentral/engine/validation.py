@@ -108,7 +108,7 @@ class Validation:
         if self.ruined:
             raise DivergedError(
                 f"the validation loss is {loss:.4g} after round {key.round}: all that was learnt is lost",
-                hint="The weights as they are were not saved at the end, the best are in checkpoints/best. Lower the "
-                "learning rate, or see with `decentral audit` who brought what.",
+                hint="The weights as they are were not saved at the end, the best are in checkpoints/best, to which "
+                "`decentral rewind` goes back. Lower the learning rate; `decentral audit` says who brought what.",
             )
         return Loss(digest, loss, best)

@@ -6,12 +6,13 @@ still there. What may be lying about afterwards begins with a dot, and is put in
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from decentral.state.checkpoints.manifest import (
     CHECKPOINTS,
     LATEST,
     MODEL,
+    SET_ASIDE,
     Manifest,
     found_in,
     name_of,
@@ -93,10 +95,10 @@ class Checkpoints:
             _put_in_place(part, self._folder / name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        self._point(LATEST, name)
+        _point(self._base, LATEST, name)
         if better:
-            self._point(BEST, name)
-        self._link(self._folder / name / MODEL)
+            _point(self._base, BEST, name)
+        _link(self._base, self._folder / name / MODEL)
         self._remove_old()
         return Written(str(self._folder / name), manifest.size_bytes)
 
@@ -121,29 +123,6 @@ class Checkpoints:
         except (OSError, ConfigError):
             found = None
         return name, found if found is not None and found.run == self._about.run else None
-
-    def _point(self, pointer: str, name: str) -> None:
-        part = self._folder / f".{pointer}.{_PART}"
-        try:
-            part.write_text(f"{name}\n", encoding="utf-8")
-            sync(part)
-            os.replace(part, self._folder / pointer)
-            sync(self._folder)
-        finally:
-            part.unlink(missing_ok=True)
-
-    def _link(self, weights: Path) -> None:
-        """Have the newest weights in the worker's folder as well, at no cost where the disk knows hard links."""
-        part = self._base / f"{MODEL}.{_PART}"
-        part.unlink(missing_ok=True)
-        try:
-            try:
-                os.link(weights, part)
-            except OSError:
-                shutil.copyfile(weights, part)
-            os.replace(part, self._base / MODEL)
-        finally:  # a rename onto another name of the same file leaves both
-            part.unlink(missing_ok=True)
 
     def _remove_old(self) -> None:
         """Keep the newest and the best of this run; what is damaged goes when so many whole ones are there."""
@@ -205,6 +184,60 @@ def _newest(base: Path, run: str, take: Callable[[Path, Manifest], T]) -> T:
         + (f" ({'; '.join(problems)})." if problems else "."),
         hint="Give the folder of another worker of this run, or begin a new run in another folder.",
     )
+
+
+def set_aside(base: Path, names: Sequence[str]) -> Path:
+    """Take checkpoints out of a run, so that it goes on from the newest of the others. Nothing is deleted.
+
+    Args:
+        base: the folder of a worker that does not run.
+        names: of checkpoints in it, the newest first; what was done of it already is done.
+
+    Returns:
+        The folder in which they are now.
+
+    Raises:
+        OSError: the disk is read-only or full.
+    """
+    aside = base / SET_ASIDE
+    aside.mkdir(exist_ok=True)
+    for name in names:
+        places = (aside / (name if not number else f"{name}-again-{number}") for number in itertools.count())
+        os.rename(base / CHECKPOINTS / name, next(place for place in places if not place.exists()))
+    left = next((one.folder for one in found_in(base) if one.manifest is not None), None)
+    if left is None:
+        (base / CHECKPOINTS / LATEST).unlink(missing_ok=True)
+        (base / MODEL).unlink(missing_ok=True)
+    else:
+        _point(base, LATEST, left.name)
+        _link(base, left / MODEL)
+    return aside
+
+
+def _point(base: Path, pointer: str, name: str) -> None:
+    folder = base / CHECKPOINTS
+    part = folder / f".{pointer}.{_PART}"
+    try:
+        part.write_text(f"{name}\n", encoding="utf-8")
+        sync(part)
+        os.replace(part, folder / pointer)
+        sync(folder)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _link(base: Path, weights: Path) -> None:
+    """Have the newest weights in the worker's folder as well, at no cost where the disk knows hard links."""
+    part = base / f"{MODEL}.{_PART}"
+    part.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(weights, part)
+        except OSError:
+            shutil.copyfile(weights, part)
+        os.replace(part, base / MODEL)
+    finally:  # a rename onto another name of the same file leaves both
+        part.unlink(missing_ok=True)
 
 
 def _is_better(val_loss: float, best: Manifest | None) -> bool:

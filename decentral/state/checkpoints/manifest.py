@@ -28,6 +28,8 @@ from decentral.errors import ConfigError
 #: Of everything in a checkpoint. Another one, older or newer, is refused with words: there is no guessing.
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
+#: Those that a run does not go on from any more.
+SET_ASIDE = "set-aside"
 LATEST, BEST = "latest", "best"
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"

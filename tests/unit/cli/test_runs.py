@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from decentral.adapters.identity import IdentityFile
 from decentral.cli.app import app
 from decentral.errors import ExitCode
-from decentral.state.checkpoints.manifest import BEST, CHECKPOINTS, MANIFEST, MODEL, TRAINER
+from decentral.run.folder import IDENTITY
+from decentral.state.checkpoints.manifest import BEST, CHECKPOINTS, LATEST, MANIFEST, MODEL, TRAINER
 from decentral.state.files import save_weights
 from tests.unit.state.test_checkpoints import keeper, state
 
@@ -130,3 +132,60 @@ def test_a_checkpoint_that_is_damaged_or_missing_is_not_exported(folder: Path, t
     (kept / BEST).unlink()
     found = ran("export", kept / "best", "--no-loss", "--out", out)
     assert (found.exit_code, "There is no best checkpoint in" in found.stderr) == (ExitCode.CONFIG, True)
+
+
+def test_a_run_that_went_wrong_goes_back_to_its_best_checkpoint(folder: Path) -> None:
+    local = folder / "local"
+    keeper(local / "workers/1").save(state(300, 3.0, val_loss=9.0))
+    keeper(local / "workers/0").save(state(300, 3.0))
+    found = ran("rewind", local)
+    assert found.exit_code == ExitCode.OK, found.output
+    # The lowest loss is that of worker 0 at step 100; worker 1 had nothing then.
+    assert "back to step 100\n" in found.stdout
+    assert f"{local}/workers/0: goes on from step 100; step_000300 now in {local}/workers/0/set-aside\n" in found.stdout
+    assert f"{local}/workers/1: nothing is left; step_000300, step_000200 now" in found.stdout
+    assert f"resume: decentral local --resume {local}\n" in found.stdout
+    assert (local / "workers/0" / CHECKPOINTS / LATEST).read_text() == "step_000100\n"
+    assert load_file(local / "workers/0" / MODEL)["a"].flatten()[0] == 100.0
+    assert (local / "workers/0/set-aside/step_000300" / MANIFEST).exists()
+    assert not (local / "workers/1" / MODEL).exists()
+
+
+def test_a_run_goes_back_to_a_step_as_often_as_one_likes(folder: Path) -> None:
+    for again in ("", "-again-1"):
+        keeper(folder / "a").save(state(200, 2.0, val_loss=0.5))
+        found = ran("rewind", folder / "a", "--to", 150)
+        assert found.exit_code == ExitCode.OK, found.output
+        assert f"{folder}/a: goes on from step 100; step_000200" in found.stdout
+        assert (folder / "a/set-aside" / f"step_000200{again}" / MANIFEST).exists()
+    assert ran("rewind", folder / "a", "--to", 150).exit_code == ExitCode.OK, "it is there already"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("a", "--to", "50"), "no checkpoint at step 50"),
+        (("a", "--to", "-5"), "neither best nor a step"),
+        (("my finished",), "has a validation loss"),
+        (("something else",), "no run"),
+        (("none",), "no run"),
+        ((".",), "4 runs"),
+    ],
+)
+def test_what_cannot_be_taken_back_is_left_as_it_is(folder: Path, arguments: tuple[str, ...], says: str) -> None:
+    before = sorted(path for path in folder.rglob("*"))
+    name, *rest = arguments
+    found = ran("rewind", folder / name, *rest)
+    assert found.exit_code != ExitCode.OK
+    assert says in found.stderr
+    assert sorted(path for path in folder.rglob("*")) == before
+
+
+def test_a_run_at_work_is_not_taken_back(folder: Path) -> None:
+    holder = IdentityFile(folder / "a" / IDENTITY)
+    try:
+        found = ran("rewind", folder / "a", "--to", "100")
+    finally:
+        holder.close()
+    assert "may be at work" in found.stderr
+    assert (folder / "a" / CHECKPOINTS / "step_000200").exists()
