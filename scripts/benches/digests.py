@@ -29,19 +29,18 @@ from decentral.sim.scenario import Scenario, simulate
 from decentral.sim.tape import FaultTape
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.methods import SWARMS, Settings
+from tests.sim.hardships import hardships
 from tests.sim.pipelines import PipelineScenario, simulate_pipeline
-from tests.sim.test_overlap import hardships
 
 #: By method and seed the digests of the result and of the trace.
 Lines = dict[tuple[str, int], tuple[str, str]]
 
-#: The last fault is over after 20 s.
-ROUNDS = 30
+FAULTS_S, ROUNDS = (4.0, 20.0), 30
 
 
 def swarm(variants: tuple[Settings, ...], seed: int) -> tuple[str, str]:
     """Six or seven workers: 5 % loss, two crashes with restarts, a pause, a partition, a late joiner, wrong clocks."""
-    troubles, tape = hardships(seed, num_workers := 6 + seed % 2)
+    troubles, tape = hardships(seed, num_workers := 6 + seed % 2, FAULTS_S, aside_s=0.01)
     scenario = Scenario(seed, num_workers, **{"rounds": ROUNDS, **variants[seed % len(variants)], **troubles})
     record = simulate(scenario, tape, until_s=3000.0)
     _check_fired(tape)

@@ -42,7 +42,8 @@ class Line:
     @property
     def sent(self) -> float:
         """Bytes of a worker in all rounds."""
-        return statistics.mean(run.get("sent_bytes_in_rounds", run["sent_bytes"]) for run in self.runs)
+        each: list[float] = [run.get("sent_bytes_in_rounds", run["sent_bytes"]) for run in self.runs]
+        return statistics.mean(each)
 
 
 def lines(records: Sequence[Record]) -> dict[str, Line]:
