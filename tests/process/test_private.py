@@ -15,7 +15,7 @@ from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.errors import CallRefused, ExitCode
 from decentral.run.access import ACCESS, Access, new_access
 from decentral.types import PeerId
-from tests.process.command import P, Process, WorkerProcess, founding, processes_of, status_of, wait_for
+from tests.process.command import P, Process, WorkerProcess, founding, mixed_together, processes_of, status_of, wait_for
 
 pytestmark = pytest.mark.slow
 #: Every method that a worker serves, with a request that a member might send or none at all.
@@ -141,6 +141,9 @@ def test_the_founder_invites_and_puts_out(start: Callable[[P], P], tmp_path: Pat
     assert banned.peer in says("ban", stays.address, banned.peer[-6:], *key)
     assert banned.code() == ExitCode.NOT_ADMITTED
     assert "The founder has banned this worker" in banned.stderr
+    others = [founder, stays, guest]
+    last = max(event["round"] for worker in others for event in worker.events("round_mixed"))
+    wait_for(lambda: mixed_together(others, after=last), "rounds of the others without the banned one", SLOWLY_S)
     wait_for(lambda: names() == everybody - {banned.peer}, "the name of the banned one gone", SLOWLY_S)
     assert says("revoke", founder.address, line, *key) == "revoked"
     assert guest.code() == ExitCode.NOT_ADMITTED

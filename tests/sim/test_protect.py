@@ -7,7 +7,7 @@ import pytest
 
 from decentral.engine import protection
 from decentral.engine.options import Every
-from decentral.monitor.events import Event, Protected, Resumed, TookUp
+from decentral.monitor.events import Event, Protected, Resumed, StretchDone, TookUp
 from decentral.sim.checkers import check
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Record, Scenario, simulate
@@ -64,6 +64,32 @@ def test_what_cannot_be_used_is_as_if_it_were_not_there(monkeypatch: pytest.Monk
     (taken,) = told(record, TookUp, NEWCOMER)
     assert "cannot be used" in taken.problem
     assert not check(SWARM, replace_lost(record), tolerance=0.5)
+
+
+def test_what_is_in_memory_dies_with_all_workers_and_the_disks_that_are_left_go_on() -> None:
+    """All die, and one machine is lost for good: its place is taken by one that begins with what the others saved."""
+    everybody = (0, LOST, 2)
+    tape = FaultTape(
+        [Fault(Kind.KILL, 9.0, everybody), Fault(Kind.START, 12.0, (0, 2)), Fault(Kind.START, 17.0, (NEWCOMER,))]
+    )
+    record = simulate(replace(SWARM, patient=True), tape)
+    saved = max(back.state.step for back in record.comebacks)
+    assert told(record, Protected, LOST)
+    assert not told(record, TookUp, NEWCOMER)
+    assert [len(told(record, Resumed, number)) for number in (0, 2)] == [1, 1]
+    assert 0 < saved < told(record, StretchDone, NEWCOMER)[0].step
+    assert not check(SWARM, replace_lost(record), tolerance=0.5)
+
+
+def test_of_a_run_whose_machines_are_all_lost_nothing_is_left() -> None:
+    """Whoever comes then founds it anew: what workers keep for each other is on their own machines too."""
+    tape = FaultTape([Fault(Kind.KILL, 9.0, (0, LOST, 2)), Fault(Kind.START, 12.0, (NEWCOMER,))])
+    record = simulate(replace(SWARM, patient=True), tape)
+    assert all(told(record, Protected, number) for number in (0, LOST, 2))
+    assert record.comebacks == []
+    assert not told(record, Resumed, NEWCOMER) + told(record, TookUp, NEWCOMER)
+    assert told(record, StretchDone, NEWCOMER)[0].step == SWARM.plan.inner_steps
+    assert record.outcomes[peer_id(NEWCOMER)].done
 
 
 def replace_lost(record: Record) -> Record:
