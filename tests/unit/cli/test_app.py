@@ -405,17 +405,20 @@ def test_status_tells_health_by_its_exit_code(answers, rows, code):
 
 
 @pytest.mark.parametrize(
-    ("load", "flags", "waited_s"), [(0.3, (), 4), (30.0, (), 40), (9000.0, (), 60), (30.0, ("--timeout", "7"), 7)]
+    ("mean", "now", "flags", "waited_s"),
+    [(0.3, 2, (), 4), (30.0, 1, (), 40), (0.3, 30, (), 40), (9000.0, 1, (), 60), (30.0, 1, ("--timeout", "7"), 7)],
 )
 def test_status_gives_up_on_a_swarm_that_does_not_answer_and_has_patience_on_a_busy_machine(
-    monkeypatch, load, flags, waited_s
+    monkeypatch, tmp_path, mean, now, flags, waited_s
 ):
+    (tmp_path / "loadavg").write_text(f"{mean:.2f} 0.10 0.10 {now}/300 4711\n")
+
     async def ask_status(addresses, timeout_s):
         assert timeout_s == pytest.approx(0.875 * waited_s)
         raise TimeoutError
 
     monkeypatch.setattr("decentral.run.asking.ask_status", ask_status)
-    monkeypatch.setattr("decentral.cli.status.os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("decentral.cli.status._LOAD", tmp_path / "loadavg")
     monkeypatch.setattr("decentral.cli.status.os.sched_getaffinity", lambda pid: {0, 1, 2})
     result = run("status", "203.0.113.7:31337", "--format", "json", *flags)
     assert (result.exit_code, result.stdout) == (ExitCode.UNREACHABLE, "")
