@@ -26,6 +26,7 @@ from decentral.run.access import Access
 from decentral.types import PeerId
 from scripts.benches.chaos_gossip import pace
 from scripts.benches.lib.command import Parser, enter
+from scripts.benches.lib.costs import processor_s
 from scripts.benches.lib.links import LOOPBACK
 from scripts.benches.lib.processes import Swarm, Worker
 from scripts.benches.lib.report import Record, kept, places, stamp, write
@@ -91,19 +92,9 @@ async def member(address: str) -> AsyncIterator[Node]:
         await node.close()
 
 
-def processor_s(worker: Worker) -> float:
-    """Of the worker and its daemon since they began."""
-    return sum(_processor_s(pid) for pid in (worker.pid, *worker.daemons()))
-
-
 def resident_bytes(worker: Worker) -> int:
     """Memory that the worker takes, without its daemon."""
     return int(Path(f"/proc/{worker.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _processor_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(swarm: Swarm, node: Node, kinds: list[str], seconds: float) -> list[Record]:
@@ -113,13 +104,13 @@ async def measure(swarm: Swarm, node: Node, kinds: list[str], seconds: float) ->
     await node.transport.call(peer, "hello", b"", timeout_s=20, max_reply_bytes=1 << 24)
 
     async def window(work: Callable[[], Awaitable[int]]) -> Record:
-        began, processor = time.time(), processor_s(victim)
+        began, processor = time.time(), processor_s(victim.pid)
         answered = await work()
         ended = time.time()
         took_s = ended - began
         return {
             "answered_per_s": answered / took_s,
-            "cores": (processor_s(victim) - processor) / took_s,
+            "cores": (processor_s(victim.pid) - processor) / took_s,
             "resident_bytes": resident_bytes(victim),
             "paces": [pace(worker, began, ended) for worker in (victim, other)],
         }

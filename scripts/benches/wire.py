@@ -32,6 +32,7 @@ from decentral.exchange.wire import Wire
 from decentral.swarm.message import to_wire
 from decentral.types import PeerId, SyncKey
 from scripts.benches.lib.command import BenchError, Parser, enter
+from scripts.benches.lib.costs import sent_bytes
 from scripts.benches.lib.links import LOOPBACK
 from scripts.benches.lib.processes import Event, Swarm, python
 from scripts.benches.lib.report import Record, signature, stamp, write
@@ -124,21 +125,15 @@ def reach(swarm: Swarm, round_: int) -> int:
     return last()
 
 
-def interface_bytes() -> int:
-    """Bytes that the loopback has carried since it is up."""
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
-    return int(line.split()[1])
-
-
 def measure(folder: Path, numel: int, codec: str, rounds: int, idle_bytes_per_s: float) -> Record:
     """One case: predicted, counted by the transports, seen by the interface."""
     wire = Wire((numel,), make_codec(codec), make_codec(codec))
     with toys(folder, numel, codec, max(10, STEP_VALUES // numel)) as swarm:
         # The round after the first with everybody, so that nobody is still busy with joining.
         first = reach(swarm, reach(swarm, 0) + 1)
-        seen, began = interface_bytes(), time.monotonic()
+        seen, began = sent_bytes(), time.monotonic()
         last = reach(swarm, first + rounds)
-        seen, seconds = interface_bytes() - seen, time.monotonic() - began
+        seen, seconds = sent_bytes() - seen, time.monotonic() - began
         mixed = mixed_by_all(swarm)
     events = [mixed[0].get(round_) for round_ in range(first + 1, last + 1)]
     if None in events:
@@ -167,9 +162,9 @@ def idle(folder: Path, seconds: float) -> float:
     with toys(folder, 100_000, "fp32", 1_000_000):
         # Everybody has announced itself and found the others by now; what remains are signs of life.
         time.sleep(2 * BEAT_S)
-        seen, began = interface_bytes(), time.monotonic()
+        seen, began = sent_bytes(), time.monotonic()
         time.sleep(seconds)
-        return (interface_bytes() - seen) / (time.monotonic() - began)
+        return (sent_bytes() - seen) / (time.monotonic() - began)
 
 
 def inside(options: argparse.Namespace) -> Record:

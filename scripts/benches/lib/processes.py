@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 from decentral.adapters.leash import leashed
 from decentral.monitor.journal import JournalReader
 from scripts.benches.lib.command import ROOT, BenchError, set_words
+from scripts.benches.lib.costs import children
 from scripts.benches.lib.links import LOOPBACK, Host
 
 T = TypeVar("T")
@@ -145,8 +146,7 @@ class Worker:
 
     def daemons(self) -> list[int]:
         """Its libp2p daemon, whichever of its threads has started it; none yet right after the start."""
-        children = (path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/children"))
-        return [int(pid) for pid in " ".join(children).split()]
+        return children(self.pid)
 
     def read(self) -> list[Event]:
         """Its events so far, of all lives."""

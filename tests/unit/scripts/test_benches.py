@@ -45,6 +45,8 @@ WITH_PLACE = (
     "frontier",
     "gossip-quality",
     "muloco",
+    "peers",
+    "peers",
     "pipeline",
     "quickstart",
     "recovery",

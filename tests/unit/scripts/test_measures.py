@@ -1,13 +1,18 @@
 """What benches make of what they see: rates of links, stretches of a journal, bytes of messages, who waits for whom."""
 
 import math
+import os
+import socket
+import subprocess
 
 import numpy as np
 import pytest
 
 from decentral.codecs.codec import make_codec
 from decentral.exchange.wire import Wire
+from scripts.benches.lib.costs import family, memory_bytes, processor_s, sent_bytes
 from scripts.benches.lib.links import Counters, Flow, carried, during, emulation
+from scripts.benches.peers_page import seconds_to, waited_ms
 from scripts.benches.stragglers import AT_MOST, REMEMBERED, Swarm, barrier, pairs, with_deadline
 from scripts.benches.utilisation import lap
 from scripts.benches.wire import predict
@@ -68,3 +73,33 @@ def test_nobody_waits_beyond_its_budget() -> None:
     assert sorted(within.budget.tolist()) == pytest.approx([AT_MOST * 10 - 2, AT_MOST * 10])
     assert with_deadline(beyond, np.array([10.0, 13.0]), stretch).tolist() == [10.0, 13.0]
     assert (within.alone, beyond.alone) == (0, 2)
+
+
+def test_costs_are_of_a_process_and_all_that_come_of_it() -> None:
+    child = subprocess.Popen(["sh", "-c", "read line; exit 0"], stdin=subprocess.PIPE)
+    try:
+        assert {os.getpid(), child.pid} <= set(family(os.getpid()))
+        assert memory_bytes(os.getpid()) > memory_bytes(child.pid) > 0
+        assert processor_s(os.getpid()) > 0
+    finally:
+        child.communicate(b"\n")
+    assert (family(child.pid), memory_bytes(child.pid), processor_s(child.pid)) == ([child.pid], 0, 0)
+
+
+def test_an_interface_counts_what_it_has_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
+        before = sent_bytes()
+        sender.sendall(bytes(100_000))
+        receiver = server.accept()[0]
+        with receiver:
+            received = 0
+            while received < 100_000:
+                received += len(receiver.recv(1 << 20))
+        assert sent_bytes() - before > 100_000
+
+
+def test_a_round_waits_without_the_first_and_a_loss_is_reached_at_the_end_of_a_round() -> None:
+    record = {"steps": 6, "inner_steps": 2, "waits": [(2, 9.0), (4, 0.25), (5, 0.25), (6, 0.5)]}
+    assert waited_ms(record) == 500
+    record["curve"] = [(1, 10.0, 3.0), (2, 20.0, 2.5), (3, 30.0, 2.6)]
+    assert [seconds_to(record, loss) for loss in (3.0, 2.55, 2.4)] == [10.0, 20.0, math.inf]
