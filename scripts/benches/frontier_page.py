@@ -42,8 +42,9 @@ class Line:
     @property
     def sent(self) -> float:
         """Bytes of a worker in all rounds."""
-        each: list[float] = [run.get("sent_bytes_in_rounds", run["sent_bytes"]) for run in self.runs]
-        return statistics.mean(each)
+        return statistics.mean(
+            float(run["sent_bytes_in_rounds" if "sent_bytes_in_rounds" in run else "sent_bytes"]) for run in self.runs
+        )
 
 
 def lines(records: Sequence[Record]) -> dict[str, Line]:
