@@ -27,6 +27,18 @@ async def never(sender: PeerId, request: bytes) -> bytes:
     return b""
 
 
+async def hangs(peer: Peer) -> asyncio.Event:
+    """Has a method ``hang`` that never answers; set when it is called."""
+    begun = asyncio.Event()
+
+    async def hang(sender: PeerId, request: bytes) -> bytes:
+        begun.set()
+        return await never(sender, request)
+
+    await peer.transport.serve("hang", hang, max_request_bytes=100)
+    return begun
+
+
 async def pair(world: World) -> tuple[Peer, Peer]:
     return await world.peer("a"), await world.peer("b")
 
@@ -154,13 +166,7 @@ def test_a_dead_peer_is_unreachable_at_once(harness: Harness) -> None:
 def test_a_peer_that_dies_in_the_middle_of_a_call_may_have_acted_on_it(harness: Harness) -> None:
     async def scenario(world: World) -> None:
         a, b = await pair(world)
-        begun = asyncio.Event()
-
-        async def hang(sender: PeerId, request: bytes) -> bytes:
-            begun.set()
-            return await never(sender, request)
-
-        await b.transport.serve("hang", hang, max_request_bytes=100)
+        begun = await hangs(b)
         calling = asyncio.create_task(call(a, b, "hang"))
         await begun.wait()
         await world.kill(b)
@@ -235,13 +241,7 @@ def test_a_call_to_oneself_obeys_the_same_rules_and_is_no_traffic(harness: Harne
 def test_a_cancelled_call_is_over_and_does_no_harm(harness: Harness) -> None:
     async def scenario(world: World) -> None:
         a, b = await pair(world)
-        begun = asyncio.Event()
-
-        async def hang(sender: PeerId, request: bytes) -> bytes:
-            begun.set()
-            return await never(sender, request)
-
-        await b.transport.serve("hang", hang, max_request_bytes=100)
+        begun = await hangs(b)
         await b.transport.serve("echo", echo, max_request_bytes=100)
         calling = asyncio.create_task(call(a, b, "hang"))
         await begun.wait()
@@ -256,13 +256,7 @@ def test_a_cancelled_call_is_over_and_does_no_harm(harness: Harness) -> None:
 def test_close_fails_what_is_in_flight_and_can_be_repeated(harness: Harness) -> None:
     async def scenario(world: World) -> None:
         a, b = await pair(world)
-        begun = asyncio.Event()
-
-        async def hang(sender: PeerId, request: bytes) -> bytes:
-            begun.set()
-            return await never(sender, request)
-
-        await b.transport.serve("hang", hang, max_request_bytes=100)
+        begun = await hangs(b)
         await a.transport.serve("echo", echo, max_request_bytes=100)
         calling = asyncio.create_task(call(a, b, "hang"))
         await begun.wait()

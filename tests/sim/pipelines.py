@@ -26,6 +26,7 @@ from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.stored import Stored, span_of
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.schedule.plan import SyncPlan
+from decentral.sim.faults import Fault
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.tape import FaultTape
@@ -390,6 +391,25 @@ async def _play(scenario: PipelineScenario, tape: FaultTape | None) -> PipelineR
 
 async def _is_there(world: World, peer: PeerId) -> bool:
     return world.is_running(peer)
+
+
+def play(
+    *faults: Fault, unfired: int = 0, counted_once: bool = True, **settings: Any
+) -> tuple[PipelineScenario, PipelineRecord]:
+    """Play a scenario: everybody who is there at the end has done all steps, and every micro-batch is counted once.
+
+    Args:
+        faults: of which so many as ``unfired`` may have no effect.
+        counted_once: whether that is to be so.
+        settings: of the scenario.
+    """
+    scenario = PipelineScenario(**settings)
+    tape = FaultTape(faults)
+    record = simulate_pipeline(scenario, tape)
+    assert len(tape.unfired()) <= unfired, f"{tape.unfired()} had no effect"
+    assert unfinished(scenario, record) == []
+    assert not counted_once or miscounts(scenario, record) == []
+    return scenario, record
 
 
 def _no_data() -> Source:

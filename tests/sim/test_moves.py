@@ -18,11 +18,11 @@ from decentral.sim.faults import Fault, Kind
 from decentral.sim.tape import FaultTape
 from decentral.sim.transport import MemoryTransport
 from decentral.sim.world import peer_id
+from tests.sim import pipelines
 from tests.sim.pipelines import (
     PipelineRecord,
     PipelineScenario,
     Source,
-    miscounts,
     simulate_pipeline,
     tiny_blocks,
     unfinished,
@@ -36,13 +36,7 @@ def play(*faults: Fault, **changes: Any) -> PipelineRecord:
     """Three machines beside the head, for twelve blocks; whatever happens, every micro-batch is counted once."""
     given = {"rounds": 9, "inner_steps": 2, "num_stages": 3, "blocks_per_stage": 4, "num_spares": 0, "moves": True}
     given |= {"pipeline": {"min_machines": 3}, "num_microbatches": 2, "until_s": 200.0}
-    scenario = PipelineScenario(**{**given, **changes})
-    tape = FaultTape(faults)
-    record = simulate_pipeline(scenario, tape)
-    assert tape.unfired() == ()
-    assert unfinished(scenario, record) == []
-    assert miscounts(scenario, record) == [], miscounts(scenario, record)
-    return record
+    return pipelines.play(*faults, **{**given, **changes})[1]
 
 
 def cuts(record: PipelineRecord) -> list[list[int]]:

@@ -22,34 +22,25 @@ from decentral.pipeline.packets import Commit, Failed, Hop, Packet, Settle
 from decentral.pipeline.routing import stage_order
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Fault, Kind
-from decentral.sim.tape import FaultTape
 from decentral.sim.world import SimPeer, peer_id
 from decentral.swarm.message import to_wire
 from decentral.types import PeerId
+from tests.sim import pipelines
 from tests.sim.pipelines import (
     BATCH,
     WIDTH,
     PipelineRecord,
     PipelineScenario,
     Source,
-    miscounts,
-    simulate_pipeline,
     tiny_blocks,
-    unfinished,
 )
 
 FP32 = make_codec("fp32")
 Weights = dict[str, Tensor]
 
 
-def play(*faults: Any, **changes: Any) -> tuple[PipelineScenario, PipelineRecord]:
-    scenario = PipelineScenario(**{"rounds": 4, "inner_steps": 2, "until_s": 600.0, **changes})
-    tape = FaultTape(faults)
-    record = simulate_pipeline(scenario, tape)
-    assert tape.unfired() == ()
-    assert miscounts(scenario, record) == []
-    assert unfinished(scenario, record) == []
-    return scenario, record
+def play(*faults: Fault, **changes: Any) -> tuple[PipelineScenario, PipelineRecord]:
+    return pipelines.play(*faults, **{"rounds": 4, "inner_steps": 2, "until_s": 600.0, **changes})
 
 
 # -- one process ------------------------------------------------------------------------------------------------------
