@@ -12,10 +12,10 @@ import operator
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from decentral.errors import CallRefused, CallTimeout, FrameError, IdentityError, PeerUnreachable
 from decentral.monitor.events import PeerLost, PeerSeen

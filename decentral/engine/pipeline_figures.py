@@ -1,7 +1,8 @@
 """The figures of the stages that a process holds, put together for ``status``. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from decentral import __version__
 from decentral.engine.stage_worker import StageWorker

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+import msgspec
+
 from decentral.engine.agreement import Agreement
 from decentral.engine.background import Background, unless
 from decentral.engine.builder import Builder
@@ -558,7 +560,7 @@ class PipelineProcess:
 
     def _metrics(self) -> Metrics:
         figures, traffic = figures_of(self._stage_workers, self._parts.device), self._parts.transport.traffic()
-        return replace(
+        return msgspec.structs.replace(
             figures,
             sent_bytes=traffic.sent_bytes,
             received_bytes=traffic.received_bytes,

@@ -1,8 +1,10 @@
 """What a worker tells of itself: events for the journal, figures for its presence record."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
+
+from msgspec.structs import replace
 
 from decentral.engine.meter import Meter
 from decentral.engine.options import Parts

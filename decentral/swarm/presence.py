@@ -8,10 +8,10 @@ is ``peer`` and ``seq``, never all of their fields: figures that are not known a
 import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -28,6 +28,8 @@ MAX_LINKS = 8
 #: With more workers than this no links are told: records travel far, and nobody could look at so many.
 MAX_LINKED = 128
 
+#: A whole number in a record.
+Figure = Annotated[int, Meta(ge=0, lt=1 << 62)]
 #: Whether a peer signed exactly these bytes: peer, data, signature.
 Verify = Callable[[PeerId, bytes, bytes], bool]
 
@@ -65,18 +67,17 @@ class Link(Message, frozen=True):
     """Short id of the other one."""
     round_trip_s: float
     """The least that one of the last signs of life took there and back; NaN if none did."""
-    sent_bytes: Annotated[int, Meta(ge=0, lt=1 << 62)]
+    sent_bytes: Figure
     """Of calls that have ended, as are ``received_bytes``; framing is left out."""
-    received_bytes: Annotated[int, Meta(ge=0, lt=1 << 62)]
+    received_bytes: Figure
 
 
-@dataclass(frozen=True, slots=True)
-class Metrics:
+class Metrics(msgspec.Struct, frozen=True, array_like=True):
     """What ``status`` shows of a worker. All counters are since the worker started."""
 
-    step: int = 0
+    step: Figure = 0
     """Global inner step."""
-    tokens: int = 0
+    tokens: Figure = 0
     """Tokens trained on."""
     tokens_per_s: float = 0.0
     """Tokens trained on over the last round, by wall time."""
@@ -84,7 +85,7 @@ class Metrics:
     """Training loss of the last stretch of inner steps, nats per token."""
     val_loss: float = math.nan
     """Last validation loss of the anchor that this worker measured."""
-    val_round: int = 0
+    val_round: Figure = 0
     """The anchor that ``val_loss`` is of, by the round that began with it."""
     compute_s: float = 0.0
     """Time in inner steps."""
@@ -96,95 +97,94 @@ class Metrics:
     """Time that training stood still while values were moved: exchanged, downloaded, applied."""
     wall_s: float = 0.0
     """Time since training began, whatever it was spent on."""
-    sent_bytes: int = 0
+    sent_bytes: Figure = 0
     """Calls and replies sent to other workers, framing included."""
-    received_bytes: int = 0
+    received_bytes: Figure = 0
     """Calls and replies received from other workers, framing included."""
     peak_sent_bytes_per_s: float = 0.0
     """The most that was sent in any second or two."""
     peak_received_bytes_per_s: float = 0.0
     """The most that was received in any second or two."""
-    dp_bytes: int = 0
+    dp_bytes: Figure = 0
     """What data-parallel training (fp32 ring all-reduce every step) would have sent for the same steps."""
-    rounds_in: int = 0
+    rounds_in: Figure = 0
     """Rounds whose mean included this worker."""
-    rounds_out: int = 0
+    rounds_out: Figure = 0
     """Rounds that ended without it."""
-    delay_steps: int = 0
+    delay_steps: Figure = 0
     """Inner steps between the launch of an exchange and its application, as planned; 0 without overlap."""
-    num_groups: int = 1
+    num_groups: Figure = 1
     """Launches a round that its link would allow."""
-    partners: str = ""
+    partners: Text = ""
     """Gossip: short ids of the other members of its last group, with commas; empty if it was alone."""
     spread: float = math.nan
     """Gossip: RMS of the difference of two replicas' anchors over the RMS of the anchor, at the last swap."""
-    rounds_alone: int = 0
+    rounds_alone: Figure = 0
     """Gossip: rounds in which no partner came in time."""
-    one_sided: int = 0
+    one_sided: Figure = 0
     """Gossip: swaps of which it does not know whether the other side has them too."""
-    avoids: str = ""
+    avoids: Text = ""
     """Gossip: short ids of the peers that it avoids for a while, with commas."""
-    restrained: str = ""
+    restrained: Text = ""
     """Short ids of the members of its last round whose contributions were cut down or left out, with commas."""
-    queue: int = 0
+    queue: Figure = 0
     """Pipeline: micro-batches that wait for this worker."""
     microbatch_s: float = 0.0
     """Pipeline: seconds that a micro-batch takes, forward and backward, over the last ones."""
-    activation_bytes: int = 0
+    activation_bytes: Figure = 0
     """Pipeline: activations and their gradients that it sent."""
-    resent: int = 0
+    resent: Figure = 0
     """Pipeline: micro-batches that a head had to send again."""
-    failures: str = ""
+    failures: Text = ""
     """Pipeline: holders that a head lost, by stage, such as ``2:1,4:1``."""
-    recoveries: int = 0
+    recoveries: Figure = 0
     """Pipeline: lost stages that it brought back."""
-    recovery: str = ""
+    recovery: Text = ""
     """Pipeline: the last one in words."""
-    reason: str = ""
+    reason: Text = ""
     """Why it does not contribute; empty if it does."""
-    note: str = ""
+    note: Text = ""
     """What its user should look into although it contributes, such as a full disk; empty if there is nothing."""
-    version: str = ""
+    version: Text = ""
     """Release of decentral it runs."""
-    device: str = ""
+    device: Text = ""
     """Where it computes."""
-    saved_step: int = 0
+    saved_step: Figure = 0
     """Global inner step of the newest checkpoint on its disk; 0 before the first."""
-    links: tuple[Link, ...] = ()
+    links: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)] = ()
     """To those with whom it has exchanged most; none in a large swarm (``MAX_LINKED``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Presence:
+class Presence(msgspec.Struct, frozen=True):
     """One worker's record.
 
     ``round`` is the next round it will take part in and ``digest`` that of the anchor and outer state it holds.
     ``since`` is the first round it was there for from the start: the smaller, the more senior (``swarm.matching``).
     """
 
-    peer: PeerId
-    run: str
-    seq: int
+    peer: Peer
+    run: Text
+    seq: Figure
     state: State
-    round: int
-    since: int
-    digest: str
+    round: Figure
+    since: Figure
+    digest: Text
     round_s: float = 0.0
     """Seconds its last stretch of inner steps took."""
-    metrics: Metrics = field(default_factory=Metrics)
-    holds: str = ""
+    metrics: Metrics = Metrics()
+    holds: Text = ""
     """Pipeline: the stages it holds, with commas; 0 is the head. Empty for a spare, and without a pipeline."""
-    takes: str = ""
+    takes: Text = ""
     """Pipeline: the stages it is about to hold, with commas."""
-    stored: str = ""
+    stored: Text = ""
     """Pipeline: the stages that it has a checkpoint of, with commas."""
-    unfit: str = ""
+    unfit: Text = ""
     """Pipeline: the stages that it found it cannot hold, with commas: it lacks the data or the memory."""
-    slot: int = 0
+    slot: Figure = 0
     """Pipeline: which part of the data a head draws."""
-    cut: str = ""
+    cut: Text = ""
     """Pipeline whose cut changes: that which this worker has, as its number and where stages begin, ``3:0,4,8``."""
-    room: int = 0
+    room: Figure = 0
     """Pipeline whose cut changes: how many blocks it can hold; 0 for none, or none any more."""
 
 
@@ -201,8 +201,7 @@ def named(stages: Iterable[int]) -> str:
 
 def encode(presence: Presence, identity: Identity) -> bytes:
     """Sign and pack a record."""
-    own, measured = _Fields(*_own(presence)), _Metrics(*_measured(presence.metrics))
-    body = to_wire(_Body(presence.peer, presence.state, own, measured))
+    body = to_wire(_Body(presence.peer, presence.state, _Fields(*_own(presence)), presence.metrics))
     return to_wire(_Record(body, identity.sign(body)))
 
 
@@ -236,7 +235,7 @@ def read(data: bytes, verify: Verify) -> Signed:
     body = from_wire(_Body, record.body)
     if not verify(body.peer, record.body, record.signature):
         raise FrameError(f"presence record not signed by {body.peer:.60}")
-    metrics = Metrics(*_measured(body.metrics))
+    metrics = Metrics(*msgspec.structs.astuple(body.metrics))
     presence = Presence(peer=body.peer, state=body.state, metrics=metrics, **msgspec.structs.asdict(body.fields))
     return Signed(presence, data)
 
@@ -248,26 +247,17 @@ class _Record(Message, frozen=True):
     signature: bytes
 
 
-_BOUNDS: dict[Any, Any] = {
-    int: Annotated[int, Meta(ge=0, lt=1 << 62)],
-    float: float,
-    str: Text,
-    tuple[Link, ...]: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)],
-}
-
-
-def _layout(kind: type, *, without: tuple[str, ...] = ()) -> Any:
-    """A message with the fields of a dataclass, in their order."""
-    own = [(name, _BOUNDS[hint]) for name, hint in get_type_hints(kind).items() if name not in without]
-    return msgspec.defstruct(f"_{kind.__name__}", own, bases=(Message,), module=__name__)
+def _layout(kind: type[msgspec.Struct], *, without: tuple[str, ...] = ()) -> Any:
+    """A message with the same fields, none of which may be missing."""
+    fields = [(field.name, field.type) for field in msgspec.structs.fields(kind) if field.name not in without]
+    return msgspec.defstruct(f"_{kind.__name__}", fields, bases=(Message,), module=__name__)
 
 
 _Fields = _layout(Presence, without=("peer", "state", "metrics"))
-_Metrics = _layout(Metrics)
-_own, _measured = attrgetter(*_Fields.__struct_fields__), attrgetter(*_Metrics.__struct_fields__)
+_own = attrgetter(*_Fields.__struct_fields__)
 _Body: Any = msgspec.defstruct(
     "_Body",
-    [("peer", Peer), ("state", State), ("fields", _Fields), ("metrics", _Metrics)],
+    [("peer", Peer), ("state", State), ("fields", _Fields), ("metrics", _layout(Metrics))],
     bases=(Message,),
     namespace={"what": _Record.what, "max_bytes": MAX_RECORD_BYTES},
     module=__name__,

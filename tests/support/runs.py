@@ -1,9 +1,10 @@
 """Made runs, as a page shows them: samples, rounds and events of workers that never were."""
 
 import math
-from dataclasses import replace
 from enum import StrEnum
 from random import Random
+
+from msgspec.structs import replace
 
 from decentral.monitor.history import History
 from decentral.monitor.report import RunFacts

@@ -5,8 +5,9 @@ Counters are kept by the engine's own ``Meter``, so that they mean what they mea
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from decentral.engine.meter import Meter
 from decentral.ports.trainer import StepReport, Steps

@@ -1,11 +1,11 @@
 import math
-from dataclasses import fields, replace
 from typing import Any
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields, replace
 
 from decentral.errors import FrameError
 from decentral.sim.identity import SimIdentity

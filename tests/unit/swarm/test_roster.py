@@ -1,8 +1,7 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from decentral.swarm import roster as module
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
