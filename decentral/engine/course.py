@@ -4,7 +4,7 @@ Where it goes on after a sync is up to the exchange; what is due when, up to the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from decentral.engine.syncs import InFlightSync, Landing
@@ -14,9 +14,6 @@ from decentral.monitor.events import StretchDone
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import StepReport
 from decentral.types import SyncKey
-
-#: Inner steps are asked for in chunks of about this time, so that a signal to stop is seen.
-CHUNK_S = 1.0
 
 
 @dataclass(slots=True)
@@ -49,10 +46,13 @@ class Course:
         timetable: when what is due.
         exchange: finishes rounds, and says where to go on.
         clock: for times.
+        chunk_s: how many seconds of inner steps to ask for at once.
         own_steps: see ``RunOptions``.
     """
 
-    def __init__(self, timetable: Timetable, exchange: Exchange, clock: Clock, *, own_steps: bool) -> None:
+    def __init__(
+        self, timetable: Timetable, exchange: Exchange, clock: Clock, chunk_s: float, *, own_steps: bool
+    ) -> None:
         self.step_s = 0.0
         """Seconds of an inner step, as the last ones took; 0 as long as that is not known."""
         self.pace_s = 0.0
@@ -62,6 +62,7 @@ class Course:
         self._progress = exchange.progress
         self._clock = clock
         self._own_steps = own_steps
+        self._chunk_s = chunk_s
         self._step = 0
         self._donor_step = 0
         self._stretch = _Stretch()
@@ -131,7 +132,7 @@ class Course:
         if seconds > 0 and steps:
             self.step_s = seconds / steps
             self._timetable.stepped(self.step_s)
-            self._chunk_steps = max(1, int(CHUNK_S * steps / seconds))
+            self._chunk_steps = max(1, int(self._chunk_s * steps / seconds))
         self._stretch.add(report, steps, seconds)
 
     def end_stretch(self) -> StretchDone | None:
@@ -150,7 +151,7 @@ class Course:
 
     # -- syncs --------------------------------------------------------------------------------------------------------
 
-    def launched(self, paces_s: Sequence[float]) -> None:
+    def launched(self, paces_s: Callable[[], Sequence[float]]) -> None:
         """What was due was launched; the others' paces are these."""
         self._go_to(self._after_skip(self._step, self._donor_step, paces_s))
 
@@ -164,7 +165,7 @@ class Course:
         launched_at = self._timetable.plan.launch_step(landing.end.key)
         self._go_to(max(self._step, launched_at + min(since, self._step - sync.step)))
 
-    def go_on(self, paces_s: Sequence[float]) -> int | None:
+    def go_on(self, paces_s: Callable[[], Sequence[float]]) -> int | None:
         """Go on where the exchange says, now that nothing is on its way; returns the round if it is not the next."""
         plan, onward = self._timetable.plan, self._exchange.onward()
         if onward.round is not None:
@@ -176,7 +177,7 @@ class Course:
             self._go_to(max(self._step, start))
         return onward.round
 
-    def _after_skip(self, step: int, donor_step: int, paces_s: Sequence[float]) -> int:
+    def _after_skip(self, step: int, donor_step: int, paces_s: Callable[[], Sequence[float]]) -> int:
         """Where to go on from ``step``: there or later, at least one step before the next launch."""
         left = self._timetable.next_launches - step
         skipped = self._exchange.steps_to_skip(max(1, left), max(0, donor_step - step), self.pace_s, paces_s)

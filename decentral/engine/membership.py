@@ -50,6 +50,8 @@ _NUM_FOR_NEWCOMER = 256
 _MAX_MESSAGE_BYTES = (_NUM_FOR_NEWCOMER + 2) * (MAX_RECORD_BYTES + 32)
 #: Whom a worker asks for the state at once.
 _NUM_DONORS = 8
+#: Of those it knows, a worker reads in the directory of so many: those of whom it has heard nothing for longest.
+_NUM_FROM_DIRECTORY = 64
 #: So many beats between two visits to the directory.
 _DIRECTORY_BEATS = 2
 #: What the last record of a peer that went in order says.
@@ -103,7 +105,7 @@ class Membership:
         self._at_beat = at_beat
         self._random = random.Random(own.peer)
         self._encoded: dict[PeerId, bytes] = {}
-        self._live: frozenset[PeerId] = frozenset()
+        self._live: tuple[PeerId, ...] = ()
         self._round_trips: dict[PeerId, deque[float]] = {}
         """What the last signs of life took to each peer and back, in seconds."""
         self._telling: dict[PeerId, asyncio.Task[None]] = {}
@@ -133,6 +135,10 @@ class Membership:
     def others(self) -> list[Presence]:
         """Records of the other members."""
         return self._but_me(self.roster.active(self._clock.monotonic()))
+
+    def paces_s(self) -> list[float]:
+        """Seconds that the other members take for a round's inner steps."""
+        return [other.round_s for other in self.others()]
 
     def _but_me(self, records: tuple[Presence, ...]) -> list[Presence]:
         """In the same order; they are sorted by peer."""
@@ -179,7 +185,8 @@ class Membership:
         await self.catch_up()
         self._at_beat()
         self.update()
-        if others := [p.peer for p in self.live_others() if p.peer not in self._telling]:
+        busy = {self._own.peer, *self._telling}
+        if others := [peer for peer in self.roster.live_peers(self._clock.monotonic()) if peer not in busy]:
             peer = self._random.choice(others)
             telling = self._telling[peer] = asyncio.create_task(self.tell(peer))
             telling.add_done_callback(lambda _: self._telling.pop(peer))
@@ -223,7 +230,7 @@ class Membership:
         Args:
             within_s: whoever has not answered by then may not have heard of it.
         """
-        others = [presence.peer for presence in self.live_others()]
+        others = [peer for peer in self.roster.live_peers(self._clock.monotonic()) if peer != self._own.peer]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
                 for peer in self._random.sample(others, min(len(others), _NUM_TOLD)):
@@ -292,7 +299,7 @@ class Membership:
         links = [
             Link(short_id(peer), min(self._round_trips.get(peer, (math.nan,))), each.sent_bytes, each.received_bytes)
             for peer, each in self._transport.by_peer().items()
-            if self.roster.get(peer) is not None
+            if peer in self.roster
         ]
         return tuple(links[:MAX_LINKS])
 
@@ -306,9 +313,12 @@ class Membership:
         key = f"decentral/{self._own.run}/presence"
         ttl_s = max(self._timing.ttl_s, 3 * _DIRECTORY_BEATS * self._timing.beat_s)
         await self._directory.publish(key, self._own.peer, self._signed()[0], ttl_s=ttl_s)
-        for peer, data in (await self._directory.lookup(key)).items():
-            known = PeerId(peer)  # nearly all have been read before
-            if data != self._encoded.get(known) or self.roster.get(known) is None:
+        found = await self._directory.lookup(key)
+        # To read all that is new of thousands would be most of the work of a swarm; they tell each other themselves.
+        doubtful = self.roster.longest_silent(_NUM_FROM_DIRECTORY)
+        for subkey, data in found.items():
+            peer = PeerId(subkey)
+            if peer not in self.roster or (peer in doubtful and data != self._encoded.get(peer)):
                 self._take(data, 0.0)
 
     def _take(self, data: bytes, age_s: float) -> None:
@@ -333,16 +343,18 @@ class Membership:
         """Tell the journal who came and who went since the last beat."""
         now = self._clock.monotonic()
         self.roster.forget(now)
-        self.roster.drop({p.peer for p, _ in self.roster.with_ages(now) if self._transport.is_barred(p.peer)})
-        live = frozenset(p.peer for p in self.roster.live(now))
-        for peer in sorted(live - self._live - {self._own.peer}):
+        self.roster.drop(set(filter(self._transport.is_barred, self.roster)))
+        if len(self._encoded) > len(self.roster):
+            self._encoded = {peer: data for peer, data in self._encoded.items() if peer in self.roster}
+            self._round_trips = {peer: took for peer, took in self._round_trips.items() if peer in self._encoded}
+        live, before = self.roster.live_peers(now), self._live
+        if live is before:
+            return
+        for peer in sorted(set(live) - set(before) - {self._own.peer}):
             self._journal.record(PeerSeen(peer))
-        for peer in sorted(self._live - live):
+        for peer in sorted(set(before) - set(live)):
             presence = self.roster.get(peer)
             farewell = None if presence is None else _FAREWELLS.get(presence.state)
             other = "put out of the swarm" if self._transport.is_barred(peer) else "silent or unreachable"
             self._journal.record(PeerLost(peer, farewell or other))
-        if len(self._encoded) > len(self.roster):
-            self._encoded = {peer: data for peer, data in self._encoded.items() if self.roster.get(peer) is not None}
-            self._round_trips = {peer: took for peer, took in self._round_trips.items() if peer in self._encoded}
         self._live = live

@@ -108,6 +108,8 @@ class Parts:
     inner: InnerLoop
     """Takes the model's inner steps."""
     journal: Journal
+    look_s: float = 1.0
+    """So often it looks for a signal to stop: inner steps are asked for in chunks of about this time."""
     restored: WorkerState | None = None
     """Of this worker's earlier life in the same run."""
     save: Callable[[WorkerState], Written | None] | None = None

@@ -28,7 +28,7 @@ from decentral import __version__
 from decentral.engine.background import Background
 from decentral.engine.capture import Capture, Picture, Standing
 from decentral.engine.company import gather
-from decentral.engine.course import CHUNK_S, Course
+from decentral.engine.course import Course
 from decentral.engine.facts import Made
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
@@ -116,7 +116,7 @@ class Worker:
         ports = (self._exchange, self.membership, parts.clock)
         self._syncs = InFlightSyncs(self._replica, *ports, me, options.rounds, self._goes_on, self._background)
         self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
-        self._course = Course(self._timetable, self._exchange, parts.clock, own_steps=options.own_steps)
+        self._course = Course(self._timetable, self._exchange, parts.clock, parts.look_s, own_steps=options.own_steps)
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
         self._watchdog = Watchdog(parts.clock, options.timing)
@@ -391,9 +391,8 @@ class Worker:
                 group, share = timetable.group_of(key.fragment), self._share(key.fragment)
                 await self._syncs.launch(key, course.step, group, share, timetable.slack_s)
                 self._journal.record(Launched(key.round, key.fragment, course.step))
-            others = self.membership.others()
-            self.report.paced(timetable.delay_steps, timetable.follow_the_link(others))
-            course.launched([other.round_s for other in others])
+            self.report.paced(timetable.delay_steps, timetable.follow_the_link(self.membership.others()))
+            course.launched(self.membership.paces_s)
         for sync in timetable.to_land(course.step):
             await self._land(sync, stop)
 
@@ -456,7 +455,7 @@ class Worker:
         else:
             self.report.aborted(end, held=held)
         if not self._syncs:
-            round_ = self._course.go_on([other.round_s for other in self.membership.others()])
+            round_ = self._course.go_on(self.membership.paces_s)
             if round_ is not None:
                 self._replica.jump(round_)
         self._tell(State.TRAINING)
@@ -466,7 +465,7 @@ class Worker:
         """Wait for something, or for the signal to stop; saves are made meanwhile."""
         while not task.done() and not stop.is_set():
             # Looks for the signal now and then; a task that waits for it would have to be made for every round.
-            await asyncio.wait({task}, timeout=CHUNK_S)
+            await asyncio.wait({task}, timeout=self._parts.look_s)
             if not task.done():
                 await self._saving.at_rest(self._course.step, waits=True)
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -193,7 +193,7 @@ class Exchange(ABC):
         """Where to go on, asked after a sync when no other one is on its way."""
         return Onward()
 
-    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Sequence[float]) -> int:
+    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Callable[[], Sequence[float]]) -> int:
         """How many of the inner steps to leave out that are left before the next launch.
 
         Args:
@@ -201,7 +201,7 @@ class Exchange(ABC):
             lead: so many its donor was ahead of a newcomer. It goes on at the donor's step: else it would be late with
                 every launch from now on.
             own_pace_s: seconds this worker takes for a round's steps, 0 if it does not know yet.
-            paces_s: the same of the others.
+            paces_s: tells the same of the others.
         """
         return lead
 

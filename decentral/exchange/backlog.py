@@ -5,7 +5,6 @@ lie; but whoever only says so is not to be believed. So what counts is in how ma
 order to bring more at once brings no more, over those rounds together, than it might have brought by being there.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -22,16 +21,14 @@ class Backlog:
 
     def __init__(self) -> None:
         self._num = 0
-        self._last: OrderedDict[PeerId, int] = OrderedDict()
+        self._last: dict[PeerId, int] = {}
 
     def counted(self, peers: Iterable[PeerId]) -> None:
         """What these brought was counted, all at once."""
         self._num += 1
-        for peer in peers:
-            self._last[peer] = self._num
-            self._last.move_to_end(peer)
-        while len(self._last) > _MAX_PEERS:
-            self._last.popitem(last=False)
+        self._last |= dict.fromkeys(peers, self._num)
+        if len(self._last) > _MAX_PEERS:
+            self._last = dict(sorted(self._last.items(), key=lambda one: -one[1])[:_MAX_PEERS])
 
     def rounds(self, peer: PeerId, per_round: int = 1) -> float:
         """The rounds of which a peer may bring the work now, at least 1; of a peer not heard of yet 1.

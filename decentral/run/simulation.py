@@ -24,7 +24,7 @@ from decentral.exchange.allreduce.reducer import RESULT, SHARD
 from decentral.exchange.gossip.host import AHEAD, ASK, BRING, POLL
 from decentral.exchange.gossip.random_swaps import SWAP
 from decentral.exchange.server.server import PUSH
-from decentral.exchange.wire import MIN_SHARD_VALUES
+from decentral.exchange.wire import MIN_SHARD_VALUES, SHARD_ALIGN
 from decentral.monitor.events import RoundAborted, RoundMixed, StretchDone
 from decentral.monitor.journal import finite
 from decentral.ports.trainer import Trainer
@@ -134,6 +134,8 @@ def scenario_of(file: ScenarioFile) -> tuple[Scenario, FaultTape | None, float]:
         peer_id(number): Machine(Line(kind.up or math.inf, kind.down or math.inf), region=kind.region)
         for number, kind in enumerate(kinds)
     }
+    # Nobody is told to stop, and what others hear of steps they hear at beats.
+    step_s, look_s = statistics.median(paces), options.timing.beat_s
     faults = (*file.faults, *_churn(kinds, dice, swarm, min(paces)))
     scenario = Scenario(
         seed,
@@ -147,7 +149,8 @@ def scenario_of(file: ScenarioFile) -> tuple[Scenario, FaultTape | None, float]:
         pattern=options.pattern,
         min_workers=options.min_workers,
         step_s=1.0,
-        step_sigma=max(kind.jitter for kind in kinds),
+        step_sigma=max(kind.jitter for kind in kinds)
+        / math.sqrt(max(1.0, min(look_s / step_s, options.plan.inner_steps))),
         paces=dict(enumerate(paces)),
         codec=options.codec.name,
         mean_codec=options.mean_codec.name,
@@ -169,6 +172,7 @@ def scenario_of(file: ScenarioFile) -> tuple[Scenario, FaultTape | None, float]:
         together=True,
         patient=bool(faults),
         build=build,
+        look_s=look_s,
     )
     return scenario, FaultTape(faults) if faults else None, scale
 
@@ -190,6 +194,8 @@ def _num_values(file: ScenarioFile, swarm: SwarmConfig) -> int:
                 hint="Take a smaller model, fewer machines, or method.name = noloco.",
             )
         least *= number
+    else:
+        least = max(least * SHARD_ALIGN // MIN_SHARD_VALUES, SHARD_ALIGN)
     values = min(parameters, least * (1 if isinstance(method.fragments, str) else method.fragments))
     if values * number > _MOST_VALUES:
         raise ConfigError(

@@ -26,6 +26,8 @@ from decentral.types import PeerId
 
 #: What every message costs beyond its payload: method, ids and framing of a real transport, rounded.
 FRAME_BYTES = 64
+#: Of a message with values, about so much is something else, and is not more if there are more of them.
+_AROUND_BYTES = 100
 #: A message that others overtake takes so many times as long, from and to.
 _OVERTAKEN = (2.0, 20.0)
 
@@ -49,8 +51,8 @@ class Conditions:
     between: Mapping[frozenset[str], float] = field(default_factory=dict)
     """Mean latencies between two regions, or within one, where they are not ``latency_s``."""
     stands_for: Mapping[str, float] = field(default_factory=dict)
-    """By method: its messages, and the replies to them, are so many times as long as what is sent. A swarm with a
-    thousandth of a model's values so has its traffic."""
+    """By method: there are so many times as many values in its messages, and in the replies to them, as are sent. A
+    swarm with a thousandth of a model's values so has its traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +245,8 @@ class Network:
 
     def weight(self, method: str, num_bytes: int) -> int:
         """How long a message of a method is, or the reply to one."""
-        stands_for = self.conditions.stands_for
-        return int(num_bytes * stands_for.get(method, 1.0)) if stands_for else num_bytes
+        times = self.conditions.stands_for.get(method, 1.0)
+        return num_bytes + int((times - 1) * max(0, num_bytes - _AROUND_BYTES))
 
     def is_lost(self) -> bool:
         """Draw whether a message is lost, and count it."""

@@ -109,6 +109,8 @@ class Scenario:
     meddle: Meddle = all_honest
     build: Callable[[int], Trainer] | None = None
     """Makes what a worker trains, by its number, in place of ``problem``."""
+    look_s: float = 1.0
+    """See ``Parts``."""
 
     @cached_property
     def problem(self) -> ToyProblem:
@@ -276,7 +278,7 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, record: R
         return Written(_STATE, sum(tensor.nbytes for tensor in (*state.anchors.values(), *state.own.values())))
 
     restored = peer.disk.load(_STATE)
-    parts = replace(parts, protect=scenario.protect, guard_bytes=_GUARD_BYTES)
+    parts = replace(parts, protect=scenario.protect, guard_bytes=_GUARD_BYTES, look_s=scenario.look_s)
     worker = Worker(options, replace(parts, restored=restored, save=save, save_every=scenario.save_every))
     scenario.meddle(number, worker, peer)
     return worker

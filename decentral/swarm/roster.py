@@ -4,11 +4,9 @@ Evidence of life is a ``seq`` never seen before, or the peer itself in a round. 
 buried: it counts as dead until it is heard of again, so a wrong burial heals with the peer's next beat.
 """
 
-import bisect
 import itertools
 import math
-import operator
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from decentral.swarm.presence import ACTIVE, Presence, State
@@ -17,7 +15,6 @@ from decentral.types import PeerId
 
 #: Peers remembered; beyond it the one without news for longest is forgotten.
 MAX_PEERS = 4096
-_peer_of = operator.attrgetter("peer")
 #: A silent peer stays visible in ``status`` for this many times its time to live.
 _REMEMBER_TTLS = 20.0
 
@@ -27,12 +24,6 @@ class _Entry:
     presence: Presence
     heard_at: float
     buried: bool = False
-
-
-def _place(records: list[Presence], peer: PeerId) -> int | None:
-    """Where the peer is in records that are in order of peer id."""
-    place = bisect.bisect_left(records, peer, key=_peer_of)
-    return place if place < len(records) and records[place].peer == peer else None
 
 
 class Roster:
@@ -47,10 +38,13 @@ class Roster:
         self._entries: dict[PeerId, _Entry] = {}
         """In the order in which the last news of each came in."""
         self._by_peer: list[_Entry] = []
-        """In order of peer id, so that nobody who reads has to sort."""
-        self._live: list[Presence] = []
-        self._active: list[Presence] = []
+        """In order of peer id, once somebody reads them, but for those that came since (``_in_order``)."""
+        self._live: dict[PeerId, Presence] = {}
+        self._active: dict[PeerId, Presence] = {}
         """Both in order of peer id."""
+        self._live_peers: tuple[PeerId, ...] = ()
+        self._active_peers: tuple[PeerId, ...] = ()
+        """The same without their records, which change at every beat."""
         self._stale_at: float = -math.inf
         """When the first of the living dies if nothing is heard of it: so long the same peers are in ``_live`` and
         ``_active``, unless there is news that is more than a newer record of one of them."""
@@ -58,6 +52,16 @@ class Roster:
         """Whether anybody ever was."""
         self._told: tuple[tuple[Presence, ...], tuple[Presence, ...]] | None = None
         """Both as they were last asked for, if there has been no news since."""
+        self._forget_at: float = -math.inf
+        """Before that nobody has been silent for too long."""
+
+    def __contains__(self, peer: PeerId) -> bool:
+        """Whether the peer is remembered."""
+        return peer in self._entries
+
+    def __iter__(self) -> Iterator[PeerId]:
+        """The peers that are remembered."""
+        return iter(self._entries)
 
     def __len__(self) -> int:
         """Peers remembered."""
@@ -70,7 +74,8 @@ class Roster:
         self._any_done = self._any_done or presence.state is State.DONE
         if entry is None:
             entry = self._entries[presence.peer] = _Entry(presence, heard_at)
-            bisect.insort(self._by_peer, entry, key=lambda entry: entry.presence.peer)
+            self._by_peer.append(entry)
+            self._forget_at = -math.inf
             if len(self._entries) > MAX_PEERS:
                 self.drop({next(iter(self._entries))})
         elif presence.seq <= entry.presence.seq:
@@ -87,13 +92,12 @@ class Roster:
 
     def _renew(self, entry: _Entry, presence: Presence) -> bool:
         """Put a newer record in the place of one of the living: nearly all news is that. False if it is not."""
-        was_active, is_active = entry.presence.state in ACTIVE, presence.state in ACTIVE
-        place = _place(self._live, presence.peer)
-        if place is None or was_active != is_active:
+        peer = presence.peer
+        if peer not in self._live or (entry.presence.state in ACTIVE) != (presence.state in ACTIVE):
             return False
-        self._live[place], self._told = presence, None
-        if is_active and (place := _place(self._active, presence.peer)) is not None:
-            self._active[place] = presence
+        self._live[peer], self._told = presence, None
+        if peer in self._active:
+            self._active[peer] = presence
         return True
 
     def vouch(self, peers: Iterable[PeerId], now: float) -> None:
@@ -130,17 +134,27 @@ class Roster:
         """Records of living members (training or syncing), in order of peer id; as with ``live``, one object."""
         return self._as_of(now)[1]
 
+    def live_peers(self, now: float) -> tuple[PeerId, ...]:
+        """The living, in order of peer id; the same object as before while they are the same."""
+        self._refresh(now)
+        return self._live_peers
+
+    def active_peers(self, now: float) -> tuple[PeerId, ...]:
+        """Living members, in order of peer id; the same object as before while they are the same."""
+        self._refresh(now)
+        return self._active_peers
+
     def runners(self, now: float) -> tuple[Presence, ...]:
         """Records of living members, and of all who are remembered to have finished the run."""
         if not self._any_done:
             return self.active(now)
-        done = [entry.presence for entry in self._by_peer if entry.presence.state is State.DONE]
+        done = [entry.presence for entry in self._in_order() if entry.presence.state is State.DONE]
         return (*self.active(now), *done)
 
     def _as_of(self, now: float) -> tuple[tuple[Presence, ...], tuple[Presence, ...]]:
         self._refresh(now)
         if self._told is None:
-            self._told = tuple(self._live), tuple(self._active)
+            self._told = tuple(self._live.values()), tuple(self._active.values())
         return self._told
 
     def _refresh(self, now: float) -> None:
@@ -148,10 +162,14 @@ class Roster:
         if now < self._stale_at:
             return
         lifetime_s = self._lifetime_s
-        living = [entry for entry in self._by_peer if not entry.buried and now < entry.heard_at + lifetime_s]
-        self._live = [entry.presence for entry in living]
-        self._active = [presence for presence in self._live if presence.state in ACTIVE]
+        living = [entry for entry in self._in_order() if not entry.buried and now < entry.heard_at + lifetime_s]
+        self._live = {entry.presence.peer: entry.presence for entry in living}
+        self._active = {peer: presence for peer, presence in self._live.items() if presence.state in ACTIVE}
         self._told = None
+        if (peers := tuple(self._live)) != self._live_peers:
+            self._live_peers = peers
+        if (peers := tuple(self._active)) != self._active_peers:
+            self._active_peers = peers
         self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + lifetime_s
 
     def _is_fresh(self, entry: _Entry, now: float) -> bool:
@@ -163,7 +181,16 @@ class Roster:
 
     def with_ages(self, now: float) -> list[tuple[Presence, float]]:
         """Every remembered record with the seconds since it was news, in order of peer id."""
-        return [(entry.presence, max(0.0, now - entry.heard_at)) for entry in self._by_peer]
+        return [(entry.presence, max(0.0, now - entry.heard_at)) for entry in self._in_order()]
+
+    def _in_order(self) -> list[_Entry]:
+        """All entries, in order of peer id: quick if they were nearly so."""
+        self._by_peer.sort(key=lambda entry: entry.presence.peer)
+        return self._by_peer
+
+    def longest_silent(self, count: int) -> set[PeerId]:
+        """At most ``count`` peers: those whose last news came in longest ago."""
+        return set(itertools.islice(self._entries, count))
 
     def latest(self, now: float, count: int) -> list[tuple[PeerId, float]]:
         """At most ``count`` peers heard of within their time to live, whose news came in last, with its age."""
@@ -173,12 +200,15 @@ class Roster:
 
     def forget(self, now: float) -> None:
         """Drop the long silent."""
-        horizon = now - _REMEMBER_TTLS * self._lifetime_s
-        self.drop({peer for peer, entry in self._entries.items() if entry.heard_at < horizon})
+        if now < self._forget_at:
+            return
+        after_s = _REMEMBER_TTLS * self._lifetime_s
+        self.drop({peer for peer, entry in self._entries.items() if entry.heard_at < now - after_s})
+        self._forget_at = min([entry.heard_at for entry in self._entries.values()], default=now) + after_s
 
     def drop(self, peers: Set[PeerId]) -> None:
         """Forget peers at once."""
         if peers:
             self._entries = {peer: entry for peer, entry in self._entries.items() if peer not in peers}
             self._by_peer = [entry for entry in self._by_peer if entry.presence.peer not in peers]
-            self._stale_at = -math.inf
+            self._stale_at = self._forget_at = -math.inf

@@ -93,6 +93,8 @@ class Participants(Message, frozen=True):
     @property
     def reducers(self) -> tuple[PeerId, ...]:
         """Members that may reduce; all, if none is left otherwise."""
+        if not self.distrusted:
+            return self.members
         return tuple(member for member in self.members if member not in self.distrusted) or self.members
 
 

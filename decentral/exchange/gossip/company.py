@@ -42,11 +42,17 @@ class Company:
         self._roster = roster
         self.progress = progress
         self._group_size = group_size
+        self._planned: dict[tuple[int, int], tuple[SyncKey, tuple[PeerId, ...], tuple[PeerId, ...]]] = {}
+        """Groups as they were planned last: for which round, among whom."""
 
     def group(self, fragment: int, later: int = 0) -> tuple[PeerId, ...]:
         """The members planned for this worker's next sync of a fragment (or one so much later), the host first."""
-        key = SyncKey(self.progress.next_round(fragment) + later, fragment)
-        return next(group for group in groups(self._active(), key, self._group_size) if self.me in group)
+        key, active = SyncKey(self.progress.next_round(fragment) + later, fragment), self._active()
+        known = self._planned.get((fragment, later))
+        if known is None or known[:2] != (key, active):
+            mine = next(group for group in groups(active, key, self._group_size) if self.me in group)
+            known = self._planned[fragment, later] = key, active, mine
+        return known[2]
 
     def round_to_join(self) -> int | None:
         """The round that the others are in by now, if this worker is far behind."""
@@ -76,5 +82,5 @@ class Company:
 
     def _active(self) -> tuple[PeerId, ...]:
         """Everybody who takes part, this worker included, in order of peer id."""
-        active = [presence.peer for presence in self._roster.active(self._clock.monotonic())]
-        return tuple(active) if self.me in active else tuple(sorted([*active, self.me]))
+        active = self._roster.active_peers(self._clock.monotonic())
+        return active if self.me in active else tuple(sorted([*active, self.me]))

@@ -140,10 +140,10 @@ class Asynchronous(Exchange):
         """In the round of the others."""
         return Onward(round_to_join(self.progress.rounds(), self._roster.runners(self._clock.monotonic())))
 
-    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Sequence[float]) -> int:
+    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Callable[[], Sequence[float]]) -> int:
         """A slow worker takes fewer steps between two launches (``schedule.dylu``)."""
         if self._options.dylu:
-            return left - local_steps(left, own_pace_s, paces_s)
+            return left - local_steps(left, own_pace_s, paces_s())
         return lead
 
     def memory(self) -> Memory:

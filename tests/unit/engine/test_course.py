@@ -1,7 +1,7 @@
 """Where a worker goes on: after launches, after rounds that it missed, and where the exchange sends it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -41,7 +41,7 @@ class Told(Exchange):
     def onward(self) -> Onward:
         return self._onward
 
-    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Sequence[float]) -> int:
+    def steps_to_skip(self, left: int, lead: int, own_pace_s: float, paces_s: Callable[[], Sequence[float]]) -> int:
         return super().steps_to_skip(left, lead, own_pace_s, paces_s) if self._skip is None else self._skip
 
 
@@ -53,7 +53,7 @@ def course_of(
     timetable = Timetable(options, [10] * plan.num_fragments, progress, cast(Any, Sky()))
     clock = SimpleNamespace(monotonic=lambda: 100.0)
     exchange = Told(progress, onward or Onward(), skip)
-    return Course(timetable, exchange, cast(Any, clock), own_steps=own_steps), progress
+    return Course(timetable, exchange, cast(Any, clock), 1.0, own_steps=own_steps), progress
 
 
 def trained(course: Course, steps: int, step_s: float = 1.0) -> None:
@@ -84,7 +84,7 @@ def test_a_newcomer_goes_on_at_its_donors_step_but_takes_one_before_the_next_lau
     course.adopt(19, [1], donor_step, overdue=False)
     trained(course, 1)
     progress.resume([2])
-    course.launched([])
+    course.launched(list)
     assert course.step == step
 
 
@@ -99,7 +99,7 @@ def test_an_exchange_may_leave_steps_out() -> None:
     course, progress = course_of(SyncPlan(10), skip=5)
     course.found(10)
     assert progress.rounds() == (1,)
-    course.launched([1.0])
+    course.launched(lambda: [1.0])
     assert course.step == 15
 
 
@@ -117,7 +117,7 @@ def test_who_missed_rounds_goes_on_where_the_others_are() -> None:
 def test_the_round_of_the_others() -> None:
     course, progress = course_of(SyncPlan(10, 2), Onward(round=5))
     course.found(10)
-    assert course.go_on([]) == 5
+    assert course.go_on(list) == 5
     assert (course.step, progress.rounds()) == (50, (5, 5))
 
 
@@ -126,7 +126,7 @@ def test_a_sync_that_is_due_earlier(due_in_s: float, own_steps: bool, step: int)
     course, _ = course_of(SyncPlan(10), Onward(due_in_s=due_in_s), own_steps=own_steps)
     course.found(10)
     trained(course, 2)
-    assert course.go_on([]) is None
+    assert course.go_on(list) is None
     assert course.step == step
 
 
