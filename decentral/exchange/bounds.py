@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -153,8 +152,8 @@ def beyond(ratio: float, factor: float) -> Kind | None:
     return Kind.LENGTH if ratio > factor else None
 
 
-def cosines(values: Sequence[Tensor], dice: torch.Generator) -> list[list[float]]:
-    """How far contributions point the same way, whatever their length: the cosine of each with each.
+def cosines(values: Sequence[Tensor], dice: torch.Generator) -> Tensor:
+    """How far contributions point the same way, whatever their length: the cosine of each with each, float64 [n, n].
 
     Taken of so many values that it costs next to nothing. Of one that is 0 there, all are 0, that with itself as well.
 
@@ -166,7 +165,7 @@ def cosines(values: Sequence[Tensor], dice: torch.Generator) -> list[list[float]
     places = drawn(numel, dice)
     # In double precision, as squares of finite values may be beyond float32.
     units = torch.nn.functional.normalize(torch.stack([values_S[places].double() for values_S in values]), eps=_LEAST)
-    return cast("list[list[float]]", (units @ units.T).tolist())
+    return units @ units.T
 
 
 def drawn(numel: int, dice: torch.Generator) -> Tensor | slice:
@@ -234,8 +233,9 @@ def against(
     if len(inside) < _FEWEST_TO_AGREE:
         return []
     dice = dice_of([lengths[i] for i, _ in inside]) if seed is None else torch.Generator().manual_seed(seed)
-    rows = cosines([values_S for _, values_S in inside], dice)
-    medians = [statistics.median_low([*row[:i], *row[i + 1 :]]) for i, row in enumerate(rows)]
+    each = cosines([values_S for _, values_S in inside], dice)
+    # Of each row the lower median without the row's own: that is made the last one.
+    medians = each.fill_diagonal_(math.inf).kthvalue(len(inside) // 2, dim=1).values.tolist()
     usual, by_chance = statistics.median_low(medians), chance(inside[0][1].numel()) * (1 + slack)
     if usual <= clearly * by_chance:
         return []

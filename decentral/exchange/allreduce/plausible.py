@@ -48,7 +48,7 @@ def against(shards: Sequence[tuple[Tensor, Tensor]], dice: torch.Generator) -> d
         shards: of each our part as others decoded it, and its mean, float32 [S].
         dice: draw the values that are looked at.
     """
-    seen = {i: cosines(shard, dice)[0][1] for i, shard in enumerate(shards)}
+    seen = {i: float(cosines(shard, dice)[0, 1]) for i, shard in enumerate(shards)}
     return {i: cosine for i, cosine in seen.items() if cosine < -chance(shards[i][1].numel())}
 
 

@@ -285,7 +285,7 @@ class Swap:
             if length <= _NOTHING * own_length * min(1.0, weighs):
                 self._found[peer] = Kind.NOTHING, 0.0
                 return own_N
-            cosine = cosines((own_N, theirs_N), dice_of((own_length, length)))[0][1]
+            cosine = float(cosines((own_N, theirs_N), dice_of((own_length, length)))[0, 1])
             direction = along(cosine, statistics.median_low(seen), own_N.numel())
             seen.append(cosine)
             if direction is Along.AWAY:
