@@ -16,6 +16,8 @@ from hashlib import blake2b
 from decentral.swarm.presence import Presence
 from decentral.types import PeerId, SyncKey
 
+_SCORE_BITS = 128
+
 
 @functools.lru_cache(maxsize=1024)
 def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
@@ -24,13 +26,19 @@ def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[P
 
 
 def _ranked(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> list[tuple[int, PeerId]]:
-    """Score and peer, lowest score first; 16 bytes, so that no two are ever equal."""
+    """Score and peer, lowest score first; so many bits that no two are ever equal."""
+    scores = _scores(purpose, key)
+    for peer in peers:
+        if peer not in scores:
+            name = f"{purpose}/{key.round}/{key.fragment}/{peer}".encode()
+            scores[peer] = int.from_bytes(blake2b(name, digest_size=_SCORE_BITS // 8).digest())
+    return sorted([(scores[peer], peer) for peer in peers])
 
-    def score(peer: PeerId) -> int:
-        digest = blake2b(f"{purpose}/{key.round}/{key.fragment}/{peer}".encode(), digest_size=16).digest()
-        return int.from_bytes(digest)
 
-    return sorted((score(peer), peer) for peer in peers)
+@functools.lru_cache(maxsize=16)
+def _scores(purpose: str, key: SyncKey) -> dict[PeerId, int]:
+    """Of peers that were asked about in this round: when one comes or goes the others need not be hashed again."""
+    return {}
 
 
 @functools.lru_cache(maxsize=256)
@@ -58,20 +66,19 @@ def groups(peers: tuple[PeerId, ...], key: SyncKey, size: int) -> tuple[tuple[Pe
     """
     ranked = _ranked("group", key, peers)
     formed: list[tuple[PeerId, ...]] = []
-
-    def left_over(start: int, stop: int) -> list[PeerId]:
-        """Form the groups of the subtrie that holds these ranks and return who has none."""
-        if stop - start < size:
-            return [peer for _, peer in ranked[start:stop]]
-        low, high = ranked[start][0], ranked[stop - 1][0]
-        bit = (low ^ high).bit_length() - 1
-        middle = bisect.bisect_left(ranked, high >> bit << bit, start, stop, key=operator.itemgetter(0))
-        rest = left_over(start, middle) + left_over(middle, stop)
-        if len(rest) >= size:
-            formed.append(tuple(rest[:size]))
-        return rest if len(rest) < size else rest[size:]
-
-    remainder = tuple(left_over(0, len(ranked)))
+    waiting: list[tuple[int, list[PeerId]]] = []
+    """Subtries from left to right with who has no group in them: each has a wider one to its right than those after."""
+    for place, (score, peer) in enumerate(ranked):
+        rest = [peer]
+        # The first bit that differs from the next score, from the right: the subtrie that ends here is below it.
+        width = (score ^ ranked[place + 1][0]).bit_length() if place + 1 < len(ranked) else _SCORE_BITS + 1
+        while waiting and waiting[-1][0] < width:
+            rest = waiting.pop()[1] + rest
+            if len(rest) >= size:
+                formed.append(tuple(rest[:size]))
+                rest = rest[size:]
+        waiting.append((width, rest))
+    remainder = tuple(waiting[0][1]) if waiting else ()
     if len(remainder) == 1 and formed:
         formed[-1] += remainder
         remainder = ()
