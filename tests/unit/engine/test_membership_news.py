@@ -78,6 +78,24 @@ def _hanging_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryDirectory, "lookup", hang)
 
 
+def test_of_many_that_are_known_the_directory_tells_of_those_who_were_silent_longest(monkeypatch) -> None:
+    monkeypatch.setattr(membership, "_NUM_FROM_DIRECTORY", 2)
+
+    async def play() -> None:
+        world = World(seed=0)
+        reader, *others = [await started(world, number) for number in range(5)]
+        for number in (3, 1, 2):
+            await reader.tell(peer_id(number))
+        for other in others:
+            other.update(round=1)
+            await other._ask_directory()
+        await reader._ask_directory()
+        newer = {p.peer for p, _ in reader.everybody() if p.round}
+        assert newer == {peer_id(3), peer_id(4)}, "of two, itself among them, whoever was silent, and the stranger"
+
+    loop.run(play(), until_s=1e4)
+
+
 @pytest.mark.usefixtures("_hanging_directory")
 def test_a_hanging_directory_delays_no_sign_of_life() -> None:
     async def play() -> None:

@@ -186,3 +186,37 @@ def test_lists_are_those_who_live_with_their_last_records(
         assert list(roster.active(now)) == active
         assert list(roster.runners(now)) == [*active, *done]
         assert {p.peer: p.seq for p, _ in roster.with_ages(now)} == highest
+
+
+def test_who_lives_is_the_same_object_as_long_as_they_are_the_same() -> None:
+    roster = Roster(TTL_S)
+    for peer in (B, A):
+        roster.observe(presence(peer), 0.0)
+    before = roster.live_peers(1.0), roster.active_peers(1.0)
+    assert before == ((A, B), (A, B))
+    roster.observe(presence(B, seq=2), 2.0)
+    roster.vouch((A,), 3.0)
+    assert roster.live_peers(7.0) is before[0]
+    assert roster.active_peers(7.0) is before[1]
+    roster.observe(presence(B, seq=3, state=State.LEAVING), 7.0)
+    assert (roster.live_peers(7.0), roster.active_peers(7.0)) == ((A, B), (A,))
+    roster.bury(A)
+    assert (roster.live_peers(7.0), roster.active_peers(7.0)) == ((B,), ())
+
+
+def test_the_longest_silent_are_those_whose_news_is_oldest() -> None:
+    roster = Roster(TTL_S)
+    for at, peer in enumerate((A, B, C)):
+        roster.observe(presence(peer), float(at))
+    roster.observe(presence(A, seq=2), 9.0)
+    assert roster.longest_silent(2) == {B, C}
+
+
+def test_the_silent_are_forgotten_when_it_is_time_and_not_before() -> None:
+    roster = Roster(TTL_S)
+    roster.observe(presence(A), 0.0)
+    roster.forget(1.0)
+    roster.observe(presence(B), 100.0)
+    for now, known in ((119.0, [A, B]), (121.0, [B]), (219.0, [B]), (221.0, [])):
+        roster.forget(now)
+        assert list(roster) == known
