@@ -13,6 +13,7 @@ from rich.text import Text
 
 from decentral.monitor.figures import amount, loss, mbit, percent, size, traffic
 from decentral.monitor.report import Health, RunFacts, StageRow, StatusReport, WorkerRow
+from decentral.types import short_id
 
 _WHY = "why not contributing"
 #: Columns that are left out one after the other until the table fits; the reasons then follow it.
@@ -67,6 +68,8 @@ def view(report: StatusReport, width: int, max_workers: int | None = None) -> Gr
     restrained = sorted({peer for row in workers for peer in row.restrained})
     if restrained:
         parts.append(_text(f"cut down or left out in the last round: {', '.join(restrained)}", "yellow"))
+    if report.banned:
+        parts.append(_text(f"banned: {', '.join(map(short_id, report.banned))}", "yellow"))
     starved = [row for row in workers if row.data_share >= _STARVED_SHARE]
     parts += [_text(f"{row.id}: waits for data {row.data_share:.0%} of its time", "default") for row in starved]
     if report.run.gossip:

@@ -86,6 +86,10 @@ def restraint(kind: str, ratio: float) -> str:
             return "was no mean of its shard, which nobody uses"
         case "turned":
             return f"pointed against what most members brought (cosine {ratio:.2f} with ours): nobody uses it"
+        case "silent":
+            return "came twice without an account: it reduces nothing for a while where this worker leads"
+        case "proven":
+            return "was, as it has signed itself, no mean of what it got: it is barred"
     return "was nothing and was left out"
 
 

@@ -43,6 +43,12 @@ def test_workers_that_agree_and_one_that_does_not(tmp_path: Path) -> None:
     assert [sync["round"] for sync in parsed["syncs"]] == [0, 1]
 
 
+def test_who_was_proven_to_lie_is_named(tmp_path: Path) -> None:
+    proven = {"event": "restrained", "round": 1, "fragment": 0, "peer": B, "kind": "proven", "ratio": 0.0}
+    found = ran("audit", write(tmp_path / "a", A, mixed(0, members=[A, B]), proven, mixed(1, members=[A])))
+    assert "proven to lie and barred in 1" in found.stdout
+
+
 def test_a_local_run_is_read_by_its_workers_and_a_gossip_has_no_common_anchor(tmp_path: Path) -> None:
     write(tmp_path / "run" / "workers" / "0", A, mixed(0, "x", members=[A, B]), method="noloco")
     write(tmp_path / "run" / "workers" / "1", B, mixed(0, "y", members=[A, B]), method="noloco")

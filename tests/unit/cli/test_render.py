@@ -310,3 +310,8 @@ def test_ranges_of_stages(stages, text):
 )
 def test_a_sparkline_is_as_wide_as_it_may_be_and_shows_lowest_to_highest(values, bars):
     assert sparkline(values, 8) == bars
+
+
+def test_who_is_banned_is_named() -> None:
+    banned = (PeerId("QmLiar1"), PeerId("QmLiar2"))
+    assert "banned: mLiar1, mLiar2" in drawn(summarize(FACTS, [], ttl_s=math.inf, banned=banned), 80)
