@@ -51,7 +51,7 @@ class MethodSection(Section):
         default="auto", description="a number, at least 0 and at most 1, or auto"
     )
     """Share of the local parameters kept when a fragment is applied."""
-    merge: Literal["mean", "rda", "median", "trimmed", "centred"] = "mean"
+    merge: Literal["mean", "rda", "median", "trimmed", "centred", "nearest"] = "mean"
     """What is made of the contributions: their mean; direction and length averaged apart; or what some cannot spoil."""
     liars: int = Field(default=0, ge=0, le=2047)
     """So many workers may bring anything, f; of merges that some cannot spoil."""

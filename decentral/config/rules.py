@@ -29,7 +29,7 @@ _ONLY_FOR = {
     "dylu": (Family.SERVER,),
 }
 #: Merges that some of the members cannot spoil.
-ROBUST = ("median", "trimmed", "centred")
+ROBUST = ("median", "trimmed", "centred", "nearest")
 #: Whose steps no common reference of all workers can follow, and why.
 _NOT_EF21 = {
     Family.EAGER: "its step goes by the mean of this round's own and the last round's other contributions",
@@ -197,10 +197,10 @@ def _merge_fits(method: MethodSection) -> None:
             f"method.bound is {method.bound:g}, which must be at least 1, or 0 for no bounds: below, what is usual "
             "would be cut down"
         )
-    if method.merge == "trimmed" and not method.liars:
+    if method.merge in ("trimmed", "nearest") and not method.liars:
         raise ValueError(
-            "method.merge is trimmed, but method.liars is 0, with which nothing is trimmed: set method.liars to how "
-            "many workers may lie"
+            f"method.merge is {method.merge}, but method.liars is 0, with which it is a plain mean: set "
+            "method.liars to how many workers may lie"
         )
     if method.liars and method.merge not in ROBUST:
         raise ValueError(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from decentral.exchange.merge import norm_of
+from decentral.exchange.merge import norm_of, weighted_mean
 
 #: What is made of contributions to a shard, float32 [S] each, at least one; float32 [S], fresh memory.
 Merge = Callable[[Sequence[Tensor]], Tensor]
@@ -45,6 +45,29 @@ def median(values: Sequence[Tensor]) -> Tensor:
     Source: as of ``trimmed_mean``.
     """
     return trimmed_mean(values, len(values))
+
+
+def nearest(values: Sequence[Tensor], num_liars: int) -> Tensor:
+    r"""The trimmed mean of what each member's contribution is among its neighbours.
+
+    First $x_i \leftarrow$ the mean of the $n - f$ contributions nearest to $x_i$, itself among them, by the distance in
+    this shard; then ``trimmed_mean``. Of too few members f is cut as there.
+
+    Source: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot and Stephan, arXiv 2302.01772 (nearest-neighbour mixing). Not
+        MoNNA (Farhadkhani et al., arXiv 2209.10931), in which each worker averages with its own nearest: here all have
+        to have one mean.
+    """
+    num_liars = min(num_liars, (len(values) - 1) // 2)
+    near = len(values) - num_liars
+    apart_MM = torch.zeros(len(values), len(values), dtype=torch.float64)
+    for each in zip(*(torch.split(values_S, _CHUNK) for values_S in values), strict=True):
+        chunk_MC = torch.stack(each).double()
+        apart_MM += torch.stack([(chunk_MC - row_C).square_().sum(dim=1) for row_C in chunk_MC])
+    mixed = [
+        weighted_mean([1 / near] * near, [values[i] for i in sorted(row.argsort(stable=True)[:near].tolist())])
+        for row in apart_MM
+    ]
+    return trimmed_mean(mixed, num_liars)
 
 
 def centred_clipping(values: Sequence[Tensor]) -> Tensor:

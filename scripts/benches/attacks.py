@@ -56,6 +56,7 @@ DEFENCES: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "trimmed": ("method.merge=trimmed", f"method.liars={len(LIARS)}"),
     "median": ("method.merge=median", f"method.liars={len(LIARS)}"),
+    "nearest": ("method.merge=nearest", f"method.liars={len(LIARS)}"),
     "centred": ("method.merge=centred", f"method.liars={len(LIARS)}"),
 }
 #: All are honest; the labels of two are wrong.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from decentral.exchange.allreduce.participants import Quorum
-from decentral.exchange.robust import Merge, centred_clipping, median, trimmed_mean
+from decentral.exchange.robust import Merge, centred_clipping, median, nearest, trimmed_mean
 
 
 class Mean(StrEnum):
@@ -18,9 +18,10 @@ class Mean(StrEnum):
     RADIAL = "rda"
     """Tensor by tensor the members' mean norm along their mean direction (see ``merge.radial_directional``)."""
     MEDIAN = "median"
-    """Coordinate by coordinate the median, as of ``robust``, like the next two."""
+    """Coordinate by coordinate the median, as of ``robust``, like the next three."""
     TRIMMED = "trimmed"
     CENTRED = "centred"
+    NEAREST = "nearest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class AllReduceOptions:
     """So many shards of a round members do over, all together, on average; with 0 nobody signs anything. As in the
     configuration."""
     num_liars: int = 0
-    """So many members may bring anything; of ``Mean.TRIMMED``."""
+    """So many members may bring anything; of ``Mean.TRIMMED`` and ``Mean.NEAREST``."""
 
     @property
     def robust(self) -> Merge | None:
@@ -50,4 +51,6 @@ class AllReduceOptions:
                 return functools.partial(trimmed_mean, num_liars=self.num_liars)
             case Mean.CENTRED:
                 return centred_clipping
+            case Mean.NEAREST:
+                return functools.partial(nearest, num_liars=self.num_liars)
         return None

@@ -219,13 +219,17 @@ def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
             "nesterov is false, which only method.name = local-sgd or diloco or streaming has",
         ),
         (["name=eager", "feedback=ef21"], "feedback is ef21, which eager has no use for: .*; set method.feedback=ef14"),
-        (["merge=mode"], "must be one of mean, rda, median, trimmed, centred"),
+        (["merge=mode"], "must be one of mean, rda, median, trimmed, centred, nearest"),
         (
             ["merge=median", "codec=topk1.5-2bit", "mean_over=senders"],
             "merge is median, but method.mean_over is sender",
         ),
         (["merge=trimmed"], "merge is trimmed, but method.liars is 0, .*: set method.liars to how many"),
-        (["liars=1"], "liars is 1, which only method.merge = median, trimmed, centred has a use for, not mean"),
+        (["merge=nearest"], "merge is nearest, but method.liars is 0"),
+        (
+            ["liars=1"],
+            "liars is 1, which only method.merge = median, trimmed, centred, nearest has a use for, not mean",
+        ),
         (
             ["merge=median", "liars=2"],
             "takes rounds of at least 5 workers .*, but run.min_workers is 1: set it to that",
