@@ -8,8 +8,8 @@ import torch
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack, unpack
 from decentral.engine.worker import Worker
-from decentral.exchange.allreduce.account import MAX_ACCOUNT_BYTES
-from decentral.exchange.allreduce.audit import ACCOUNT
+from decentral.exchange.allreduce.account import MAX_ACCOUNT_BYTES, Account
+from decentral.exchange.allreduce.audit import ACCOUNT, EXHIBIT, Wanted
 from decentral.exchange.allreduce.exchange import AllReduce
 from decentral.exchange.allreduce.messages import Result, Shard
 from decentral.exchange.allreduce.options import AllReduceOptions
@@ -20,6 +20,7 @@ from decentral.sim.attacks import liars
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Meddle, Record, Scenario, all_honest, simulate
 from decentral.sim.world import SimPeer
+from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
 
 WORKERS, LIAR, ROUNDS = 4, 2, 8
@@ -91,29 +92,32 @@ def gives_no_account(number: int, worker: Worker, peer: SimPeer) -> None:
         worker._exchange._books.account = lambda participants, index: b""  # type: ignore[method-assign]
 
 
-def slanders(number: int, worker: Worker, peer: SimPeer) -> None:
-    """A member that accuses honest reducers, with exhibits in which a part or the account is another."""
-    if number != LIAR:
-        return
-    assert isinstance(worker._exchange, AllReduce)
-    auditor, books = worker._exchange._auditor, worker._exchange._books
-    assert auditor is not None
-    assert books is not None
-    case = auditor._examine
+def slanders(forged: str) -> Meddle:
+    """A member that accuses honest reducers, with account or parts of its own making, or as they are."""
 
-    async def examine(source: PeerId, packed: bytes, participants: Participants, part: Part) -> str:
-        await case(source, packed, participants, part)
-        account = await auditor._ask(source, ACCOUNT, Result(packed, part.index), MAX_ACCOUNT_BYTES)
-        frames = [pack(FP32, torch.ones(part.numel))] * WORKERS
-        books.prove(packed, part.index, account, frames)
-        return ""
+    def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
+        if number != LIAR:
+            return
+        assert isinstance(worker._exchange, AllReduce)
+        auditor, books = worker._exchange._auditor, worker._exchange._books
+        assert auditor is not None
+        assert books is not None
+        ask, prove = auditor._ask, books.prove
 
-    async def look(source: PeerId, packed: bytes, index: int) -> bool:
-        await honest(source, packed, index)
-        return True
+        async def accuse(source: PeerId, packed: bytes, index: int) -> bool:
+            account = await ask(source, ACCOUNT, Result(packed, index), MAX_ACCOUNT_BYTES)
+            used = from_wire(Account, account).used
+            parts = [await ask(source, EXHIBIT, Wanted(packed, index, n), 1 << 20) for n in range(len(used) + 1)]
+            if forged == "parts":
+                parts[0] = pack(FP32, torch.ones((len(parts[0]) - 40) // 4))
+            if forged == "account":
+                account = to_wire(Account(used[1:], 1.0))
+            prove(packed, index, account, parts)
+            return True
 
-    honest, auditor._look = auditor._look, look  # type: ignore[method-assign]
-    auditor._examine = examine  # type: ignore[method-assign]
+        auditor._look = accuse  # type: ignore[method-assign]
+
+    return meddle
 
 
 def test_a_reducer_that_counts_parts_which_nobody_signed_is_proven_to_lie() -> None:
@@ -129,8 +133,22 @@ def test_a_reducer_that_gives_no_account_is_doubted_and_not_barred() -> None:
     assert set().union(*found.values()) == {(scenario.peers[LIAR], "silent")}
 
 
-def test_nobody_is_barred_on_anybodys_word() -> None:
-    scenario, record = played(slanders)
+@pytest.mark.parametrize(
+    "forged", ["parts", *(pytest.param(other, marks=pytest.mark.slow) for other in ("account", "nothing"))]
+)
+def test_nobody_is_barred_on_anybodys_word(forged: str) -> None:
+    workers: list[Worker] = []
+
+    def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
+        slanders(forged)(number, worker, peer)
+        workers.append(worker)
+
+    scenario, record = played(meddle)
+    for number, worker in enumerate(workers):
+        assert isinstance(worker._exchange, AllReduce)
+        assert worker._exchange._auditor is not None
+        idle = worker._exchange._auditor._idle[scenario.peers[LIAR]]
+        assert number == LIAR or 0 < idle <= 4, "accusations are looked at, and not without end"
     assert not any(accused(scenario, record).values())
     mixed = told(record, scenario.peers[0], RoundMixed)
     assert set(mixed[-1].members) == set(scenario.peers)

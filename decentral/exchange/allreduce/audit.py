@@ -151,18 +151,19 @@ class Auditor:
             wanted = await self._waiting.get()
             if wanted is None or await self._look(*wanted):
                 await self._tell()
+            if wanted is not None:
+                self._accusers.discard(wanted[0])
 
     async def _look(self, source: PeerId, packed: bytes, index: int) -> bool:
         """Do a shard over with what ``source`` gives, its reducer or who accuses it; whether there was a lie."""
         participants = unpack_participants(packed)
         part = self._wire.parts(participants.key, participants.members, participants.reducers)[index]
         reducer = part.reducer
-        self._accusers.discard(source)
         if self._transport.is_barred(reducer) or reducer == self._transport.peer_id:
             return False
         try:
             lie = await self._examine(source, packed, participants, part)
-        except (TransportError, FrameError):
+        except (TransportError, FrameError, TimeoutError):
             lie = None
         share = part.numel / self._wire.numels[participants.key.fragment]
         if lie:
@@ -185,6 +186,7 @@ class Auditor:
 
         Raises:
             TransportError: it did not answer.
+            TimeoutError: not in time.
             FrameError: it did not give what the reducer has signed for.
         """
         index, num_members = part.index, len(participants.members)
@@ -195,8 +197,10 @@ class Auditor:
             return await self._ask(source, EXHIBIT, Wanted(packed, index, number), limit)
 
         longest, limit = self._wire.contribution_limit(part.numel, 0), self._wire.mean_limit(part.numel, num_members)
-        frames = [await exhibit(number, longest) for number in range(len(account.used))]
-        answer = self._answers.get(packed, index) or await exhibit(len(account.used), limit)
+        num_used = len(account.used)
+        async with asyncio.timeout(2 * self._timing.call_timeout_s(num_used * longest + limit)):
+            frames = [await exhibit(number, longest) for number in range(num_used)]
+            answer = self._answers.get(packed, index) or await exhibit(num_used, limit)
         mean = unpack_mean(answer, limit, num_members)
 
         def judge() -> str:

@@ -60,8 +60,8 @@ _MAX_ASKED_AT_ONCE = 8
 _MAX_DONORS = 3
 #: For members that missed rounds: as much as anchor and momentum take.
 _ANSWERS_BYTES_PER_VALUE = 8
-#: Parts are kept of so many rounds, for members that do a shard over.
-_KEPT_ROUNDS = 3
+#: Parts are kept of the last round, for members that do a shard over, and of some that take longer.
+_KEPT_ROUNDS = 1.5
 #: A leader that others can reach and we cannot is tried so often.
 _MAX_RETRIES = 3
 
@@ -136,7 +136,7 @@ class AllReduce(Exchange):
         self._inner_steps = inner_steps
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
-        budget_bytes = _KEPT_ROUNDS * sum(wire.contribution_limit(numel, 0) for numel in wire.numels)
+        budget_bytes = int(_KEPT_ROUNDS * sum(wire.contribution_limit(numel, 0) for numel in wire.numels))
         self._books = Books(identity, budget_bytes) if identity is not None else None
         self._reducer = Reducer(transport, clock, roster, wire, self._answers, timing, self._books)
         self._auditor: Auditor | None = None
