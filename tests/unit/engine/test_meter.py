@@ -1,5 +1,6 @@
 import math
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from decentral.engine.meter import Meter
 from decentral.ports.trainer import StepReport, Steps

@@ -1,5 +1,6 @@
 """What is a lie of a reducer by what was signed, and that nothing an honest one answers is one."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ from decentral.exchange.allreduce.account import (
 )
 from decentral.exchange.allreduce.messages import Mean
 from decentral.exchange.allreduce.participants import Participants
-from decentral.exchange.robust import median
+from decentral.exchange.robust import median, nearest
 from decentral.exchange.shard import Entry, ShardContributions
 from decentral.exchange.wire import Part, Wire
 from decentral.sim.identity import SimIdentity
@@ -79,7 +80,11 @@ def test_what_an_honest_reducer_answers_is_no_lie_whatever_it_owes(codec: str, l
     assert held.lie(wire_of(codec), frames, SimIdentity.verify) == ""
 
 
-@pytest.mark.parametrize("settings", [{"over_senders": True}, {"robust": median}], ids=["senders", "median"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"over_senders": True}, {"robust": median}, {"robust": functools.partial(nearest, num_liars=1)}],
+    ids=["senders", "median", "nearest"],
+)
 def test_all_merges_can_be_done_over(settings: dict[str, object]) -> None:
     wire = wire_of("int8-b128", **settings)
     held, frames = case(wire, brought())
