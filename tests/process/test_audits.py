@@ -31,6 +31,6 @@ def test_a_reducer_that_lies_is_barred_by_all_others(tmp_path: Path) -> None:
             return mixed["round"] > here + 2 and set(mixed["members"]) == {founder.peer, other.peer}
 
         wait_for(both, "rounds without the liar")
-        _, report = status_of(tmp_path / "status", founder.address)
+        _, report = status_of(founder.address)
         assert report["banned"] == [liar.peer]
     wait_for(lambda: not processes_of(tmp_path), "no process left")
