@@ -101,6 +101,8 @@ def _below(before: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, An
         gone |= {key for key in before if key.startswith("method.")}
     if _STAGES in changed and not stated[_STAGES]:
         gone |= {key for key in before if key.startswith("pipeline.")}
+    if _STAGES in changed and not before[_STAGES]:  # each stage has rounds of its own, by its replicas
+        gone.add("run.min_workers")
     return {key: value for key, value in before.items() if key not in gone}
 
 

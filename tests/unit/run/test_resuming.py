@@ -159,7 +159,9 @@ class TestRefusals:
 
 
 def test_a_whole_model_goes_on_in_stages_with_whoever_takes_them(tmp_path: Path) -> None:
-    start = taken(filled(tmp_path), "pipeline.stages=2")
+    start = taken(filled(tmp_path, "run.min_workers=2"), "pipeline.stages=2")
+    assert start.swarm is not None
+    assert start.swarm.run.min_workers == 1
     assert start.resumption is not None
     assert start.resumption.step is None
     assert "pipeline.stages: 2, was 0" in start.resumption.changes
