@@ -127,7 +127,8 @@ class Agreement:
     async def saved(self, span: Span, peers: Sequence[PeerId]) -> list[Part]:
         """The checkpoints that some who hold a stage have of just its blocks."""
         found = _stored(await self._ask(peers))
-        theirs = {one for stored in found.values() for one in stored if one.own and one.span == span}
+        listed = [one for stored in found.values() for one in stored if one.span == span]
+        theirs = {one for one in listed if one.own and not one.is_cut_out}
         return [Part(one, tuple(peer for peer, stored in found.items() if one in stored)) for one in sorted(theirs)]
 
     def over(self) -> None:

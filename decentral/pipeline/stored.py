@@ -21,6 +21,8 @@ Span = tuple[int, int]
 
 #: A head has no blocks.
 HEAD: Span = (0, 0)
+#: Joins what names a checkpoint of the whole model, in place of the digest of a stage's.
+OF_WHOLE = "/"
 #: Checkpoints in an inventory: those that a spare keeps of all stages of the longest pipeline are fewer.
 _MAX_STORED = 4096
 
@@ -34,7 +36,7 @@ class Stored(Message, frozen=True, order=True):
     step: Count
     """Inner steps behind it."""
     digest: Text
-    """Of weights and outer state."""
+    """Of weights and outer state; of what is cut out of a whole model's, that one's name (``OF_WHOLE``)."""
     own: bool
     """Whether the stage was this member's; else it keeps it for whoever had it."""
 
@@ -42,6 +44,11 @@ class Stored(Message, frozen=True, order=True):
     def span(self) -> Span:
         """Its blocks."""
         return self.first, self.stop
+
+    @property
+    def is_cut_out(self) -> bool:
+        """Whether it is a part of a checkpoint of the whole model, so that what is loaded has another digest."""
+        return OF_WHOLE in self.digest
 
 
 class Inventory(Message, frozen=True):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from decentral.engine.recut import out_of_whole
 from decentral.errors import ConfigError
 from decentral.pipeline.placement import CutInForce
-from decentral.pipeline.stored import HEAD, Span, Stored
+from decentral.pipeline.stored import HEAD, OF_WHOLE, Span, Stored
 from decentral.run.disk import Disk
 from decentral.run.folder import stage_folder
 from decentral.state.checkpoints import checkpoint, manifest
@@ -139,7 +139,9 @@ class StageFiles:
                 continue
             if base == self._folder:
                 # Workers with one anchor have each their own work on top: all stages are to come from the same one.
-                name = "/".join([about.state, *(about.files[file].digest for file in (manifest.OWN, manifest.TRAINER))])
+                name = OF_WHOLE.join(
+                    [about.state, *(about.files[file].digest for file in (manifest.OWN, manifest.TRAINER))]
+                )
                 found += [(Stored(*each, about.step, name, True), one.folder) for each in (HEAD, span)]
             elif (span == HEAD) == (base == self._base(0)):
                 found.append((Stored(*span, about.step, about.state, own), one.folder))

@@ -9,6 +9,7 @@ from decentral.cli.local.command import check_cut, check_length_and_result
 from decentral.cli.local.processes import Processes, processes_for
 from decentral.cli.worker import settled
 from decentral.config.pipeline import PipelineSection
+from decentral.config.settings import with_values
 from decentral.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def resume(
             newest = {int(had[0].name): furthest}  # its work is one worker's: the others join that
         processes = Processes(size)
         refuse_the_end(folder, furthest.run, setting, furthest.round, furthest.step)
+    if bool(swarm.pipeline.stages) != bool(setting.before.pipeline.stages):
+        swarm = with_values(swarm, processes.values)
     check_length_and_result(None, None, take, processes)
     torch.set_num_threads(max(1, own.threads))
     trainer = build_trainer(swarm, own, stream_seed=0)
