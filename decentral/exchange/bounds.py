@@ -48,7 +48,7 @@ class Kind(IntEnum):
     MEAN = 5
     """Of a reducer: what it answered was no mean, and nobody uses it."""
     TURNED = 6
-    """Of a reducer: what it answered points against what most members brought, and none of these uses it."""
+    """Of a reducer: what it answered points against what the members brought, and none that found so uses it."""
     SILENT = 7
     """Of a reducer: it gave no account of what it had answered, twice in a row. It is doubted."""
     PROVEN = 8

@@ -37,7 +37,7 @@ from decentral.exchange.allreduce.messages import (
     unpack_participants,
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
-from decentral.exchange.allreduce.plausible import absurd, against
+from decentral.exchange.allreduce.plausible import Beside, absurd, beside
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.allreduce.vote import Vote
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
@@ -404,25 +404,26 @@ class AllReduce(Exchange):
         """Close shards with nobody's part of which the answer can be no mean.
 
         Returns:
-            Those for which most members say so, by what they brought; with the cosine of our part.
+            Those for which the members say so, by what they brought; with the cosine of our part.
         """
         spans = [slice(part.start, part.stop) for part in parts]
 
-        def look() -> dict[int, float]:
+        def look() -> list[Beside]:
             sent = [values.sent_N[span] if values.weight else None for span in spans]
             for at in absurd(list(zip(sent, [values.mean_N[span] for span in spans], strict=True))):
                 means[at] = self._nobodys(parts[at], values)
-            # Of one's own means there is no doubt.
-            own = self._transport.peer_id
-            others = [i for i, part in enumerate(parts) if means[i].contributors and part.reducer != own]
-            shards = [(values.sent_N[spans[i]], values.mean_N[spans[i]]) for i in others if values.weight]
-            return {others[at]: cosine for at, cosine in against(shards, self._dice).items()}
+            if not values.weight:
+                return []
+            return [beside(values.sent_N[span], values.mean_N[span], self._dice) for span in spans]
 
-        doubted = await self._clock.run_aside(look)
-        refused = await self._vote.refused(called.packed, doubted)
-        for i in refused:
+        found = await self._clock.run_aside(look)
+        own = self._transport.peer_id  # of one's own means there is no doubt
+        doubted = [i for i, each in enumerate(found) if each.against and parts[i].reducer != own]
+        told = [values.weight * each.product for each in found]
+        turned = await self._vote.refused(called.packed, told, doubted)
+        for i in turned:
             means[i] = self._nobodys(parts[i], values)
-        return {i: doubted[i] for i in refused}
+        return {i: found[i].cosine for i in turned}
 
     def _nobodys(self, part: Part, values: _Values) -> Mean:
         """A shard that was closed with nobody's part."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decentral.exchange.allreduce.plausible import absurd, against
+from decentral.exchange.allreduce.plausible import absurd, beside
 
 S, SHARDS, MEMBERS = 2_000, 8, 6
 
@@ -35,13 +35,17 @@ def test_of_two_shards_the_own_part_is_the_measure(ours: float | None, refused: 
     assert absurd([(None if ours is None else ours * torch.ones(S), mean_S) for mean_S in means]) == refused
 
 
+def against(ours: list[Tensor], means: list[Tensor]) -> set[int]:
+    found = [beside(ours_S, mean_S, torch.Generator()) for ours_S, mean_S in zip(ours, means, strict=True)]
+    return {i for i, each in enumerate(found) if each.against}
+
+
 @pytest.mark.parametrize("agreement", [0.0, 0.5])
 @pytest.mark.parametrize("factor", [-1.0, -0.2])
 def test_a_mean_that_was_turned_around_is_doubted_by_all(factor: float, agreement: float) -> None:
     means = [mean_S * factor if i in (2, 5) else mean_S for i, mean_S in enumerate(answered(0, agreement))]
     for member in range(MEMBERS):
-        shards = list(zip(brought(0, member, agreement), means, strict=True))
-        assert set(against(shards, torch.Generator())) == {2, 5}
+        assert against(brought(0, member, agreement), means) == {2, 5}
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.05, 0.3, 1.0])
@@ -50,9 +54,22 @@ def test_an_honest_mean_is_not_doubted(agreement: float, share: float) -> None:
     """Nor by a newcomer with a step behind its part, where the others have hundreds."""
     for round_ in range(8):
         ours = [share * part_S for part_S in brought(round_, 0, agreement)]
-        assert against(list(zip(ours, answered(round_, agreement), strict=True)), torch.Generator()) == {}
+        assert against(ours, answered(round_, agreement)) == set()
 
 
 def test_beside_nothing_nothing_is_doubted() -> None:
-    nothing_S = torch.zeros(S)
-    assert against([(nothing_S, torch.ones(S)), (torch.ones(S), nothing_S)], torch.Generator()) == {}
+    assert against([torch.zeros(S), torch.ones(S)], [torch.ones(S), torch.zeros(S)]) == set()
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000])
+def test_products_with_all_parts_add_up_to_the_square_of_the_mean(size: int) -> None:
+    """Also where most parts point against it, as of members with unlike data near their common goal."""
+    parts = list(0.1 * torch.randn(4, size, generator=torch.Generator().manual_seed(0)))
+    parts[1:] = [part_S - parts[0] for part_S in parts[1:]]
+    parts[0] = 9 * parts[0]
+    mean_S = torch.stack(parts).mean(0)
+    dice = torch.Generator().manual_seed(1)
+    found = [beside(part_S, mean_S, dice) for part_S in parts]
+    assert sum(each.against for each in found) == 3
+    whole = float(mean_S @ mean_S)
+    assert sum(each.product for each in found) / 4 == pytest.approx(whole, rel=0.1)
