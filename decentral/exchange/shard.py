@@ -59,16 +59,16 @@ class ShardContributions:
         """Indices among the participants of those whose values are in the mean."""
         return tuple(i for i, m in enumerate(self._members) if m in self._entries and self._entries[m].weight > 0)
 
-    def bound(
+    def bounded(
         self,
         factor: float,
         round_weight: float = 0.0,
         rounds: Mapping[PeerId, float] | None = None,
         slack: float = 0.0,
-    ) -> tuple[Finding, ...]:
-        """Keep all contributions within the bounds that they set each other (see ``bounds.bounded``).
+    ) -> tuple["ShardContributions", tuple[Finding, ...]]:
+        """All contributions within the bounds that they set each other (see ``bounds.bounded``).
 
-        What goes beyond them is gone; who brought it still counts as a contributor, lest it be brought again.
+        What goes beyond them is not among them; who brought it still counts as a contributor, lest it be brought again.
 
         Args:
             factor: see there, like the others.
@@ -77,7 +77,7 @@ class ShardContributions:
             slack: see there.
 
         Returns:
-            What was bounded, by index among the participants.
+            They, and what was bounded, by index among the participants.
         """
         indices = self.contributors()
         inside = [self._entries[self._members[i]] for i in indices]
@@ -87,10 +87,12 @@ class ShardContributions:
         seed = seed_of(b"".join([entry.digest for entry in inside]).hex())
         weights = [entry.weight for entry in inside]
         found = bounded(weights, values, factor, round_weight, each, seed=seed, slack=slack)
+        within = ShardContributions(self._members)
+        within._entries = dict(self._entries)
         for i, weight, values_S in zip(indices, found.weights, found.values, strict=True):
             member = self._members[i]
-            self._entries[member] = replace(self._entries[member], weight=weight, values_S=values_S)
-        return tuple([replace(finding, index=indices[finding.index]) for finding in found.findings])
+            within._entries[member] = replace(self._entries[member], weight=weight, values_S=values_S)
+        return within, tuple([replace(finding, index=indices[finding.index]) for finding in found.findings])
 
     def mean(
         self, *, over_senders: bool = False, directed: Sequence[Range] = (), robust: Merge | None = None

@@ -73,7 +73,7 @@ def price() -> Record:
         for number, frame in enumerate(frames):
             contributions.enter(peer_id(number), Entry(1.0, unpack(frame, codec, NUMEL)))
         if factor:
-            contributions.bound(factor)
+            contributions, _ = contributions.bounded(factor)
         mean_S = contributions.mean()
         assert mean_S is not None
         pack(codec, mean_S)

@@ -118,7 +118,7 @@ def merged(
         wire: what members agree on.
         key: the round.
         part: the shard.
-        contributions: changed by it.
+        contributions: of which it is made.
         round_weight: see ``bounds.bounded``, like the others.
         rounds: see there.
         slack: see there.
@@ -126,7 +126,9 @@ def merged(
     Returns:
         float32 [S], or ``None`` if nobody brought values.
     """
-    findings = contributions.bound(wire.bound, round_weight, rounds, slack) if wire.bound else ()
+    findings: tuple[Finding, ...] = ()
+    if wire.bound:
+        contributions, findings = contributions.bounded(wire.bound, round_weight, rounds, slack)
     directed = wire.directed_in(key.fragment, part)
     return contributions.mean(over_senders=wire.over_senders, directed=directed, robust=wire.robust), findings
 

@@ -129,3 +129,15 @@ def test_weight_and_values_go_together() -> None:
     with pytest.raises(ValueError, match=r"weight 0.0 with values"):
         contributions.enter(A, Entry(0.0, torch.ones(1)))
     assert tuple(contributions.awaited()) == MEMBERS
+
+
+def test_bounds_can_be_taken_again_over_the_same_contributions() -> None:
+    """A call that closes a shard may be cancelled in the middle of it; then another one closes it."""
+    contributions = ShardContributions(MEMBERS)
+    for number, member in enumerate(MEMBERS):
+        contributions.enter(member, Entry(1.0, torch.full((4,), 1e6 if number == 0 else 1.0)))
+    (once, found), (again, found_again) = contributions.bounded(2.5), contributions.bounded(2.5)
+    assert found == found_again != ()
+    means = [each.mean() for each in (once, again)]
+    assert [mean_S is not None and mean_S.tolist() for mean_S in means] == [[1.0] * 4] * 2
+    assert once.contributors() == contributions.contributors()
