@@ -46,6 +46,8 @@ _CARRIERS: Final = (SHARD, RESULT, HELD, ASK, AHEAD, BRING, POLL, SWAP, PUSH, PI
 _MOST_REDUCERS = 64
 #: Values of every machine together, in float32 and several times over.
 _MOST_VALUES = 1 << 26
+#: Messages no longer than this share a line with large ones, as streams do: a sign of life does not wait for a model.
+_PASSING_BYTES = 1 << 14
 #: Virtual seconds, as so many times what the run takes without a network.
 _TIMES, _LEAST_S = 50.0, 3600.0
 #: Machines that leave do so within this share of the shortest that the run can be, so that all that are left finish.
@@ -164,6 +166,7 @@ def scenario_of(file: ScenarioFile) -> tuple[Scenario, FaultTape | None, float]:
             file.network.jitter,
             file.network.loss,
             between={frozenset(link.between): link.latency_s for link in file.links},
+            passing_bytes=_PASSING_BYTES,
             stands_for=dict.fromkeys(_CARRIERS, scale) if scale > 1 else {},
         ),
         machines=machines,

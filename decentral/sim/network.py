@@ -50,6 +50,8 @@ class Conditions:
     """How long a caller dials across a partition before it is told that the peer is unreachable."""
     between: Mapping[frozenset[str], float] = field(default_factory=dict)
     """Mean latencies between two regions, or within one, where they are not ``latency_s``."""
+    passing_bytes: int = 0
+    """Messages no longer than this wait behind no others, as on lines that streams share; they take no room either."""
     stands_for: Mapping[str, float] = field(default_factory=dict)
     """By method: there are so many times as many values in its messages, and in the replies to them, as are sent. A
     swarm with a thousandth of a model's values so has its traffic."""
@@ -258,8 +260,11 @@ class Network:
         """Send a message of ``num_bytes`` payload; if it arrives, ``deliver(*args)`` runs in the target's context."""
         size = num_bytes + FRAME_BYTES
         now_s = self._loop.time()
-        start_s = max(now_s, source.up_free_s)
-        left_s = source.up_free_s = start_s + size / self._line(source).up_bytes_per_s
+        passes = size <= self.conditions.passing_bytes
+        start_s = now_s if passes else max(now_s, source.up_free_s)
+        left_s = start_s + size / self._line(source).up_bytes_per_s
+        if not passes:
+            source.up_free_s = left_s
         source.sent_bytes += size
         self.sent_bytes += size
         lost = self.is_lost()
@@ -278,7 +283,7 @@ class Network:
             latency_s *= self.random.uniform(*_OVERTAKEN)
         message = (source, target, left_s, size, *rest)
         down_bytes_per_s = self._line(target).down_bytes_per_s
-        if down_bytes_per_s == math.inf:
+        if down_bytes_per_s == math.inf or size <= self.conditions.passing_bytes:
             self._loop.call_at(left_s + latency_s, self._arrive, *message, context=target.context)
             return
         # The downlink is claimed when the bytes are there, not now: else one slow sender would block the receiver.

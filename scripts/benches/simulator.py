@@ -1,8 +1,9 @@
-"""How long the simulator takes for 64 workers x 100 rounds of the production engine, and for drawn faults.
+"""How long 64 workers x 100 rounds of the production engine take, and drawn faults; what the ready scenarios come to.
 
-    scripts/bench-sim [--runs 5] [--seeds 20]
+    scripts/bench-sim [--only swarm|faults|scenarios ...] [--runs 5] [--seeds 20] [--scenario NAME ...]
 
-Prints and writes docs/benchmarks/simulator.json and simulator.md. Times are of this machine; see there.
+Prints and writes docs/benchmarks/simulator.json and simulator.md; what is not measured anew stays as it was. Times are
+of this machine; see there.
 """
 
 import statistics
@@ -11,17 +12,22 @@ from collections import Counter
 
 import torch
 
+from decentral.monitor.figures import age, amount, percent, traffic
+from decentral.run.scenario_file import read as read_scenario
+from decentral.run.scenario_file import shipped
+from decentral.run.simulation import play, record_of
 from decentral.sim.checkers import check
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record as Simulated
 from decentral.sim.scenario import Scenario, simulate
 from decentral.swarm.timing import Timing
 from scripts.benches.lib.command import BenchError, Parser, enter
-from scripts.benches.lib.report import Record, load_average, places, stamp, write
+from scripts.benches.lib.report import Record, load_average, places, read, stamp, write
 from scripts.benches.lib.tables import table
 from tests.sim.test_invariants import TOLERANCE, faulty
 
 SCRIPT = "bench-sim"
+PARTS = ("swarm", "faults", "scenarios")
 SWARM = Scenario(
     1,
     num_workers=64,
@@ -62,14 +68,43 @@ def with_faults(seeds: int) -> Record:
     return {"seeds": seeds, "bad": bad, "events": seen, "cpu_s": cpu_s}
 
 
+def scenario(name: str) -> Record:
+    """One that comes along, to its end."""
+    played: Record = record_of(play(read_scenario(name)))
+    print(f"{name}: {played['cpu_s']:.1f} s CPU, {played['virtual_s']:.0f} s virtual", flush=True)
+    return {**played, **stamp(SCRIPT)}
+
+
+def scenario_row(played: Record) -> list[str]:
+    """All that came of it."""
+    return [
+        played["name"],
+        f"{played['machines']:,}",
+        f"{amount(played['parameters'])}, {played['method']}",
+        str(played["rounds"]),
+        age(20 * played["parameters"] / played["tokens_per_s"]),
+        percent(played["utilisation"]),
+        traffic(played["sent_bytes"], played["dp_bytes"]),
+        f"{played['lost']} of {played['lost'] + played['mixed']:,}",
+        f"{played['members']:.1f}",
+        str(played["deaths"]),
+        f"{played['cpu_s']:.0f} s",
+    ]
+
+
 def page(result: Record) -> str:
     """The page for people."""
-    walls = [run["wall_s"] for run in result["swarm"]]
-    first, faults = result["swarm"][0]["events"], result["faults"]
+    walls = [run["wall_s"] for run in result["swarm"]["runs"]]
+    first, faults = result["swarm"]["runs"][0]["events"], result["faults"]
+    scenarios = [result["scenarios"][name] for name in sorted(result["scenarios"])]
+    columns = (
+        "scenario | machines: | model | rounds: | 20 tokens a parameter: | in compute: | bytes | rounds for nothing: "
+    )
+    columns += "| members of a round: | machines lost: | processor time:"
     row = [f"{wall_s:.1f}" for wall_s in (min(walls), statistics.median(walls), max(walls))]
     return f"""# The simulator
 
-Written by `scripts/bench-sim`; the raw record is `simulator.json`. {places([result])[0]}.
+Written by `scripts/bench-sim`; the raw record is `simulator.json`. {places([result["swarm"]])[0]}.
 
 64 workers x 100 rounds of the production engine (10 inner steps of 0.05 s each, one shard of 24 values, a beat every
 5 s, log-normal latency of mean 20 ms): wall time of {len(walls)} runs, seconds:
@@ -83,6 +118,13 @@ that joined in the middle of it), and all invariants held.
 partition, a late joiner and clocks wrong by ten minutes: {len(faults["bad"])} with a violation
 ({faults["cpu_s"]:.0f} s of CPU time in all; {faults["events"]["RoundMixed"]} contributions mixed,
 {faults["events"]["RoundAborted"]} aborted, {faults["events"]["Repaired"]} repairs).
+
+## Scenarios that come along
+
+What `decentral simulate NAME` says of each ([scenarios](../simulator.md#scenarios-of-files)), nothing trained in truth.
+{"; ".join(places(scenarios))}.
+
+{table(columns, map(scenario_row, scenarios))}
 """
 
 
@@ -91,10 +133,19 @@ def main() -> None:
     parser = Parser(SCRIPT, __doc__, "simulator")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.repeated("--only", default=list(PARTS), choices=PARTS, help="may be given more than once")
+    parser.repeated("--scenario", default=list(shipped()), choices=shipped(), help="may be given more than once")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"swarm": [large() for _ in range(options.runs)], "faults": with_faults(options.seeds), **stamp(SCRIPT)}
-    result["machine"] += f", load {load_average():.1f} at the end"
+    result = read(options.out, {"scenarios": {}})
+    if "swarm" in options.only:
+        result["swarm"] = {"runs": [large() for _ in range(options.runs)], **stamp(SCRIPT)}
+        result["swarm"]["machine"] += f", load {load_average():.1f} at the end"
+    if "faults" in options.only:
+        result["faults"] = with_faults(options.seeds)
+    for name in options.scenario if "scenarios" in options.only else ():
+        result["scenarios"][name] = scenario(name)
+        write(options.out, result, page(result))
     write(options.out, result, page(result))
 
 
