@@ -1,6 +1,6 @@
 """How long 64 workers x 100 rounds of the production engine take, and drawn faults; what the ready scenarios come to.
 
-    scripts/bench-sim [--only swarm|faults|scenarios ...] [--runs 5] [--seeds 20] [--scenario NAME ...]
+    scripts/bench-sim [--only swarm|faults|scenarios ...] [--runs 5] [--seeds 20] [--scenario NAME ...] [--set K=V ...]
 
 Prints and writes docs/benchmarks/simulator.json and simulator.md; what is not measured anew stays as it was. Times are
 of this machine; see there.
@@ -9,6 +9,7 @@ of this machine; see there.
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
@@ -68,9 +69,9 @@ def with_faults(seeds: int) -> Record:
     return {"seeds": seeds, "bad": bad, "events": seen, "cpu_s": cpu_s}
 
 
-def scenario(name: str) -> Record:
+def scenario(name: str, assignments: Sequence[str]) -> Record:
     """One that comes along, to its end."""
-    played: Record = record_of(play(read_scenario(name)))
+    played: Record = record_of(play(read_scenario(name, assignments)))
     print(f"{name}: {played['cpu_s']:.1f} s CPU, {played['virtual_s']:.0f} s virtual", flush=True)
     return {**played, **stamp(SCRIPT)}
 
@@ -121,7 +122,8 @@ partition, a late joiner and clocks wrong by ten minutes: {len(faults["bad"])} w
 
 ## Scenarios that come along
 
-What `decentral simulate NAME` says of each ([scenarios](../simulator.md#scenarios-of-files)), nothing trained in truth.
+What `decentral simulate NAME --set run.rounds=N` says of each ([scenarios](../simulator.md#scenarios-of-files)), nothing
+trained in truth.
 {"; ".join(places(scenarios))}.
 
 {table(columns, map(scenario_row, scenarios))}
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.repeated("--only", default=list(PARTS), choices=PARTS, help="may be given more than once")
     parser.repeated("--scenario", default=list(shipped()), choices=shipped(), help="may be given more than once")
+    parser.settings("of the scenarios")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = read(options.out, {"scenarios": {}})
@@ -144,7 +147,7 @@ def main() -> None:
     if "faults" in options.only:
         result["faults"] = with_faults(options.seeds)
     for name in options.scenario if "scenarios" in options.only else ():
-        result["scenarios"][name] = scenario(name)
+        result["scenarios"][name] = scenario(name, options.set or ())
         write(options.out, result, page(result))
     write(options.out, result, page(result))
 
