@@ -122,8 +122,8 @@ partition, a late joiner and clocks wrong by ten minutes: {len(faults["bad"])} w
 
 ## Scenarios that come along
 
-What `decentral simulate NAME --set run.rounds=N` says of each ([scenarios](../simulator.md#scenarios-of-files)), nothing
-trained in truth.
+What `decentral simulate NAME --set run.rounds=N` says of each ([scenarios](../simulator.md#scenarios-of-files)),
+nothing trained in truth.
 {"; ".join(places(scenarios))}.
 
 {table(columns, map(scenario_row, scenarios))}
