@@ -1,5 +1,6 @@
 """Made runs, as a page shows them: samples, rounds and events of workers that never were."""
 
+import dataclasses
 import math
 from enum import StrEnum
 from random import Random
@@ -41,7 +42,7 @@ def made(kind: Kind, steps: int = 240) -> History:
     run = RunFacts(
         "demo-7f3a21c0", "noloco" if kind is Kind.GOSSIP else "streaming", "int8-b128", _ROUNDS, 12, "0.1.0", "ab12cd34"
     )
-    run = replace(run, gossip=kind is Kind.GOSSIP, num_stages=4 if kind is Kind.PIPELINE else 0)
+    run = dataclasses.replace(run, gossip=kind is Kind.GOSSIP, num_stages=4 if kind is Kind.PIPELINE else 0)
     for step in range(steps):
         time, round_ = BEGAN + EVERY_S * step, step // _STEPS_A_ROUND
         late = max(0, step - steps + 18) if kind in (Kind.DEAD, Kind.PIPELINE) else 0
