@@ -14,10 +14,10 @@ Legend: S = values in a shard.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Annotated, ClassVar
 
 import torch
+from blake3 import blake3
 from msgspec import Meta
 from torch import Tensor
 
@@ -83,8 +83,8 @@ class Account(Message, frozen=True):
 
 
 def digest_of(data: bytes) -> bytes:
-    """Of a part, an account or a list of participants: 16 bytes."""
-    return blake2b(data, digest_size=16).digest()
+    """Of a part, an account or a list of participants: 16 bytes of BLAKE3, which reads memory as fast as it comes."""
+    return blake3(data).digest(16)
 
 
 def part_claim(participants: bytes, index: int, weight: float, digest: bytes) -> bytes:
