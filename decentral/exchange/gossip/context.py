@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from decentral.exchange.api import Restrained
+from decentral.exchange.gossip.bounds import OFFENCES
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.options import GossipOptions
-from decentral.exchange.gossip.swap import OFFENCES
 from decentral.exchange.limits import Limit
 from decentral.exchange.offences import Offences
 from decentral.exchange.wire import Wire

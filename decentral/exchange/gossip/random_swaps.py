@@ -112,7 +112,7 @@ class RandomGossip(Exchange):
         if not mine.weight:
             return Verdict(Aborted(Reason.ALONE, "nothing to give"), met=met)
         part = part_of(mine, self._context.inner_steps)
-        await self._clock.run_aside(lambda: self._swap.measure(key.fragment, mine.delta_N, part))
+        await self._clock.run_aside(lambda: self._swap.bounds.measure(key.fragment, mine.delta_N, part))
         return Verdict(Mixed(mine.delta_N, (self._company.me,)), mine.delta_N, met=met)
 
     async def run(self) -> None:
@@ -132,7 +132,7 @@ class RandomGossip(Exchange):
     async def _start(self, peer: PeerId, fragment: int) -> None:
         """Send the anchor to a peer and move by the pull that comes back."""
         held = self._anchor(fragment)
-        if held is None or not self._swap.has_measure(fragment):
+        if held is None or not self._swap.bounds.has_measure(fragment):
             return
         base, anchor_N = held
         self._serial += 1
@@ -170,7 +170,7 @@ class RandomGossip(Exchange):
         if fragment >= len(self._wire.numels):
             raise FrameError(f"there is no fragment {fragment}")
         held = self._anchor(fragment)
-        unfit = not self._swap.has_measure(fragment) or self._context.avoids(sender)
+        unfit = not self._swap.bounds.has_measure(fragment) or self._context.avoids(sender)
         if held is None or unfit or not self._may_serve(fragment):
             raise ValueError("no swap now")
         _, anchor_N = held
@@ -197,5 +197,5 @@ class RandomGossip(Exchange):
 
     async def _moved(self, fragment: int, pull_N: Tensor, anchor_N: Tensor, peer: PeerId) -> None:
         """Move by gamma times the pull; the anchor may have moved since, which does not matter to a difference."""
-        self._context.judge(self._swap.restrained())
+        self._context.judge(self._swap.bounds.restrained())
         await self._move(fragment, pull_N * self._swaps.gamma, peer, spread_of(pull_N, anchor_N, 2))

@@ -8,18 +8,12 @@ anchor is from that guest's own, a small difference that a coarse codec Q carrie
     D_h    = -sum(Q(D_g))                           the host's own
 
 So the pulls of a group add up to zero and its mean anchor stays where it is, however coarse Q is. What Q leaves of a
-difference is still there at the next swap. Nobody's values count for more than a radius around one's own
-(``outer.clip``), neither a guest's at its host nor a host's at its guests. In place of values that no honest worker
-would bring one's own count: of what is many radii away, and of a pseudo-gradient that points against one's own where
-those of others point along with it (``bounds.along``). The anchor that comes with such a pseudo-gradient does not count
-either; and if it points along less than half as far as is usual, the anchor has to be within the usual distances.
+difference is still there at the next swap. How much of what others bring counts is up to ``bounds``.
 
 Legend: N = values in the fragment.
 """
 
 import math
-import statistics
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,29 +22,17 @@ from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
 from decentral.exchange.api import Contribution, Memory, Restrained
-from decentral.exchange.bounds import Along, Kind, along, cosines, dice_of
+from decentral.exchange.gossip.bounds import OwnBounds
 from decentral.exchange.gossip.options import GossipOptions
+from decentral.exchange.merge import norm_of
 from decentral.exchange.rest import MeanRest
 from decentral.exchange.shard import Entry, ShardContributions
 from decentral.exchange.wire import Wire, seed_of
-from decentral.outer.clip import REMEMBERED, Radius, clip
 from decentral.outer.rule import Mixed
 from decentral.types import PeerId, SyncKey
 
-#: So many radii away nobody honest is.
-_WILD = 10.0
-#: What is shorter than this part of our own, for as much weight, is nothing: a codec leaves so much of zeros.
-_NOTHING = 0.02
 #: A guest's tokens count at most so many times as those of the host's own whole round.
 _MAX_WEIGHT_RATIO = 4.0
-#: With so many partners that agree a worker begins: the first that does not is not what is usual.
-_TRUST = (1.0, 1.0, 1.0)
-#: What no honest worker brings, with words for people.
-OFFENCES: Mapping[Kind, str] = {
-    Kind.WILD: "its values were far outside of the radius around ours",
-    Kind.AGAINST: "its values pointed against ours, and those of others do not",
-    Kind.NOTHING: "its values were all 0",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +73,7 @@ class Answers:
 
 
 class Swap:
-    """The arithmetic with its memory: radii, and what the codec of means left out. For one thread.
+    """The arithmetic with its memory: bounds, and what the codec of means left out. For one thread.
 
     Args:
         wire: sizes and codecs of pseudo-gradients and means.
@@ -101,68 +83,36 @@ class Swap:
     def __init__(self, wire: Wire, options: GossipOptions) -> None:
         self._wire = wire
         self._options = options
-        self._delta_radii = [Radius(options.bound) for _ in wire.numels]
-        self._anchor_radii = [Radius(options.bound) for _ in wire.numels]
         self._rest = MeanRest(wire.numels)
-        self._lengths = [deque[float](maxlen=REMEMBERED) for _ in wire.numels]
-        """Of the own last pseudo-gradients, as of whole rounds."""
-        self._cosines = [deque[float](_TRUST, REMEMBERED) for _ in wire.numels]
-        """Of partners' pseudo-gradients with the own ones."""
-        self._found: dict[PeerId, tuple[Kind, float]] = {}
-        """Whose values did not count as they were brought, since that was asked last."""
-        self._aside: set[PeerId] = set()
-        """Whose pseudo-gradient points along with ours in this swap less than half as far as is usual."""
+        self.bounds = OwnBounds(len(wire.numels), options.bound)
 
     def memory(self) -> Memory:
-        """Radii, scales, and what is owed to means."""
-        radii = {"delta_radii": self._delta_radii, "anchor_radii": self._anchor_radii}
-        distances = {name: [list(radius.distances) for radius in each] for name, each in radii.items()}
-        lengths, seen = [list(each) for each in self._lengths], [list(each) for each in self._cosines]
-        return Memory({"rest": self._rest.owed()}, {"lengths": lengths, "cosines": seen, **distances})
+        """Bounds, and what is owed to means."""
+        return Memory({"rest": self._rest.owed()}, self.bounds.memory())
 
     def remember(self, memory: Memory) -> None:
         """Go on from the memory of an earlier life."""
         self._rest.restore(memory.tensors.get("rest", {}))
-        for own, lengths in zip(self._lengths, memory.facts["lengths"], strict=True):
-            own.extend(lengths)
-        # Of states that were saved before there were any it begins anew.
-        for seen, earlier in zip(self._cosines, memory.facts.get("cosines", ()), strict=False):
-            seen.clear()
-            seen.extend(earlier)
-        for name, radii in (("delta_radii", self._delta_radii), ("anchor_radii", self._anchor_radii)):
-            for radius, distances in zip(radii, memory.facts[name], strict=True):
-                radius.restore(distances)
+        self.bounds.remember(memory.facts)
 
     def settle(self, key: SyncKey, host: Share, guests: Sequence[Share]) -> tuple[Taken, Answers]:
         """The host's side: means over all, pulls for the guests."""
         members = (host.peer, *(guest.peer for guest in guests))
-        self.measure(key.fragment, host.delta_N, host.part)
+        self.bounds.measure(key.fragment, host.delta_N, host.part)
         mean_N, frame, contributors, shares = self._mean(key, host, guests)
         anchors = {guest.peer: self._anchor(guest, host.anchor_N) for guest in guests}
         own_N, pulls = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
         mixed = Mixed(mean_N, tuple([members[i] for i in contributors]), anchor_N=host.anchor_N + own_N)
-        taken = Taken(mixed, spread_of(own_N, host.anchor_N, len(members)), self.restrained())
+        taken = Taken(mixed, spread_of(own_N, host.anchor_N, len(members)), self.bounds.restrained())
         return taken, Answers(members, contributors, frame, pulls, shares)
-
-    def measure(self, fragment: int, delta_N: Tensor | None, part: float) -> None:
-        """Note how long this worker's own pseudo-gradient would be after a whole round: a distance that is harmless.
-
-        Else a newcomer, with a step or two behind it, would cut all others down to that.
-        """
-        if delta_N is not None:
-            self._lengths[fragment].append(_norm(delta_N) / part)
-
-    def has_measure(self, fragment: int) -> bool:
-        """Whether it has one yet. Before that everything would be too far away, and honest peers offenders."""
-        return max(self._lengths[fragment], default=0.0) > 0
 
     def pulls(
         self, fragment: int, anchor_N: Tensor, guests: Mapping[PeerId, Tensor], purpose: str
     ) -> tuple[Tensor, dict[PeerId, bytes]]:
         """What moves the host's anchor to the mean, and a frame that does so for each guest."""
-        codec, away, size = self._options.pull_codec, {}, _norm(anchor_N)
+        codec, away, size = self._options.pull_codec, {}, norm_of(anchor_N)
         for peer, guest_N in guests.items():
-            away[peer] = self._near(peer, self._anchor_radii, fragment, anchor_N, guest_N, size=size) - anchor_N
+            away[peer] = self.bounds.anchor(peer, fragment, anchor_N, guest_N, 1.0, size) - anchor_N
         mean_N = torch.zeros_like(anchor_N)
         for away_N in away.values():
             mean_N.add_(away_N)
@@ -199,7 +149,7 @@ class Swap:
             FrameError: a frame breaks a rule.
         """
         host, num, fragment = members[0], len(members), key.fragment
-        self.measure(fragment, mine.delta_N, mine.part)
+        self.bounds.measure(fragment, mine.delta_N, mine.part)
         # Distances are from member to member; the mean is nearer by this.
         share = (num - 1) / num
         pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
@@ -209,25 +159,19 @@ class Swap:
         if contributors and mine.delta_N is not None:
             theirs_N = (delta_N - own_share * mine.delta_N).div_(1 - own_share) if own_share < 1 else mine.delta_N
             weighs = (1 - own_share) / own_share if own_share else 1.0
-            delta_N = self._along(host, fragment, mine.delta_N, delta_N, theirs_N, weighs, share)
+            delta_N = self.bounds.delta(host, fragment, mine.delta_N, delta_N, theirs_N, weighs, share)
         pull_N = self.pulled(host, fragment, mine.anchor_N, pull_N, share)
-        if self._lies(host):
+        if self.bounds.lies(host):
             pull_N = torch.zeros_like(pull_N)
             delta_N = mine.delta_N if mine.delta_N is not None else delta_N
         inside = tuple([members[i] for i in contributors])
         mixed = Mixed(delta_N, inside, anchor_N=mine.anchor_N + pull_N)
-        return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), self.restrained())
+        return Taken(mixed, spread_of(pull_N, mine.anchor_N, num), self.bounds.restrained())
 
     def pulled(self, host: PeerId, fragment: int, anchor_N: Tensor, pull_N: Tensor, share: float) -> Tensor:
         """The pull of a ``host``, clipped; none from one that is wild."""
-        nothing_N, size = torch.zeros_like(pull_N), _norm(anchor_N)
-        return self._near(host, self._anchor_radii, fragment, nothing_N, pull_N, share, size)
-
-    def restrained(self) -> tuple[Restrained, ...]:
-        """Whose values did not count as they were brought since this was asked last: each once, in order of peer id."""
-        found, self._found = sorted(self._found.items()), {}
-        self._aside.clear()
-        return tuple([Restrained(peer, kind, ratio, 1.0) for peer, (kind, ratio) in found])
+        nothing_N, size = torch.zeros_like(pull_N), norm_of(anchor_N)
+        return self.bounds.anchor(host, fragment, nothing_N, pull_N, share, size)
 
     def _mean(
         self, key: SyncKey, host: Share, guests: Sequence[Share]
@@ -246,7 +190,7 @@ class Swap:
                 weight = min(weight, _MAX_WEIGHT_RATIO * host.weight / host.part)
             if delta_N is not None and host.delta_N is not None:
                 weighs = weight / host.weight
-                delta_N = self._along(guest.peer, key.fragment, host.delta_N, delta_N, delta_N, weighs)
+                delta_N = self.bounds.delta(guest.peer, key.fragment, host.delta_N, delta_N, delta_N, weighs)
             contributions.enter(guest.peer, Entry(weight, delta_N))
             weights[guest.peer] = weight
         mean_N = contributions.mean(over_senders=self._wire.over_senders)
@@ -266,71 +210,9 @@ class Swap:
             self._rest.settle(frame, mixed=True)
         return decoded_N, frame, contributions.contributors(), shares
 
-    def _along(
-        self,
-        peer: PeerId,
-        fragment: int,
-        own_N: Tensor,
-        other_N: Tensor,
-        theirs_N: Tensor,
-        weighs: float,
-        share: float = 1.0,
-    ) -> Tensor:
-        """Another's pseudo-gradient, or a mean with it, as it may count: one's own if ``theirs_N`` is none.
-
-        It may be shorter than ours by as much as it ``weighs`` less: there are fewer steps behind it.
-        """
-        length, own_length, seen = _norm(theirs_N), _norm(own_N), self._cosines[fragment]
-        if self._options.bound and own_length:
-            if length <= _NOTHING * own_length * min(1.0, weighs):
-                self._found[peer] = Kind.NOTHING, 0.0
-                return own_N
-            cosine = float(cosines((own_N, theirs_N), dice_of((own_length, length)))[0, 1])
-            direction = along(cosine, statistics.median_low(seen), own_N.numel())
-            seen.append(cosine)
-            if direction is Along.AWAY:
-                self._found[peer] = Kind.AGAINST, cosine
-                return own_N
-            if direction is Along.ASIDE:
-                self._aside.add(peer)
-        return self._near(peer, self._delta_radii, fragment, own_N, other_N, share)
-
-    def _near(
-        self,
-        peer: PeerId,
-        radii: Sequence[Radius],
-        fragment: int,
-        own_N: Tensor,
-        other_N: Tensor,
-        share: float = 1.0,
-        size: float = 0.0,
-    ) -> Tensor:
-        """Another's values within ``share`` of the radius around one's own; one's own if they were absurdly far off.
-
-        Anchors less far apart than their own ``size`` are not absurd: workers may have trained apart for long.
-        """
-        # The longest of the last rounds: replicas that did not meet for some of them went apart by as much in each.
-        scale = max(self._lengths[fragment], default=0.0)
-        is_aside = radii is self._anchor_radii and peer in self._aside
-        allowed = share * radii[fragment].limit(0.0 if is_aside else scale)
-        limit = share * radii[fragment].limit(scale)  # the last one asked for is that with which a distance counts
-        near_N, distance = clip(own_N, other_N, limit)
-        radii[fragment].observe(distance / share)
-        if distance <= allowed:
-            return near_N
-        is_wild = distance > max(_WILD * limit, share * size)
-        if distance > limit > 0:
-            found = Kind.WILD if is_wild else Kind.LENGTH, distance / limit
-            self._found[peer] = max(self._found.get(peer, found), found)
-        return own_N if is_wild or is_aside else near_N
-
-    def _lies(self, peer: PeerId) -> bool:
-        """Whether no honest worker would have brought what this one did."""
-        return peer in self._found and self._found[peer][0] in OFFENCES
-
     def _anchor(self, guest: Share, own_N: Tensor) -> Tensor:
         """A guest's anchor; one's own of who lies."""
-        return own_N if self._lies(guest.peer) else guest.anchor_N
+        return own_N if self.bounds.lies(guest.peer) else guest.anchor_N
 
 
 def part_of(mine: Contribution, inner_steps: int) -> float:
@@ -347,12 +229,7 @@ def spread_of(pull_N: Tensor, anchor_N: Tensor, num_members: int) -> float:
     Returns:
         RMS of the difference of two anchors over the RMS of the anchor; NaN for one member or an anchor of zeros.
     """
-    rms = _norm(anchor_N)
+    rms = norm_of(anchor_N)
     if num_members < 2 or not rms:
         return math.nan
-    return math.sqrt(2 * num_members / (num_members - 1)) * _norm(pull_N) / rms
-
-
-def _norm(x_N: Tensor | None) -> float:
-    """L2 norm; 0 for nothing."""
-    return 0.0 if x_N is None else float(torch.linalg.vector_norm(x_N, dtype=torch.float64))
+    return math.sqrt(2 * num_members / (num_members - 1)) * norm_of(pull_N) / rms

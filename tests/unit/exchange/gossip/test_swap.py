@@ -17,8 +17,9 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError
+from decentral.exchange.gossip.bounds import OFFENCES
 from decentral.exchange.gossip.options import GossipOptions
-from decentral.exchange.gossip.swap import OFFENCES, Answers, Share, Swap, Taken, spread_of
+from decentral.exchange.gossip.swap import Answers, Share, Swap, Taken, spread_of
 from decentral.exchange.wire import Wire
 from decentral.outer.clip import REMEMBERED
 from decentral.types import PeerId, SyncKey
@@ -111,8 +112,8 @@ def test_of_every_group(seed: int, num: int, pull: str, mean: str, apart: float,
     ]
     swaps = [swap(pull, mean) for _ in members]
     for its in swaps:
-        its.measure(0, 100.0 * randn(seed), 1.0)
-        its.measure(0, None, 1.0)
+        its.bounds.measure(0, 100.0 * randn(seed), 1.0)
+        its.bounds.measure(0, None, 1.0)
     group = meet(members, swaps)
     anchors = sum(it.anchor_N.double() for it in members)
     moved = sum(pull_of(taken, it) for taken, it in zip(group.all, members, strict=True))
@@ -163,7 +164,7 @@ def test_who_only_listens_is_not_in_the_mean_and_is_pulled_all_the_same(silent: 
     members = [Share(it.peer, 0.0, None, it.anchor_N) if it.peer == silent else it for it in shares(2, 2, apart=1e-2)]
     swaps = [swap(), swap()]
     for its in swaps:
-        its.measure(0, randn(0), 1.0)
+        its.bounds.measure(0, randn(0), 1.0)
     group = meet(members, swaps)
     (other,) = (it for it in members if it.peer != silent)
     middle_N = (members[0].anchor_N + members[1].anchor_N) / 2
@@ -350,7 +351,7 @@ def test_who_has_nothing_to_compare_with_calls_nobody_a_liar() -> None:
     """A worker that has listened since it came knows no usual distance."""
     host, guest = shares(1, 2)
     listener = swap()
-    assert not listener.has_measure(0)
+    assert not listener.bounds.has_measure(0)
     for _ in range(REMEMBERED):
         taken, answers = listener.settle(KEY, Share(HOST, 0.0, None, host.anchor_N), [guest])
         assert lied(taken) == ()
@@ -366,7 +367,7 @@ def test_a_newcomer_after_a_step_or_two_measures_by_a_whole_round() -> None:
     assert whole.delta_N is not None
     mine = Share(HOST, 1.0, whole.delta_N / 50, whole.anchor_N, part=1 / 50)
     taken, _ = newcomer.settle(KEY, mine, [other])
-    assert newcomer.has_measure(0)
+    assert newcomer.bounds.has_measure(0)
     assert lied(taken) == ()
     assert norm(pull_of(taken, mine)) == pytest.approx(norm(other.anchor_N - mine.anchor_N) / 2, rel=1e-3)
 
@@ -434,7 +435,7 @@ def test_repeated_swaps_bring_replicas_together_as_far_as_floats_go(pull: str) -
     one, other = shares(1, 2, apart=0.5)
     swaps = [swap(pull), swap(pull)]
     for its in swaps:
-        its.measure(0, one.delta_N, 1.0)
+        its.bounds.measure(0, one.delta_N, 1.0)
     before = norm(one.anchor_N - other.anchor_N)
     for round_ in range(12):
         group = meet([one, other], swaps, SyncKey(round_, 0))
