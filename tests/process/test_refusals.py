@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from decentral import PROTOCOL
 from decentral.errors import ExitCode
 from decentral.run.book import Book
 from tests.process.command import Process, WorkerProcess, founding, processes_of, wait_for
@@ -134,7 +135,11 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
                     ExitCode.MISMATCH,
                     ("method.inner_steps: 7 here, 4 in the swarm", "run.seed: 5 here, 0 in the swarm"),
                 ),
-                ("protocol", ExitCode.PROTOCOL, ("the swarm speaks protocol 8", "this is protocol 99", "decentral==")),
+                (
+                    "protocol",
+                    ExitCode.PROTOCOL,
+                    (f"the swarm speaks protocol {PROTOCOL}", "this is protocol 99", "decentral=="),
+                ),
                 ("identity in use", ExitCode.IDENTITY, ("is in use by another worker on this machine", "of its own")),
                 ("copied identity", ExitCode.IDENTITY, ("is in use by a live worker of this swarm", "of its own")),
                 ("run there", ExitCode.USAGE, ("There is a run in", "run there: demo-0.", "--resume", "--overwrite")),
