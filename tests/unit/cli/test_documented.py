@@ -28,6 +28,7 @@ ELSEWHERE = {
     "ban": "process/test_private.py",
     "doctor": "process/test_nat.py",
     "audit": "unit/cli/test_audit.py",
+    "rewind": "unit/cli/test_runs.py",
     "codecs": "unit/cli/test_codecs.py",  # trains on the standard library for a minute
     "--resume": "process/test_resume.py",
 }
