@@ -173,17 +173,31 @@ def drawn(numel: int, dice: torch.Generator) -> Tensor | slice:
     return torch.randint(numel, (_SAMPLE,), generator=dice) if numel > _SAMPLE else slice(None)
 
 
-def dice_of(lengths: Sequence[float]) -> torch.Generator:
-    """Dice that follow from the lengths of all contributions, honest ones among them.
-
-    So nobody knows beforehand where nobody will look.
-    """
-    return torch.Generator().manual_seed(hash(tuple(lengths)) & 0x7FFFFFFF)
-
-
 def chance(numel: int) -> float:
     """What a cosine of contributions of so many values may be that have nothing in common."""
     return _CHANCE / math.sqrt(min(numel, _SAMPLE))
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Another's values, or a mean, beside our own."""
+
+    product: float
+    """The scalar product of the two, by estimate from some of their values."""
+    cosine: float
+    against: bool
+    """Whether it points the other way, by more than chance."""
+
+
+def beside(ours_S: Tensor, theirs_S: Tensor, dice: torch.Generator) -> Beside:
+    """Compare our values with others', float32 [S]; ``dice`` draw those that are looked at."""
+    numel = theirs_S.numel()
+    places = drawn(numel, dice)
+    # In double precision, as squares of finite values may be beyond float32.
+    ours_K, theirs_K = ours_S[places].double(), theirs_S[places].double()
+    product, longest = float(ours_K @ theirs_K), float(ours_K.norm() * theirs_K.norm())
+    cosine = product / longest if longest else 0.0
+    return Beside(product * numel / len(theirs_K), cosine, cosine < -chance(numel))
 
 
 class Along(Enum):
@@ -216,7 +230,7 @@ def against(
     share: float = _AWAY,
     clearly: float = 1.0,
     *,
-    seed: int | None = None,
+    seed: int = 0,
     slack: float = 0.0,
 ) -> list[tuple[int, float]]:
     """Who points away from most others if these agree, with the median of its cosines with them.
@@ -226,14 +240,13 @@ def against(
         lengths: their norms.
         share: as far as that of what the median one points along with the others.
         clearly: they agree if it does so by so many times what there is by chance.
-        seed: of which values cosines are taken; ``None`` to take it from the lengths.
+        seed: of which values cosines are taken.
         slack: see ``bounded``.
     """
     inside = [(i, values_S) for i, values_S in enumerate(values) if values_S is not None and lengths[i] > 0]
     if len(inside) < _FEWEST_TO_AGREE:
         return []
-    dice = dice_of([lengths[i] for i, _ in inside]) if seed is None else torch.Generator().manual_seed(seed)
-    each = cosines([values_S for _, values_S in inside], dice)
+    each = cosines([values_S for _, values_S in inside], torch.Generator().manual_seed(seed))
     # Of each row the lower median without the row's own: that is made the last one.
     medians = each.fill_diagonal_(math.inf).kthvalue(len(inside) // 2, dim=1).values.tolist()
     usual, by_chance = statistics.median_low(medians), chance(inside[0][1].numel()) * (1 + slack)

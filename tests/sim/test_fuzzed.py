@@ -10,7 +10,7 @@ from decentral.engine.options import Every
 from decentral.engine.rows import _Claim
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.leader import Leader
-from decentral.exchange.allreduce.messages import Held, Result
+from decentral.exchange.allreduce.messages import Held
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.gossip.messages import Poll
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
@@ -48,9 +48,7 @@ EXAMPLES = {
     "guard.fetch": [to_wire(_Wanted(peer_id(1), "d1gest", 0))],
     "server.fetch": [to_wire(Question(0))],
     "held": [to_wire(Held(3, 0))],
-    "doubted": [
-        to_wire(Result(to_wire(Participants(SyncKey(1, 0), peer_id(0), 0, "base", (peer_id(0), peer_id(2)))), 0))
-    ],
+    "doubted": [to_wire(Participants(SyncKey(1, 0), peer_id(0), 0, "base", (peer_id(0), peer_id(2))))],
 }
 PIPELINE = "pipeline"
 #: What is held after all mutants may be so much more than what is after half of them: gatherings, means and claims are

@@ -51,6 +51,8 @@ _MAX_TOLD, _MAX_AT_ONCE = 8, 64
 _END_BYTES = 64
 #: Who has accused somebody so often of what could not be found is not listened to any more.
 _MAX_IDLE_ACCUSATIONS = 4
+#: Of so many peers it is known how often they accused or were silent.
+_MAX_COUNTED = 1024
 #: From so many accounts on that a reducer has not given, one after the other, it is doubted.
 _MAX_SILENT = 2
 
@@ -171,9 +173,9 @@ class Auditor:
             self._roster.drop({reducer})
             self._found.append(Restrained(reducer, Kind.PROVEN, 0.0, share))
         elif source != reducer:
-            self._idle[source] += 1
+            _count(self._idle, source)
         elif lie is None:
-            self._silent[reducer] += 1
+            _count(self._silent, reducer)
             if self._silent[reducer] >= _MAX_SILENT:
                 self._doubt(reducer, participants.key.round)
                 self._found.append(Restrained(reducer, Kind.SILENT, 0.0, share))
@@ -235,6 +237,8 @@ class Auditor:
                     told[peer] = _MAX_TOLD
 
         for proof, told in self._told.items():
+            for gone in told.keys() - set(live):
+                del told[gone]
             untold = [peer for peer in live if peer != self._transport.peer_id and told[peer] < _MAX_TOLD]
             async with asyncio.TaskGroup() as group:
                 for peer in untold[:_MAX_AT_ONCE]:
@@ -267,3 +271,10 @@ class Auditor:
             self._accusers.add(sender)
             self._waiting.put_nowait((sender, asked.participants, asked.index))
         return b""
+
+
+def _count(known: Counter[PeerId], peer: PeerId) -> None:
+    """One more of a peer; if there are too many, whoever was counted first is forgotten."""
+    known[peer] += 1
+    if len(known) > _MAX_COUNTED:
+        del known[next(iter(known))]

@@ -60,8 +60,9 @@ class Books:
         mean = sealed(mean, digest_of(account), b"")
         answer = to_wire(sealed(mean, mean.account, self.identity.sign(mean_claim(participants, index, mean))))
         exhibits = [*(frame for _, frame in brought), answer]
+        _, before = self._kept.get((participants, index), (b"", ()))  # closed again after a call that was cut off
         self._kept[participants, index] = account, exhibits
-        self._size_bytes += sum(map(len, exhibits))
+        self._size_bytes += sum(map(len, exhibits)) - sum(map(len, before))
         while len(self._kept) > 1 and self._size_bytes > self._budget_bytes:
             _, (_, dropped) = self._kept.popitem(last=False)
             self._size_bytes -= sum(map(len, dropped))

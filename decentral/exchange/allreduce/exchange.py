@@ -37,11 +37,11 @@ from decentral.exchange.allreduce.messages import (
     unpack_participants,
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
-from decentral.exchange.allreduce.plausible import Beside, absurd, beside
+from decentral.exchange.allreduce.plausible import absurd
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.allreduce.vote import Vote
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
-from decentral.exchange.bounds import Finding, Kind
+from decentral.exchange.bounds import Beside, Finding, Kind, beside
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed

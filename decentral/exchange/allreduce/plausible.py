@@ -11,12 +11,9 @@ Legend: S = values in a shard.
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from decentral.exchange.bounds import chance, drawn
 from decentral.exchange.merge import norm_of
 
 #: Of fewer nobody can tell which is unlike the others.
@@ -40,28 +37,6 @@ def absurd(shards: Sequence[tuple[Tensor | None, Tensor]]) -> tuple[int, ...]:
         return tuple([i for i, rms in lengths.items() if rms > _ABSURD * usual])
     own = {i: _rms(ours_S) for i, (ours_S, _) in enumerate(shards) if ours_S is not None}
     return tuple([i for i, rms in lengths.items() if own.get(i) and rms > _ABSURD * own[i]])
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """A mean beside our part of it."""
-
-    product: float
-    """The scalar product of the two, by estimate from some of their values."""
-    cosine: float
-    against: bool
-    """Whether it points the other way, by more than chance."""
-
-
-def beside(ours_S: Tensor, mean_S: Tensor, dice: torch.Generator) -> Beside:
-    """Compare our part, as others decoded it, with its mean; float32 [S]. ``dice`` draw the values looked at."""
-    numel = mean_S.numel()
-    places = drawn(numel, dice)
-    # In double precision, as squares of finite values may be beyond float32.
-    ours_K, mean_K = ours_S[places].double(), mean_S[places].double()
-    product, longest = float(ours_K @ mean_K), float(ours_K.norm() * mean_K.norm())
-    cosine = product / longest if longest else 0.0
-    return Beside(product * numel / len(mean_K), cosine, cosine < -chance(numel))
 
 
 def _rms(x_S: Tensor) -> float:

@@ -51,7 +51,7 @@ class _Reduction:
     asked_at: float
     """When the members still missing were last asked whether they are coming."""
     brought: dict[PeerId, tuple[Shard, bytes]] = field(default_factory=dict)
-    """What is in, with the digests of the parts."""
+    """What is in, with the digests of the parts, if the answer is to be signed."""
     gone: set[PeerId] = field(default_factory=set)
     """Members that are not coming."""
     closing: bool = False
@@ -146,7 +146,8 @@ class Reducer:
         entry = await self._clock.run_aside(lambda: self._entry(sender, shard, reduction.part))
         if not reduction.closing and sender in reduction.contributions.awaited():
             reduction.contributions.enter(sender, entry)
-            reduction.brought[sender] = shard, entry.digest
+            if self._signing(reduction.part) is not None:
+                reduction.brought[sender] = shard, entry.digest
 
     def _entry(self, sender: PeerId, shard: Shard, part: Part) -> Entry:
         """The contribution, checked."""

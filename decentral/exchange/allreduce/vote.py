@@ -1,6 +1,6 @@
 """Whether a mean that a member doubts is refused, by what all members of the round brought.
 
-A mean that points against what a member brought is doubted by it (``plausible.beside``). It cannot refuse it alone,
+A mean that points against what a member brought is doubted by it (``bounds.beside``). It cannot refuse it alone,
 for others take it; and honest parts that do not agree may point against their mean, even most of them. But the
 products of a mean with all parts, each with its weight, add up to the square of its length, and of one that was
 negated to less than 0. So who doubts asks the others for theirs. Nobody asks where nobody doubts: a swarm without
@@ -11,20 +11,23 @@ what makes the sum come out right gets through here, and is left to those who do
 
 import asyncio
 import math
-import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
+
 from decentral.errors import FrameError, TransportError
-from decentral.exchange.allreduce.messages import Result, unpack_participants
+from decentral.exchange.allreduce.messages import unpack_participants
+from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
 DOUBTED = "doubted"
-_PRODUCT = struct.Struct("<d")
+#: What a member says that has not all means yet, and one that brought nothing; else a float64 for each shard.
+_PENDING, _NOTHING = b"", b"\0"
+_FLOATS = "<f8"
 #: Rounds of each fragment of which this is remembered: members ask within the round.
 _ROUNDS = 3
 _MAX_ASKED_AT_ONCE = 8
@@ -45,11 +48,11 @@ class Vote:
         self._clock = clock
         self._timing = timing
         self._most = _ROUNDS * num_fragments
-        self._products: OrderedDict[bytes, tuple[float, ...]] = OrderedDict()
+        self._told: OrderedDict[bytes, bytes] = OrderedDict()
 
     async def start(self) -> None:
         """Begin to answer."""
-        await self._transport.serve(DOUBTED, self._on_doubted, max_request_bytes=Result.max_bytes)
+        await self._transport.serve(DOUBTED, self._on_doubted, max_request_bytes=MAX_PARTICIPANTS_BYTES)
 
     async def refused(self, participants: bytes, products: Sequence[float], doubted: Sequence[int]) -> list[int]:
         """Say what the means of a round are beside this member's part; returns which of those doubted are refused.
@@ -62,47 +65,45 @@ class Vote:
             products: of each shard's mean with this member's part, times its weight; empty if it brought none.
             doubted: indices of shards.
         """
-        self._products[participants] = tuple(products)
-        while len(self._products) > self._most:
-            self._products.popitem(last=False)
-        members = unpack_participants(participants).members if doubted else ()
+        self._told[participants] = np.asarray(products, _FLOATS).tobytes() or _NOTHING
+        while len(self._told) > self._most:
+            self._told.popitem(last=False)
+        if not doubted:
+            return []
+        members = unpack_participants(participants).members
         others = [member for member in members if member != self._transport.peer_id]
-        until = self._clock.monotonic() + self._timing.ttl_s
+        until, limit = self._clock.monotonic() + self._timing.ttl_s, len(self._told[participants])
         at_once = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
 
-        async def product(member: PeerId, question: bytes) -> float:
+        async def ask(member: PeerId) -> Sequence[float]:
             async with at_once:
-                return await self._ask(member, question, until)
+                return await self._ask(member, participants, until, limit)
 
+        told = [products, *[each for each in await asyncio.gather(*map(ask, others)) if each]]
         refused = []
         for index in doubted:
-            question = to_wire(Result(participants, index))
-            told = [products[index], *await asyncio.gather(*[product(member, question) for member in others])]
-            if 2 * sum(each < 0 for each in told) > len(members) and sum(told) < 0:
+            each = [products[index] for products in told]
+            if 2 * sum(product < 0 for product in each) > len(members) and sum(each) < 0:
                 refused.append(index)
         return refused
 
-    async def _ask(self, member: PeerId, question: bytes, until: float) -> float:
-        """What a member says, once it has all means."""
+    async def _ask(self, member: PeerId, participants: bytes, until: float, limit: int) -> Sequence[float]:
+        """What a member says of all shards, once it has their means; nothing if it says nothing that makes sense."""
         while (left_s := until - self._clock.monotonic()) > 0:
             try:
                 answer = await self._transport.call(
-                    member, DOUBTED, question, timeout_s=left_s, max_reply_bytes=_PRODUCT.size
+                    member, DOUBTED, participants, timeout_s=left_s, max_reply_bytes=limit
                 )
             except TransportError:
                 break
-            if len(answer) == _PRODUCT.size:
-                (told,) = _PRODUCT.unpack(answer)
-                return float(told) if math.isfinite(told) else 0.0
+            if answer != _PENDING:
+                told = np.frombuffer(answer, _FLOATS).tolist() if len(answer) == limit else ()
+                return [product if math.isfinite(product) else 0.0 for product in told]
             await asyncio.sleep(self._timing.beat_s / 8)
-        return 0.0
+        return ()
 
     async def _on_doubted(self, sender: PeerId, request: bytes) -> bytes:
-        """A member doubts the mean of a shard: what is it beside our part? Empty until we know."""
-        asked = from_wire(Result, request)
-        if sender not in unpack_participants(asked.participants).members:
+        """A member doubts a mean of a round: what are they beside our parts? Empty until we know."""
+        if sender not in unpack_participants(request).members:
             raise FrameError("the sender is no participant")
-        products = self._products.get(asked.participants)
-        if products is None:
-            return b""
-        return _PRODUCT.pack(products[asked.index] if asked.index < len(products) else 0.0)
+        return self._told.get(request, _PENDING)

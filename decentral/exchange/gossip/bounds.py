@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from decentral.exchange.api import Restrained
-from decentral.exchange.bounds import Along, Kind, along, cosines, dice_of
+from decentral.exchange.bounds import Along, Kind, along, beside
 from decentral.exchange.merge import norm_of
 from decentral.outer.clip import REMEMBERED, Radius, clip
 from decentral.types import PeerId
@@ -108,7 +109,9 @@ class OwnBounds:
             if length <= _NOTHING * own_length * min(1.0, weighs):
                 self._found[peer] = Kind.NOTHING, 0.0
                 return own_N
-            cosine = float(cosines((own_N, theirs_N), dice_of((own_length, length)))[0, 1])
+            # Both lengths decide which values are looked at: whoever chose one does not know the other.
+            dice = torch.Generator().manual_seed(hash((own_length, length)) & 0x7FFFFFFF)
+            cosine = beside(own_N, theirs_N, dice).cosine
             direction = along(cosine, statistics.median_low(seen), own_N.numel())
             seen.append(cosine)
             if direction is Along.AWAY:

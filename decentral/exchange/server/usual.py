@@ -25,7 +25,8 @@ from decentral.types import PeerId
 #: Workers whose last push is remembered, 64 KiB each; beyond it that of the one which pushed longest ago is forgotten.
 _MAX_WORKERS: Final = 64
 #: How far away a push is that is left out, and how clearly the others agree: more than in a round, of a single anchor.
-_AWAY: Final = (1 / 2, 2.0)
+_AWAY: Final = 1 / 2
+_CLEARLY: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Usual:
         if kind in (Kind.WILD, Kind.NOTHING):
             return Judged(kind, ratio, 0.0)
         directions = [*[other.direction_K for other in others], look.direction_K]
-        pointing = dict(against(directions, lengths, *_AWAY))
+        pointing = dict(against(directions, lengths, share=_AWAY, clearly=_CLEARLY))
         if len(others) in pointing:
             return Judged(Kind.AGAINST, pointing[len(others)], 0.0)
         return Judged(kind, ratio, factor / ratio if kind is Kind.LENGTH else 1.0)

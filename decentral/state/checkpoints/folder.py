@@ -186,15 +186,14 @@ def _newest(base: Path, run: str, take: Callable[[Path, Manifest], T]) -> T:
     )
 
 
-def set_aside(base: Path, names: Sequence[str]) -> Path:
-    """Take checkpoints out of a run, so that it goes on from the newest of the others. Nothing is deleted.
+def set_aside(base: Path, names: Sequence[str]) -> None:
+    """Take checkpoints out of a run into ``SET_ASIDE``, so that it goes on from the newest of the others.
+
+    Nothing is deleted. Whatever ends it in the middle, it can be done again.
 
     Args:
         base: the folder of a worker that does not run.
-        names: of checkpoints in it, the newest first; what was done of it already is done.
-
-    Returns:
-        The folder in which they are now.
+        names: of checkpoints in it, the newest first.
 
     Raises:
         OSError: the disk is read-only or full.
@@ -204,6 +203,8 @@ def set_aside(base: Path, names: Sequence[str]) -> Path:
     for name in names:
         places = (aside / (name if not number else f"{name}-again-{number}") for number in itertools.count())
         os.rename(base / CHECKPOINTS / name, next(place for place in places if not place.exists()))
+    if pointed_at(base, BEST) in names:  # else the next one of that step would pass for it
+        (base / CHECKPOINTS / BEST).unlink()
     left = next((one.folder for one in found_in(base) if one.manifest is not None), None)
     if left is None:
         (base / CHECKPOINTS / LATEST).unlink(missing_ok=True)
@@ -211,7 +212,6 @@ def set_aside(base: Path, names: Sequence[str]) -> Path:
     else:
         _point(base, LATEST, left.name)
         _link(base, left / MODEL)
-    return aside
 
 
 def _point(base: Path, pointer: str, name: str) -> None:

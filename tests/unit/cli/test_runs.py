@@ -158,6 +158,9 @@ def test_a_run_goes_back_to_a_step_as_often_as_one_likes(folder: Path) -> None:
         assert found.exit_code == ExitCode.OK, found.output
         assert f"{folder}/a: goes on from step 100; step_000200" in found.stdout
         assert (folder / "a/set-aside" / f"step_000200{again}" / MANIFEST).exists()
+        keeper(folder / "a").save(state(200, 2.0))
+        best = (folder / "a" / CHECKPOINTS / BEST).exists()
+        assert not best, "one of the same step whose loss nobody knows is not the best"
     assert ran("rewind", folder / "a", "--to", 150).exit_code == ExitCode.OK, "it is there already"
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from decentral.exchange.allreduce.plausible import absurd, beside
+from decentral.exchange.allreduce.plausible import absurd
+from decentral.exchange.bounds import beside
 
 S, SHARDS, MEMBERS = 2_000, 8, 6
 

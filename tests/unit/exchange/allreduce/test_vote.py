@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import pytest
 
 from decentral.errors import CallRefused
-from decentral.exchange.allreduce.messages import Result
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.allreduce.vote import DOUBTED, Vote
 from decentral.sim.loop import run
@@ -85,8 +84,7 @@ def test_who_does_not_doubt_asks_nobody_and_strangers_are_told_nothing() -> None
         world = World(0)
         host, asking = world.add(MEMBERS[0]), world.add(peer_id(9))
         await Vote(host.transport, host.clock, TIMING, 1).start()
-        question = to_wire(Result(PARTICIPANTS, 0))
-        await asking.transport.call(MEMBERS[0], DOUBTED, question, timeout_s=5.0, max_reply_bytes=8)
+        await asking.transport.call(MEMBERS[0], DOUBTED, PARTICIPANTS, timeout_s=5.0, max_reply_bytes=8)
 
     with pytest.raises(CallRefused, match="no participant"):
         run(ask(), until_s=20.0)
