@@ -47,12 +47,11 @@ class Ranks:
         """Come together.
 
         Raises:
-            RankError: not all ranks have called this within ``FORM_S`` of each other.
+            RankError: not all ranks have called this within ``FORM_S`` of each other, or one ended meanwhile.
         """
         try:
             # The deadline of a group holds for its making too: of the first one it is short, and all that it is for.
             _group(FORM_S)
-            return cls(_group(DEADLINE_S))
         except RuntimeError as err:
             raise RankError(
                 f"Not all of the {dist.get_world_size()} ranks came to found, join or resume within {FORM_S:.0f} s of "
@@ -60,6 +59,10 @@ class Ranks:
                 hint="All ranks of a torchrun are one worker: each must call it, with the same model. Is it inside of "
                 "`if rank == 0`?",
             ) from err
+        try:
+            return cls(_group(DEADLINE_S))
+        except RuntimeError as err:
+            raise gone(err) from err  # all came, and one that was ready sooner has left
 
     @property
     def leads(self) -> bool:

@@ -157,8 +157,10 @@ def test_ranks_with_different_models_are_told_which_parameter_it_is(tmp_path: Pa
 def test_a_rank_that_is_gone_is_noticed_and_stays_gone(tmp_path: Path) -> None:
     def left_alone(ranks: Ranks) -> list[str]:
         if not ranks.leads:
+            ranks.hear()  # rank 0 is ready: who leaves sooner is noticed as they form
             ranks.part("left")
             return []
+        ranks.tell("ready")
         said = []
         for _ in range(2):
             with pytest.raises(RankError) as raised:
@@ -169,6 +171,27 @@ def test_a_rank_that_is_gone_is_noticed_and_stays_gone(tmp_path: Path) -> None:
     said, _ = together(tmp_path, left_alone)
     assert said[0] == said[1]
     assert said[0].startswith("Another rank of this worker has ended, or hangs")
+
+
+def test_a_rank_that_leaves_while_another_forms_is_said_to_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = module._group
+
+    def one_leaves() -> str:
+        if dist.get_rank():
+            monkeypatch.setattr(
+                module, "_group", lambda deadline_s: make(deadline_s) if deadline_s == module.FORM_S else None
+            )
+            Ranks.form()
+            return ""
+        with pytest.raises(RankError) as raised:
+            Ranks.form()
+        return raised.value.message
+
+    monkeypatch.setattr(module, "DEADLINE_S", 0.2)
+    said, _ = in_group(tmp_path, one_leaves)
+    assert said.startswith("Another rank of this worker has ended, or hangs")
 
 
 def test_a_rank_that_does_not_come_is_waited_for_until_a_deadline(
