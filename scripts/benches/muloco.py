@@ -6,9 +6,9 @@
 Production workers train the language model; the network alone is simulated. An arm is an inner optimizer with a number
 of inner steps; beside them, one process with the global batch, which is what data-parallel training computes. All arms
 get the same search: ``RATES`` on one seed with values as they are (fp32), and one rate further where the best is the
-first or the last. What is compared are runs with other seeds at the best rate, in fp32 and in two bits, seed by seed,
-so that a bench that was ended early has all arms. Appends to OUT.json after every run and writes OUT.md anew; the
-section "Findings" is written by hand and kept.
+first or the last. What is compared are runs with other seeds at the best rate, all arms in two bits first, then in
+fp32, then the process alone. Appends to OUT.json after every run and writes OUT.md anew; the section "Findings" is
+written by hand and kept.
 """
 
 import statistics
@@ -101,17 +101,18 @@ def next_run(records: Sequence[Record], seeds: Sequence[int], tokens: int) -> Ru
         settings = [*(f"task.settings.{setting}" for setting in SETTINGS), *(ALONE if alone else METHOD)]
         return Run(SCRIPT, variant(arm, rate, codec), seed, tokens, 1 if alone else WORKERS, settings)
 
-    best: dict[Arm, float] = {}
-    for arm in ARMS:
-        found = tried(records, arm)
-        if (rate := rate_to_try(found)) is not None:
-            return run(arm, rate, EXACT, TUNING_SEED)
-        best[arm] = min(found, key=found.__getitem__)
-    wanted = [(arm, codec, seed) for seed in seeds for arm in ARMS for codec in codecs(arm)]
+    compared = [(arm, codec, seed) for codec in (TWO_BITS, EXACT) for seed in seeds for arm in ARMS if arm[1] > 1]
+    alone = [(arm, EXACT, seed) for seed in seeds for arm in ARMS if arm[1] == 1]
     sides = [((name, SIDE_STEPS), side(*each), seeds[0]) for each in SIDES for name in OPTIMIZERS]
-    for arm, codec, seed in [*wanted[: len(wanted) // len(seeds)], *sides, *wanted]:
-        if seed not in losses(records, arm, best[arm], codec):
-            return run(arm, best[arm], codec, seed)
+    searched = [(arm, EXACT, TUNING_SEED) for arm in ARMS if arm[1] > 1]
+    for arm, codec, seed in [*searched, *compared, *alone, *sides]:
+        found = tried(records, arm)
+        rate = rate_to_try(found)
+        if rate is not None:
+            return run(arm, rate, EXACT, TUNING_SEED)
+        best = min(found, key=found.__getitem__)
+        if seed not in losses(records, arm, best, codec):
+            return run(arm, best, codec, seed)
     return None
 
 
@@ -197,9 +198,9 @@ a parameter; the network alone is simulated. Muon steps the matrices between emb
 
 Each arm (inner optimizer and H) has its own peak learning rate, from equal searches in fp32: {len(RATES)} rates with
 seed {TUNING_SEED}, and one further where the best was at the edge. With two bits the rate is that of the same arm in
-fp32. The runs that are compared have other seeds, of weights, data, identities and everything drawn. Contributions and their mean
-travel in `int2-b128`, both with error feedback. The outer step is one for all (rate 0.7, momentum 0.6), and was not
-searched. *Data-parallel* is one process with the batches of all {WORKERS} workers as one, as many steps as each of them
+fp32. The runs that are compared have other seeds, of weights, data, identities and everything drawn. Contributions and
+their mean travel in `int2-b128`, both with error feedback. The outer step is one for all (rate 0.7, momentum 0.6), and
+was not searched. *Data-parallel* is one process with the batches of all {WORKERS} workers as one, as many steps as each of them
 takes, and a search of its own. Loss in nats per byte on held-out text.
 
 * **sd**: standard deviation over the seeds. **to AdamW**: Muon's loss against AdamW's with the same H, codec and seed;
