@@ -88,8 +88,7 @@ class Int2(Sign):
     the q, at most sum(x^2) - 3/4 B m^2, and on normal noise hardly more than the best four levels there are: 0.345 of
     the norm. Biased as signs are: to be used where the error is fed back.
 
-    Source: two bits with error feedback as in MuLoCo (Therien et al., arXiv 2505.23725), whose quantiser is not known
-    to us; levels and scale are ours.
+    Source: two bits with error feedback as in MuLoCo (Therien et al., arXiv 2505.23725); levels and scale are ours.
     """
 
     kind: ClassVar[str] = "int2"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-MethodName = Literal["local-sgd", "diloco", "streaming", "eager", "sparseloco", "noloco", "async"]
+MethodName = Literal["local-sgd", "diloco", "muloco", "streaming", "eager", "sparseloco", "noloco", "async"]
 
 
 class Family(StrEnum):
@@ -36,6 +36,8 @@ class Method:
     family: Family
     defaults: Mapping[str, Any]
     """By key of ``[method]``; those of all other keys are with the keys."""
+    optimizer: str = ""
+    """Of the inner steps, below what the task's settings say; empty for the task's own."""
 
 
 METHODS: Mapping[MethodName, Method] = {
@@ -43,6 +45,11 @@ METHODS: Mapping[MethodName, Method] = {
     "local-sgd": Method(Family.DILOCO, {"inner_steps": 3, "outer_lr": 1.0, "outer_momentum": 0.0}),
     # arXiv 2311.08105: runs of at least some tens of thousands of steps.
     "diloco": Method(Family.DILOCO, {"inner_steps": 500, "outer_lr": 0.7, "outer_momentum": 0.9}),
+    # arXiv 2505.23725: the defaults of the authors' code, which are for one worker (for eight: 0.8, 0.9). Its two bits
+    # have another scaling.
+    "muloco": Method(
+        Family.DILOCO, {"inner_steps": 30, "outer_lr": 0.7, "outer_momentum": 0.6, "codec": "int2-b128"}, "Muon"
+    ),
     # arXiv 2501.18512: syncs that cost no time. It prints no momentum (0.9 by lineage) and no scaling for its four
     # bits: those are ours.
     "streaming": Method(
@@ -81,6 +88,8 @@ METHODS: Mapping[MethodName, Method] = {
         Family.SERVER, {"inner_steps": 50, "outer_lr": 0.7, "outer_momentum": 0.9, "dylu": True, "bound": 5.0}
     ),
 }
+#: What a task calls its inner optimizer, for methods that bring one.
+OPTIMIZER = "task.settings.optimizer.name"
 #: What names of earlier releases are called now.
 FORMER_NAMES = {"short": "local-sgd"}
 

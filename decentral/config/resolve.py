@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, Final
 
 import decentral
-from decentral.config.names import Family
+from decentral.config.names import METHODS, OPTIMIZER, Family
 from decentral.config.schema import DataSection, SwarmConfig, TaskSection, WorkerConfig, flatten
 from decentral.config.settings import Settings, checked, with_values
 from decentral.config.words import did_you_mean
@@ -73,7 +73,8 @@ def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
     """The configuration with every setting of the task filled in and checked by the task itself.
 
     A task may have a function ``resolve(settings) -> settings`` beside its factory; without one, settings pass as
-    they are. Imports the task, and with it torch.
+    they are. The inner optimizer that a method's name stands for is put among them, unless they say which. Imports the
+    task, and with it torch.
 
     Raises:
         ConfigError: the task cannot be imported, or refuses its settings.
@@ -84,7 +85,20 @@ def resolve_task(swarm: SwarmConfig) -> SwarmConfig:
     resolve = getattr(module, "resolve", None)
     if resolve is None:
         return swarm
-    settings = dict(resolve(swarm.task.settings))
+    name = METHODS[swarm.method.name].optimizer
+    brought = bool(name) and OPTIMIZER not in flatten(swarm)
+    if brought:
+        swarm = with_values(swarm, {OPTIMIZER: name})
+    try:
+        settings = dict(resolve(swarm.task.settings))
+    except ConfigError as err:
+        if not brought:
+            raise
+        raise ConfigError(
+            f"method.name is {swarm.method.name}, which makes {OPTIMIZER} {name}, and {swarm.task.factory} refuses its "
+            f"settings: {err.message}",
+            hint=err.hint,
+        ) from err
     task = checked(TaskSection, {"factory": swarm.task.factory, "settings": settings}, "task.")
     return swarm.model_copy(update={"task": task})
 

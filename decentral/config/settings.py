@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from decentral.config.names import FORMER_NAMES
+from decentral.config.names import FORMER_NAMES, METHODS, OPTIMIZER
 from decentral.config.schema import SwarmConfig, WorkerConfig, flatten, leaves
 from decentral.config.words import did_you_mean, problem
 from decentral.errors import ConfigError
@@ -99,6 +99,8 @@ def _below(before: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, An
     gone = {chosen for key, chosen in _WITH if key in changed}
     if _NAME in changed:
         gone |= {key for key in before if key.startswith("method.")}
+        if any(name in METHODS and METHODS[name].optimizer for name in (before[_NAME], stated[_NAME])):
+            gone.add(OPTIMIZER)
     if _STAGES in changed and not stated[_STAGES]:
         gone |= {key for key in before if key.startswith("pipeline.")}
     if _STAGES in changed and not before[_STAGES]:  # each stage has rounds of its own, by its replicas

@@ -200,8 +200,8 @@ Each arm (inner optimizer and H) has its own peak learning rate, from equal sear
 seed {TUNING_SEED}, and one further where the best was at the edge. With two bits the rate is that of the same arm in
 fp32. The runs that are compared have other seeds, of weights, data, identities and everything drawn. Contributions and
 their mean travel in `int2-b128`, both with error feedback. The outer step is one for all (rate 0.7, momentum 0.6), and
-was not searched. *Data-parallel* is one process with the batches of all {WORKERS} workers as one, as many steps as each of them
-takes, and a search of its own. Loss in nats per byte on held-out text.
+was not searched. *Data-parallel* is one process with the batches of all {WORKERS} workers as one, as many steps as each
+of them takes, and a search of its own. Loss in nats per byte on held-out text.
 
 * **sd**: standard deviation over the seeds. **to AdamW**: Muon's loss against AdamW's with the same H, codec and seed;
   mean, and least to greatest. **to data-parallel**: against the same optimizer and seed there. **to fp32**: against the

@@ -131,7 +131,7 @@ def test_importing_the_app_imports_neither_torch_nor_hivemind():
         (["worker", "--new", "--method", "nolco"], '"nolco": must be one of local-sgd, diloco', "'noloco'", 3),
         (
             ["local", "--method", "paper"],
-            '"paper": must be one of local-sgd, diloco, streaming, eager, sparseloco, noloco, async',
+            '"paper": must be one of local-sgd, diloco, muloco, streaming, eager, sparseloco, noloco, async',
             "mean",
             3,
         ),

@@ -40,9 +40,9 @@ def test_the_table_has_every_method_and_what_to_take():
     heading, header, *rows = result.stdout.splitlines()
     assert "16 workers on 200mbit each way, 20 ms there and back; 2.7G tokens" in heading
     assert header.split()[-2:] == ["needs", "time"]
-    names = [row.split("  ")[0] for row in rows[:10]]
+    names = [row.split("  ")[0] for row in rows[:11]]
     assert names == [
-        *("data-parallel", "local-sgd", "diloco", "streaming", "eager", "sparseloco", "noloco", "async"),
+        *("data-parallel", "local-sgd", "diloco", "muloco", "streaming", "eager", "sparseloco", "noloco", "async"),
         *("as configured", "take this"),
     ]
     assert "[method]" in rows

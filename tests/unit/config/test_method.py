@@ -89,7 +89,8 @@ def test_a_joiner_that_states_a_name_is_compared_in_that() -> None:
 )
 def test_an_unknown_name_is_named_with_its_nearest(wrong: str, nearest: str) -> None:
     with pytest.raises(
-        ConfigError, match=f'"{wrong}": must be one of local-sgd, diloco, streaming, eager, sparseloco, noloco, async'
+        ConfigError,
+        match=f'"{wrong}": must be one of local-sgd, diloco, muloco, streaming, eager, sparseloco, noloco, async',
     ) as caught:
         load(None, [], {"method.name": wrong})
     assert caught.value.hint == f"Did you mean {nearest!r}?"
@@ -123,7 +124,7 @@ def test_an_unknown_name_is_named_with_its_nearest(wrong: str, nearest: str) -> 
         (["method.pull_codec=BF16"], 'pull_codec = "BF16": must be auto, or the name of a codec'),
         (
             ["method.nesterov=false"],
-            "nesterov is false, which only method.name = local-sgd or diloco or streaming has a use for, not noloco",
+            "nesterov is false, which only method.name = local-sgd or diloco or muloco or streaming has .*, not noloco",
         ),
     ],
 )
@@ -216,7 +217,7 @@ def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
         (["name=eager", "mix_alpha=0.5"], "mix_alpha is 0.5, which must be 0 for eager"),
         (
             ["name=eager", "nesterov=false"],
-            "nesterov is false, which only method.name = local-sgd or diloco or streaming has",
+            "nesterov is false, which only method.name = local-sgd or diloco or muloco or streaming has",
         ),
         (["name=eager", "feedback=ef21"], "feedback is ef21, which eager has no use for: .*; set method.feedback=ef14"),
         (["merge=mode"], "must be one of mean, rda, median, trimmed, centred, nearest"),
@@ -243,7 +244,7 @@ def test_codecs_of_gossip_are_chosen_only_where_they_have_an_effect() -> None:
         (["merge=rda", "feedback=ef21"], "merge is rda, but method.feedback is ef21, .*: set method.feedback=ef14"),
         (
             ["merge=rda", "name=eager"],
-            "merge is rda, which only method.name = local-sgd or diloco or streaming or sparseloco has .* not eager",
+            "merge is rda, which only method.name = local-sgd or diloco or muloco or .* has .* not eager",
         ),
         (["merge=rda", "name=sparseloco"], "merge is rda, but method.mean_over is senders"),
         (["name=async", "nesterov=false"], "nesterov is false, which only method.name = local-sgd"),
@@ -292,10 +293,10 @@ def test_what_makes_a_good_sync_is_taken(assignments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("assignment", "names"),
     [
-        ("nesterov=false", ("local-sgd", "diloco", "streaming")),
-        ("merge=rda", ("local-sgd", "diloco", "streaming", "sparseloco")),
-        ("weight_by=equal", ("local-sgd", "diloco", "streaming", "eager", "sparseloco")),
-        ("quorum=2", ("local-sgd", "diloco", "streaming", "eager", "sparseloco")),
+        ("nesterov=false", ("local-sgd", "diloco", "muloco", "streaming")),
+        ("merge=rda", ("local-sgd", "diloco", "muloco", "streaming", "sparseloco")),
+        ("weight_by=equal", ("local-sgd", "diloco", "muloco", "streaming", "eager", "sparseloco")),
+        ("quorum=2", ("local-sgd", "diloco", "muloco", "streaming", "eager", "sparseloco")),
         ("gamma=0.6", ("noloco",)),
         ("momentum_every=2", ("async",)),
         ("momentum_share=0.1", ("async",)),

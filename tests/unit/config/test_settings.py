@@ -56,7 +56,7 @@ def test_a_name_gives_defaults_and_states_itself_alone():
         ("run.rounds=true", "run.rounds = true: must be a whole number", ""),
         ("run.rounds=2.5", "run.rounds = 2.5: must be a whole number", ""),
         ("timing.beat_s=nan", "timing.beat_s = nan: must be a number", ""),
-        ("method.name=ddp", 'method.name = "ddp": must be one of local-sgd, diloco, streaming', ""),
+        ("method.name=ddp", 'method.name = "ddp": must be one of local-sgd, diloco, muloco, streaming', ""),
         ("method.name=long", 'method.name = "long": must be one of local-sgd, diloco', ""),
         ("data.paths=3", "data.paths = 3: must be a list of texts", ""),
         ("worker.port=70000", "worker.port = 70000: must be a whole number, at least 0 and at most 65535", ""),

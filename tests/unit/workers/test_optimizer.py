@@ -3,26 +3,36 @@
 import copy
 import io
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from decentral.config.file import to_toml
+from decentral.config.resolve import resolve
+from decentral.config.settings import load
 from decentral.errors import ConfigError
 from decentral.tensors.inner import InnerModel
 from decentral.workers.lm.settings import read_settings
 from decentral.workers.optimizer import OptimizerConfig, make_optimizers
 from decentral.workers.settings import write
 
+SHAPES = {"embedding": (5, 4), "blocks.0.up": (4, 6), "blocks.0.norm": (4,), "blocks.1.up": (4, 4)}
+#: Of so many values as get a state of 8 bits, and of fewer.
+WIDE = {"wide": (64, 80), "long": (5000,), "narrow": (4, 4)}
 
-def named() -> dict[str, nn.Parameter]:
+
+def named(shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> dict[str, nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"embedding": (5, 4), "blocks.0.up": (4, 6), "blocks.0.norm": (4,), "blocks.1.up": (4, 4)}
     return {name: nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
 
 
-def made(config: OptimizerConfig) -> tuple[InnerModel, dict[str, nn.Parameter]]:
-    parameters = named()
+def made(
+    config: OptimizerConfig, shapes: Mapping[str, tuple[int, ...]] = SHAPES
+) -> tuple[InnerModel, dict[str, nn.Parameter]]:
+    parameters = named(shapes)
     ends = frozenset({"embedding"})
     model = InnerModel(parameters, lambda trained: make_optimizers(trained, config, ends), lambda step: 0.01, 10.0)
     return model, parameters
@@ -84,6 +94,41 @@ def test_the_state_of_another_optimizer_is_not_taken() -> None:
     assert all(torch.equal(parameters[key], others[key]) for key in parameters)
 
 
+def test_muloco_steps_matrices_with_muon_unless_an_optimizer_is_stated(tmp_path: Path) -> None:
+    def optimizer(*stated: str, base: Path | None = None) -> dict[str, object]:
+        found: dict[str, object] = resolve(load(None, stated, base=base).swarm).task.settings["optimizer"]
+        return found
+
+    muloco = "method.name=muloco"
+    assert optimizer(muloco)["name"] == "Muon"
+    assert optimizer(muloco, "task.settings.optimizer.name=AdamW")["name"] == "AdamW"
+    options = optimizer(muloco, "task.settings.optimizer.options.momentum=0.9")
+    assert (options["name"], options["options"]) == ("Muon", {"momentum": 0.9})
+    # A run that goes on with another method has that method's optimizer, and one that does not keeps its own.
+    for name, now, then in (("muloco", "diloco", "AdamW"), ("diloco", "muloco", "Muon"), ("muloco", "", "Muon")):
+        folder = tmp_path / f"{name}.toml"
+        folder.write_text(to_toml(resolve(load(None, [f"method.name={name}"]).swarm)))
+        assert optimizer(*([f"method.name={now}"] if now else []), base=folder)["name"] == then
+    folder.write_text(to_toml(resolve(load(None, ["task.settings.optimizer.name=SGD"]).swarm)))
+    assert optimizer("method.name=diloco", base=folder)["name"] == "SGD"
+
+
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ("task.settings.optimizer.options.beta=1", "Muon, .*'beta'.* options are momentum, nesterov, ns_coeff"),
+        (
+            "task.factory=decentral.workers.toy:build",
+            "makes task.settings.optimizer.name Muon, and .*toy:build refuses",
+        ),
+    ],
+)
+def test_what_muloco_cannot_do_is_told_with_its_name(stated: str, told: str) -> None:
+    with pytest.raises(ConfigError) as err:
+        resolve(load(None, ["method.name=muloco", stated]).swarm)
+    assert re.search(told, f"{err.value.message} {err.value.hint}")
+
+
 def test_settings_of_an_optimizer_are_read_and_written() -> None:
     given = {"name": "SGD", "options": {"momentum": 0.9}}
     settings = read_settings({"optimizer": given})
@@ -114,8 +159,9 @@ def test_what_cannot_step_is_refused_with_what_can(given: dict[str, object], tol
 def test_eight_bit_state_steps_and_goes_on() -> None:
     pytest.importorskip("bitsandbytes")
     config = OptimizerConfig(name="bitsandbytes.AdamW8bit")
-    (first, parameters), (second, others) = made(config), made(config)
+    (first, parameters), (second, others) = made(config, WIDE), made(config, WIDE)
     stepped(first, parameters, range(2))
+    assert "dtype=torch.uint8" in repr(first.state_dict()["optimizer"]["wide"])
     second.load({key: value.clone() for key, value in first.parameters().items()})
     second.load_state_dict(first.state_dict())
     stepped(first, parameters, range(2, 4))

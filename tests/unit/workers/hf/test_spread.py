@@ -43,22 +43,32 @@ def of_ranks(settings: Mapping[str, Any], seat: Seat, inner: str) -> Callable[[]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("inner", "lora", "micro"), [("fsdp", 0, 0), ("fsdp", 2, 1), ("ddp", 0, 1), ("ddp", 2, 0)])
-def test_ranks_are_one_process(inner: str, lora: int, micro: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("inner", "lora", "micro", "name"),
+    [
+        *(("fsdp", 0, 0, "AdamW"), ("fsdp", 2, 1, "AdamW"), ("ddp", 0, 1, "AdamW"), ("ddp", 2, 0, "AdamW")),
+        *(("fsdp", 0, 0, "Muon"), ("ddp", 0, 0, "Muon")),
+    ],
+)
+def test_ranks_are_one_process(inner: str, lora: int, micro: int, name: str, tmp_path: Path) -> None:
     folder, rows = make_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
-    changed = {"lora": {"rank": lora}} if lora else {}
+    changed: dict[str, Any] = {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "name": name}}
+    if lora:
+        changed["lora"] = {"rank": lora}
+    # Muon makes its steps in bf16, of gradients that differ in their last bits.
+    near, close = (1e-5, 1e-4) if name == "AdamW" else (5e-4, 2e-3)
     settings, seat = settings_of(folder, micro_batch=micro, **changed), seat_of(folder, rows)
     told, loss, position, values = life(hf.build(settings, seat))
     first, second = in_group(tmp_path, of_ranks(settings, seat, inner))
     for step, (alone, *parts) in enumerate(zip(told, first[0], second[0], strict=True)):
         tokens = sum(part[1] for part in parts)
         assert tokens == alone[1], step
-        assert sum(part[0] * part[1] for part in parts) / tokens == pytest.approx(alone[0], abs=1e-5), step
-    assert first[1] == second[1] == pytest.approx(loss, abs=1e-5)
+        assert sum(part[0] * part[1] for part in parts) / tokens == pytest.approx(alone[0], abs=near), step
+    assert first[1] == second[1] == pytest.approx(loss, abs=near)
     assert (first[2], second[2]) == (position, {})
     for one, other, expected in zip(first[3], second[3], values, strict=True):
         assert one == other
-        torch.testing.assert_close(torch.tensor(one), torch.tensor(expected), rtol=0, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(expected), rtol=0, atol=close)
 
 
 @pytest.mark.slow

@@ -62,6 +62,20 @@ def test_it_takes_the_steps_of_a_plain_loop(kind: str) -> None:
         torch.testing.assert_close(trainer.parameters()[name], value.detach(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest(kind: str) -> None:
+    trainer = made(kind, optimizer={**OPTIMIZER, "name": "Muon"})
+    before = {name: value.clone() for name, value in trainer.parameters().items()}
+    trainer.train_steps(0, 1)
+    kinds = {name: entry["class"] for name, entry in trainer.state_dict()["optimizer"].items()}
+    blocks = ("model.layers.", "transformer.h.")
+    assert kinds == {
+        name: "Muon" if name.startswith(blocks) and value.ndim == 2 else "AdamW" for name, value in before.items()
+    }
+    assert set(kinds.values()) == {"Muon", "AdamW"}
+    assert not any(torch.equal(value, before[name]) for name, value in trainer.parameters().items())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # to compile takes a busy machine minutes
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of what compiles, by its own parts
