@@ -127,7 +127,10 @@ def page(out: Path, records: list[Record]) -> str:
     parts = [_HEAD, kept(out)]
     if records:
         first = next((each for each in records if each["workers"] == WORKERS), records[0])
-        size = f"{first['workers']} workers, {first['numel']:,} parameters, {first['tokens']:,} tokens of the swarm"
+        size = (
+            f"{first['workers']} workers, each with batches of {SEQUENCES} sequences; {first['numel']:,} parameters, "
+        )
+        size += f"{first['tokens']:,} tokens of the swarm"
         what = ", ".join(f"`{setting}`" for setting in first["settings"])
         parts.append(f"## Losses\n\n{size}; {what}.\n\n{table(_COLUMNS, compared(records))}\n")
         parts.append(f"## Learning rates\n\n{table(_RATES, [rates(records, arm) for arm in ARMS])}\n")
