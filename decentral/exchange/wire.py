@@ -15,9 +15,9 @@ from decentral.types import PeerId, SyncKey
 MIN_SHARD_VALUES = 16_384
 #: A reducer has up to so many shards of a fragment, each a call of its own: a stream pauses for its window while others
 #: go on, and a shard is encoded while the one before travels.
-MAX_SHARDS_EACH = 4
-#: It has more than one only of so many values at least: below, a stream's first window (256 KiB) holds nearly all.
-MIN_LONG_SHARD_VALUES = 1 << 18
+MAX_SHARDS_EACH = 8
+#: Each of them has so many bytes at least: half of a stream's first window, after which it pauses for a round trip.
+MIN_LONG_SHARD_BYTES = 1 << 17
 #: A multiple of every block size of the block-wise codecs in use: but for the last, blocks are full.
 SHARD_ALIGN = 4_096
 #: Room for the fields around a frame, a signature among them.
@@ -88,7 +88,8 @@ class Wire:
         numel, whole = self.numels[key.fragment], self._directed(key.fragment)
         # Each shard is encoded by itself; that blocks start at the same values in every round is not worth more.
         align = 1 if whole else SHARD_ALIGN
-        each = min(MAX_SHARDS_EACH, max(1, numel // len(members) // MIN_LONG_SHARD_VALUES))
+        nbytes = max(framed_nbytes(codec, numel // len(members)) for codec in (self.codec, self.mean_codec))
+        each = min(MAX_SHARDS_EACH, max(1, nbytes // MIN_LONG_SHARD_BYTES))
         ranges = shards(numel, len(members) * each, min_values=MIN_SHARD_VALUES, align=align, uncut=whole)
         chosen = reducers(tuple(among or members), key, min(len(members), len(ranges)))
         return tuple([Part(i, *bounds, chosen[i * len(chosen) // len(ranges)]) for i, bounds in enumerate(ranges)])

@@ -33,13 +33,35 @@ def test_each_part_of_the_fragment_has_one_reducer(numel: int, num_members: int,
     assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
     assert all(part.start % SHARD_ALIGN == 0 for part in parts)
     assert all(part.numel >= MIN_SHARD_VALUES for part in parts[:-1])
-    assert tuple(part.reducer for part in parts) == reducers(participants.members, participants.key, len(parts))
+    # A reducer's shards are neighbours.
+    chosen = tuple(dict.fromkeys(part.reducer for part in parts))
+    assert chosen == reducers(participants.members, participants.key, min(num_members, len(parts)))
+    assert [part.reducer for part in parts] == sorted((part.reducer for part in parts), key=chosen.index)
 
 
 def test_a_small_fragment_is_not_cut() -> None:
     participants = participants_of(8)
     (part,) = Wire((1000,), FP32, FP32).parts(participants.key, participants.members)
     assert part == Part(0, 0, 1000, reducers(participants.members, participants.key, 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("codec", "mean_codec", "numel", "each"),
+    [
+        ("fp32", "fp32", 130_000, 1),
+        ("fp32", "fp32", 830_000, 8),
+        ("int8-b128", "int8-b128", 830_000, 3),
+        ("e3m0-b128", "e3m0-b128", 830_000, 1),
+        ("e3m0-b128", "fp32", 830_000, 8),
+    ],
+)
+def test_a_long_fragment_is_cut_by_its_bytes(codec: str, mean_codec: str, numel: int, each: int) -> None:
+    participants, wire = participants_of(2), Wire((numel,), make_codec(codec), make_codec(mean_codec))
+    parts = wire.parts(participants.key, participants.members)
+    assert [part.reducer for part in parts] == [
+        who for who in (parts[0].reducer, parts[-1].reducer) for _ in range(each)
+    ]
+    assert parts[0].reducer != parts[-1].reducer
 
 
 TENSORS = ((100, 90_000), (90_000, 90_500), (90_500, 150_000), (170_000, 300_000))
