@@ -57,10 +57,11 @@ def listener(stack: ExitStack, greeting: bytes) -> int:
     return int(server.getsockname()[1])
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def closed_port(stack: ExitStack) -> int:
+    """Had, so that nobody else is given it meanwhile, and not listened on."""
+    had = stack.enter_context(socket.socket())
+    had.bind(("127.0.0.1", 0))
+    return int(had.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
         founder = WorkerProcess(folder / "founder", *founding(folder / "hurry", step_s=3600.0, rounds=1))
         stack.callback(founder.end)
-        attempt("no worker there", "--join", f"127.0.0.1:{closed_port()}")
+        attempt("no worker there", "--join", f"127.0.0.1:{closed_port(stack)}")
         attempt("silent", "status", f"127.0.0.1:{silent}", "--timeout", "4", kind=Process)
         attempt("other program", "--join", f"127.0.0.1:{ssh}")
         attempt("malformed", "--join", "/ip4/127.0.0.1/udp/31337")

@@ -33,7 +33,7 @@ async def opened(access: Access | None, *initial: str, served: list[PeerId] | No
 
 async def echoed(caller: Node, callee: Node) -> bytes:
     peer = callee.identity.peer_id
-    return await caller.transport.call(peer, "echo", b"hello", timeout_s=10, max_reply_bytes=64)
+    return await caller.transport.call(peer, "echo", b"hello", timeout_s=60, max_reply_bytes=64)
 
 
 async def refused(caller: Node, callee: Node) -> NotAdmittedBy:
@@ -47,7 +47,7 @@ async def raw(node: Node, peer: PeerId, protocol: str, data: bytes, *lengths: in
     reader, writer = await node.daemon.open_stream(peer, protocol)
     try:
         writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             parts = [await reader.readexactly(length) for length in lengths]
             return b"".join([*parts, await reader.readexactly(int.from_bytes(parts[-1][-8:], "big"))])
     finally:
@@ -105,7 +105,7 @@ def test_members_come_in_strangers_get_nothing_and_whoever_is_put_out_hears_it()
                 assert founder.gate.adopt(ban.data)
                 assert await refused(member, founder) is NotAdmittedBy.BAN
                 assert await refused(founder, member) is NotAdmittedBy.BAN
-                why = await asyncio.wait_for(leaves, 10)
+                why = await asyncio.wait_for(leaves, 60)
                 assert isinstance(why, AdmissionError)
                 assert why.by is NotAdmittedBy.BAN
                 assert set(served) == {member.identity.peer_id}
@@ -128,11 +128,11 @@ def test_a_new_policy_goes_from_one_to_the_next() -> None:
                 peer = first.identity.peer_id
                 told = asyncio.Event()
                 second.gate.on_policy.append(lambda _: told.set())
-                reply = await founder.transport.call(peer, "policy", newer.data, timeout_s=10, max_reply_bytes=1)
+                reply = await founder.transport.call(peer, "policy", newer.data, timeout_s=60, max_reply_bytes=1)
                 assert reply == b"y"
-                await asyncio.wait_for(told.wait(), 10)
+                await asyncio.wait_for(told.wait(), 60)
                 assert second.gate.policy == first.gate.policy == newer
                 with pytest.raises(CallRefused, match="malformed"):
-                    await founder.transport.call(peer, "policy", b"x", timeout_s=10, max_reply_bytes=1)
+                    await founder.transport.call(peer, "policy", b"x", timeout_s=60, max_reply_bytes=1)
 
     asyncio.run(scenario())

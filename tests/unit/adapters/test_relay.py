@@ -108,7 +108,6 @@ def test_what_comes_to_a_place_reaches_whose_it_is_and_only_by_its_own_relay() -
 
 def test_places_are_bounded_in_number_ports_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_PLACES", 2)
-    monkeypatch.setattr(module, "_KEEP_S", 0.01)
 
     async def scenario() -> None:
         async with world() as (transport, _, _):
@@ -116,8 +115,11 @@ def test_places_are_bounded_in_number_ports_and_time(monkeypatch: pytest.MonkeyP
             assert first != second
             with pytest.raises(CallRefused, match="all 2 places"):
                 await transport.ask(STRANGER)
+            monkeypatch.setattr(module, "_KEEP_S", 0.01)
+            assert await transport.ask(HOME, first) == first
             await asyncio.sleep(0.1)
-            assert await transport.ask(STRANGER, first) == first  # the others have not come back
+            monkeypatch.setattr(module, "_KEEP_S", 60.0)
+            assert await transport.ask(STRANGER, first) == first  # the other one has not come back
             alone = Relay(transport, "127.0.0.1", (first,))
             await alone.serve()
             with pytest.raises(CallRefused, match="no port"):

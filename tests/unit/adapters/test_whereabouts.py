@@ -146,7 +146,7 @@ def test_in_another_network_it_connects_anew_and_is_found_there(
         changes = iter([False, True])
         monkeypatch.setattr(OwnNetwork, "has_changed", lambda self: next(changes, False))
         running = asyncio.create_task(own.run())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await world.has_published.wait()
         running.cancel()
         assert "another network" in caplog.text

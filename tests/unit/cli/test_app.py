@@ -504,7 +504,7 @@ with stopping(stop.set, print):
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait(60)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("stopping\n", ExitCode.INTERRUPTED)
 
 
@@ -528,7 +528,7 @@ print("asked", len(asked))
 def test_a_hang_up_asks_to_stop_and_is_never_the_second_signal(start):
     """Under nohup it is nothing at all: a SIGTERM after it is the first."""
     command = [sys.executable, "-c", HANGS_UP, start]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("asked 1\n", ExitCode.OK)
 
 

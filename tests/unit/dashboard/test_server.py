@@ -44,7 +44,7 @@ def local(history) -> Iterator[Server]:
 
 def get(server: Server, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, str]:
     port = int(re.search(r":(\d+)/", server.url)[1])  # type: ignore[index]
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path, headers={"Connection": "close", **headers})
     answer = connection.getresponse()
     body = answer.read().decode()

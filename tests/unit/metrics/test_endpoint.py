@@ -49,7 +49,7 @@ def endpoint(served: Endpoint) -> Endpoint:
 
 
 def get(endpoint: Endpoint, accept: str = "") -> str:
-    with urllib.request.urlopen(urllib.request.Request(endpoint.url, headers={"Accept": accept}), timeout=10) as reply:
+    with urllib.request.urlopen(urllib.request.Request(endpoint.url, headers={"Accept": accept}), timeout=60) as reply:
         return reply.read().decode()
 
 

@@ -96,7 +96,7 @@ def test_work_is_done_on_the_loops_thread_between_steps(hand: HandOver, network:
 
     played = network.submit(play())
     hand.stepped(1)
-    assert played.result(10) == [threading.current_thread().name] * 2
+    assert played.result(60) == [threading.current_thread().name] * 2
 
 
 def test_work_does_not_wait_for_the_end_of_a_grant(hand: HandOver, network: NetworkThread) -> None:
@@ -113,9 +113,9 @@ def test_work_does_not_wait_for_the_end_of_a_grant(hand: HandOver, network: Netw
         grant.cancel()
 
     played = network.submit(play())
-    begun.wait(10)
+    assert begun.wait(60)
     hand.stepped(1)
-    played.result(10)
+    played.result(60)
 
 
 def test_an_engine_that_has_ended_does_not_hold_the_loop(hand: HandOver, network: NetworkThread) -> None:
@@ -158,7 +158,7 @@ def test_a_fault_in_the_users_own_function_is_raised_where_the_user_is(hand: Han
     with pytest.raises(KeyError, match="text"):
         hand.stepped(1)
     with pytest.raises(TrainerError):
-        played.result(10)
+        played.result(60)
 
 
 def test_a_fault_of_our_own_is_not_raised_into_the_loop(hand: HandOver, network: NetworkThread) -> None:
@@ -171,4 +171,4 @@ def test_a_fault_of_our_own_is_not_raised_into_the_loop(hand: HandOver, network:
     played = network.submit(play())
     hand.stepped(1)
     with pytest.raises(ZeroDivisionError):
-        played.result(10)
+        played.result(60)

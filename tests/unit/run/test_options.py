@@ -242,6 +242,6 @@ def test_a_swarm_is_followed_at_another_worker_when_the_first_is_gone(monkeypatc
                 if len(told) == 5:
                     return
 
-    asyncio.run(asyncio.wait_for(scenario(), 10))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     assert told == ["run-of-a", "run-of-a", "It is gone.", "run-of-b", "run-of-b"]
     assert opened == [["a:1"], ["a:1", "b:2"]]

@@ -39,7 +39,7 @@ def _claims(network: NetworkThread) -> RowClaims:
     roster.observe(Presence(ME, "run", 1, State.TRAINING, 0, 0, ""), 0.0)
     clock = SimpleNamespace(monotonic=lambda: 0.0)
     claims = RowClaims(Loopback(), SimpleNamespace(roster=roster), clock, Timing())
-    network.call(claims.start(), timeout_s=5)
+    network.call(claims.start(), timeout_s=60)
     return claims
 
 
@@ -73,7 +73,7 @@ def test_what_rounds_may_have_counted_after_a_save_is_not_read_again():
         claims = _claims(network)
         rows = _rows(network, claims, num_rows=96)
         list(islice(rows, 37))
-        network.call(claims.take("other", 1), timeout_s=5)  # behind those that were claimed ahead
+        network.call(claims.take("other", 1), timeout_s=60)  # behind those that were claimed ahead
         claims = _claims(network)
         claims.forfeit()
         again = _rows(network, claims, num_rows=96)

@@ -69,7 +69,7 @@ def test_endpoint_and_loggers_are_told_from_the_beginning_to_the_last_report(mon
             await watch(connection, membership, History(), resources)
             await asyncio.sleep(0)  # the first look
             url = next(record.args[0] for record in caplog.records if record.msg == "metrics: %s")
-            return (await asyncio.to_thread(urlopen, url, timeout=10)).read().decode()
+            return (await asyncio.to_thread(urlopen, url, timeout=60)).read().decode()
 
     with caplog.at_level("INFO"):
         assert 'decentral_worker_step{run="demo-1a2b",worker="OwnOwn"} 10.0' in asyncio.run(scenario())
