@@ -76,7 +76,8 @@ class KeyIdentity:
         signature = self._key.sign(_DOMAIN + data, _PADDING, hashes.SHA256())
         return len(self._public).to_bytes(2, "big") + self._public + signature
 
-    def verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
+    @staticmethod
+    def verify(peer: PeerId, data: bytes, signature: bytes) -> bool:
         """Whether ``peer`` signed exactly ``data``. Any malformed signature is simply ``False``."""
         if len(signature) > _MAX_SIGNATURE_BYTES:
             return False

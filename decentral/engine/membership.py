@@ -263,14 +263,22 @@ class Membership:
         latest = self.roster.latest(self._clock.monotonic(), num_forwarded + 1)
         # The latest news first: old news has had its chance to spread. One of them may be the own record.
         others = [(self._encoded[peer], age_s) for peer, age_s in latest if peer != self._own.peer]
-        entries = [self._signed(), *others[:num_forwarded]]
+        entries = [self.signed(), *others[:num_forwarded]]
         return to_wire([(record, int(1000 * age_s)) for record, age_s in entries])
 
     def records(self) -> list[tuple[bytes, float]]:
         """Every remembered record as it was signed, with the seconds since it was news."""
         known = self.roster.with_ages(self._clock.monotonic())
         others = [(p.peer, age_s) for p, age_s in known if p.peer in self._encoded and p.peer != self._own.peer]
-        return [self._signed(), *((self._encoded[peer], age_s) for peer, age_s in others)]
+        return [self.signed(), *((self._encoded[peer], age_s) for peer, age_s in others)]
+
+    def signed(self) -> tuple[bytes, float]:
+        """The own record, signed once for every change, and the seconds since."""
+        now = self._clock.monotonic()
+        if self._signed_seq != self._own.seq:
+            self._encoded[self._own.peer] = encode(self._with_figures(), self._identity)
+            self._signed_seq, self._signed_at = self._own.seq, now
+        return self._encoded[self._own.peer], now - self._signed_at
 
     def check_single(self) -> None:
         """Raises IdentityError if another live worker uses this one's identity."""
@@ -279,14 +287,6 @@ class Membership:
                 f"another live worker uses this worker's identity ({self._own.peer})",
                 hint="Give each worker its own identity file: --identity PATH (a new one is made if it is missing).",
             )
-
-    def _signed(self) -> tuple[bytes, float]:
-        """The own record, signed once for every change, and the seconds since."""
-        now = self._clock.monotonic()
-        if self._signed_seq != self._own.seq:
-            self._encoded[self._own.peer] = encode(self._with_figures(), self._identity)
-            self._signed_seq, self._signed_at = self._own.seq, now
-        return self._encoded[self._own.peer], now - self._signed_at
 
     def _with_figures(self) -> Presence:
         """The own record with this worker's figures as they are now."""
@@ -312,7 +312,7 @@ class Membership:
         """Publish the own record and look for strangers."""
         key = f"decentral/{self._own.run}/presence"
         ttl_s = max(self._timing.ttl_s, 3 * _DIRECTORY_BEATS * self._timing.beat_s)
-        await self._directory.publish(key, self._own.peer, self._signed()[0], ttl_s=ttl_s)
+        await self._directory.publish(key, self._own.peer, self.signed()[0], ttl_s=ttl_s)
         found = await self._directory.lookup(key)
         # To read all that is new of thousands would be most of the work of a swarm; they tell each other themselves.
         doubtful = self.roster.longest_silent(_NUM_FROM_DIRECTORY)

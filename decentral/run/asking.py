@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from decentral import PROTOCOL
@@ -122,7 +122,9 @@ def report_of(
     run_id: str,
     version: str,
     workers: Iterable[tuple[Presence, float]],
-    banned: tuple[PeerId, ...],
+    banned: tuple[PeerId, ...] = (),
+    *,
+    ended: Mapping[PeerId, str] = {},
 ) -> StatusReport:
     """What there is to say of a swarm whose workers have these records, each with its age in seconds."""
     workers, stages = tuple(workers), swarm.pipeline.stages
@@ -140,7 +142,7 @@ def report_of(
         gossip=swarm.method.family is Family.GOSSIP,
         num_stages=stages,
     )
-    return summarize(facts, workers, ttl_s=swarm.timing.ttl_s, banned=banned)
+    return summarize(facts, workers, ttl_s=swarm.timing.ttl_s, ended=ended, banned=banned)
 
 
 def _report(hello: Hello) -> StatusReport:

@@ -22,6 +22,8 @@ IDENTITY = "identity.key"
 #: What `--config` reads back; of a worker and of a local run.
 CONFIG = "config.toml"
 JOURNAL = "journal.jsonl"
+#: What its worker said of itself last: the signed record that the others have of it.
+PRESENCE = "presence"
 #: The run as a page, written at its end.
 REPORT = "report.html"
 #: Which run it is of, and where the others were (``book``).
@@ -111,7 +113,13 @@ def clear_run(folder: Path) -> None:
         ConfigError: it cannot be done.
     """
     try:
-        for path in (*_of_a_run(folder), *folder.glob("journal*.jsonl"), folder / RUN, folder / ACCESS):
+        for path in (
+            *_of_a_run(folder),
+            *folder.glob("journal*.jsonl"),
+            folder / RUN,
+            folder / ACCESS,
+            folder / PRESENCE,
+        ):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

@@ -1,6 +1,7 @@
 """A run as one worker sees it, kept to be shown: live in a page (``worker.dashboard``), and as a report at its end.
 
-Whatever else takes reports of it is told the same ones (``telemetry``).
+Whatever else takes reports of it is told the same ones (``telemetry``). Its own record is kept in its folder: so a
+local run knows of its workers without asking.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from decentral.engine.membership import Membership
 from decentral.monitor.history import History
 from decentral.monitor.recall import recall
 from decentral.run.connection import Connection
-from decentral.run.folder import JOURNAL, REPORT, whole_file
+from decentral.run.folder import JOURNAL, PRESENCE, REPORT, whole_file
 from decentral.run.telemetry import takers_of
 
 _log = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ async def watch(connection: Connection, membership: Membership, history: History
         history.sample(time.time(), report)
         for taker in takers:
             taker.take(report)
+        if own.out:
+            with contextlib.suppress(OSError), whole_file(Path(own.out) / PRESENCE, "wb") as file:
+                file.write(membership.signed()[0])
 
     async def keep() -> None:
         while True:

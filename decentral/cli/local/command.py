@@ -166,7 +166,7 @@ def _train(
             clear_run(path)
     from decentral.cli.local.run import LocalRun
 
-    run = LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take)
+    run = LocalRun(swarm, own, processes, folder, trainer, take)
     code = asyncio.run(run.run())
     if beside and run.done is not None:
         controls = compare.controls_of(swarm, processes.size, own.threads, cores)

@@ -24,11 +24,6 @@ def merge_journals(journals: Sequence[Path], target: Path) -> list[dict[str, Any
     return merged
 
 
-def tokens_of_heads(events: Sequence[dict[str, Any]]) -> int:
-    """Tokens that a pipeline was trained on: those of its heads, as all stages have to do with the same."""
-    return sum(event["tokens"] for event in events if event["event"] == "batch_counted" and event["stage"] == 0)
-
-
 def draw_losses(events: Sequence[dict[str, Any]], inner_steps: int, target: Path) -> bool:
     """Draw training loss (a thin line for each worker) and validation loss (dots) over global inner steps.
 

@@ -49,7 +49,6 @@ def resume(
     from decentral.pipeline.placement import CutInForce
     from decentral.run.folder import folders_of
     from decentral.run.resuming import go_on, refuse_the_end
-    from decentral.run.sizing import measure
     from decentral.run.stages import blocks_of, cut_of, parts_of
     from decentral.run.tasks import build_trainer
     from decentral.run.whole import put_together, start_from, stores_of
@@ -86,9 +85,8 @@ def resume(
     torch.set_num_threads(max(1, own.threads))
     trainer = build_trainer(swarm, own, stream_seed=0)
     check_cut(swarm, parts_of(swarm, own, trainer.parameters()))
-    pace = measure(trainer, steps=1)
     going_on = GoingOn(furthest.run, tuple(sorted(newest)))
-    return asyncio.run(LocalRun(swarm, own, processes, folder, trainer, pace.tokens_per_step, take, going_on).run())
+    return asyncio.run(LocalRun(swarm, own, processes, folder, trainer, take, going_on).run())
 
 
 def _with_stages(pipeline: PipelineSection, workers: int | None, size: int) -> Processes:

@@ -1,7 +1,7 @@
 """The run of ``decentral local``: start the workers, show what they do, gather what they leave.
 
-It follows the workers' journals and never asks them anything, so a worker that hangs cannot hold it up. A pipeline's
-journals do not tell who holds what at a time: of that a worker is asked beside everything else.
+It follows what the workers write into their folders, the records of themselves and their journals, and never asks them
+anything, so a worker that hangs cannot hold it up.
 """
 
 import asyncio
@@ -12,41 +12,40 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-import decentral
+from decentral import __version__
+from decentral.adapters.identity import KeyIdentity
 from decentral.cli import assemble, result
 from decentral.cli.command import INVITATION
 from decentral.cli.local import outcome
 from decentral.cli.local.children import Child, ending, own_flags, pass_on, start, stop
 from decentral.cli.local.processes import Processes
-from decentral.cli.local.replay import Replay
 from decentral.cli.render import console, run_line, view
 from decentral.cli.signals import stopping
 from decentral.cli.sources import from_paths, parts_from_paths
-from decentral.config.names import Family
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.dashboard.place import serve
 from decentral.engine.background import unless
-from decentral.errors import ConfigError, DecentralError, ExitCode
+from decentral.errors import ConfigError, DecentralError, ExitCode, FrameError
 from decentral.metrics.log_to import LogTo
 from decentral.monitor.history import History
 from decentral.monitor.journal import JournalReader
-from decentral.monitor.report import RunFacts, StatusReport
-from decentral.monitor.status import summarize
+from decentral.monitor.report import StatusReport
 from decentral.ports.trainer import Trainer
-from decentral.run.asking import follow
+from decentral.run.asking import report_of
 from decentral.run.disk import cannot_write
-from decentral.run.folder import CONFIG, JOURNAL, MODEL, WORKERS, save_config
+from decentral.run.folder import CONFIG, JOURNAL, MODEL, PRESENCE, WORKERS, save_config
 from decentral.run.tasks import publisher_of
 from decentral.run.telemetry import log_to
 from decentral.run.watch import write_report
 from decentral.state.average import NEWEST, Chosen, Replica, choose, survey
+from decentral.swarm.presence import MAX_RECORD_BYTES, Presence, State, decode
 from decentral.types import PeerId
 
 #: Importing torch and opening a node on a busy machine.
@@ -56,8 +55,6 @@ _FINISH_S = 60.0
 #: After they were asked to leave.
 _LEAVE_S = 25.0
 _REFRESH_S = 0.5
-#: Between two questions to a pipeline.
-_ASK_EVERY_S = 1.0
 #: Between two lines of progress in a pipe.
 _LINE_EVERY_S = 10.0
 
@@ -94,7 +91,6 @@ class LocalRun:
         processes: to start.
         folder: of the run; exists.
         trainer: the task in this process; validates and samples at the end.
-        tokens_per_step: of one inner step of one worker.
         take: what becomes the model of the run (see ``average.choose``); ``None`` for the method's default.
         going_on: the run that goes on, and the workers that do so from their folders; the others join them.
     """
@@ -106,7 +102,6 @@ class LocalRun:
         processes: Processes,
         folder: Path,
         trainer: Trainer,
-        tokens_per_step: int,
         take: str | None = None,
         going_on: GoingOn | None = None,
     ) -> None:
@@ -124,34 +119,15 @@ class LocalRun:
         self._folders = [folder / WORKERS / str(index) for index in range(processes.size)]
         for worker in self._folders:
             worker.mkdir(parents=True, exist_ok=True)
-        total_numel = sum(value.numel() for value in trainer.parameters().values())
-        gossip = swarm.method.family is Family.GOSSIP
-        self._replays = [
-            Replay(total_numel, tokens_per_step, processes.size, swarm.run.rounds, gossip=gossip) for _ in self._folders
-        ]
+            (worker / PRESENCE).unlink(missing_ok=True)  # of an earlier life
         self._readers = [JournalReader(worker / JOURNAL) for worker in self._folders]
         self._children: list[Child] = []
         self._up: list[Child] = []
         """Those that listen to signals: others would be ended by one."""
-        self._addresses: list[str] = []
-        """Of workers that can be asked."""
         self._beside: list[asyncio.Task[None]] = []
         self.done: Done | None = None
         """After ``run``; ``None`` if it was interrupted, or left no model of its last round."""
-        self._told: StatusReport | None = None
-        """Of a pipeline: what it said last."""
         self._screen = console(sys.stderr)
-        self._facts = RunFacts(
-            run_id=swarm.run.name,
-            method=swarm.method.name,
-            codec=swarm.method.codec,
-            rounds=swarm.run.rounds,
-            protocol=decentral.PROTOCOL,
-            version=decentral.__version__,
-            config_digest=swarm.digest(),
-            gossip=gossip,
-            num_stages=0 if swarm.pipeline.stages == "auto" else swarm.pipeline.stages,
-        )
 
     async def run(self) -> int:
         """Run to the end or until Ctrl-C, and print the summary.
@@ -221,33 +197,23 @@ class LocalRun:
         if not address:
             raise DecentralError(f"Worker {first[0]} began with {line!r} instead of the command that joins it.")
         self._up.append(self._children[0])
-        self._addresses.append(address)
         for index in sorted(set(range(len(self._folders))) - {*first}):
             stage = self._processes.stage(index)
             # The token goes by the environment: command lines are for everybody on this machine to read.
             place, _, token = address.partition("#")
             joining = ["worker", "--join", place, "--out", str(self._folders[index]), *common, *mine]
             await self._start_one(index, [*joining, *(["--stage", stage] if stage else [])], {INVITATION: token})
-        self._beside = [asyncio.create_task(self._ask())] if self._processes.num_stages else []
-        self._beside += [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
+        self._beside = [asyncio.create_task(self._listen(child)) for child in self._children[1:]]
 
     async def _start_one(self, index: int, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         env = {"OMP_NUM_THREADS": str(self._own.threads), **(env or {})}
         self._children.append(await start(index, arguments, self._folders[index], env))
 
-    async def _ask(self) -> None:
-        """Keep up with what a pipeline says of itself."""
-        async with contextlib.aclosing(follow(self._addresses, every_s=_ASK_EVERY_S)) as answers:
-            async for answer in answers:
-                if isinstance(answer, StatusReport):
-                    self._told = answer
-
     async def _listen(self, child: Child) -> None:
-        """Note that a worker is up and where it can be asked, should others be gone."""
+        """Note that a worker is up."""
         with contextlib.suppress(DecentralError):  # how it ended is told when all have
-            line = await child.first_line(_START_S)
+            await child.first_line(_START_S)
             self._up.append(child)
-            self._addresses += [address for address in [line.partition(" --join ")[2]] if address]
 
     async def _follow(self, stopped: asyncio.Event) -> None:
         """Show progress until all workers have ended, the last stragglers are given up, or ``stopped`` is set."""
@@ -288,22 +254,15 @@ class LocalRun:
             self._logs.take(report)
 
     def _report(self) -> StatusReport:
-        """What the journals say now, or what a pipeline said last."""
+        """What the workers said of themselves last, and how those ended that have."""
         self._read()
-        if self._processes.num_stages:
-            return self._told or summarize(self._facts, [], ttl_s=math.inf)
         rows, ended = [], {}
         for child in self._children:
-            replay = self._replays[child.index]
-            presence = replay.presence
-            if presence is None:
-                continue
-            if child.code:
-                ended[presence.peer] = ending(child.code)
-            rows.append((presence, replay.age_s(time.time())))
-        # A record is as old as the worker's last event, which may be a whole round: only its process tells its death.
-        facts = replace(self._facts, run_id=rows[0][0].run) if rows else self._facts
-        return summarize(facts, rows, ttl_s=math.inf, ended=ended)
+            if (told := _told(child)) is not None:
+                rows.append(told)
+                if child.code:
+                    ended[told[0].peer] = ending(child.code)
+        return report_of(self._swarm, rows[0][0].run if rows else self._swarm.run.name, __version__, rows, ended=ended)
 
     def _read(self) -> None:
         """Take in what the journals have told since the last time."""
@@ -312,8 +271,6 @@ class LocalRun:
                 if event["event"] == "started":
                     self._peers[index] = PeerId(event["peer"])
                 self._history.take(event, self._peers[index])
-                if not self._processes.num_stages:
-                    self._replays[index].take(event)
 
     def _finish(self, seconds: float) -> Chosen | None:
         """Write what the run leaves and print the summary; returns the model that was kept, if there is any."""
@@ -328,8 +285,6 @@ class LocalRun:
         self._history.sample(time.time(), report)
         write_report(self._folder, self._history, report.run.run_id)
         totals = report.totals
-        if self._processes.num_stages:  # what it said last may be a round old, and journals forget
-            totals = replace(totals, tokens=max(totals.tokens, outcome.tokens_of_heads(events)))
         print(outcome.summary(self._folder, chosen, what, self._trainer, totals, len(self._folders), seconds))
         if chosen is not None and chosen.round >= self._swarm.run.rounds:
             self.done = Done(chosen.loss, totals.sent_bytes, totals.dp_bytes, seconds)
@@ -374,6 +329,19 @@ class LocalRun:
 
     def _say(self, text: str) -> None:
         self._screen.print(text, markup=False, soft_wrap=True)
+
+
+def _told(child: Child) -> tuple[Presence, float] | None:
+    """What a worker said of itself last, and how many seconds ago; ``None`` before it has."""
+    path = child.folder / PRESENCE
+    try:
+        with path.open("rb") as file:
+            data, age_s = file.read(MAX_RECORD_BYTES + 1), time.time() - path.stat().st_mtime
+        presence = decode(data, KeyIdentity.verify)
+    except (OSError, FrameError):
+        return None
+    # The last words of one that goes in order stand.
+    return presence, 0.0 if presence.state in (State.LEAVING, State.DONE) else max(0.0, age_s)
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:

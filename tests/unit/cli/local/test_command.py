@@ -1,11 +1,12 @@
 """The parts of ``decentral local`` that need no swarm."""
 
 import asyncio
+import functools
 import json
 import math
 import signal
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,39 +14,39 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from decentral.adapters.identity import KeyIdentity
 from decentral.cli.app import app
 from decentral.cli.local import children, outcome
 from decentral.cli.local.command import rounds_for
 from decentral.cli.local.processes import Processes, processes_for
-from decentral.cli.local.replay import Replay
-from decentral.cli.local.run import LocalRun, _cancel
+from decentral.cli.local.run import LocalRun
 from decentral.config.file import to_toml
 from decentral.config.resolve import resolve
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load, with_values
 from decentral.errors import ConfigError, DecentralError, ExitCode
 from decentral.monitor.events import (
-    BatchCounted,
-    Joined,
-    Resumed,
-    RoundAborted,
-    RoundMixed,
-    Started,
-    Stopped,
     StretchDone,
     Validated,
 )
-from decentral.monitor.journal import JournalReader, JsonLinesJournal
+from decentral.monitor.journal import JsonLinesJournal
+from decentral.monitor.report import StatusReport
 from decentral.monitor.status import summarize
 from decentral.ports.trainer import Seat, StepReport
-from decentral.run.folder import MODEL
+from decentral.run.folder import MODEL, PRESENCE
 from decentral.run.sizing import measure
 from decentral.state.average import Chosen, Replica
-from decentral.swarm.presence import State
+from decentral.swarm.presence import Metrics, Presence, State, encode
 from decentral.types import PeerId
 from decentral.workers import toy
 
-A, B = PeerId("peer-a"), PeerId("peer-b")
+A = PeerId("peer-a")
+
+
+@functools.cache
+def identity(index: int) -> KeyIdentity:
+    """Of a worker."""
+    return KeyIdentity.generate()
 
 
 def write(path: Path, *events, start: float = 100.0) -> Path:
@@ -55,65 +56,6 @@ def write(path: Path, *events, start: float = 100.0) -> Path:
         journal.record(event)
     journal.close()
     return path
-
-
-def replayed(path: Path, num_workers: int = 2) -> Replay:
-    replay = Replay(total_numel=1000, tokens_per_step=10, num_workers=num_workers, rounds=3)
-    for event in JournalReader(path).read():
-        replay.take(event)
-    return replay
-
-
-STARTED = Started("demo", A, "0.1.0", "cpu", "c0")
-
-
-class TestReplay:
-    def test_before_the_first_event_there_is_no_worker(self):
-        assert Replay(1, 1, 1, 1).presence is None
-
-    def test_counters_are_those_of_a_presence_record(self, tmp_path):
-        journal = write(
-            tmp_path / "j",
-            STARTED,
-            Joined(B, 1, 50, 0.5, 0.0),
-            StretchDone(1, 25, 250, 3.0, 1.5),
-            RoundMixed(1, 0, (A, B), (), 1.0, 0.5, 400, 300, 2.0, 3.0, "digest", held_s=0.375, held_waiting_s=0.25),
-            Validated(2, 2.5),
-        )
-        replay = replayed(journal)
-        presence = replay.presence
-        assert (presence.peer, presence.run, presence.state, presence.round) == (A, "demo", State.TRAINING, 2)
-        metrics = presence.metrics
-        assert (metrics.step, metrics.tokens, metrics.loss, metrics.val_loss) == (25, 250, 3.0, 2.5)
-        assert (metrics.sent_bytes, metrics.received_bytes) == (400, 300)
-        assert (metrics.compute_s, metrics.waiting_s, metrics.transfer_s) == (1.5, 0.25, 0.125)
-        assert metrics.tokens_per_s == pytest.approx(250 / 4.0)
-        assert metrics.dp_bytes == 25 * 1000 * 4  # 2 (n - 1) / n = 1 for two workers
-        assert replay.age_s(110.0) == 2.0
-
-    def test_a_round_without_it_is_told_as_the_reason(self, tmp_path):
-        aborted = RoundAborted(0, 0, "deadline", "too late", (), 5.0)
-        presence = replayed(write(tmp_path / "j", STARTED, aborted)).presence
-        assert presence.metrics.reason == "deadline: too late"
-        mixed = RoundMixed(0, 0, (B,), (), 1.0, 0.5, 1, 1, 0.0, 0.0, "d")
-        presence = replayed(write(tmp_path / "k", STARTED, mixed)).presence
-        assert "before its part arrived" in presence.metrics.reason
-        assert presence.metrics.rounds_out == 1
-
-    @pytest.mark.parametrize(("round_", "state"), [(2, State.LEAVING), (3, State.DONE)])
-    def test_a_stopped_worker_has_left_or_is_done(self, tmp_path, round_, state):
-        presence = replayed(write(tmp_path / "j", STARTED, Stopped("whatever", round_, 10))).presence
-        assert (presence.state, presence.round) == (state, round_)
-
-    def test_a_loss_that_is_not_finite_stays_unknown(self, tmp_path):
-        replay = replayed(write(tmp_path / "j", STARTED, StretchDone(0, 1, 10, math.nan, math.nan)))
-        assert math.isnan(replay.presence.metrics.loss)
-
-    def test_a_worker_that_goes_on_counts_on(self, tmp_path):
-        before = [STARTED, StretchDone(0, 25, 250, 3.0, 1.5), StretchDone(0, 50, 250, 3.0, 1.5)]
-        after = [STARTED, Resumed(25, 1, 250, 0, 0, (), ()), StretchDone(1, 50, 250, 3.0, 1.5)]
-        presence = replayed(write(tmp_path / "j", *before, *after)).presence
-        assert (presence.metrics.tokens, presence.metrics.step, presence.round) == (500, 50, 1)
 
 
 class FakeTrainer:
@@ -173,26 +115,19 @@ class TestOutcome:
         assert "pip install 'decentral[plot]'" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
 
-    def test_of_a_pipeline_the_heads_alone_have_tokens_and_a_loss(self, tmp_path):
+    def test_of_a_pipeline_the_heads_alone_have_a_loss(self, tmp_path):
         journal = JsonLinesJournal(tmp_path / "j", lambda: 100.0, 1_000_000)
         for stage in range(3):
             journal.of_stage(stage).record(StretchDone(0, 25, 250, 3.0, 1.0))
-            for batch in range(2):
-                journal.of_stage(stage).record(BatchCounted(stage, batch, 0, batch, (0, 1), 125))
         journal.close()
         events = outcome.merge_journals([tmp_path / "j"], tmp_path / "all")
-        assert outcome.tokens_of_heads(events) == 250
         assert outcome.draw_losses(events, 25, tmp_path / "loss.png")
         assert not outcome.draw_losses([event for event in events if event["stage"]], 25, tmp_path / "none.png")
 
     def test_the_summary_tells_what_was_kept_and_what_it_cost(self, tmp_path):
-        journal = write(
-            tmp_path / "j",
-            STARTED,
-            StretchDone(0, 25, 250, 3.0, 1.0),
-            RoundMixed(0, 0, (A, B), (), 1, 0.5, 50, 0, 0, 0, ""),
-        )
-        totals = summarize(children_facts(), [(replayed(journal).presence, 0.0)], ttl_s=6.0).totals
+        metrics = Metrics(tokens=250, sent_bytes=50, dp_bytes=100_000)
+        presence = Presence(A, "demo", 1, State.DONE, 40, 0, "", metrics=metrics)
+        totals = summarize(children_facts(), [(presence, 0.0)], ttl_s=6.0).totals
         chosen = Chosen({}, (Replica("0", "demo-1", 40, dict),), 0.25)
         trainer = toy.build({}, Seat(0, 1, 10))
         text = outcome.summary(tmp_path, chosen, "", trainer, totals, 4, 61.0)
@@ -225,7 +160,7 @@ class TestStart:
         monkeypatch.setattr("decentral.cli.local.run.start", start)
         loaded = load(None, ["task.factory=decentral.workers.toy:build", "worker.max_upload=20mbit"])
         trainer = toy.build({}, Seat(0, 1, 10))
-        asyncio.run(LocalRun(loaded.swarm, loaded.worker, Processes(3), tmp_path, trainer, 8)._start())
+        asyncio.run(LocalRun(loaded.swarm, loaded.worker, Processes(3), tmp_path, trainer)._start())
         caps = [arguments[arguments.index("--max-upload") + 1] for arguments in told]
         assert [load(None, [], {"worker.max_upload": cap}).worker.max_upload for cap in caps] == [2_500_000] * 3
 
@@ -256,53 +191,24 @@ class TestStart:
         assert swarm.task.settings["numel"] == 1000
         assert one == WorkerConfig(threads=3, out=str(tmp_path / "out"), task=own.task, data=own.data)
 
-    def test_a_pipeline_has_spares_and_is_asked_for_what_it_does(self, tmp_path, monkeypatch):
+    def test_a_pipeline_has_spares(self, tmp_path, monkeypatch):
         started: list[list[str]] = []
-        asked: list[list[str]] = []
 
         class Said:
-            code = None
-
-            def __init__(self, index: int) -> None:
-                self.index = index
-
             async def first_line(self, timeout_s: float) -> str:
-                if self.index == 3:
-                    raise DecentralError("It ended.")
-                return f"decentral worker --join 127.0.0.1:{self.index}"
+                return "decentral worker --join 127.0.0.1:1"
 
         async def start(index, arguments, folder, env):
             started.append(list(arguments))
-            return Said(index)
-
-        started_all, told = asyncio.Event(), asyncio.Event()
-
-        async def follow(addresses, *, every_s):
-            await started_all.wait()
-            asked.append(list(addresses))
-            yield summarize(replace(children_facts(), run_id="told"), [], ttl_s=6.0)
-            told.set()
-            await asyncio.sleep(3600)
+            return Said()
 
         monkeypatch.setattr("decentral.cli.local.run.start", start)
-        monkeypatch.setattr("decentral.cli.local.run.follow", follow)
         loaded = load(None, ["task.factory=decentral.workers.toy:build", "pipeline.stages=2"])
         processes = processes_for(loaded.swarm.pipeline, None, 1)
-        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, toy.build({}, Seat(0, 1, 10)), 8)
-
-        async def scenario() -> None:
-            await run._start()
-            assert [row.stage for row in run._report().stages] == [0, 1, 2]
-            await asyncio.gather(*run._beside[1:])
-            started_all.set()
-            await told.wait()
-            assert run._report().run.run_id == "told"
-            await _cancel(run._beside)
-
-        asyncio.run(asyncio.wait_for(scenario(), 10))
+        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, toy.build({}, Seat(0, 1, 10)))
+        asyncio.run(asyncio.wait_for(run._start(), 10))
         assert ["--new" in arguments for arguments in started] == [True, False, False, False]
         assert [arguments[-2:] == ["--stage", "spare"] for arguments in started] == [False, False, False, True]
-        assert asked == [["127.0.0.1:0", "127.0.0.1:1", "127.0.0.1:2"]]
 
     @pytest.mark.parametrize(
         ("flags", "message"),
@@ -356,6 +262,51 @@ class TestStart:
         assert found == [False]
 
 
+class TestReport:
+    """What a local run shows of its workers while they train."""
+
+    def report(self, tmp_path: Path, told: Sequence[tuple[Presence, int | None]], *flags: str) -> StatusReport:
+        """Of workers that have these records in their folders, and ended with these codes."""
+        loaded = load(None, ["task.factory=decentral.workers.toy:build", *flags])
+        processes = processes_for(loaded.swarm.pipeline, None if flags else 2, None)
+        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, toy.build({}, Seat(0, 1, 10)))
+        for index, (presence, code) in enumerate(told):
+            folder = tmp_path / "workers" / str(index)
+            (folder / PRESENCE).write_bytes(encode(presence, identity(index)))
+            run._children.append(child_of(folder, "", code))
+        return run._report()
+
+    def test_is_what_they_said_of_themselves_last(self, tmp_path):
+        first = Presence(identity(0).peer_id, "demo-1", 7, State.TRAINING, 3, 0, "", metrics=Metrics(tokens=250))
+        last = Presence(identity(1).peer_id, "demo-1", 7, State.DONE, 3, 0, "", metrics=Metrics(tokens=50))
+        report = self.report(tmp_path, [(first, None), (last, 0)])
+        assert (report.run.run_id, report.totals.round, report.totals.tokens) == ("demo-1", 3, 300)
+        assert sorted(row.state for row in report.workers) == ["done", "training"]
+
+    def test_who_was_killed_is_lost_at_once_and_by_what_is_said(self, tmp_path):
+        one = Presence(identity(0).peer_id, "demo-1", 7, State.TRAINING, 3, 0, "")
+        (row,) = self.report(tmp_path, [(one, -signal.SIGKILL)]).workers
+        assert (row.state, row.reason) == ("lost", "was killed by SIGKILL")
+
+    def test_of_a_pipeline_the_stages_and_the_tokens_of_its_head(self, tmp_path):
+        head = Presence(identity(0).peer_id, "d", 7, State.TRAINING, 3, 0, "", holds="0", metrics=Metrics(tokens=250))
+        stage = Presence(identity(1).peer_id, "d", 7, State.TRAINING, 3, 0, "", holds="1", metrics=Metrics(tokens=250))
+        report = self.report(tmp_path, [(head, None), (stage, None)], "pipeline.stages=2")
+        assert [len(row.holders) for row in report.stages] == [1, 1, 0]
+        assert report.totals.tokens == 250
+
+    def test_what_no_worker_signed_is_not_shown(self, tmp_path):
+        other = Presence(identity(1).peer_id, "demo-1", 7, State.TRAINING, 3, 0, "")
+        assert self.report(tmp_path, [(other, None)]).workers == ()
+
+    def test_nor_what_is_left_of_an_earlier_life(self, tmp_path):
+        old = tmp_path / "workers" / "0" / PRESENCE
+        old.parent.mkdir(parents=True)
+        old.write_bytes(b"old")
+        self.report(tmp_path, [])
+        assert not old.exists()
+
+
 class TestResult:
     """What ``local`` makes of its workers' weights: numbers apart from the toy's hidden vector, zero."""
 
@@ -366,7 +317,7 @@ class TestResult:
         swarm = resolve(loaded.swarm)
         trainer = toy.build({"numel": 4, "num_layers": 1}, Seat(0, 1, 10))
         hidden = torch.randn(4, generator=torch.Generator().manual_seed(0))
-        run = LocalRun(swarm, loaded.worker, Processes(3), tmp_path, trainer, 8, take)
+        run = LocalRun(swarm, loaded.worker, Processes(3), tmp_path, trainer, take)
         for round_, value in weights.items():
             file = tmp_path / "workers" / str(round_ % 10) / MODEL
             save_file({"layers.0.weight": hidden + value}, file, {"run": "demo-1", "round": str(round_), "digest": "d"})
@@ -420,7 +371,7 @@ class TestResult:
         loaded = load(None, [*toy_of_three, "worker.threads=1", "pipeline.stages=2"])
         trainer = toy.build({"numel": 6, "num_layers": 3}, Seat(0, 1, 10))
         processes = processes_for(loaded.swarm.pipeline, None, None)
-        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, trainer, 8)
+        run = LocalRun(loaded.swarm, loaded.worker, processes, tmp_path, trainer)
         hidden = torch.randn(6, generator=torch.Generator().manual_seed(0)).chunk(3)
         for worker, stage, value, round_ in saved:
             about = {"run": "demo-1", "round": str(round_), "stage": str(stage), "stages": "2"}
@@ -460,7 +411,7 @@ def children_facts():
     return RunFacts("demo", "diloco", "fp32", 40, 1, "0", "c")
 
 
-def child_of(tmp_path: Path, log: str, code: int) -> children.Child:
+def child_of(tmp_path: Path, log: str, code: int | None) -> children.Child:
     (tmp_path / "log.txt").write_text(log)
 
     class Ended:
