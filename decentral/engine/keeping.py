@@ -14,11 +14,11 @@ from msgspec.structs import replace
 
 from decentral.engine.agreement import Agreement
 from decentral.engine.disks import Disks, Store
-from decentral.engine.options import Every
 from decentral.pipeline.holders import Holders
 from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.stored import Part, Stored
 from decentral.ports.clock import Clock
+from decentral.schedule.every import Every
 from decentral.state.worker_state import WorkerState
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """What the composition root hands to a worker."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.trainer import InnerLoop, Model
 from decentral.ports.transport import Transport
+from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
 from decentral.state.worker_state import WorkerState, Written
 from decentral.swarm.timing import Timing
@@ -85,18 +85,6 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Every:
-    """How often something is done."""
-
-    seconds: float = math.inf
-    """Since it was begun last; wherever in a round a worker is then."""
-    steps: int = 0
-    """At every multiple of so many inner steps; 0 for never."""
-    together: bool = False
-    """Of stages that save together: at steps that are common to all of them (``schedule.together``)."""
-
-
-@dataclass(frozen=True, slots=True)
 class Parts:
     """The ports and the user's model, this worker's own."""
 
@@ -114,7 +102,7 @@ class Parts:
     """Of this worker's earlier life in the same run."""
     save: Callable[[WorkerState], Written | None] | None = None
     """Keeps a state; called on the clock's second thread, must not raise. Says what was written, if it was."""
-    save_every: Every = Every(seconds=60.0)
+    save_every: Every = field(default_factory=Every)
     protect: int = 0
     """So many others keep in memory what this worker alone has."""
     guard_bytes: int = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from decentral.engine.disks import Store
-from decentral.engine.options import Every, RunOptions
+from decentral.engine.options import RunOptions
 from decentral.monitor.journal import Journal
 from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.placement import CutInForce
@@ -15,6 +15,7 @@ from decentral.ports.directory import Directory
 from decentral.ports.identity import Identity
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.transport import Transport
+from decentral.schedule.every import Every
 from decentral.swarm.timing import Timing
 
 

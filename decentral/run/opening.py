@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from decentral.adapters.clock import RealClock
-from decentral.config.interval import parse
+from decentral.config import interval
 from decentral.config.resolve import resolve_method
 from decentral.config.settings import Settings, load
-from decentral.engine.options import Every, Parts
+from decentral.engine.options import Parts
 from decentral.engine.worker import Worker
 from decentral.errors import ConfigError
 from decentral.monitor.history import HistoryJournal
@@ -297,7 +297,7 @@ def _worker(
     node, own, run_id = connection.node, connection.own, connection.run_id
     if node.directory is None:
         raise AssertionError("a worker's node keeps records")
-    options, every = run_options(connection.swarm, run_id, model.parameters()), parse(own.checkpoint_every)
+    options = run_options(connection.swarm, run_id, model.parameters())
     save = restored = None
     if own.out:
         out = Path(own.out)
@@ -319,7 +319,7 @@ def _worker(
         journal=journal,
         restored=restored,
         save=save,
-        save_every=Every(every.seconds, every.steps),
+        save_every=interval.parse(own.checkpoint_every),
         note=disk.note,
         protect=own.protect,
         guard_bytes=own.guard_bytes,

@@ -9,7 +9,6 @@ from decentral.adapters.clock import RealClock
 from decentral.config import interval
 from decentral.config.pipeline import stages_asked
 from decentral.config.resolve import on_machine
-from decentral.engine.options import Every
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.monitor.journal import StagedJournal
 from decentral.pipeline.placement import CutInForce
@@ -46,7 +45,6 @@ def make_pipeline_process(
     pipeline = pipeline_options(swarm, blocks.num_blocks)
     cut = CutInForce(pipeline.spans, blocks.num_blocks, blocks.path)
     store = StageFiles(Path(own.out), about, cut, own.keep, disk, clock.wall)
-    every = interval.parse(own.checkpoint_every)
     options = PipelineProcessOptions(
         run_id=run_id,
         config=swarm.to_json().encode(),
@@ -64,7 +62,7 @@ def make_pipeline_process(
         blocks=blocks,
         store=store,
         cut=cut,
-        save_every=Every(every.seconds, every.steps),
+        save_every=interval.parse(own.checkpoint_every),
         protect=own.protect,
         guard_bytes=own.guard_bytes,
         note=disk.note,

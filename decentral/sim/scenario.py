@@ -10,7 +10,7 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.defaults import default_mean_codec
 from decentral.codecs.feedback import Feedback
 from decentral.engine.background import Background
-from decentral.engine.options import Every, Mixing, Outcome, Parts, RunOptions
+from decentral.engine.options import Mixing, Outcome, Parts, RunOptions
 from decentral.engine.reunion import Known, seek_absent
 from decentral.engine.worker import Worker
 from decentral.errors import UnreachableError
@@ -21,6 +21,7 @@ from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.rule import OuterRule
 from decentral.ports.trainer import Trainer
+from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from decentral.engine.options import Every
+from decentral.schedule.every import Every
 from decentral.sim.checkers import agreement, check, check_async, check_gossip, counted_once, finish, reunion
 from decentral.sim.counting import Counting
 from decentral.sim.faults import ISLANDS, Kind, Plan, Script, draw, to_json

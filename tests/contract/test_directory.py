@@ -20,7 +20,10 @@ def test_records_are_found_by_everybody_until_they_expire(harness: Harness) -> N
         assert await a.directory.publish("run/3", "brief", b"soon gone", ttl_s=1.5)
         assert await a.directory.publish("run/3", "long", b"here to stay", ttl_s=60)
         found = await c.directory.lookup("run/3")
-        assert found in ({"long": b"here to stay"}, {"brief": b"soon gone", "long": b"here to stay"})  # on a busy machine
+        assert found in (
+            {"long": b"here to stay"},
+            {"brief": b"soon gone", "long": b"here to stay"},
+        )  # on a busy machine
         await asyncio.sleep(1.6)  # Expiry is a matter of the clock, real or virtual.
         records = await c.directory.lookup("run/3")
         assert records == {"long": b"here to stay"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.options import Every, Outcome, RunOptions
+from decentral.engine.options import Outcome, RunOptions
 from decentral.engine.pipeline_process import PipelineProcess, PipelineProcessOptions, PipelineProcessParts
 from decentral.engine.reunion import Known
 from decentral.errors import DataError, IncapableError
@@ -25,6 +25,7 @@ from decentral.pipeline.options import PipelineOptions
 from decentral.pipeline.placement import CutInForce
 from decentral.pipeline.stored import Stored, span_of
 from decentral.ports.model_blocks import ModelBlocks
+from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Fault
 from decentral.sim.loop import run

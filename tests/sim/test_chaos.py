@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from decentral.engine.options import Every
 from decentral.monitor.events import Resumed
+from decentral.schedule.every import Every
 from decentral.sim.checkers import agreement, counted_once, events, most_counted, reunion
 from decentral.sim.counting import ADD_UP, Counting
 from decentral.sim.faults import Fault, Kind

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.options import Every
 from decentral.engine.rows import _Claim
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.leader import Leader
@@ -19,6 +18,7 @@ from decentral.exchange.server.options import ServerOptions
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.follow import Follow
 from decentral.outer.noloco import NoLoCo
+from decentral.schedule.every import Every
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Scenario, simulate
 from decentral.sim.tape import FaultTape

@@ -6,8 +6,8 @@ from typing import TypeVar
 import pytest
 
 from decentral.engine import protection
-from decentral.engine.options import Every
 from decentral.monitor.events import Event, Protected, Resumed, StretchDone, TookUp
+from decentral.schedule.every import Every
 from decentral.sim.checkers import check
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Record, Scenario, simulate

@@ -11,7 +11,6 @@ import torch
 from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback
-from decentral.engine.options import Every
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import Resumed, RoundMixed, StretchDone
@@ -21,6 +20,7 @@ from decentral.outer.ef21 import Ef21
 from decentral.outer.follow import Follow
 from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
+from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import agreement, events, finish, reunion, spread_of
 from decentral.sim.counting import ADD_UP, ADD_UP_AT_SERVERS, Counting

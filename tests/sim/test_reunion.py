@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from decentral.engine.options import Every
 from decentral.monitor.events import Event, Joined, PeerSeen, Repaired, Resumed, RoundMixed
+from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.directory import MemoryDirectory
 from decentral.sim.faults import Fault, Kind

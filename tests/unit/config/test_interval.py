@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from decentral.config.file import to_toml
-from decentral.config.interval import Interval, parse
+from decentral.config.interval import parse
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.config.settings import load
 from decentral.errors import ConfigError
+from decentral.schedule.every import Every
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from decentral.errors import ConfigError
     ],
 )
 def test_times_and_steps(text: str, seconds: float, steps: int) -> None:
-    assert parse(text) == Interval(seconds, steps)
+    assert parse(text) == Every(seconds, steps)
     assert load(None, [], {"worker.checkpoint_every": text}).worker.checkpoint_every == text
 
 

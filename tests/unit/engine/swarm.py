@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.options import Every, Outcome, Parts, RunOptions
+from decentral.engine.options import Outcome, Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.messages import Shard, unpack_participants
 from decentral.exchange.allreduce.reducer import SHARD
@@ -16,6 +16,7 @@ from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
 from decentral.ports.trainer import InnerLoop, Trainer
 from decentral.ports.transport import Handler, Traffic
+from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Fault
 from decentral.sim.local_steps import LocalSteps

@@ -8,11 +8,12 @@ from itertools import pairwise
 from typing import Any
 
 from decentral.codecs.codec import make_codec
-from decentral.engine.options import Every, Parts, RunOptions
+from decentral.engine.options import Parts, RunOptions
 from decentral.engine.worker import Worker
 from decentral.monitor.events import Saved
 from decentral.monitor.journal import MemoryJournal
 from decentral.outer.diloco import DiLoCo
+from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run

@@ -6,10 +6,10 @@ from itertools import chain, repeat
 
 import pytest
 
-from decentral.engine.options import Every
 from decentral.engine.validation import LossHistory
 from decentral.errors import DivergedError
 from decentral.monitor.events import Validated
+from decentral.schedule.every import Every
 from decentral.sim.loop import run
 from decentral.sim.trainer import ToyTrainer
 from tests.unit.engine.test_saving import Life
