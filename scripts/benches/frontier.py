@@ -9,8 +9,8 @@ cell, and a bench that was stopped goes on. The section "Findings" of OUT.md is 
 """
 
 import statistics
-import time
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -23,9 +23,9 @@ from decentral.state.average import Replica, survey
 from decentral.workers.lm.corpus import Corpus
 from scripts.benches.frontier_arms import SETTINGS, next_run, of_set_up
 from scripts.benches.frontier_page import page, plot
-from scripts.benches.lib.arms import Run, corpus_for, made
+from scripts.benches.lib.arms import Run, corpus_for, grow, made
 from scripts.benches.lib.command import BenchError, Parser, enter
-from scripts.benches.lib.report import Record, read, stamp, write
+from scripts.benches.lib.report import Record, read
 from scripts.benches.lib.training import Play, drawn_ids
 from scripts.benches.lib.variants import agreed_loss
 
@@ -35,17 +35,14 @@ _QUIET = Conditions(stands_for={PRESENCE: 0.0})
 
 
 def measure(run: Run, corpus: Corpus) -> Record:
-    """One cell."""
-    began = time.perf_counter()
+    """What a cell comes to."""
     if run.is_control:
-        found = run.control(corpus)
-    else:
+        return run.control(corpus)
 
-        def make(swarm: SwarmConfig, stream: int) -> Trainer:
-            return made(swarm, stream, corpus)
+    def make(swarm: SwarmConfig, stream: int) -> Trainer:
+        return made(swarm, stream, corpus)
 
-        found = outcome(run.play(make, ids=drawn_ids(run.seed), conditions=_QUIET))
-    return {"key": run.key, **found, "seconds": round(time.perf_counter() - began, 1), **stamp(SCRIPT)}
+    return outcome(run.play(make, ids=drawn_ids(run.seed), conditions=_QUIET))
 
 
 def outcome(play: Play) -> Record:
@@ -86,16 +83,12 @@ def main() -> None:
     torch.set_num_threads(1)
     common = (options.steps, options.workers, options.set)
     corpus = corpus_for(options.set)
-    for _ in range(options.cells):
-        run = next_run(of_set_up(records, common), options.tries, options.seeds, common)
-        if run is None:
-            break
-        record = measure(run, corpus)
-        told = f"seed {run.seed}  lr {run.rate:g}  {run.arm}  {record['val_loss']:.4f}  {record['seconds']:.0f} s"
-        print(told, flush=True)
-        records.append(record)
-        write(options.out, records, page(options.out, records))
-    write(options.out, records, page(options.out, records))
+
+    def missing() -> Run | None:
+        return next_run(of_set_up(records, common), options.tries, options.seeds, common)
+
+    cells = islice(iter(missing, None), options.cells)
+    grow(SCRIPT, options.out, records, cells, lambda run: measure(run, corpus), page)
     plot(options.out, records)
 
 

@@ -14,7 +14,6 @@ of OUT.md is written by hand and kept.
 import argparse
 import shlex
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,9 @@ from torch import Tensor
 from decentral.config.schema import SwarmConfig
 from decentral.ports.trainer import Trainer
 from decentral.workers.lm.corpus import Corpus
-from scripts.benches.lib.arms import ALONE, DATA_PARALLEL, Run, by_seed, corpus_for, made, set_up, share_kept
+from scripts.benches.lib.arms import ALONE, DATA_PARALLEL, Run, by_seed, corpus_for, grow, made, set_up, share_kept
 from scripts.benches.lib.command import Parser, enter, set_words
-from scripts.benches.lib.report import Record, kept, places, read, stamp, write
+from scripts.benches.lib.report import Record, kept, places, read
 from scripts.benches.lib.stats import grouped, listed, spread
 from scripts.benches.lib.tables import table
 from scripts.benches.lib.variants import agreed_loss
@@ -39,10 +38,8 @@ _SHARED_MOMENTS = "moments=mean"
 
 
 def record_of(run: Run, corpus: Corpus) -> Record:
-    """Run it on this text."""
-    began = time.perf_counter()
-    found = run.control(corpus) if run.is_control else swarm(run, corpus)
-    return {"key": run.key, **found, "seconds": round(time.perf_counter() - began, 1), **stamp(SCRIPT)}
+    """What it comes to on this text."""
+    return run.control(corpus) if run.is_control else swarm(run, corpus)
 
 
 def swarm(run: Run, corpus: Corpus) -> Record:
@@ -197,15 +194,8 @@ def main() -> None:
     records: list[Record] = read(options.out, [])
     torch.set_num_threads(1)
     corpus = corpus_for(options.set)
-    for run in runs:
-        if run.key in [record["key"] for record in records]:
-            continue
-        record = record_of(run, corpus)
-        told = f"seed {run.seed}  lr {run.rate:g}  {run.arm}  {record['val_loss']:.4f}  {record['seconds']:.0f} s"
-        print(told, flush=True)
-        records.append(record)
-        write(options.out, records, page(options.out, records))
-    write(options.out, records, page(options.out, records))
+    missing = (run for run in runs if run.key not in [record["key"] for record in records])
+    grow(SCRIPT, options.out, records, missing, lambda run: record_of(run, corpus), page)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Arms of a comparison at equal steps of a worker: one worker alone, data-parallel training, and swarms.
 
 The controls are one process each; of a swarm the network alone is simulated. Knows nothing of what a bench looks for,
-nor of how it writes it.
+nor of how its page looks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from decentral.config.schema import SwarmConfig
 from decentral.ports.trainer import Seat, Trainer
@@ -15,7 +17,7 @@ from decentral.types import PeerId
 from decentral.workers.lm.corpus import Corpus, load_corpus
 from decentral.workers.lm.settings import read_settings
 from decentral.workers.lm.trainer import LmTrainer
-from scripts.benches.lib.report import Record
+from scripts.benches.lib.report import Record, stamp, write
 from scripts.benches.lib.training import Make, Play, Watch, configured, unwatched, with_rounds
 
 ALONE, DATA_PARALLEL = "alone", "data-parallel"
@@ -99,6 +101,28 @@ def made(swarm: SwarmConfig, stream: int, corpus: Corpus) -> Trainer:
 def corpus_for(settings: Sequence[str]) -> Corpus:
     """The text that all arms with these settings train on."""
     return load_corpus((), read_settings(configured(settings, seed=0, workers=1).task.settings).window)
+
+
+def grow(
+    script: str,
+    out: Path,
+    records: list[Record],
+    runs: Iterable[Run],
+    how: Callable[[Run], Record],
+    page: Callable[[Path, list[Record]], str],
+) -> None:
+    """Play runs, each when all before it are in the records; these and their page are written after every one.
+
+    So a bench that was stopped goes on with what is missing.
+    """
+    for run in runs:
+        began = time.perf_counter()
+        record = {"key": run.key, **how(run), "seconds": round(time.perf_counter() - began, 1), **stamp(script)}
+        told = f"seed {run.seed}  lr {run.rate:g}  {run.arm}  {record['val_loss']:.4f}  {record['seconds']:.0f} s"
+        print(told, flush=True)
+        records.append(record)
+        write(out, records, page(out, records))
+    write(out, records, page(out, records))
 
 
 def set_up(record: Record) -> str:
