@@ -19,6 +19,7 @@ from decentral.config.names import ALL_REDUCE, METHODS
 from decentral.errors import ConfigError, ExitCode, MismatchError, UsageError
 from decentral.monitor.audit import Audit, Difference, Key, Kind, Said, WorkerAccount
 from decentral.monitor.audit import audit as audited
+from decentral.monitor.figures import finding
 from decentral.monitor.journal import JournalReader
 from decentral.monitor.stages import name_of
 from decentral.run.folder import CONFIG, JOURNAL, WORKERS, folders_of
@@ -28,13 +29,6 @@ from decentral.types import PeerId, short_id
 SCHEMA = 1
 #: Differences that are shown at most; the JSON has all.
 _MAX_SHOWN = 50
-#: What a reducer was found to have done, by the kind of finding.
-_AS_REDUCER = {
-    "mean": "answered no mean",
-    "turned": "answered against most",
-    "silent": "gave no account",
-    "proven": "proven to lie and barred",
-}
 
 _FOLDERS = typer.Argument(metavar="DIR...", help="Of workers or of a local run, or their journals; all of one run.")
 _ROUND = typer.Option("--round", metavar="R", help="Show what everybody says of this round.", min=0)
@@ -184,7 +178,7 @@ def _told(each: Difference) -> str:
 
 
 def _row(worker: WorkerAccount) -> tuple[str, ...]:
-    said = [f"{_found(kind)} in {count}" for kind, count in worker.restrained.items()]
+    said = [f"{finding(kind)} in {count}" for kind, count in worker.restrained.items()]
     said += [f"{reason} in {count}" for reason, count in worker.absent.items()]
     if not worker.has_journal:
         return short_id(worker.peer), "-", "-", "-", "-", "-", printable(", ".join(["no journal given", *said]))
@@ -210,14 +204,9 @@ def _sentence(said: Said) -> str:
         parts = [f"mixed with {_names(sorted(said.members))}, anchor {said.digest}{norm}"]
     elif said.reason:
         parts = [f"{said.outcome}: {said.reason}"]
-    parts += [f"{short_id(peer)}: {_found(kind)}" for peer, kind in said.restrained.items()]
+    parts += [f"{short_id(peer)}: {finding(kind)}" for peer, kind in said.restrained.items()]
     parts += [f"{short_id(peer)} was missing: {why}" for peer, why in said.absent.items()]
     return "; ".join(parts)
-
-
-def _found(kind: str) -> str:
-    """What a worker was found to be, as a member or as a reducer."""
-    return _AS_REDUCER.get(kind, f"restrained for {kind}")
 
 
 def _names(peers: Sequence[PeerId]) -> str:

@@ -93,6 +93,20 @@ def restraint(kind: str, ratio: float) -> str:
     return "was nothing and was left out"
 
 
+def finding(kind: str) -> str:
+    """What the same is called where it is counted."""
+    match kind:
+        case "mean":
+            return "answered no mean"
+        case "turned":
+            return "answered against most"
+        case "silent":
+            return "gave no account"
+        case "proven":
+            return "proven to lie and barred"
+    return f"restrained for {kind}"
+
+
 def sparkline(values: Sequence[float], width: int) -> str:
     """A series as a row of bars from its lowest to its highest value, in at most ``width`` characters.
 
