@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 # Before torch is imported. Two files run at a time on two cores: with a second thread for each, test models of this
 # size took twice the processor time and three times as long.
@@ -24,6 +25,10 @@ settings.register_profile(
     "decentral", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("decentral")
+
+# Hypothesis draws constants that it finds in whatever modules are imported by then, which depends on the tests that the
+# same process ran before. It also parses every module for them: a second of each process of a first run.
+providers._get_local_constants = lambda: providers._local_constants
 
 
 def pytest_configure(config: pytest.Config) -> None:
