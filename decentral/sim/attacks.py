@@ -22,8 +22,9 @@ from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.exchange import AllReduce
 from decentral.exchange.api import Contribution, Exchange, Verdict
 from decentral.ports.transport import Transport
+from decentral.sim.deceits import DECEITS, lead
 from decentral.sim.scenario import Meddle
-from decentral.sim.world import SimPeer
+from decentral.sim.world import SimPeer, peer_id
 from decentral.types import PeerId, SyncKey
 
 #: What a liar brings in place of its own, given what honest workers brought.
@@ -102,30 +103,42 @@ ATTACKS: Mapping[str, Attack] = {
 REDUCERS: Mapping[str, float] = {"reducer-negate": -1.0, "reducer-3": 3.0, "reducer-1e6": 1e6, "reducer-nan": math.nan}
 
 
+#: By name, what lying leaders bring to the rounds in which they are alone.
+LEADERS: Mapping[str, Attack] = {
+    "leader": lambda mine, honest, dice: mine,
+    "leader-negate": _values(lambda delta_N: delta_N * -2),
+}
+
 #: Frames hold NaN.
 NAN = "nan"
+#: All that a worker may do.
+KINDS = (NAN, *ATTACKS, *REDUCERS, *LEADERS, *DECEITS)
 
 
 def liars(attack: str, numbers: Collection[int], codec: Codec, mean_codec: Codec) -> Meddle:
     """Make liars of some workers.
 
     Args:
-        attack: ``NAN`` or a key of ``ATTACKS`` or ``REDUCERS``; with anything else nobody lies.
+        attack: one of ``KINDS``; with anything else nobody lies.
         numbers: theirs.
         codec: of contributions.
         mean_codec: of means.
     """
-    board = Board()
+    board, ids = Board(), [peer_id(number) for number in numbers]
 
     def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
-        if number not in numbers or attack not in (NAN, *ATTACKS, *REDUCERS):
+        if number not in numbers or attack not in KINDS:
             _watch(worker._exchange, peer.peer_id, board)
         elif attack == NAN:
             _spoil_frames(peer.transport, codec)
         elif attack in REDUCERS:
             _lie_as_reducer(worker._exchange, mean_codec, REDUCERS[attack])
+        elif attack in DECEITS:
+            DECEITS[attack](worker, peer, ids)
         else:
-            _lie(worker._exchange, ATTACKS[attack], board, number)
+            if attack in LEADERS:
+                lead(worker, peer, ids)
+            _lie(worker._exchange, {**ATTACKS, **LEADERS}[attack], board, number)
 
     return meddle
 

@@ -24,7 +24,7 @@ from decentral.codecs.codec import make_codec
 from decentral.config.schema import SwarmConfig
 from decentral.monitor.events import Avoided, Restrained, RoundAborted, RoundMixed
 from decentral.ports.trainer import Trainer
-from decentral.sim.attacks import ATTACKS, NAN, REDUCERS, liars
+from decentral.sim.attacks import KINDS, LEADERS, REDUCERS, liars
 from decentral.sim.world import peer_id
 from decentral.types import PeerId
 from decentral.workers.lm.trainer import LmTrainer
@@ -36,6 +36,8 @@ from scripts.benches.lib.training import Play, configured, made_by_task, with_ro
 
 SCRIPT = "bench-attacks"
 WORKERS, LIARS, ROUNDS, STEPS = 8, (3, 6), 12, 8
+#: Virtual seconds of an inner step: what workers say of themselves travels within a round, as where rounds are longer.
+STEP_S = 1.0
 #: Of all runs: a small model, so that many cells can be had.
 MODEL = (
     "task.settings.model.d_model=32",
@@ -61,7 +63,11 @@ DEFENCES: Mapping[str, tuple[str, ...]] = {
 }
 #: All are honest; the labels of two are wrong.
 CLEAN, LABELS = "none", "label-flip"
-ALL = (CLEAN, NAN, LABELS, *ATTACKS, *REDUCERS)
+#: The machines of the liars join under so many names each, which bring what ``foe`` does.
+SYBILS: Mapping[str, int] = {"sybil-2": 2, "sybil-4": 4}
+ALL = (CLEAN, LABELS, *KINDS, *SYBILS)
+#: What is tried on all-reduces alone.
+OF_ALL_REDUCES = (*REDUCERS, *LEADERS, "leader-away")
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,19 @@ class Cell:
     defence: str
     seed: int
 
+    @property
+    def liars(self) -> tuple[int, ...]:
+        """Numbers of all names that liars have."""
+        more = len(LIARS) * (SYBILS.get(self.attack, 1) - 1)
+        return (*LIARS, *range(WORKERS, WORKERS + more))
+
     def play(self) -> Play:
         """The swarm from its start to its end."""
         settings = (*MODEL, *METHODS[self.method], *DEFENCES[self.defence])
-        swarm = with_rounds(configured(settings, seed=self.seed, workers=WORKERS), ROUNDS)
-        meddle = liars(self.attack, LIARS, make_codec(swarm.method.codec), make_codec(swarm.method.mean_codec))
+        workers = WORKERS + len(self.liars) - len(LIARS)
+        swarm = with_rounds(configured(settings, seed=self.seed, workers=workers), ROUNDS)
+        attack = "foe" if self.attack in SYBILS else self.attack
+        meddle = liars(attack, self.liars, make_codec(swarm.method.codec), make_codec(swarm.method.mean_codec))
 
         def make(swarm: SwarmConfig, stream: int) -> Trainer:
             trainer = made_by_task(swarm, stream)
@@ -85,7 +99,7 @@ class Cell:
                 flip_labels(trainer)
             return trainer
 
-        play = Play(swarm, make=make, meddle=meddle)
+        play = Play(swarm, STEP_S, make=make, meddle=meddle)
         play.run()
         return play
 
@@ -104,7 +118,7 @@ def flip_labels(trainer: Trainer) -> None:
 def measure(cell: Cell) -> Record:
     """One cell: losses of the honest, who was named and when."""
     play = cell.play()
-    lying = {peer_id(number) for number in LIARS} if cell.attack != CLEAN else set[PeerId]()
+    lying = {peer_id(number) for number in cell.liars} if cell.attack != CLEAN else set[PeerId]()
     honest = {peer: outcome for peer, outcome in play.outcomes.items() if peer not in lying}
     by_digest = {outcome.digest: outcome.anchors for outcome in honest.values()}
     losses = [play.loss(anchors) for anchors in by_digest.values()]
@@ -212,7 +226,14 @@ Defences: *nothing* is `method.bound = 0`, *default* the method as it comes, the
   know what all honest workers bring, and both liars bring the same.
 * `reducer-negate`, `reducer-3`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 3, 10^6, NaN.
 
-Missing: lying leaders, poisoned donors, false deaths, replay, Sybils; real processes.
+* Of these kinds an inner step takes {STEP_S:g} s in place of 0.1. `leader`: the two say that they are the oldest, and
+  name themselves alone in rounds that they lead, with honest values; `leader-negate`: with their own times -2.
+  `leader-away`: they tell all others to download their state, whose anchors have the other sign; `donor`: whoever
+  downloads from them gets that. `false-deaths`: everybody is said to be unreachable and long silent. `replay`: what was
+  brought to the first round, in all rounds, and all calls again 64 calls later. `sybil-2`, `sybil-4`: the two machines
+  have so many names each, 4 of 10 and 8 of 14 members, which bring what `foe` does.
+
+Missing: real processes.
 """
 
 
@@ -249,7 +270,7 @@ def missing(options: argparse.Namespace, records: Sequence[Record]) -> list[Cell
         for method in options.method
         for attack in options.attack
         for defence in options.defence
-        if not (method in WITHOUT_REDUCERS and (defence not in ("nothing", "default") or attack in REDUCERS))
+        if not (method in WITHOUT_REDUCERS and (defence not in ("nothing", "default") or attack in OF_ALL_REDUCES))
     ]
     if options.only_write:
         return []

@@ -8,8 +8,9 @@ import pytest
 from decentral.codecs.codec import make_codec
 from decentral.engine.rows import _Claim
 from decentral.engine.worker import Worker
+from decentral.exchange.allreduce.audit import Wanted
 from decentral.exchange.allreduce.leader import Leader
-from decentral.exchange.allreduce.messages import Held
+from decentral.exchange.allreduce.messages import Held, Result
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.gossip.messages import Poll
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
@@ -40,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
 WORKERS, LIAR = 5, 2
 #: When all stages of a pipeline have a holder, virtual seconds.
 _PLACED_S = 2.0
+LIST = to_wire(Participants(SyncKey(1, 0), peer_id(0), 0, "base", (peer_id(0), peer_id(2))))
 #: Of what members of these swarms never call, or seldom.
 EXAMPLES = {
     "rows": [to_wire(_Claim("data", 0, 1, (0, bytes(32))))],
@@ -48,7 +50,10 @@ EXAMPLES = {
     "guard.fetch": [to_wire(_Wanted(peer_id(1), "d1gest", 0))],
     "server.fetch": [to_wire(Question(0))],
     "held": [to_wire(Held(3, 0))],
-    "doubted": [to_wire(Participants(SyncKey(1, 0), peer_id(0), 0, "base", (peer_id(0), peer_id(2))))],
+    "audit.account": [to_wire(Result(LIST, 0))],
+    "audit.exhibit": [to_wire(Wanted(LIST, 0, 1))],
+    "audit.accuse": [to_wire(Result(LIST, 0))],
+    "doubted": [LIST],
 }
 PIPELINE = "pipeline"
 #: What is held after all mutants may be so much more than what is after half of them: gatherings, means and claims are

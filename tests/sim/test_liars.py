@@ -90,6 +90,23 @@ def test_two_of_eight_are_restrained_and_named_by_everybody(attack: Lie, kind: s
         assert {(event.peer, event.kind, event.share) for event in first} == {(peer, kind, 1.0) for peer in liars}
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "leader-negate",
+        "donor",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("leader", "leader-away", "false-deaths", "replay")),
+    ],
+)
+def test_who_lies_about_other_things_than_values_holds_up_no_more_than_some_rounds(attack: Lie) -> None:
+    """Whoever leads names its like alone, or sends the others to itself for a state; and joiners ask liars for one."""
+    scenario, lied = played(attack, rounds=12, together=False)
+    assert off(scenario, lied) < 0.35
+    for number in set(range(WORKERS)) - set(LIARS):
+        events = lied.journals[scenario.peers[number]][0].events
+        assert sum(isinstance(event, RoundMixed) for event in events) >= 8
+
+
 def test_without_bounds_the_same_lie_ruins_the_run() -> None:
     scenario, lied = played("negate-1e6", mixing=AllReduceOptions(bound=0.0), rounds=2)
     assert off(scenario, lied) > 1e3

@@ -4,12 +4,13 @@ With pairs there is nobody to outvote anybody. Nobody's values count for more th
 (``outer.clip``), neither a guest's at its host nor a host's at its guests. In place of values that no honest worker
 would bring one's own count: of what is many radii away, and of a pseudo-gradient that points against one's own where
 those of others point along with it (``exchange.bounds.along``). The anchor that comes with such a pseudo-gradient does
-not count either; and if it points along less than half as far as is usual, the anchor has to be within the usual
-distances.
+not count either; and if it points along less than half as far as is usual, the anchor counts within the usual
+distance and no further.
 
 Legend: N = values in the fragment.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -152,14 +153,12 @@ class OwnBounds:
         # The longest of the last rounds: replicas that did not meet for some of them went apart by as much in each.
         scale = max(self._lengths[fragment], default=0.0)
         is_aside = radii is self._anchor_radii and peer in self._aside
-        allowed = share * radii[fragment].limit(0.0 if is_aside else scale)
+        usual = share * radii[fragment].limit(0.0) / self._bound if is_aside else math.inf
         limit = share * radii[fragment].limit(scale)  # the last one asked for is that with which a distance counts
-        near_N, distance = clip(own_N, other_N, limit)
+        near_N, distance = clip(own_N, other_N, min(usual, limit))
         radii[fragment].observe(distance / share)
-        if distance <= allowed:
-            return near_N
         is_wild = distance > max(_WILD * limit, share * size)
         if distance > limit > 0:
             found = Kind.WILD if is_wild else Kind.LENGTH, distance / limit
             self._found[peer] = max(self._found.get(peer, found), found)
-        return own_N if is_wild or is_aside else near_N
+        return own_N if is_wild else near_N
