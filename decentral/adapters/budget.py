@@ -61,17 +61,14 @@ class Budget:
         return max(0.0, self._first_paid_at - now)
 
 
-#: A peer has so many short calls a second in the long run, and so many seconds' worth of them at once after a silence:
-#: a call takes a millisecond of a core, most of it in the daemon (docs/benchmarks/flood.md), so that no honest one has
-#: more. A stage of a pipeline makes some for every micro-batch.
-_CALLS_PER_S: Final = 1000.0
+#: What a peer asks for is charged in seconds, and so many seconds' worth goes at once after a silence.
 _CALLS_BURST_S: Final = 10.0
-#: Values are worth their bytes: so many cost as much as a short call.
+#: A short call costs by how often its method may be called. Values are worth their bytes.
 _SHORT_BYTES: Final = 16 << 10
-_BYTES_A_CALL: Final = 1 << 20
-#: A message that is none costs as much as so many calls, and its bytes come dearer: no honest peer sends it.
-_BAD_CALL: Final = 100.0
-_BYTES_A_BAD_CALL: Final = 2 << 10
+_VALUES_PER_S: Final = 1000 << 20
+#: A message that is none is dear, and so are its bytes: no honest peer sends it.
+_BAD_CALLS_PER_S: Final = 10.0
+_BAD_BYTES_PER_S: Final = 2000 << 10
 #: Peers that are remembered; whoever called longest ago is forgotten first.
 _MAX_PEERS: Final = 4096
 
@@ -95,18 +92,19 @@ class Account:
         self.sent_bytes += sent_bytes
         self.received_bytes += received_bytes
 
-    def charge(self, now: float, num_bytes: int, *, bad: bool) -> None:
+    def charge(self, now: float, num_bytes: int, *, calls_per_s: float, bad: bool) -> None:
         """It has called.
 
         Args:
             now: monotonic seconds.
             num_bytes: of the request and the reply.
+            calls_per_s: so often may short calls of this method come in the long run.
             bad: whether it sent what no honest peer sends.
         """
-        calls = 1.0 if num_bytes <= _SHORT_BYTES else num_bytes / _BYTES_A_CALL
+        cost_s = 1 / calls_per_s if num_bytes <= _SHORT_BYTES else num_bytes / _VALUES_PER_S
         if bad:
-            calls = _BAD_CALL + num_bytes / _BYTES_A_BAD_CALL
-        self._paid_at = max(self._paid_at, now - _CALLS_BURST_S) + calls / _CALLS_PER_S
+            cost_s = 1 / _BAD_CALLS_PER_S + num_bytes / _BAD_BYTES_PER_S
+        self._paid_at = max(self._paid_at, now - _CALLS_BURST_S) + cost_s
 
 
 class Accounts:

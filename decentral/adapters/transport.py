@@ -32,7 +32,7 @@ from decentral.errors import (
     PeerUnreachable,
     TransportError,
 )
-from decentral.ports.transport import Handler, Traffic
+from decentral.ports.transport import CALLS_PER_S, Handler, Traffic
 from decentral.types import PeerId
 
 T = TypeVar("T")
@@ -69,6 +69,8 @@ class _Method:
     max_concurrent: int
     budget: Budget | None
     """Of its replies, within that of everything."""
+    calls_per_s: float
+    """So many short ones may one peer make."""
     active: Counter[PeerId] = field(default_factory=Counter)
     """Handlers at work, by whom they are for."""
 
@@ -128,7 +130,7 @@ class HivemindTransport:
         self._listening = False
         self._closed = False
         if self.gate.is_private:
-            self._methods[POLICY] = _Method(self._on_policy, MAX_POLICY_BYTES, 8, None)
+            self._methods[POLICY] = _Method(self._on_policy, MAX_POLICY_BYTES, 8, None, CALLS_PER_S)
             self.gate.on_policy.append(self._spread)
 
     @property
@@ -238,10 +240,11 @@ class HivemindTransport:
         max_request_bytes: int,
         max_concurrent: int = 64,
         upload_share: float = 1.0,
+        calls_per_s: float = CALLS_PER_S,
     ) -> None:
         """See ``ports.transport.Transport.serve``."""
         budget = Budget(upload_share * self._max_upload_bytes_per_s) if upload_share < 1 else None
-        self._methods[method] = _Method(handler, max_request_bytes, max_concurrent, budget)
+        self._methods[method] = _Method(handler, max_request_bytes, max_concurrent, budget, calls_per_s)
         await self.listen()
 
     async def listen(self, others: Mapping[str, StreamHandler] | None = None) -> None:
@@ -320,14 +323,15 @@ class HivemindTransport:
             method = self._methods.get(name)
             objection = method.objection(name, sender, size) if method else f"unknown method {name!r:.100}"
             if method is None or objection:
-                account.charge(self._now(), 0, bad=False)
+                account.charge(self._now(), 0, calls_per_s=CALLS_PER_S, bad=False)
                 await self._refuse_unread(objection, reader, writer)
                 return
             with method.slot(sender):  # Bodies on their way in and out are bounded with the handlers.
                 async with asyncio.timeout(_GRACE_S + size / _MIN_BYTES_PER_S):
                     request = await self._meter.read(reader, size)
                 status, reply, bad = await self._handle(method, sender, request)
-                account.charge(self._now(), len(request) + len(reply), bad=bad)
+                num_bytes = len(request) + len(reply)
+                account.charge(self._now(), num_bytes, calls_per_s=method.calls_per_s, bad=bad)
                 async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
                     await self._meter.write(writer, reply_head(status, len(reply)), reply, budget=method.budget)
                 account.moved(sent_bytes=len(reply), received_bytes=len(request))

@@ -32,6 +32,8 @@ SETTLE = "settle"
 _UNDER_WAY_BYTES = 1_000_000
 #: Calls of one method that are served at a time, each with its values in memory.
 _MAX_CONCURRENT = 64
+#: A stage is called some times for every micro-batch.
+_CALLS_PER_S = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,11 @@ class Courier:
         if method in (FORWARD, BACKWARD):
             handler, size = self._joined(handler), HEADER_BYTES + PIECE_BYTES
         await self._transport.serve(
-            f"{stage}/{method}", handler, max_request_bytes=size, max_concurrent=_MAX_CONCURRENT
+            f"{stage}/{method}",
+            handler,
+            max_request_bytes=size,
+            max_concurrent=_MAX_CONCURRENT,
+            calls_per_s=_CALLS_PER_S,
         )
 
     def _joined(self, handler: Handler) -> Handler:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from decentral.errors import CallRefused
-from decentral.ports.transport import Handler, Traffic, Transport
+from decentral.ports.transport import CALLS_PER_S, Handler, Traffic, Transport
 from decentral.types import PeerId
 
 
@@ -39,6 +39,7 @@ class Scoped:
         max_request_bytes: int,
         max_concurrent: int = 64,
         upload_share: float = 1.0,
+        calls_per_s: float = CALLS_PER_S,
     ) -> None:
         """See ``Transport.serve``."""
 
@@ -53,6 +54,7 @@ class Scoped:
             max_request_bytes=max_request_bytes,
             max_concurrent=max_concurrent,
             upload_share=upload_share,
+            calls_per_s=calls_per_s,
         )
 
     def is_barred(self, peer: PeerId) -> bool:

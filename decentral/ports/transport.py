@@ -6,6 +6,8 @@ from typing import Protocol
 
 from decentral.types import PeerId
 
+#: So many short calls a second has a peer of a method, if nothing else is said: no honest one has more.
+CALLS_PER_S = 150.0
 #: Called with the authenticated sender and its request; what it returns is the reply.
 Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 
@@ -47,13 +49,14 @@ class Transport(Protocol):
         max_request_bytes: int,
         max_concurrent: int = 64,
         upload_share: float = 1.0,
+        calls_per_s: float = CALLS_PER_S,
     ) -> None:
         """Answer ``method`` with ``handler``.
 
         A request above ``max_request_bytes`` or above ``max_concurrent`` handlers at work is refused before it is
         read; one caller may have to leave a part of these places to others. A handler that raises refuses its caller
         with the text of the error and harms nobody else. Of an upload limit, where one is set, replies take at most
-        ``upload_share``.
+        ``upload_share``. Who makes more than ``calls_per_s`` short calls for longer than some seconds waits.
         """
         ...
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from decentral.errors import CallRefused, CallTimeout, PeerUnreachable, TransportError
-from decentral.ports.transport import Handler, Traffic
+from decentral.ports.transport import CALLS_PER_S, Handler, Traffic
 from decentral.sim.faults import Kind
 from decentral.sim.loop import virtual_loop
 from decentral.sim.network import Endpoint, Line, Network
@@ -92,10 +92,12 @@ class MemoryTransport(Endpoint):
         max_request_bytes: int,
         max_concurrent: int = 64,
         upload_share: float = 1.0,
+        calls_per_s: float = CALLS_PER_S,
     ) -> None:
         """See ``ports.transport.Transport.serve``; a second handler of the same name takes the first one's place.
 
-        Lines have a bandwidth, but no limit is set: ``upload_share`` is of nothing.
+        Lines have a bandwidth, but no limit is set: ``upload_share`` is of nothing. Nobody floods: ``calls_per_s`` is
+        never reached.
         """
         self._methods[method] = _Method(handler, max_request_bytes, max_concurrent)
 
