@@ -354,8 +354,8 @@ on the machine only ever slows one; rounds are taken together.
 Why a single call stays below it: a window of yamux (read in the source of go-yamux 4) loses half of its old size each
 time it doubles, so that its sender pauses for nearly a round trip after every half window, about one part in five of
 the time; streams beside it fill the pauses, which is why long shards travel as several. Why rounds do is not proven.
-They are slower where both sides send at once, and less so where both are paced: what grants a stream its next window may
-wait in the same queues as values that go the other way. And a round has two phases with a reduction between them.
+They are slower where both sides send at once, and less so where both are paced: what grants a stream its next window
+may wait in the same queues as values that go the other way. And a round has two phases with a reduction between them.
 
 {table(f"transfer | link | MB: | seconds: | goodput (Mbit/s): | {columns}", free)}
 
