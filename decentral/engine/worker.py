@@ -112,8 +112,7 @@ class Worker:
         )
         self._donor = Donor(parts.transport, layout.signature, self._snapshot, parts.clock)
         cut = (layout.signature, numels, options.rule.num_buffers)
-        fetcher = self._downloader = Downloader(parts.transport, *cut, options.timing, parts.clock)
-        self._fetch = fetcher.fetch_common if self._exchange.has_common_anchor else fetcher.fetch
+        self._downloader = Downloader(parts.transport, *cut, options.timing, parts.clock)
         ports = (self._exchange, self.membership, parts.clock)
         self._syncs = InFlightSyncs(self._replica, *ports, me, options.rounds, self._goes_on, self._background)
         self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
@@ -221,7 +220,7 @@ class Worker:
             for peer in peers:
                 await self.membership.tell(peer)
             have = back.snapshot if back else None
-            download = await self._fetch(self.membership.donors(peers), have, self.report.downloading)
+            download = await self._downloader.fetch(self.membership.donors(peers), have, self.report.downloading)
             if isinstance(download, Download):
                 return await self._take_over(download, back, began)
             problem = download
@@ -531,7 +530,7 @@ class Worker:
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
         donors = self.membership.donors([verdict.source] if verdict.source is not None else [])
-        task = self._background.begin(self._fetch(donors, report=self.report.downloading))
+        task = self._background.begin(self._downloader.fetch(donors, report=self.report.downloading))
         await self._rest(task, stop)
         if not task.done():
             task.cancel()

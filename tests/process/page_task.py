@@ -21,7 +21,8 @@ class Shrinking:
 
     def __init__(self, model: nn.Module, hurry: Path) -> None:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.SGD(self._parameters.values(), lr=0.1)
+        # No larger than what others bring, or it is put out as a broken machine.
+        self._optimizer = torch.optim.SGD(self._parameters.values(), lr=0.002)
         self._hurry = hurry
 
     def parameters(self) -> Mapping[str, Tensor]:

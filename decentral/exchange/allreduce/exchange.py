@@ -152,8 +152,6 @@ class AllReduce(Exchange):
                 transport, clock, roster, wire, timing, self._answers, self._books, self._leader.distrust
             )
         self._vote = Vote(transport, clock, timing, len(wire.numels))
-        self._sent_away: dict[int, tuple[PeerId, SyncKey, str]] = {}
-        """By fragment, the leader that said that our anchor is not the others', the round, and that anchor."""
         self._dice = torch.Generator().manual_seed(seed_of(f"doubts/{transport.peer_id}"))
 
     async def start(self) -> None:
@@ -211,12 +209,6 @@ class AllReduce(Exchange):
             del self.progress.participants[key]
             self.progress.finish(key)
 
-    def adopted(self, fragment: int, base: str, anchor_N: Tensor) -> None:
-        """A repair: if it has brought the anchor that was there before, the leader that sent us for it did not lead."""
-        leader, key, before = self._sent_away.pop(fragment, (None, None, ""))
-        if leader is not None and key is not None and base == before:
-            self._leader.pass_over(leader, key.round)
-
     async def _on_coming(self, sender: PeerId, request: bytes) -> bytes:
         """A reducer asks whether it should wait for us: yes if we are among its participants, or nowhere yet."""
         key = unpack_participants(request).key
@@ -257,10 +249,8 @@ class AllReduce(Exchange):
                     return Aborted(Reason.ALONE, f"cannot reach {who}, which leads the round and which others reach")
                 redirect = reply.source
             elif reply.kind is Answer.BEHIND:
-                self._sent_away[key.fragment] = leader, key, mine.base.digest
                 return self._missed(key, mine, reply)
             elif reply.kind is Answer.OUT_OF_SYNC:
-                self._sent_away[key.fragment] = leader, key, mine.base.digest
                 return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
             else:
                 stalling = leader

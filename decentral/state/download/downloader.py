@@ -14,7 +14,7 @@ from decentral.ports.transport import Transport
 from decentral.state.download.filling import Filling
 from decentral.state.download.pieces import Cut, Head
 from decentral.state.download.questions import Questions
-from decentral.state.download.transfer import Report, Target, Transfer
+from decentral.state.download.transfer import Report, Transfer
 from decentral.state.snapshot import Snapshot
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
@@ -101,16 +101,7 @@ class Downloader:
         Returns:
             The state, or why nobody could give it.
         """
-        return await self._download(donors, have, report, Target.FIRST)
-
-    async def fetch_common(
-        self, donors: Sequence[PeerId], have: Snapshot | None = None, report: Report | None = None
-    ) -> Download | NoDownload:
-        """Download what most donors have, of every fragment, where all should have the same: no single one decides.
-
-        Arguments and result are those of ``fetch``.
-        """
-        return await self._download(donors, have, report, Target.COMMON)
+        return await self._download(donors, have, report, newest=False)
 
     async def fetch_newest(
         self, donors: Sequence[PeerId], have: Snapshot | None = None, report: Report | None = None
@@ -120,12 +111,12 @@ class Downloader:
         Of several of one round it is that which most have, and of those that of the highest digest: workers that ask
         each other come to the same. Arguments and result are those of ``fetch``.
         """
-        return await self._download(donors, have, report, Target.NEWEST)
+        return await self._download(donors, have, report, newest=True)
 
     async def _download(
-        self, donors: Sequence[PeerId], have: Snapshot | None, report: Report | None, which: Target
+        self, donors: Sequence[PeerId], have: Snapshot | None, report: Report | None, *, newest: bool
     ) -> Download | NoDownload:
-        transfer = Transfer(self._questions, self._clock, donors, have, report, self._kept, which)
+        transfer = Transfer(self._questions, self._clock, donors, have, report, self._kept, newest=newest)
         done = await transfer.run()
         if done is None:
             return NoDownload(transfer.problems or "there is no donor", transfer.other_model)

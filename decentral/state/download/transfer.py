@@ -1,7 +1,6 @@
 """One download from many donors at once, from their heads to the whole state.
 
-The *target* is what one donor says it has, or of what all have the newest or that which most have, fragment by
-fragment. Every donor that has
+The *target* is what one donor says it has, or the newest of what all have, fragment by fragment. Every donor that has
 the same content of a fragment serves pieces of it, as many as it can; one that is lost costs what it had in flight, one
 that gives something else is left out. The last pieces are asked of a second donor if the first is slow. What is here
 already, from a checkpoint or from a try that failed, is not fetched. If nobody has the rest of the target any more, a
@@ -14,7 +13,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -43,17 +41,6 @@ _Key = tuple[int, int]
 _Then = Callable[[asyncio.Task[Any]], None]
 
 
-class Target(Enum):
-    """Which of the states that donors have is fetched."""
-
-    FIRST = auto()
-    """Of the first donor that can give: where each has its own."""
-    COMMON = auto()
-    """That which most have, the newest of several: where all should have the same, one that lies is outvoted."""
-    NEWEST = auto()
-    """The newest that anybody has, or that is here."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A piece on its way."""
@@ -73,7 +60,7 @@ class Transfer:
         have: a state that is here already.
         report: told after every piece.
         kept: by fragment, what came in an earlier try; left there is what comes in this one.
-        which: state is the target.
+        newest: whether the target is the newest that anybody has, and not what the first donor has that answers.
     """
 
     def __init__(
@@ -84,7 +71,8 @@ class Transfer:
         have: Snapshot | None,
         report: Report | None,
         kept: dict[int, Filling],
-        which: Target,
+        *,
+        newest: bool,
     ) -> None:
         self.received_bytes = 0
         """Of all pieces that came."""
@@ -98,7 +86,7 @@ class Transfer:
         self._have_pieces: dict[int, bytes] = {}
         self._report = report
         self._kept = kept
-        self._which = which
+        self._newest = newest
         self._target: Head | None = None
         self._fillings: dict[int, Filling] = {}
         self._states: dict[int, FragmentState] = {}
@@ -181,23 +169,12 @@ class Transfer:
         for source in self._sources[:_MAX_DONORS]:
             if not source.false:
                 self._look(source)
-        while self._looking and not self._is_clear():
+        while self._looking and (self._newest or self._first() is None):
             await self._turn()
-        target = self._first() if self._which is Target.FIRST else self._of_all()
+        target = self._newest_of_all() if self._newest else self._first()
         for source in self._sources:
             self._look_again(source, target)
         return target
-
-    def _is_clear(self) -> bool:
-        """Whether no answer that is still to come changes the target."""
-        if self._which is Target.FIRST:
-            return self._first() is not None
-        heads = [source.head for source in self._sources if source.head is not None]
-        if self._which is Target.NEWEST or not heads:
-            return False
-        num_asked = len(heads) + len(self._looking)
-        fragments = zip(*(head.fragments for head in heads), strict=True)
-        return all(2 * max(_held(of).values()) > num_asked for of in fragments)
 
     def _first(self) -> Head | None:
         """What the first donor has that can give; ``None`` while one before it may still answer."""
@@ -208,16 +185,15 @@ class Transfer:
                 return source.head
         return None
 
-    def _of_all(self) -> Head | None:
-        """Of what donors have, and if the newest is wanted of what is here, fragment by fragment."""
+    def _newest_of_all(self) -> Head | None:
+        """The newest of what donors have and of what is here."""
         heads = [source.head for source in self._sources if source.head is not None]
         if not heads:
             return None
-        newest = self._which is Target.NEWEST
-        if newest and self._have is not None:
+        if self._have is not None:
             own = tuple(head_of(fragment, b"") for fragment in self._have.fragments)
             heads.append(Head(self._questions.layout, self._have.step, own))
-        chosen = tuple([_chosen(of, newest=newest) for of in zip(*(head.fragments for head in heads), strict=True)])
+        chosen = tuple(map(_newest, zip(*(head.fragments for head in heads), strict=True)))
         digests = {fragment.digest for fragment in chosen}
         step = max(head.step for head in heads if digests & {fragment.digest for fragment in head.fragments})
         return Head(self._questions.layout, step, chosen)
@@ -399,13 +375,8 @@ class Transfer:
         self._finish(number)
 
 
-def _held(fragments: Sequence[FragmentHead]) -> Counter[tuple[int, str]]:
-    """How many hold each state of one fragment, by round and digest."""
-    return Counter((each.round, each.digest) for each in fragments)
-
-
-def _chosen(fragments: Sequence[FragmentHead], *, newest: bool) -> FragmentHead:
-    """Of what all say of a fragment what most say, the newest of equals; or the newest, of equals what most say."""
-    held = _held(fragments)
-    best = max(held, key=lambda each: (*((each[0], held[each]) if newest else (held[each], each[0])), each[1]))
+def _newest(fragments: Sequence[FragmentHead]) -> FragmentHead:
+    """Of what all say of one fragment, the newest; of several of one round what most say."""
+    held = Counter((each.round, each.digest) for each in fragments)
+    best = max(held, key=lambda each: (each[0], held[each], each[1]))
     return next(each for each in fragments if (each.round, each.digest) == best)

@@ -269,21 +269,6 @@ def test_a_state_of_another_rule_is_of_no_use_and_no_harm() -> None:
     play(scenario)
 
 
-# -- what most have ---------------------------------------------------------------------------------------------------
-
-
-def test_a_first_donor_that_has_what_nobody_else_has_is_outvoted_and_the_slowest_is_not_waited_for() -> None:
-    async def scenario(nursery: Nursery) -> None:
-        await nursery.donor(FIRST, snapshot(seed=9))
-        for peer in DONORS[1:4]:
-            await nursery.donor(peer, snapshot())
-        nursery.world.network.silent.add(DONORS[4])
-        check_equal(await nursery.downloader.fetch_common([FIRST, *DONORS[1:]]), snapshot())
-        assert nursery.world.peers[FIRST].clock.monotonic() < 5.0
-
-    play(scenario)
-
-
 # -- the newest -------------------------------------------------------------------------------------------------------
 
 
