@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,8 +87,82 @@ def summed(values: Sequence[float], seat: Seat) -> list[float]:
     return list(sums.tolist())
 
 
+def least(value: int, seat: Seat) -> int:
+    """The smallest of what all ranks have, which call it at once."""
+    if seat.num_ranks == 1:
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return int(found)
+
+
+def can_try(module: nn.Module) -> bool:
+    """Whether of what ``spread`` has returned a pass can be tried without the other ranks: ``alone``."""
+    return isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "reset_iter_state")
+
+
+@contextlib.contextmanager
+def alone(module: nn.Module) -> Iterator[None]:
+    """Inside of it a pass takes as much memory as ever and waits for no other rank; its gradients are of no use.
+
+    Under FSDP a rank puts its own shards in the place of those that the others have.
+    """
+    shards: list[Any] = [each for each in module.modules() if hasattr(each, "set_custom_all_gather")]
+    try:
+        for each in shards:
+            each.set_custom_all_gather(_Gather(alone=True))
+            each.set_custom_reduce_scatter(_ReduceScatter(alone=True))
+        with apart(module):
+            yield
+    finally:
+        for each in shards:
+            each.set_custom_all_gather(_Gather(alone=False))
+            each.set_custom_reduce_scatter(_ReduceScatter(alone=False))
+
+
+def forget(module: nn.Module) -> None:
+    """Let go of all gradients, also of a pass that has failed midway ``alone``."""
+    for parameter in module.parameters():
+        parameter.grad = None
+    if (reset := getattr(module, "reset_iter_state", None)) is not None:
+        reset()  # shards again, whose gradients are others
+        for parameter in module.parameters():
+            parameter.grad = None
+
+
 def apart(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Inside of it a backward pass of a module under DDP keeps its gradients to this rank."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()
     return contextlib.nullcontext()
+
+
+class _Comm:
+    """How FSDP2 is to exchange values: with the other ranks, or each with itself."""
+
+    def __init__(self, *, alone: bool) -> None:
+        self._alone = alone
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for what is to come."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _Gather(_Comm):
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, async_op: bool = False) -> Any:
+        if not self._alone:
+            gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its older name
+            return gather(output_tensor, input_tensor, group=group, async_op=async_op)
+        for place in output_tensor.chunk(group.size()):
+            if place.data_ptr() != input_tensor.data_ptr():  # its own is there already
+                place.copy_(input_tensor)
+        return None
+
+
+class _ReduceScatter(_Comm):
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False) -> Any:
+        if not self._alone:
+            scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+            return scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        output_tensor.zero_()
+        return None

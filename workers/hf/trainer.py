@@ -22,7 +22,7 @@ from decentral.workers.hf.data.packing import IGNORED
 from decentral.workers.hf.model import ends_of
 from decentral.workers.hf.settings import HfSettings
 from decentral.workers.optimizer import make_optimizers
-from decentral.workers.ranks import apart, share_of, spread, summed
+from decentral.workers.ranks import alone, apart, can_try, forget, least, share_of, spread, summed
 
 _log = logging.getLogger(__name__)
 #: Text of a token, roughly.
@@ -62,12 +62,12 @@ class HfTrainer(InnerModel):
         share = share_of(settings.batch_sequences, seat)
         self._rows = min(settings.micro_batch or share, share)
         """Sequences that go through the model at a time."""
-        self._tries = _TRIED_STEPS if seat.num_ranks > 1 and seat.inner == "ddp" else 0
         self._model = cast(Any, model)
         if settings.activation_checkpointing:
             _checkpoint_activations(self._model)
         path = longest_list(model)
         self._spread = spread(model, cast(nn.ModuleList, model.get_submodule(path)) if path else (), seat)
+        self._tries = _TRIED_STEPS if can_try(self._spread) else 0
         self._forward: Any = torch.compile(self._spread) if settings.compile else self._spread
         super().__init__(
             named(model),
@@ -101,40 +101,46 @@ class HfTrainer(InnerModel):
         Raises:
             IncapableError: the memory does not suffice, and ranks cannot halve a part that others are in as well.
         """
-        several = self._seat.num_ranks > 1
-        (counted,) = summed([_num_counted(batch)], self._seat)
+        seat = self._seat
+        (counted,) = summed([_num_counted(batch)], seat)
+        if self._tries:
+            self._tries -= 1
+            self._fitted(lambda: self._try(batch))
+            self._rows = least(self._rows, seat)
+        if seat.num_ranks == 1:
+            return self._fitted(lambda: self._accumulate(batch, counted))
+        try:
+            return self._accumulate(batch, counted / seat.num_ranks)
+        except torch.OutOfMemoryError as err:
+            raise IncapableError(
+                f"out of memory with {self._rows} sequences at a time on rank {seat.rank}, and the other ranks are in "
+                "this pass as well",
+                hint=f"Begin with fewer: --set task.settings.micro_batch={-(-self._rows // 2)}.",
+            ) from err
+
+    def _fitted(self, work: Callable[[], Tensor]) -> Tensor:
+        """What ``work`` comes to, with half as many sequences at a time until the memory suffices."""
         while True:
             try:
-                if self._tries:
-                    self._try(batch)
-                return self._accumulate(batch, counted / self._seat.num_ranks)
-            except torch.OutOfMemoryError as err:
+                return work()
+            except torch.OutOfMemoryError:
                 if self._rows == 1:
                     raise
-                if several and not self._tries:
-                    raise IncapableError(
-                        f"out of memory with {self._rows} sequences at a time on rank {self._seat.rank}, and the other "
-                        "ranks are in this pass as well",
-                        hint=f"Begin with fewer: --set task.settings.micro_batch={-(-self._rows // 2)}.",
-                    ) from err
             # Outside of the handler, whose traceback holds on to what is to be let go.
-            self._forget()
+            forget(self._spread)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._rows = -(-self._rows // 2)
             _log.warning("out of memory: from now on %d sequences go through the model at a time", self._rows)
 
-    def _try(self, batch: Batch) -> None:
+    def _try(self, batch: Batch) -> Tensor:
         """Take a part there and back without the other ranks, which would wait for one that has no memory."""
         part, _ = next(self._parts(batch))
-        with apart(self._spread):
-            self._loss(part).backward()  # type: ignore[no-untyped-call]
-        self._forget()
-        self._tries -= 1
-
-    def _forget(self) -> None:
-        for parameter in self._trained:
-            parameter.grad = None
+        with alone(self._spread):
+            loss = self._loss(part)
+            loss.backward()  # type: ignore[no-untyped-call]
+        forget(self._spread)
+        return loss.detach()
 
     def _accumulate(self, batch: Batch, tokens: float) -> Tensor:
         """See ``_backward``.
@@ -193,6 +199,8 @@ class HfTrainer(InnerModel):
         if "data" in state:
             self._data.load_state_dict(state["data"])
             self._rows = min(self._rows, int(state["rows"]))
+        # A rank that is new has the others' as well: a pass is all ranks'.
+        self._rows = least(self._rows, self._seat)
 
     @torch.no_grad()
     def sample(self, prompt: str = "", num_bytes: int = 400, seed: int = 0) -> str:

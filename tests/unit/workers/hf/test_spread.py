@@ -71,31 +71,58 @@ def test_ranks_are_one_process(inner: str, lora: int, micro: int, name: str, tmp
         torch.testing.assert_close(torch.tensor(one), torch.tensor(expected), rtol=0, atol=close)
 
 
+def out_of_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError("no room")
+
+
+def fails_in(backward: bool, trainer: HfTrainer) -> None:
+    """Let it run out of memory in the first of its layers, with more than one sequence, there or on the way back."""
+
+    def behind(layer: torch.nn.Module, given: Any, x: torch.Tensor) -> None:
+        if len(x) > 1 and torch.is_grad_enabled():
+            x.register_hook(out_of_memory) if backward else out_of_memory()
+
+    trainer._model.model.layers[0].post_attention_layernorm.register_forward_hook(behind)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("inner", ["ddp", "fsdp"])
-def test_a_rank_without_memory(inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under DDP it takes smaller parts before the others are in a pass with it; under FSDP it says what to do."""
+@pytest.mark.parametrize(("inner", "backward"), [("ddp", False), ("fsdp", False), ("fsdp", True)])
+def test_a_rank_without_memory(inner: str, backward: bool, tmp_path: Path) -> None:
+    """All ranks take smaller parts, before they are in a pass together, and the batch is what it was."""
     folder, rows = make_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
     settings, seat = settings_of(folder), seat_of(folder, rows)
-    alone, loss = life(hf.build(settings, seat))[0], HfTrainer._loss
 
-    def limited(self: HfTrainer, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if len(batch["input_ids"]) > 1 and (self._seat.rank == 1 or inner == "fsdp"):
-            raise torch.OutOfMemoryError("no room")
-        return loss(self, batch)
+    def narrow() -> list[Any]:
+        trainer = hf.build(settings, replace(seat, rank=dist.get_rank(), num_ranks=NUM_RANKS, inner=inner))
+        if dist.get_rank() == 1:
+            fails_in(backward, trainer)
+        return [*life(trainer), trainer.state_dict()["rows"]]
+
+    told, loss, _, values = life(hf.build(settings, seat))
+    first, second = in_group(tmp_path, narrow)
+    for alone, *parts in zip(told, first[0], second[0], strict=True):
+        assert sum(loss * tokens for loss, tokens in parts) / alone[1] == pytest.approx(alone[0], abs=1e-5)
+    assert first[1] == second[1] == pytest.approx(loss, abs=1e-5)
+    for one, expected in zip(first[3], values, strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(expected), rtol=0, atol=1e-4)
+    assert first[4] == second[4] == 1
+
+
+@pytest.mark.slow
+def test_what_cannot_be_given_up_says_what_to_do(tmp_path: Path) -> None:
+    """Later than in the first steps the other ranks are in the pass as well."""
+    folder, rows = make_folder(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    settings, seat = settings_of(folder), seat_of(folder, rows)
 
     def refused() -> str:
+        trainer = hf.build(settings, replace(seat, rank=dist.get_rank(), num_ranks=NUM_RANKS, inner="fsdp"))
+        trainer.train_steps(0, 2)
+        trainer._model.model.layers[0].register_forward_hook(out_of_memory)
         with pytest.raises(IncapableError) as raised:
-            of_ranks(settings, seat, inner)()
+            trainer.train_steps(2, 1)
         return raised.value.hint
 
-    monkeypatch.setattr(HfTrainer, "_loss", limited)
-    if inner == "fsdp":
-        assert set(in_group(tmp_path, refused)) == {"Begin with fewer: --set task.settings.micro_batch=1."}
-        return
-    first, second = in_group(tmp_path, lambda: of_ranks(settings, seat, inner)()[0])
-    for one, *parts in zip(alone, first, second, strict=True):
-        assert sum(loss * tokens for loss, tokens in parts) / one[1] == pytest.approx(one[0], abs=1e-5)
+    assert set(in_group(tmp_path, refused)) == {"Begin with fewer: --set task.settings.micro_batch=1."}
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused(tmp_path: Path) -> None:
