@@ -97,8 +97,8 @@ class PipelineProcess:
         self._holders = Holders(self.membership.roster, clock, cut)
         holders = self._holders
         self._slots = Slots(self.membership, holders, clock, cut, timing)
-        shape = parts.blocks.activation_shape
-        self._courier = Courier(transport, clock, pipeline.codec, shape, cut, timing)
+        shape, marks_bytes = parts.blocks.activation_shape, parts.blocks.marks_bytes
+        self._courier = Courier(transport, clock, pipeline.codec, shape, cut, timing, marks_bytes)
         self._takeover = Takeover(transport, self._courier, holders, pipeline, cut, timing, clock, store)
         self._agreement = Agreement(
             transport, holders, store, pipeline, cut, timing, lambda: bool(self._stage_workers or self._taking)

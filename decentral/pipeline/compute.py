@@ -9,6 +9,7 @@ the forward pass again from the kept input. Gradients are summed in place, one s
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class _InFlight:
     x: Tensor
     y: Tensor | None
     """With its graph; None when the weights have changed since."""
+    marks: bytes
+    """See ``ModelBlocks``."""
 
 
 class _Part(InnerModel):
@@ -38,15 +41,13 @@ class _Part(InnerModel):
 
     Args:
         blocks: the model.
-        module: what maps the input of the stage to its output.
         named: all parameters of the stage by their names in the whole model.
         device: where they are.
     """
 
-    def __init__(self, blocks: ModelBlocks, module: nn.Module, named: Mapping[str, nn.Parameter], device: str) -> None:
+    def __init__(self, blocks: ModelBlocks, named: Mapping[str, nn.Parameter], device: str) -> None:
         super().__init__(named, blocks.optimizer, blocks.learning_rate, blocks.clip_norm)
         self._device = device
-        self._module = module
         self._in_flight: dict[Key, _InFlight] = {}
         self._sums: dict[int, list[Tensor | None]] = {}
 
@@ -99,13 +100,17 @@ class _Part(InnerModel):
         for key in [key for key in self._in_flight if key[0] == slot]:
             del self._in_flight[key]
 
-    def _forward(self, key: Key, x: Tensor, *, train: bool) -> Tensor:
-        """Output of the module, on the CPU; with ``train`` the micro-batch is in flight from here on."""
+    def _forward(self, key: Key, x: Tensor, *, train: bool, marks: bytes = b"") -> Tensor:
+        """Output of the stage, on the CPU; with ``train`` the micro-batch is in flight from here on."""
         with torch.set_grad_enabled(train):
-            y: Tensor = self._module(x)
+            y = self._run(x, marks)
         if train:
-            self._in_flight[key] = _InFlight(x, y)
+            self._in_flight[key] = _InFlight(x, y, marks)
         return y.detach().cpu()
+
+    @abstractmethod
+    def _run(self, x: Tensor, marks: bytes) -> Tensor:
+        """What comes out of the stage."""
 
     def _land(self, key: Key) -> tuple[Tensor, Tensor]:
         """Input and output of a micro-batch in flight, with a graph of the present weights. It is in flight no longer.
@@ -114,7 +119,7 @@ class _Part(InnerModel):
             KeyError: it is not in flight.
         """
         one = self._in_flight.pop(key)
-        return one.x, self._module(one.x) if one.y is None else one.y
+        return one.x, self._run(one.x, one.marks) if one.y is None else one.y
 
     def _backward(self, y: Tensor, grad_y: Tensor | None, x: Tensor | None, slot: int | None) -> None:
         """Run ``y``'s graph backwards: into ``x.grad`` if given, and into the sum of ``slot`` if given."""
@@ -159,20 +164,27 @@ class StageCompute(_Part):
             for offset, layer in enumerate(layers)
             for name, parameter in layer.named_parameters()
         }
-        super().__init__(blocks, nn.Sequential(*layers), named, device)
+        super().__init__(blocks, named, device)
+        self._layers = layers
 
-    def forward(self, key: Key, x: Tensor, *, train: bool = True) -> Tensor:
+    def forward(self, key: Key, x: Tensor, *, train: bool = True, marks: bytes = b"") -> Tensor:
         """Activations behind the blocks.
 
         Args:
             key: the micro-batch. A forward pass of the same one before is forgotten.
             x: activations before the blocks, float32 on the CPU; kept and not to be written to until ``backward``.
             train: keep what the backward pass takes.
+            marks: of the micro-batch, for every block.
 
         Returns:
             float32 on the CPU, not to be written to either.
         """
-        return self._forward(key, x.detach().to(self._device).requires_grad_(), train=train)
+        return self._forward(key, x.detach().to(self._device).requires_grad_(), train=train, marks=marks)
+
+    def _run(self, x: Tensor, marks: bytes) -> Tensor:
+        for layer in self._layers:
+            x = layer(x, marks) if marks else layer(x)
+        return x
 
     def backward(self, key: Key, grad_y: Tensor, *, count: bool = True, into: int | None = None) -> Tensor:
         """Gradient with respect to the input of ``forward``, at the present weights.
@@ -220,7 +232,8 @@ class HeadCompute(_Part):
                     hint="Parameters of a model need different names: rename one of them in the task.",
                 )
             named[name] = parameter
-        super().__init__(blocks, embedding, named, device)
+        super().__init__(blocks, named, device)
+        self._embedding = embedding
 
     def embed(self, key: Key, inputs: Tensor, *, train: bool = True) -> Tensor:
         """Activations before the first block, float32 on the CPU; ``inputs`` are kept until ``finish``."""
@@ -248,6 +261,10 @@ class HeadCompute(_Part):
             return loss.item(), torch.empty(0)
         self._backward(loss, None, y, key[0] if count else None)
         return loss.item(), _gradient(y)
+
+    def _run(self, x: Tensor, marks: bytes) -> Tensor:
+        y: Tensor = self._embedding(x)
+        return y
 
     def finish(self, key: Key, grad_x: Tensor, *, count: bool = True) -> None:
         """Run backwards through the embedding.

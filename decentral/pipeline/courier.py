@@ -56,10 +56,18 @@ class Courier:
         shape: of a micro-batch's activations.
         cut: the stages there are.
         timing: deadlines of calls.
+        marks_bytes: that a micro-batch has beside its activations.
     """
 
     def __init__(
-        self, transport: Transport, clock: Clock, codec: Codec, shape: tuple[int, ...], cut: CutInForce, timing: Timing
+        self,
+        transport: Transport,
+        clock: Clock,
+        codec: Codec,
+        shape: tuple[int, ...],
+        cut: CutInForce,
+        timing: Timing,
+        marks_bytes: int = 0,
     ) -> None:
         self.sent_bytes = 0
         """Of activations and gradients that went to other peers."""
@@ -69,6 +77,7 @@ class Courier:
         self._shape = shape
         self._numel = math.prod(shape)
         self._frame_bytes = framed_nbytes(codec, self._numel)
+        self._marks_bytes = marks_bytes
         self._cut = cut
         self._timing = timing
         at_once = max(2, math.ceil(_UNDER_WAY_BYTES / self._frame_bytes))
@@ -95,7 +104,7 @@ class Courier:
 
     def _joined(self, handler: Handler) -> Handler:
         """Called with whole packets where their pieces come; what it says of a packet is said to the last of them."""
-        pieces = Pieces(MAX_HEADER_BYTES + self._frame_bytes)
+        pieces = Pieces(MAX_HEADER_BYTES + self._frame_bytes + self._marks_bytes)
 
         async def take(sender: PeerId, request: bytes) -> bytes:
             try:
@@ -112,7 +121,8 @@ class Courier:
         Raises:
             FrameError: it is malformed, not for this hop, or not from the hop before.
         """
-        packet = packets.unpack_packet(request, num_stages=self._cut.num_stages, frame_bytes=self._frame_bytes)
+        sizes = {"frame_bytes": self._frame_bytes, "marks_bytes": 0 if backward else self._marks_bytes}
+        packet = packets.unpack_packet(request, num_stages=self._cut.num_stages, **sizes)
         here, before = packet.path[packet.hop], packet.hop + (1 if backward else -1)
         if (here.stage, here.peer) != (stage, self.peer_id):
             raise FrameError(f"packet for stage {here.stage} of {here.peer}")
@@ -131,7 +141,8 @@ class Courier:
         to = packet.path[at]
         frame = await self._clock.run_aside(lambda: pack(self._codec, values.reshape(-1)))
         self._number += 1
-        pieces = list(cut(to_wire(replace(packet, hop=at, frame=frame)), self._number))
+        marks = b"" if backward else packet.marks
+        pieces = list(cut(to_wire(replace(packet, hop=at, frame=frame, marks=marks)), self._number))
         if to.peer != self.peer_id:
             self.sent_bytes += sum(map(len, pieces))
         method = BACKWARD if backward else FORWARD

@@ -292,7 +292,8 @@ class HeadLoop:
             batch.sent_at[index] = self._clock.monotonic()
             key, inputs = (self._slot, batch.number, index), batch.data[index][0]
             x = await self._clock.run(functools.partial(self._compute.embed, key, inputs, train=batch.train))
-            packet = Packet(self._slot, batch.number, index, attempt, path, 0, batch.train, (), b"")
+            marks = self._blocks.marks(inputs)
+            packet = Packet(self._slot, batch.number, index, attempt, path, 0, batch.train, (), b"", marks)
             self._errands.run(self._send(batch, packet, x, backward=False))
         return self._clock.monotonic() - began
 

@@ -64,6 +64,8 @@ class Packet(Message, frozen=True):
     loads: tuple[Load, ...]
     """Of hops that it came through."""
     frame: bytes
+    marks: bytes = b""
+    """What the blocks are told of the micro-batch besides; on the way there alone."""
 
     @property
     def head(self) -> PeerId:
@@ -174,19 +176,22 @@ class Settled(Message, frozen=True):
             raise ValueError(f"norm {self.grad_norm}")
 
 
-def unpack_packet(data: bytes, *, num_stages: int, frame_bytes: int) -> Packet:
+def unpack_packet(data: bytes, *, num_stages: int, frame_bytes: int, marks_bytes: int = 0) -> Packet:
     """A packet of this run; raises FrameError.
 
     Args:
         data: what came.
         num_stages: stages of this run's pipeline, without the head.
         frame_bytes: the longest frame that may be in it.
+        marks_bytes: of the marks that have to be in it.
     """
-    packet = from_wire(Packet, data, MAX_HEADER_BYTES + frame_bytes)
+    packet = from_wire(Packet, data, MAX_HEADER_BYTES + frame_bytes + marks_bytes)
     if len(packet.path) != num_stages + 2:
         raise FrameError("malformed packet: path does not go through every stage once")
     if len(packet.frame) > frame_bytes:
         raise FrameError(f"malformed packet: frame of {len(packet.frame)} bytes, allowed are {frame_bytes}")
+    if len(packet.marks) != marks_bytes:
+        raise FrameError(f"malformed packet: marks of {len(packet.marks)} bytes in place of {marks_bytes}")
     return packet
 
 

@@ -263,7 +263,9 @@ class StageLoop:
                 if last is not None and last[0] == packet.head and last[1] > packet.attempt:
                     return  # overtaken by a later attempt
                 self._attempts[key] = attempt
-            values = await self._clock.run(lambda: self._compute.forward(key, job.values, train=packet.train))
+            values = await self._clock.run(
+                lambda: self._compute.forward(key, job.values, train=packet.train, marks=packet.marks)
+            )
         else:
             if last != attempt:
                 if last is None:

@@ -57,7 +57,7 @@ class ModelBlocks:
     embedding: Callable[[], nn.Module]
     """A fresh one: ``forward(inputs) -> x``."""
     block: Callable[[int], nn.Module]
-    """A fresh block i: ``forward(x) -> x`` of the same shape and dtype."""
+    """A fresh block i: ``forward(x) -> x`` of the same shape and dtype; ``forward(x, marks)`` if there are marks."""
     output: Callable[[nn.Module], nn.Module]
     """A fresh one on top of that embedding, whose weights it may share: ``forward(x, targets) -> mean loss``."""
     optimizer: Callable[[Mapping[str, nn.Parameter]], torch.optim.Optimizer | Sequence[torch.optim.Optimizer]]
@@ -74,3 +74,7 @@ class ModelBlocks:
     """What only a founder finds out, to be added to the task's settings by key. Raises ``ConfigError``."""
     path: str = "blocks"
     """Where the blocks are in the whole model; no name of the embedding or the output layer begins like theirs."""
+    marks_bytes: int = 0
+    """Of what ``marks`` gives, always as many."""
+    marks: Callable[[Tensor], bytes] = lambda inputs: b""
+    """What all blocks have to know of a micro-batch's inputs, beside activations. It leaves the head."""

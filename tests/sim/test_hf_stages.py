@@ -26,15 +26,24 @@ SEED, LEARNING_RATE = 3, 0.1
 pytestmark = pytest.mark.slow
 
 
+#: A sequence is two documents, and the first token of the second is predicted from nothing.
+LENGTHS = (6, 10)
+COUNTED = sum(LENGTHS) - len(LENGTHS)
+
+
 class Tokens:
-    """Sequences from memory."""
+    """Sequences from memory, with a document mask."""
 
     num_held_out = 2
 
     def batch(self, slot: int, batch: int, index: int) -> tuple[Tensor, Tensor]:
         draw = torch.Generator().manual_seed(1000 * slot + 10 * batch + index)
-        tokens = torch.randint(VOCAB, (1, 16), generator=draw)
-        return tokens, tokens
+        tokens = torch.randint(VOCAB, (1, sum(LENGTHS)), generator=draw)
+        labels = tokens.clone()
+        labels[0, LENGTHS[0]] = -100
+        positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+        row = torch.tensor([[COUNTED * MICROBATCHES, MICROBATCHES, *14 * [0]]])
+        return torch.stack((tokens, positions)), torch.cat((labels, row))
 
     def held_out(self, index: int) -> tuple[Tensor, Tensor]:
         return self.batch(99, 0, index)
@@ -42,6 +51,7 @@ class Tokens:
 
 def llama(charge: Callable[[float], None]) -> ModelBlocks:
     settings = {"model": {"config": CONFIG, "from_scratch": True}, "batch_sequences": MICROBATCHES, "seq_len": 16}
+    settings |= {"data": {"document_mask": True}}
     optimizer = {"name": "SGD", "learning_rate": LEARNING_RATE, "weight_decay": 0.0, "warmup_steps": 0}
     optimizer |= {"floor_fraction": 1.0, "clip_norm": 1e9}
     blocks = hf.blocks(settings | {"optimizer": optimizer}, Seat(SEED, 0, total_steps=100), MICROBATCHES)
@@ -75,8 +85,9 @@ def in_one_process(steps: int) -> dict[str, Tensor]:
     model, source = build_model(config_from(CONFIG), SEED), Tokens()
     for step in range(steps):
         for index in range(MICROBATCHES):
-            tokens, labels = source.batch(0, step, index)
-            (model(input_ids=tokens, labels=labels, use_cache=False).loss / MICROBATCHES).backward()
+            (tokens, positions), targets = source.batch(0, step, index)
+            given = {"input_ids": tokens, "position_ids": positions, "labels": targets[:-1]}
+            (model(**given, use_cache=False).loss / MICROBATCHES).backward()
         with torch.no_grad():
             for value in model.parameters():
                 value -= LEARNING_RATE * value.grad

@@ -7,15 +7,17 @@ Legend: B = sequences of a micro-batch, T = tokens of a sequence, D = width of t
 """
 
 import functools
-from collections.abc import Callable
-from typing import cast
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
-from decentral.errors import ConfigError, DataError
+from decentral.errors import ConfigError
 from decentral.ports.model_blocks import ModelBlocks
 from decentral.ports.trainer import Seat
 from decentral.workers.hf import parts
@@ -27,6 +29,9 @@ from decentral.workers.hf.settings import HfSettings
 from decentral.workers.hf.sources import weights_digest
 from decentral.workers.optimizer import make_optimizers
 from decentral.workers.settings import per_microbatch
+
+#: Ways of calling that are kept: of micro-batches with a document mask, each of which has its own.
+_NUM_KNOWN = 4
 
 
 def make_blocks(
@@ -58,7 +63,7 @@ def make_blocks(
     largest = max(_num_values(layer) for layer in layers)
     beside = _num_values(whole) - _num_values(layers)
     skeleton = functools.lru_cache(functools.partial(hollow, config, cut))
-    calls = _Calls(lambda x: skeleton(str(x.device)).calls(x))
+    calls = _Calls(lambda x, marks: skeleton(str(x.device)).calls(x, marked(marks, x)))
 
     def piece(*wanted: int, is_end: bool = False) -> nn.Module:
         if settings.model.from_scratch:
@@ -69,10 +74,6 @@ def make_blocks(
         if torch.get_default_device().type == "meta":  # only its shapes are wanted
             return layers[number]
         return _Block(cut.list_in(piece(number))[number], number, calls, settings)
-
-    def output(below: nn.Module) -> nn.Module:
-        assert isinstance(below, _Ends)
-        return _Output(below)
 
     def found() -> dict[str, str]:
         if settings.model.from_scratch or settings.model.digest:
@@ -90,7 +91,7 @@ def make_blocks(
         num_tokens=num_sequences * (seq_len - 1),
         embedding=lambda: _Ends(Skeleton(piece(is_end=True), cut, layers), settings),
         block=block,
-        output=output,
+        output=lambda below: _Output(cast(_Ends, below)),
         optimizer=lambda named: make_optimizers(named, optimizer, ends),
         learning_rate=lambda step: optimizer.learning_rate_at(step, seat.total_steps),
         clip_norm=optimizer.clip_norm,
@@ -98,6 +99,7 @@ def make_blocks(
         check=check,
         settings=found,
         path=cut.path,
+        **(_marks(num_sequences * seq_len) if settings.data.document_mask else {}),
     )
 
 
@@ -108,12 +110,26 @@ def _refuse(settings: HfSettings) -> None:
             "An adapter is not trained in stages, but beside a whole model.",
             hint="Leave --stages or --lora out.",
         )
-    if settings.data.document_mask:
-        raise ConfigError(
-            "data.document_mask is set, and the stages of a pipeline do not hear where documents begin: nothing of the "
-            "text leaves its head.",
-            hint="Leave it or --stages out.",
-        )
+
+
+def _marks(num_tokens: int) -> dict[str, Any]:
+    """What blocks are told of documents: a bit for each token, set where one begins. Of the text it says no more."""
+
+    def marks(inputs_2BT: Tensor) -> bytes:
+        return np.packbits((inputs_2BT[1] == 0).numpy()).tobytes()
+
+    return {"marks": marks, "marks_bytes": -(-num_tokens // 8)}
+
+
+def marked(marks: bytes, x_BTD: Tensor) -> Tensor | None:
+    """The positions of tokens in their documents, int64 [B, T], of what ``ModelBlocks.marks`` said of these."""
+    if not marks:
+        return None
+    shape = x_BTD.shape[:2]
+    bits = np.unpackbits(np.frombuffer(marks, dtype=np.uint8), count=math.prod(shape)).reshape(shape)
+    places_BT = np.arange(shape[1]) * np.ones_like(bits, dtype=np.int64)
+    starts_BT = np.maximum.accumulate(places_BT * bits, axis=1)
+    return torch.from_numpy(places_BT - starts_BT).to(x_BTD.device)
 
 
 class Packed:
@@ -137,7 +153,9 @@ class Packed:
         self._start = self._data.state_dict()
         self._number, self._batch = -1, Batch()
         """Of the batch that was given last, and that itself."""
-        self._held_out = self._full_parts()
+        every = [part for each in self._data.validation() for part in self._parts(each)]
+        counted = [part for part in every if _num_counted(part[1])]
+        self._held_out = _weighed(counted) if counted else []
 
     @property
     def num_held_out(self) -> int:
@@ -145,7 +163,11 @@ class Packed:
         return len(self._held_out)
 
     def batch(self, slot: int, batch: int, index: int) -> tuple[Tensor, Tensor]:
-        """Tokens, and labels where their tokens are, int64 [B, T] each."""
+        """Inputs and targets of a micro-batch.
+
+        Inputs are tokens, int64 [B, T], with a document mask tokens and positions, [2, B, T]. Targets are labels where
+        their tokens are and a row more, int64 [B + 1, T]: see ``_weighed``.
+        """
         if slot != self._slot:
             self._data.close()
             self._slot, self._data, self._number = slot, self._open(slot), -1
@@ -155,44 +177,49 @@ class Packed:
             self._number = -1
         while self._number < batch:
             self._number, self._batch = self._number + 1, next(self._data)
-        return self._parts(self._batch)[index]
+        return _weighed(self._parts(self._batch))[index]
 
     def held_out(self, index: int) -> tuple[Tensor, Tensor]:
-        """Tokens and labels, int64 [B, T] each."""
+        """See ``batch``."""
         return self._held_out[index]
 
     def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        pairs = [batch[name].chunk(self._num_microbatches) for name in ("input_ids", "labels")]
+        names = [name for name in batch if name != "labels"]
+        inputs = batch[names[0]] if len(names) == 1 else torch.stack([batch[name] for name in names])
+        pairs = inputs.chunk(self._num_microbatches, dim=-2), batch["labels"].chunk(self._num_microbatches)
         return list(zip(*pairs, strict=True))
 
-    def _full_parts(self) -> list[tuple[Tensor, Tensor]]:
-        """Held-out micro-batches, each of equally many tokens, so that means of means are means.
 
-        Raises:
-            DataError: not even one is full, though something is held out.
-        """
-        every = [part for batch in self._data.validation() for part in self._parts(batch)]
-        full = [part for part in every if bool((part[1] != IGNORED).all())]
-        if every and not full:
-            raise DataError(
-                "what is held out does not fill one micro-batch",
-                hint="Give more rows, set task.settings.data.held_out higher, or to 0 to validate on nothing.",
-            )
-        return full
+def _weighed(parts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The targets of micro-batches: their labels, and what makes a mean of their losses that of all tokens.
+
+    That is a row which begins with the tokens that are predicted in all of them, and with how many these are.
+    """
+    total = sum(_num_counted(labels_BT).item() for _, labels_BT in parts)
+    row_1T = torch.zeros_like(parts[0][1][:1])
+    row_1T[0, 0], row_1T[0, 1] = total, len(parts)
+    return [(inputs, torch.cat((labels_BT, row_1T))) for inputs, labels_BT in parts]
+
+
+def _num_counted(labels_BT: Tensor) -> Tensor:
+    """Tokens that are predicted; the first of a sequence never is."""
+    return (labels_BT[:, 1:] != IGNORED).sum()
 
 
 class _Calls:
-    """How blocks are called, asked once for each shape and device."""
+    """How blocks are called, asked once for each shape, device and marks; the last ones are kept."""
 
-    def __init__(self, ask: Callable[[Tensor], list[Call]]) -> None:
+    def __init__(self, ask: Callable[[Tensor, bytes], list[Call]]) -> None:
         self._ask = ask
-        self._known: dict[tuple[torch.Size, torch.device], list[Call]] = {}
+        self._known: dict[tuple[torch.Size, torch.device, bytes], list[Call]] = {}
 
-    def of(self, x: Tensor, number: int) -> Call:
+    def of(self, x: Tensor, marks: bytes, number: int) -> Call:
         """That of a block for hidden states like these."""
-        key = x.shape, x.device
+        key = x.shape, x.device, marks
         if key not in self._known:
-            self._known[key] = self._ask(x)
+            while len(self._known) >= _NUM_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[key] = self._ask(x, marks)
         return self._known[key][number]
 
 
@@ -207,9 +234,9 @@ class _Block(nn.Module):
             block.compile()
         self._number, self._calls, self._settings = number, calls, settings
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, marks: bytes = b"") -> Tensor:
         (block,) = self._block
-        call = self._calls.of(x_BTD, self._number)
+        call = self._calls.of(x_BTD, marks, self._number)
         trains = torch.is_grad_enabled()
         block.train(trains)
         with _autocast(x_BTD, self._settings):
@@ -228,10 +255,11 @@ class _Ends(nn.Module):
         _be_named_like(self, skeleton.model)
         self.skeleton, self.settings = skeleton, settings
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        ids_BT, positions_BT = inputs if inputs.ndim == 3 else (inputs, None)
         self.skeleton.model.train(torch.is_grad_enabled())
         with _autocast(ids_BT, self.settings):
-            return self.skeleton.embed(ids_BT).float()
+            return self.skeleton.embed(ids_BT, positions_BT).float()
 
 
 class _Output(nn.Module):
@@ -241,11 +269,16 @@ class _Output(nn.Module):
         super().__init__()
         self._ends = (ends,)
 
-    def forward(self, x_BTD: Tensor, labels_BT: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, targets: Tensor) -> Tensor:
         (ends,) = self._ends
+        labels_BT, (total, num_microbatches) = targets[:-1], targets[-1, :2]
+        counted = _num_counted(labels_BT)
+        # The mean of no tokens is none; it counts for nothing.
+        labels_BT = torch.where(counted == 0, labels_BT.clamp(min=0), labels_BT)
         ends.skeleton.model.train(torch.is_grad_enabled())
         with _autocast(x_BTD, ends.settings):
-            return ends.skeleton.loss(x_BTD, labels_BT)
+            loss = ends.skeleton.loss(x_BTD, labels_BT)
+        return loss.mul(counted * num_microbatches / total)
 
 
 def _be_named_like(wrapper: nn.Module, module: nn.Module) -> None:

@@ -124,9 +124,9 @@ class Skeleton:
         self._injected: Tensor | None = None
         self._fresh = False
 
-    def embed(self, ids_BT: Tensor) -> Tensor:
-        """What the model gives to its first block, [B, T, D]."""
-        self._run(self._any.base_model, input_ids=ids_BT)
+    def embed(self, ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+        """What the model gives to its first block, [B, T, D]; with the positions of tokens, if these are said."""
+        self._run(self._any.base_model, input_ids=ids_BT, **_said(positions_BT))
         return self._seen[0]
 
     def loss(self, y_BTD: Tensor, labels_BT: Tensor) -> Tensor:
@@ -140,9 +140,10 @@ class Skeleton:
         return cast(Tensor, found.loss)
 
     @torch.no_grad()
-    def calls(self, x_BTD: Tensor) -> list[Call]:
-        """How each block is called for hidden states of such a shape, whatever their values."""
-        self._run(self._any.base_model, input_ids=torch.zeros(x_BTD.shape[:2], dtype=torch.long, device=x_BTD.device))
+    def calls(self, x_BTD: Tensor, positions_BT: Tensor | None) -> list[Call]:
+        """How each block is called for hidden states of such a shape, whatever their values; see ``embed``."""
+        ids_BT = torch.zeros(x_BTD.shape[:2], dtype=torch.long, device=x_BTD.device)
+        self._run(self._any.base_model, input_ids=ids_BT, **_said(positions_BT))
         return self._calls
 
     def tried(self) -> tuple[int, str]:
@@ -223,6 +224,11 @@ def _hollow(model: nn.Module, path: str, device: str) -> list[nn.Module]:
     for module, name in buffers:
         setattr(module, name, module.get_buffer(name).to(device))
     return blocks
+
+
+def _said(positions_BT: Tensor | None) -> dict[str, Tensor]:
+    """What a model is told of documents; of positions that are said, transformers makes the mask."""
+    return {} if positions_BT is None else {"position_ids": positions_BT}
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -47,7 +47,7 @@ class Pipeline:
     """A head and one replica of every stage."""
 
     def __init__(self, blocks: ModelBlocks, num_stages: int) -> None:
-        self.head = HeadCompute(blocks)
+        self.head, self.marks = HeadCompute(blocks), blocks.marks
         self.stages = [StageCompute(blocks, first, stop) for first, stop in spans(num_stages)]
 
     @property
@@ -68,9 +68,9 @@ class Pipeline:
         keys: list[Key] = [(0, number, index) for index in range(len(batch))]
         reached = []
         for key, (inputs, _), order in zip(keys, batch, orders, strict=True):
-            x = self.head.embed(key, inputs)
+            x, marks = self.head.embed(key, inputs), self.marks(inputs)
             for stage in order:
-                x = self.stages[stage - 1].forward(key, x)
+                x = self.stages[stage - 1].forward(key, x, marks=marks)
             reached.append(x)
         total = 0.0
         for key, y, (_, targets), order in zip(keys, reached, batch, orders, strict=True):

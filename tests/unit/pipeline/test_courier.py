@@ -59,7 +59,7 @@ def header_bytes(sent: Packet, hop: int) -> int:
     path = [(place.stage, place.peer) for place in sent.path]
     loads = [(load.stage, load.peer, load.queued, load.seconds) for load in sent.loads]
     key = (sent.slot, sent.batch, sent.index, sent.attempt)
-    return len(msgpack.packb([*key, path, hop, sent.train, loads, None])) - 1 + 3 + HEADER_BYTES
+    return len(msgpack.packb([*key, path, hop, sent.train, loads, None, b""])) - 1 + 3 + HEADER_BYTES
 
 
 @pytest.mark.parametrize("codec", PAYLOAD)

@@ -64,15 +64,19 @@ def packets(draw: st.DrawFn) -> Packet:
         draw(st.booleans()),
         tuple(Load(hop.stage, hop.peer, draw(counts), draw(st.floats(0, 1e9))) for hop in loaded),
         draw(st.binary(max_size=FRAME_BYTES)),
+        draw(st.binary(max_size=9)),
     )
 
 
 @settings(max_examples=60)
 @given(packet=packets())
 def test_round_trip_of_a_packet(packet: Packet) -> None:
-    num_stages = len(packet.path) - 2
-    assert unpack_packet(to_wire(packet), num_stages=num_stages, frame_bytes=FRAME_BYTES) == packet
+    num_stages, marks_bytes = len(packet.path) - 2, len(packet.marks)
+    sizes = {"num_stages": num_stages, "frame_bytes": FRAME_BYTES}
+    assert unpack_packet(to_wire(packet), **sizes, marks_bytes=marks_bytes) == packet
     assert packet.head == packet.path[-1].peer
+    with pytest.raises(FrameError, match="marks of"):
+        unpack_packet(to_wire(packet), **sizes, marks_bytes=marks_bytes + 1)
     for other in (num_stages - 1, num_stages + 1):
         with pytest.raises(FrameError, match="every stage once"):
             unpack_packet(to_wire(packet), num_stages=other, frame_bytes=FRAME_BYTES)
@@ -167,6 +171,7 @@ BAD: dict[str, dict[int, tuple[Any, ...]]] = {
         6: (None, 0, 1, "true", b"", [], NESTED),
         7: NOT_LOADS,
         8: (*wire.NOT_BLOBS, bytes(FRAME_BYTES + 1), NESTED),
+        9: (*wire.NOT_BLOBS, b"x", NESTED),
     },
     "commit": {
         0: NOT_COUNTS,
