@@ -176,6 +176,8 @@ def test_the_other_rank_ends_with_a_code_and_words(start: Callable[[P], P], tmp_
     arguments = ("--join", one.address, "--data", str(ROOT / "docs"))
     ranks = [start(by_hand(tmp_path / f"rank{rank}", rank, port, *arguments)) for rank in range(NUM_RANKS)]
     wait_for(lambda: mixed_together([one, ranks[0]]), "a round of both", 120)
+    # Who comes and goes between two beats is neither seen nor lost.
+    wait_for(lambda: any(e["peer"] == ranks[0].peer for e in one.events("peer_seen")), "that it is seen")
     ranks[dies].signal(signal.SIGKILL)
     other = ranks[1 - dies]
     assert other.code() == 15, other.stderr
