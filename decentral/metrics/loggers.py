@@ -117,9 +117,7 @@ class _MLflow:
         from mlflow.entities import Metric, Param
 
         self._client, self._metric = MlflowClient(), Metric
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
-        found = self._client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found is not None else self._client.create_experiment(name)
+        experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
         tags = {"decentral.run": about.run, "decentral.name": about.name}
         same = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         known = self._client.search_runs([experiment], same, max_results=1)
@@ -138,6 +136,20 @@ class _MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+    def _experiment(self, name: str) -> str:
+        """Its id; made if there is none. Of workers that start together several may find none, and one makes it."""
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except MlflowException:
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
 
 #: By name, which also is that of the extra and of the module.

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from axe_core_python.base import AXE_SCRIPT
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -24,10 +26,9 @@ class Browser:
 
     Args:
         folder: for its profile.
-        dark: whether the system asks for dark colours.
     """
 
-    def __init__(self, folder: Path, *, dark: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self._base = f"http://127.0.0.1:{port}"
@@ -38,11 +39,11 @@ class Browser:
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         made = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._base += f"/session/{made['sessionId']}"
+
+    def open(self, url: str, *, width: int = 1600, height: int = 1200, dark: bool = False) -> None:
+        """Go to a page in a window of this size, on a system that asks for light or dark colours."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._devtools("Emulation.setEmulatedMedia", {"features": features})
-
-    def open(self, url: str, *, width: int = 1600, height: int = 1200) -> None:
-        """Go to a page in a window of this size."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._devtools("Emulation.setDeviceMetricsOverride", size)
         self._ask("POST", "/url", {"url": "about:blank"})
@@ -80,6 +81,15 @@ class Browser:
     def complaints(self) -> list[str]:
         """What the console has got since the last time."""
         return [line["message"] for line in self._ask("POST", "/se/log", {"type": "browser"})]
+
+    def barriers(self) -> list[str]:
+        """What axe finds that keeps people from using the page, with all opened that can be: rule and element."""
+        self.run("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+        self.run(AXE_SCRIPT + "\nwindow.found = null; axe.run().then((found) => { window.found = found })")
+        self.wait(lambda: self.run("return window.found !== null"))
+        nodes = "rule.nodes.map((node) => `${rule.id} (${rule.impact}): ${node.html.slice(0, 160)}`)"
+        found: list[str] = self.run(f"return window.found.violations.flatMap((rule) => {nodes})")
+        return found
 
     def wait(self, until: Callable[[], object]) -> None:
         """Until something is so; fails after a while."""

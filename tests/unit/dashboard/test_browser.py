@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 pytest.importorskip("uvicorn")
+pytest.importorskip("axe_core_python")
 
 from decentral.dashboard.page import report
 from decentral.dashboard.place import listen
@@ -53,16 +54,18 @@ def shows(browser: Browser, kind: Kind) -> None:
         browser.wait(lambda: browser.run("return document.querySelectorAll('.uplot canvas').length") == 4)
 
 
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("kind", Kind)
-def test_every_kind_of_swarm_is_drawn_without_a_complaint(browser, serve, kind, width):
+def test_every_kind_of_swarm_is_drawn_for_everybody_without_a_complaint(browser, serve, kind, width, dark):
     server = serve(made(kind, STEPS))
-    browser.open(server.url, width=width)
+    browser.open(server.url, width=width, dark=dark)
     shows(browser, kind)
     assert browser.run("return document.querySelectorAll('#workers tbody tr').length") == len(
         made(kind, 1).state()["status"]["workers"]
     )
     assert not browser.run(OVERFLOWS)
+    assert browser.barriers() == []
     assert browser.complaints() == []
 
 
@@ -123,13 +126,16 @@ def test_a_keyboard_reaches_everything_and_charts_are_tables_too(browser, serve)
     browser.complaints()
 
 
-def test_the_report_needs_no_server(browser, tmp_path):
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+def test_the_report_needs_no_server(browser, tmp_path, width, dark):
     path = tmp_path / "report.html"
     path.write_text(report(made(Kind.PIPELINE, STEPS).state(), "demo"), encoding="utf-8")
-    browser.open(path.as_uri())
+    browser.open(path.as_uri(), width=width, dark=dark)
     shows(browser, Kind.PIPELINE)
     assert "Stage 4" in browser.text("#stages")
     assert "has no holder" in browser.text("#stages .bad")
+    assert browser.barriers() == []
     assert browser.complaints() == []
 
 

@@ -159,3 +159,24 @@ def test_the_library_itself_keeps_both_lives_of_a_worker_in_one_run(name, read, 
     assert not [record for record in caplog.records if record.name.startswith("decentral")]
     assert read(tmp_path) == [10, 20, 110, 120]
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # theirs
+def test_workers_that_start_together_share_the_experiment_that_one_of_them_makes(tmp_path, monkeypatch):
+    client = pytest.importorskip("mlflow", reason="the extra decentral[mlflow] is not installed").MlflowClient
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(tmp_path / "mlflow"))
+    look = client.get_experiment_by_name
+
+    def then_another_makes_it(self, name):
+        found = look(self, name)
+        if found is None:
+            client().create_experiment(name)
+        return found
+
+    monkeypatch.setattr(client, "get_experiment_by_name", then_another_makes_it)
+    logger = OPEN["mlflow"](About("demo-1a2b", "OwnOwn", tmp_path, {"run.rounds": 40}))
+    logger.log(10, {"worker/loss": 2.5})
+    logger.close()
+    assert read_mlflow(tmp_path) == [10]
