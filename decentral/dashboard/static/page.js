@@ -209,6 +209,7 @@
   const show = () => {
     const { status } = known;
     if (!status) return;
+    at("main").classList.remove("waiting");
     showHead(status);
     at("stages-part").hidden = !status.stages.length;
     tables.stageCards(at("stages"), status.stages);
