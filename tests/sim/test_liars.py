@@ -93,7 +93,6 @@ def test_two_of_eight_are_restrained_and_named_by_everybody(attack: Lie, kind: s
 @pytest.mark.parametrize(
     "attack",
     [
-        "leader-negate",
         "donor",
         *(pytest.param(each, marks=pytest.mark.slow) for each in ("leader", "leader-away", "false-deaths", "replay")),
     ],
