@@ -121,8 +121,12 @@ class Courier:
         Raises:
             FrameError: it is malformed, not for this hop, or not from the hop before.
         """
-        sizes = {"frame_bytes": self._frame_bytes, "marks_bytes": 0 if backward else self._marks_bytes}
-        packet = packets.unpack_packet(request, num_stages=self._cut.num_stages, **sizes)
+        packet = packets.unpack_packet(
+            request,
+            num_stages=self._cut.num_stages,
+            frame_bytes=self._frame_bytes,
+            marks_bytes=0 if backward else self._marks_bytes,
+        )
         here, before = packet.path[packet.hop], packet.hop + (1 if backward else -1)
         if (here.stage, here.peer) != (stage, self.peer_id):
             raise FrameError(f"packet for stage {here.stage} of {here.peer}")

@@ -42,7 +42,6 @@ from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SH
 from decentral.exchange.allreduce.vote import Vote
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
 from decentral.exchange.bounds import Beside, Finding, Kind, beside
-from decentral.exchange.merge import norm_of
 from decentral.exchange.progress import Progress
 from decentral.exchange.wire import Part, Wire, seed_of
 from decentral.outer.rule import Mixed
@@ -75,9 +74,6 @@ class _Called:
     packed: bytes
     missed: Aborted | None = None
     """If they were named without this member, whose round ends so, should the means not be had any more."""
-    left_out: tuple[PeerId, ...] = ()
-    """All others who are known to take part, if they are more than the participants: then they have a say in what comes
-    of the round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +84,6 @@ class _Values:
     """What to encode."""
     weight: float
     """0 to listen only."""
-    judging: float
-    """The weight of ours beside the mean, also where only that is had; 0 to take it as it is."""
     sent_N: Tensor
     """Takes what the others decode of ours."""
     mean_N: Tensor
@@ -140,7 +134,6 @@ class AllReduce(Exchange):
         self._wire = wire
         self._timing = timing
         self._inner_steps = inner_steps
-        self._quorum = quorum
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         budget_bytes = int(_KEPT_ROUNDS * sum(wire.contribution_limit(numel, 0) for numel in wire.numels))
@@ -254,7 +247,7 @@ class AllReduce(Exchange):
                 return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
             else:
                 stalling = leader
-        if stalling is not None:
+        if stalling is not None and stalling != self._transport.peer_id:
             self._leader.pass_over(stalling, key.round)
         return Aborted(Reason.DEADLINE, f"no participants within {self._timing.max_patience_s:.0f} s")
 
@@ -315,7 +308,7 @@ class AllReduce(Exchange):
             )
         now = self._clock.monotonic()
         self._roster.vouch(participants.members, now)
-        return _Called(participants, packed, left_out=self._left_out(participants))
+        return _Called(participants, packed)
 
     def _missed(self, key: SyncKey, mine: Contribution, reply: ConveneReply) -> _Called | Aborted:
         """The round that ended without us: of its participants the means can be had, else all must be repaired."""
@@ -331,15 +324,7 @@ class AllReduce(Exchange):
             or self._transport.peer_id in participants.members
         ):
             return behind
-        return _Called(participants, reply.participants, behind, self._left_out(participants))
-
-    def _left_out(self, participants: Participants) -> tuple[PeerId, ...]:
-        """See ``_Called``; nobody if so few were to be enough, or if this worker is still catching up with them."""
-        members, active = participants.members, self._roster.active_peers(self._clock.monotonic())
-        if self._transport.peer_id not in active or (self._quorum is not None and len(members) >= self._quorum.size):
-            return ()
-        others = sorted(set(active) - set(members))
-        return tuple(others) if len(members) < len(others) else ()
+        return _Called(participants, reply.participants, behind)
 
     async def _reduce(self, called: _Called, mine: Contribution) -> _Reduced:
         """All shards, or nothing.
@@ -355,9 +340,7 @@ class AllReduce(Exchange):
         if self._wire.sends_changes and not relative:
             await self._reducer.start_afresh(called.participants.key)
         weight = mine.weight if called.missed is None else 0.0
-        judging = mine.weight if called.left_out and self._wire.bound else weight
-        sent_N = torch.empty_like(values_N) if weight else values_N
-        values = _Values(values_N, weight, judging, sent_N, torch.empty_like(values_N))
+        values = _Values(values_N, weight, torch.empty_like(values_N), torch.empty_like(values_N))
         key, index = called.participants.key, members.index(me) if me in members else -1
         parts = self._wire.parts(key, members, called.participants.reducers)
         async with asyncio.TaskGroup() as group:
@@ -368,11 +351,6 @@ class AllReduce(Exchange):
                 return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
             means.append(outcome)
         turned = await self._judge(called, parts, means, values) if self._wire.bound else {}
-        if called.left_out and judging and self._is_none_of_ours(parts, means, values, mine):
-            leader = called.participants.leader
-            self._leader.doubt(leader, key.round)
-            what = f"{short_id(leader)} left out most members, and what came of its round is nothing that they would do"
-            return _Reduced(Aborted(Reason.REFUSED, what))
         odd = [i for i, mean in enumerate(means) if not mean.contributors]
         for i in odd:
             self._leader.distrust(parts[i].reducer, key.round)
@@ -431,33 +409,21 @@ class AllReduce(Exchange):
         spans = [slice(part.start, part.stop) for part in parts]
 
         def look() -> list[Beside]:
-            sent = [values.sent_N[span] if values.judging else None for span in spans]
+            sent = [values.sent_N[span] if values.weight else None for span in spans]
             for at in absurd(list(zip(sent, [values.mean_N[span] for span in spans], strict=True))):
                 means[at] = self._nobodys(parts[at], values)
-            if not values.judging:
+            if not values.weight:
                 return []
             return [beside(values.sent_N[span], values.mean_N[span], self._dice) for span in spans]
 
         found = await self._clock.run_aside(look)
         own = self._transport.peer_id  # of one's own means there is no doubt
         doubted = [i for i, each in enumerate(found) if each.against and parts[i].reducer != own]
-        told = [values.judging * each.product for each in found]
-        turned = await self._vote.refused(called.packed, told, doubted, called.left_out)
+        told = [values.weight * each.product for each in found]
+        turned = await self._vote.refused(called.packed, told, doubted)
         for i in turned:
             means[i] = self._nobodys(parts[i], values)
         return {i: found[i].cosine for i in turned}
-
-    def _is_none_of_ours(
-        self, parts: Sequence[Part], means: Sequence[Mean], values: _Values, mine: Contribution
-    ) -> bool:
-        """Whether a few have made of a round what the many that were left out of it refuse, by what they have learnt.
-
-        That is if most of it is refused already, or if it is longer than one contribution may be.
-        """
-        refused = sum(part.numel for part, mean in zip(parts, means, strict=True) if not mean.contributors)
-        whole = max(1.0, self._inner_steps / max(1, mine.num_inner_steps))
-        limit = self._wire.bound * whole * norm_of(values.ours_N)
-        return 2 * refused > values.mean_N.numel() or norm_of(values.mean_N) > limit
 
     def _nobodys(self, part: Part, values: _Values) -> Mean:
         """A shard that was closed with nobody's part."""

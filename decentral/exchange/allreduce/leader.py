@@ -93,8 +93,6 @@ class Leader:
         self._passed_over: dict[PeerId, int] = {}
         """Those who stalled a round, and the round from which on they may lead again. All whom they stalled know it
         by themselves, at the same time."""
-        self._doubted: dict[PeerId, int] = {}
-        """Those who led others astray, and the round."""
         self._distrusted: dict[PeerId, int] = {}
         """Those who reduced and answered no mean, and the round from which on they may reduce again."""
 
@@ -104,16 +102,8 @@ class Leader:
         await self._transport.serve(PING, self._pong, max_request_bytes=0)
 
     def pass_over(self, peer: PeerId, round: int) -> None:
-        """A leader let a round pass in which it answered and named nobody, or sent away who belonged there."""
-        if peer == self._transport.peer_id:
-            return
+        """A leader let a round pass in which it answered and named nobody."""
         self._passed_over[peer] = round + _PASSED_OVER_ROUNDS
-
-    def doubt(self, peer: PeerId, round: int) -> None:
-        """A leader led others astray, as it seems: once may be its mistake, or ours, and twice is passed over."""
-        self._doubted = {other: at for other, at in self._doubted.items() if round < at + _PASSED_OVER_ROUNDS}
-        if self._doubted.setdefault(peer, round) < round:
-            self.pass_over(peer, round)
 
     def distrust(self, peer: PeerId, round: int) -> None:
         """What a reducer answered can be no mean: where this worker leads, it reduces nothing for a while."""

@@ -12,17 +12,17 @@ what makes the sum come out right gets through here, and is left to those who do
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from decentral.errors import TransportError
+from decentral.errors import FrameError, TransportError
 from decentral.exchange.allreduce.messages import unpack_participants
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
 from decentral.swarm.timing import Timing
-from decentral.types import PeerId, SyncKey
+from decentral.types import PeerId
 
 DOUBTED = "doubted"
 #: What a member says that has not all means yet, and one that brought nothing; else a float64 for each shard.
@@ -48,35 +48,31 @@ class Vote:
         self._clock = clock
         self._timing = timing
         self._most = _ROUNDS * num_fragments
-        self._told: OrderedDict[SyncKey, bytes] = OrderedDict()
+        self._told: OrderedDict[bytes, bytes] = OrderedDict()
 
     async def start(self) -> None:
         """Begin to answer."""
         await self._transport.serve(DOUBTED, self._on_doubted, max_request_bytes=MAX_PARTICIPANTS_BYTES)
 
-    async def refused(
-        self, participants: bytes, products: Sequence[float], doubted: Sequence[int], left_out: Collection[PeerId] = ()
-    ) -> list[int]:
+    async def refused(self, participants: bytes, products: Sequence[float], doubted: Sequence[int]) -> list[int]:
         """Say what the means of a round are beside this member's part; returns which of those doubted are refused.
 
-        That is if the products of more than half of all are negative, and the sum of all is. Asks the others as
+        That is if the products of more than half of all members are negative, and the sum of all is. Asks the others as
         long as they may still be waiting for means: ``ttl_s`` at most. Who does not answer says 0.
 
         Args:
             participants: of the round, packed.
             products: of each shard's mean with this member's part, times its weight; empty if it brought none.
             doubted: indices of shards.
-            left_out: who else is asked and counts, besides the members.
         """
-        key = unpack_participants(participants).key
-        self._told[key] = np.asarray(products, _FLOATS).tobytes() or _NOTHING
+        self._told[participants] = np.asarray(products, _FLOATS).tobytes() or _NOTHING
         while len(self._told) > self._most:
             self._told.popitem(last=False)
         if not doubted:
             return []
-        everybody = {*unpack_participants(participants).members, *left_out}
-        others = sorted(everybody - {self._transport.peer_id})
-        until, limit = self._clock.monotonic() + self._timing.ttl_s, len(self._told[key])
+        members = unpack_participants(participants).members
+        others = [member for member in members if member != self._transport.peer_id]
+        until, limit = self._clock.monotonic() + self._timing.ttl_s, len(self._told[participants])
         at_once = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
 
         async def ask(member: PeerId) -> Sequence[float]:
@@ -87,7 +83,7 @@ class Vote:
         refused = []
         for index in doubted:
             each = [products[index] for products in told]
-            if 2 * sum(product < 0 for product in each) > len(everybody) and sum(each) < 0:
+            if 2 * sum(product < 0 for product in each) > len(members) and sum(each) < 0:
                 refused.append(index)
         return refused
 
@@ -107,8 +103,7 @@ class Vote:
         return ()
 
     async def _on_doubted(self, sender: PeerId, request: bytes) -> bytes:
-        """Somebody doubts a mean of a round: what are they beside our parts? Empty until we know.
-
-        Of the round, not of these participants: a leader that lies may name others to everybody.
-        """
-        return self._told.get(unpack_participants(request).key, _PENDING)
+        """A member doubts a mean of a round: what are they beside our parts? Empty until we know."""
+        if sender not in unpack_participants(request).members:
+            raise FrameError("the sender is no participant")
+        return self._told.get(request, _PENDING)

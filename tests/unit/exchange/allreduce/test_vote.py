@@ -2,30 +2,25 @@
 
 import asyncio
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 
+from decentral.errors import CallRefused
 from decentral.exchange.allreduce.participants import Participants
-from decentral.exchange.allreduce.vote import Vote
+from decentral.exchange.allreduce.vote import DOUBTED, Vote
 from decentral.sim.loop import run
 from decentral.sim.world import World, peer_id
 from decentral.swarm.message import to_wire
 from decentral.swarm.timing import Timing
-from decentral.types import PeerId, SyncKey
+from decentral.types import SyncKey
 
 MEMBERS = tuple(peer_id(number) for number in range(5))
 PARTICIPANTS = to_wire(Participants(SyncKey(0, 0), MEMBERS[0], 0, "base", MEMBERS))
 TIMING = Timing(ttl_s=6.0)
 
 
-def refused(
-    told: Mapping[int, tuple[float, ...]],
-    *,
-    after_s: float = 0.0,
-    shown: Sequence[bytes] = 5 * (PARTICIPANTS,),
-    left_out: Collection[PeerId] = (),
-) -> tuple[dict[int, list[int]], float]:
+def refused(told: Mapping[int, tuple[float, ...]], *, after_s: float = 0.0) -> tuple[dict[int, list[int]], float]:
     """What each member refuses of two shards if those given say so, the last one later; and how long the first waited.
 
     Who says something negative doubts.
@@ -41,7 +36,7 @@ def refused(
             await votes[number].start()
             await asyncio.sleep(after_s if number == max(told) else 0.1)
             doubted = [i for i, product in enumerate(told[number]) if product < 0]
-            found = await votes[number].refused(shown[number], told[number], doubted, left_out)
+            found = await votes[number].refused(PARTICIPANTS, told[number], doubted)
             ends[number] = peers[number].clock.monotonic()
             return found
 
@@ -81,13 +76,15 @@ def test_members_that_wait_for_means_are_waited_for_but_not_for_ever() -> None:
     assert waited_s == pytest.approx(TIMING.ttl_s, abs=1.0)
 
 
-def test_who_does_not_doubt_asks_nobody() -> None:
+def test_who_does_not_doubt_asks_nobody_and_strangers_are_told_nothing() -> None:
     _, waited_s = refused({0: (1.0,), 1: (-1.0,)})
     assert waited_s == pytest.approx(0.1)
 
+    async def ask() -> None:
+        world = World(0)
+        host, asking = world.add(MEMBERS[0]), world.add(peer_id(9))
+        await Vote(host.transport, host.clock, TIMING, 1).start()
+        await asking.transport.call(MEMBERS[0], DOUBTED, PARTICIPANTS, timeout_s=5.0, max_reply_bytes=8)
 
-def test_those_left_out_of_a_list_have_a_say_whatever_list_they_were_shown() -> None:
-    few = [to_wire(Participants(SyncKey(0, 0), MEMBERS[0], serial, "base", MEMBERS[:2])) for serial in range(5)]
-    told = {0: (1.0,), 1: (1.0,), 2: (-1.0,), 3: (-1.0,), 4: (-1.0,)}
-    found, _ = refused(told, shown=few, left_out=MEMBERS[2:])
-    assert {number: found[number] for number in (2, 3, 4)} == {2: [0], 3: [0], 4: [0]}
+    with pytest.raises(CallRefused, match="no participant"):
+        run(ask(), until_s=20.0)
