@@ -184,7 +184,7 @@ class HeadLoop:
     async def take(self, first_step: int, count: int, stop: asyncio.Event) -> Steps:
         """See ``InnerLoop``."""
         self.step, last = first_step, first_step + count
-        tokens, compute_s = 0, 0.0
+        tokens, compute_s, data_s = 0, 0.0, 0.0
         losses: list[float] = []
         while self.step < last and not stop.is_set():
             if self.step < self._commits.ahead:  # the stages are: their learning rate and their rounds are
@@ -193,7 +193,9 @@ class HeadLoop:
             if self._moves is not None and not await self._cut_anew(self._moves, stop):
                 break
             await self._validate_if_due(stop)
+            asked = self._clock.monotonic()
             data = await self._clock.run(lambda: self._draw(self._number))
+            data_s += self._clock.monotonic() - asked
             batch = self._open(Batch(self._number, self.step, True, Ledger(len(data)), data))
             began = self._clock.monotonic()
             compute_s += await self._drive(batch, stop)
@@ -209,7 +211,7 @@ class HeadLoop:
             self.step += 1
             self._number += 1
         loss = sum(losses) / len(losses) if losses else math.nan
-        return Steps(self.step - first_step, StepReport(tokens, loss, self.grad_norm), compute_s)
+        return Steps(self.step - first_step, StepReport(tokens, loss, self.grad_norm, data_s), compute_s + data_s)
 
     async def _cut_anew(self, moves: Moves, stop: asyncio.Event) -> bool:
         """Change the cut if it is time to, and wait for the first one; whether there is one to go on with."""

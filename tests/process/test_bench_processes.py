@@ -7,6 +7,7 @@ import pytest
 from scripts.benches.lib.command import BenchError
 from scripts.benches.lib.links import LOOPBACK
 from scripts.benches.lib.processes import Process, Swarm, python, runs
+from scripts.benches.lib.report import read
 
 
 def started(folder: Path, program: str) -> Process:
@@ -62,3 +63,18 @@ def test_a_swarm_is_killed_and_stopped_and_leaves_nothing(tmp_path: Path) -> Non
 def test_a_worker_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
     with Swarm(tmp_path, [LOOPBACK]) as swarm, pytest.raises(BenchError, match="worker0 ended with"):
         swarm.begin({"task.factory": "nowhere:build"})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_bench_of_a_gpu_runs_whole_without_one(tmp_path: Path) -> None:
+    sizes = {"layers": 1, "width": 64, "context": 16, "batch": 1, "pairs": 1, "deadline-s": 240}
+    words = [word for key, value in sizes.items() for word in (f"--{key}", str(value))]
+    out = tmp_path / "new" / "gpu"
+    bench = python("-m", "scripts.benches.gpu", "--device", "cpu", *words, "--out", str(out))
+    process = Process(tmp_path / "bench", bench)
+    assert process.end(540.0) in (0, 1), process.failure()  # whether a ratio is met says nothing on a CPU
+    bare, own = read(out, None)["runs"]
+    assert own["parameters"] == bare["parameters"]
+    assert min(len(own["launch_ms"]), len(own["landing_ms"])) > 0
+    assert "# What a swarm costs a GPU" in out.with_suffix(".md").read_text()

@@ -4,7 +4,9 @@ import itertools
 import json
 import os
 import signal
+import socket
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from decentral.config.settings import load
 from decentral.errors import ExitCode
 from decentral.run.tasks import build_trainer
-from tests.process.command import P, Process, WorkerProcess, mixed_together, wait_for
+from tests.process.command import P, Process, WorkerProcess, mixed_together, status_of, wait_for
 from tests.process.test_ranks import TWO, Together, ranks_of
 from tests.support.hf import CONTEXT, make_folder, make_tokenizer, write_rows
 
@@ -65,6 +67,10 @@ def through_a_kill(
     wait_for(
         lambda: all(len(w.events("validated")) > n for w, n in zip(both, validated, strict=True)), "a loss", START_S
     )
+    code, report = status_of(founder.address)
+    assert code == 0
+    # Rows are read and tokenised between the steps here, which takes some of the time and by far not all.
+    assert all(0.0 < row["data_share"] < 0.5 for row in report["workers"] if row["contributes"])
     for worker in both:
         worker.signal(signal.SIGINT)
     assert [worker.code() for worker in both] == [0, 0]
@@ -119,6 +125,31 @@ def test_a_model_through_a_kill_to_a_folder_that_transformers_reads(
     card = (out / "README.md").read_text()
     assert founder.events("started")[0]["run"] in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("what", ["model", "dataset"])
+def test_a_hub_that_cannot_be_reached_is_told_with_the_way_around_it(
+    start: Callable[[P], P], tmp_path: Path, what: str
+) -> None:
+    """Its address is a port of this machine that nobody listens at."""
+    given = {"model": str(make_folder(tmp_path / "model")), "dataset": str(write_rows(tmp_path / "rows.jsonl"))}
+    given[what] = "some/thing"
+    words = ("--model", given["model"], "--dataset" if what == "dataset" else "--data", given["dataset"])
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        hub = f"HF_ENDPOINT=http://127.0.0.1:{closed.getsockname()[1]}"
+        entry = ("/usr/bin/env", hub, f"HF_HOME={tmp_path / 'cache'}", sys.executable, "-m", "decentral")
+        worker = start(WorkerProcess(tmp_path / "worker", "--new", *words, entry=entry))
+        wait_for(lambda: worker.popen.poll() is not None, "its end", START_S)
+    told = worker.stderr.partition("error: ")[2]
+    if what == "model":
+        assert worker.code() == ExitCode.CONFIG
+        assert "The hub cannot be reached, and the model some/thing is not on this machine." in told
+        assert "hf download some/thing --local-dir DIR, and give --model DIR here" in told
+    else:
+        assert worker.code() == ExitCode.DATA
+        assert "Couldn't reach 'some/thing' on the Hub" in told
+        assert "give them or their folder with --data" in told
 
 
 @pytest.mark.parametrize("inner", ["ddp", "fsdp"])

@@ -189,6 +189,9 @@ def test_a_slow_head_does_not_stop_the_others(slow: int) -> None:
     counts = {slot: len({batch for one, batch, _ in record.counted(0) if one == slot}) for slot in (0, 1)}
     assert max(counts.values()) == 12
     assert record.ended_at_s < 120.0
+    figures = record.processes[peer_id(slow)][-1]._metrics()
+    assert 0.8 * figures.wall_s < figures.data_s <= figures.compute_s
+    assert record.processes[peer_id(5 - slow)][-1]._metrics().data_s == 0.0
 
 
 @pytest.mark.parametrize(("wanted", "stage"), [((), 0), ((2,), 2)])

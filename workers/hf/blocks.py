@@ -107,8 +107,8 @@ def _refuse(settings: HfSettings) -> None:
     """Raises ``ConfigError`` for what a model in stages cannot do."""
     if settings.lora.rank:
         raise ConfigError(
-            "An adapter is not trained in stages, but beside a whole model.",
-            hint="Leave --stages or --lora out.",
+            "An adapter is not trained in stages: the head, whose weights are frozen, would have nothing to share.",
+            hint="Leave --stages out: frozen weights take a ninth of the memory of trained ones. Or leave --lora out.",
         )
 
 

@@ -84,6 +84,7 @@ def write(out: Path, record: Any, page: str) -> None:
         record: a dictionary, or a list of records.
         page: Markdown.
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
     for suffix, text in ((".json", _lines(record) + "\n"), (".md", page)):
         path = out.with_suffix(suffix)
         part = path.with_name(f"{path.name}.part")

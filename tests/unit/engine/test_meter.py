@@ -20,10 +20,10 @@ def test_counters() -> None:
     assert math.isnan(figures(meter).loss)
     meter.start(100.0)
     meter.trained(5, Steps(5, StepReport(tokens=50, loss=3.0, grad_norm=1.0), 2.0), num_members=4)
-    meter.trained(8, Steps(3, StepReport(tokens=30, loss=2.0, grad_norm=1.0), 1.0), num_members=1)
+    meter.trained(8, Steps(3, StepReport(tokens=30, loss=2.0, grad_norm=1.0, data_s=0.25), 1.0), num_members=1)
     meter.synced(108.0, counted=True, waiting_s=4.0, transfer_s=0.5)
     meter.downloaded(0.25)
-    meter.trained(9, Steps(1, StepReport(tokens=10, loss=1.5, grad_norm=1.0), 0.5), num_members=2)
+    meter.trained(9, Steps(1, StepReport(tokens=10, loss=1.5, grad_norm=1.0, data_s=0.5), 0.5), num_members=2)
     meter.synced(110.0, counted=False, waiting_s=1.0, transfer_s=0.0)
     meter.validated(3, 0.75)
     found = figures(meter)
@@ -37,6 +37,7 @@ def test_counters() -> None:
         val_loss=0.75,
         val_round=3,
         compute_s=3.5,
+        data_s=0.75,
         waiting_s=5.0,
         transfer_s=0.75,
         wall_s=20.0,

@@ -163,6 +163,12 @@ def test_shares_are_of_the_time_since_training_began():
     assert (short.compute_share, short.waiting_share, short.transfer_share) == pytest.approx((0.6, 0.3, 0.1))
 
 
+@pytest.mark.parametrize(("data_s", "share"), [(0.0, 0.0), (1.5, 0.075), (9.0, 0.3), (math.nan, 0.0), (-1.0, 0.0)])
+def test_waiting_for_data_is_part_of_the_time_of_the_steps(data_s, share):
+    worker = row(status(record("a", wall_s=20.0, compute_s=6.0, data_s=data_s)), "a")
+    assert worker.data_share == pytest.approx(share)
+
+
 def test_rates_are_over_the_time_since_training_began_and_unknown_before():
     peaks = {"peak_sent_bytes_per_s": 9.0, "peak_received_bytes_per_s": 7.0}
     moved = {"sent_bytes": 100, "received_bytes": 60, **peaks}

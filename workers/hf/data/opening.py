@@ -176,7 +176,9 @@ def _column(rows: Any, field: str, shown: str) -> Any:
     kind = str(getattr(features[field], "dtype", "a table"))
     if kind not in ("string", "large_string"):
         raise DataError(f"the field {field!r} of {shown} has {kind}, not text", hint="Name another by --text-field.")
-    return rows.select_columns([field])
+    rows = rows.select_columns([field])
+    # Those of CSV are the large kind, and data sets of different kinds are not put together.
+    return rows if kind == "string" else rows.cast_column(field, datasets.Value("string"))
 
 
 def _together(sources: Sequence[Opened]) -> Opened:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from decentral.errors import ConfigError, IncapableError, MismatchError
 from decentral.pipeline.compute import StageCompute
-from decentral.ports.model_blocks import ModelBlocks
+from decentral.ports.model_blocks import BatchSource, ModelBlocks
 from decentral.ports.trainer import Seat
 from decentral.workers import hf, machine
 from decentral.workers.hf import sources
@@ -41,6 +41,21 @@ def both(folder: Path, rows: Path, **changed: Any) -> tuple[HfTrainer, ModelBloc
     return hf.build(settings, seat), hf.blocks(settings, seat, MICROBATCHES)
 
 
+def flat(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+def ensure_equal_steps(pipeline: Pipeline, source: BatchSource, trainer: HfTrainer) -> None:
+    """Three steps of stages and of one process: losses are equal to 1e-5."""
+    order = [number for number, _ in enumerate(pipeline.stages, 1)]
+    for step in range(3):
+        batch = [source.batch(0, step, index) for index in range(MICROBATCHES)]
+        loss = pipeline.run(batch, MICROBATCHES * [order], number=step)
+        for part in pipeline.parts:
+            part.apply([0], MICROBATCHES, step)
+        assert loss == pytest.approx(trainer.train_steps(step, 1).loss, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "weights", "mask"),
     [
@@ -59,17 +74,24 @@ def test_four_stages_are_one_process(kind: str, weights: bool, mask: bool, rows:
     assert pipeline.parameters().keys() == trainer.parameters().keys()
     for name, value in pipeline.parameters().items():
         assert torch.equal(value, trainer.parameters()[name]), name
-    for step in range(3):
-        batch = [source.batch(0, step, index) for index in range(MICROBATCHES)]
-        loss = pipeline.run(batch, MICROBATCHES * [[1, 2, 3, 4]], number=step)
-        for part in pipeline.parts:
-            part.apply([0], MICROBATCHES, step)
-        assert loss == pytest.approx(trainer.train_steps(step, 1).loss, abs=1e-5)
+    ensure_equal_steps(pipeline, source, trainer)
     for name, value in pipeline.parameters().items():
         torch.testing.assert_close(value, trainer.parameters()[name], rtol=0, atol=1e-5)
     held_out = [source.held_out(index) for index in range(source.num_held_out)]
     loss = pipeline.run(held_out, len(held_out) * [[1, 2, 3, 4]], number=9)
     assert loss == pytest.approx(trainer.validate(), abs=1e-5)
+
+
+def test_muon_in_stages_takes_the_steps_of_one_process(rows: Path, tmp_path: Path) -> None:
+    """It steps the blocks' matrices; the head, which has none but embedding and output layer, is AdamW's."""
+    optimizer = {"name": "Muon", "learning_rate": 0.002, "warmup_steps": 0, "clip_norm": 1e9}
+    trainer, blocks = both(make_folder(tmp_path, num_layers=NUM_BLOCKS), rows, optimizer=optimizer)
+    pipeline, source, before = Pipeline(blocks, 2), blocks.data(), flat(trainer.parameters())
+    kinds = [[type(each).__name__ for each in part._optimizers] for part in pipeline.parts]
+    assert kinds == [["AdamW"], ["AdamW", "Muon"], ["AdamW", "Muon"]]
+    ensure_equal_steps(pipeline, source, trainer)
+    moved, apart = flat(trainer.parameters()) - before, flat(pipeline.parameters()) - flat(trainer.parameters())
+    assert apart.norm() < 0.02 * moved.norm()  # Muon makes matrices orthogonal in bf16
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Rows of files as batches: every token once, the same split everywhere, and on from where it was."""
 
 import contextlib
+import gzip
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 pytest.importorskip("datasets")
+
+import datasets
 
 from decentral.config.resolve import stated_here
 from decentral.config.settings import load
@@ -46,6 +49,13 @@ def _text(row: int) -> str:
 
 def _write(path, rows, field="text"):
     path.write_text("".join(json.dumps({"id": row, field: _text(row)}) + "\n" for row in rows))
+    return str(path)
+
+
+def _table(path, rows) -> str:
+    """The rows in the format of a file's suffix."""
+    table = datasets.Dataset.from_dict({"id": list(rows), "text": [_text(row) for row in rows]})
+    {".parquet": table.to_parquet, ".csv": table.to_csv}[path.suffix](path)
     return str(path)
 
 
@@ -116,6 +126,30 @@ def test_the_split_goes_by_the_text_and_not_by_files_or_order(tmp_path, rows):
     assert _equal(list(islice(one, 9)), list(islice(other, 9)))
 
 
+def test_a_folder_of_parquet_and_csv_and_packed_lines_has_the_rows_of_one_file(tmp_path, rows):
+    inner = tmp_path / "folder" / "inner"
+    inner.mkdir(parents=True)
+    _table(inner / "a.csv", range(60, NUM_ROWS))
+    _table(inner.parent / "b.parquet", range(25))
+    lines = Path(_write(tmp_path / "c.jsonl", range(25, 60))).read_bytes()
+    (inner / "c.jsonl.gz").write_bytes(gzip.compress(lines))
+    (inner / "notes.pdf").write_bytes(b"not text")
+    one, other = _open(rows), _open(str(inner.parent))
+
+    assert _equal(list(one.validation()), list(other.validation()))
+    assert _equal(list(islice(one, 9)), list(islice(other, 9)))
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in")  # datasets closes no CSV that is not read to its end
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_a_stream_of_a_table_has_each_row_once(tmp_path, suffix):
+    file = _table(tmp_path / f"rows{suffix}", range(NUM_ROWS))
+    data = _open(file, streaming=True, held_out=0)
+    documents = _documents(list(islice(data, 1 + sum(len(_text(row)) + 1 for row in range(NUM_ROWS)) // 32)))
+
+    assert sorted(documents[:NUM_ROWS]) == sorted(map(_text, range(NUM_ROWS)))
+
+
 def test_a_document_mask_begins_positions_anew_and_predicts_no_first_token(rows):
     batch = next(_open(rows, document_mask=True))
     ids, labels, positions = (batch[name].flatten() for name in ("input_ids", "labels", "position_ids"))
@@ -128,9 +162,10 @@ def test_a_document_mask_begins_positions_anew_and_predicts_no_first_token(rows)
     assert torch.equal(labels[1:][~begins[1:]], ids[1:][~begins[1:]])
 
 
-def test_a_mixture_has_the_shares_of_its_weights_in_tokens(tmp_path, rows):
-    other = _write(tmp_path / "other.jsonl", range(1000, 1060))
-    documents = _documents(islice(_open(rows, other, weights="3,1"), 200))
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_mixture_has_the_shares_of_its_weights_in_tokens(tmp_path, rows, streaming):
+    other = _table(tmp_path / "other.parquet", range(1000, 1060))
+    documents = _documents(islice(_open(rows, other, weights="3,1", streaming=streaming), 200))
     of_other = sum(len(text) + 1 for text in documents if len(text.split(">")[0]) > 4)
 
     assert of_other / sum(len(text) + 1 for text in documents) == pytest.approx(0.25, abs=0.01)
@@ -148,6 +183,9 @@ def test_what_is_wrong_is_said(tmp_path, rows, streaming):
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": oops}\n')
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "no.jsonl").touch()
+    table = _table(tmp_path / "rows.parquet", range(NUM_ROWS))
+    whole = Path(table).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "void.jsonl").write_text('{"text": ""}\n{"text": null}\n')
     (tmp_path / "set").mkdir()
     _write(tmp_path / "set" / "rows.jsonl", range(NUM_ROWS))
@@ -155,6 +193,8 @@ def test_what_is_wrong_is_said(tmp_path, rows, streaming):
     for data, changed, error, words in (
         ([str(tmp_path / "gone.jsonl")], {}, DataError, "gone.jsonl' does not exist"),
         ([rows], {"text_field": "body"}, DataError, "fields are id, text"),
+        ([table], {"text_field": "body"}, DataError, "fields are id, text"),
+        ([str(tmp_path / "cut.parquet")], {}, DataError, "cut.parquet: "),
         ([rows], {"text_field": "id"}, DataError, "int64, not text"),
         ([str(tmp_path / "bad.jsonl")], {}, DataError, "bad.jsonl, line 2"),
         ([str(tmp_path / "empty")], {}, DataError, "no file with text"),
