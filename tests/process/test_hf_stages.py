@@ -1,7 +1,7 @@
 """A model of transformers in stages as real processes: one is killed, a spare heals it, transformers reads the end."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -62,13 +62,35 @@ def test_a_killed_stage_heals_and_transformers_reads_the_whole(
     assert made.wrong == []
     assert made.batches == ROUNDS * INNER_STEPS
 
-    parts, _, _ = parts_from_paths([str(worker.folder) for worker in living])
+    ensure_learnt(start, tmp_path, living, model)
+
+
+def ensure_learnt(start: Callable[[P], P], tmp_path: Path, workers: Sequence[WorkerProcess], model: Path) -> None:
+    """What is exported of a founder and others is what they hold, and is better than what they began with."""
+    parts, _, _ = parts_from_paths([str(worker.folder) for worker in workers])
     out = tmp_path / "out"
-    export = start(Process(tmp_path / "export", "export", *(str(w.folder) for w in living), "--out", str(out)))
+    export = start(Process(tmp_path / "export", "export", *(str(w.folder) for w in workers), "--out", str(out)))
     assert export.code() == 0, export.stderr
     written = AutoModelForCausalLM.from_pretrained(out)
     whole, _ = assemble(parts, "newest")
     for name, value in written.named_parameters():
         assert torch.equal(value, whole.load()[name]), name
-    config = founder.folder / "config.toml"
+    config = workers[0].folder / "config.toml"
     assert validation_loss(out, config) < validation_loss(model, config) - 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_muon_trains_stages_in_two_bits(start: Callable[[P], P], tmp_path: Path) -> None:
+    model, rows = make_folder(tmp_path / "model", num_layers=2), write_rows(tmp_path / "rows.jsonl")
+    outer = ("method.outer_lr", "method.outer_momentum")
+    words = [word for key, value in SETTINGS.items() if key not in outer for word in ("--set", f"{key}={value}")]
+    here = ("--model", str(model), "--data", str(rows))
+    founder = up(start(WorkerProcess(tmp_path / "0", "--new", "--method", "muloco", "--stages", "2", *here, *words)))
+    crew = [founder, *(start(WorkerProcess(tmp_path / at, "--join", founder.address, *here)) for at in "12")]
+    wait_for(lambda: None not in [worker.popen.poll() for worker in crew], "the end of the run", START_S)
+    assert [worker.code() for worker in crew] == [0, 0, 0], [worker.stderr for worker in crew]
+    config = (founder.folder / "config.toml").read_text()
+    assert 'name = "Muon"' in config
+    assert 'codec = "int2-b128"' in config
+    ensure_learnt(start, tmp_path, crew, model)
