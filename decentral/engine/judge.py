@@ -66,6 +66,7 @@ def judge(key: SyncKey, mine: Contribution, verdict: Verdict, me: PeerId, rounds
         verdict.sent_N if counted else None,
         outcome.missed if counted else None,
         again=verdict.missed and mine.weight > 0 and key.round + 1 < rounds,
-        unsound=any((each.peer, each.kind) == (me, Kind.WILD) for each in verdict.restrained)
+        unsound=not outcome.relative  # changes may be of any length beside those of others
+        and any((each.peer, each.kind) == (me, Kind.WILD) for each in verdict.restrained)
         and norm_of(mine.delta_N) > _UNSOUND * norm_of(outcome.delta_N),
     )

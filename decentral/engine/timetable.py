@@ -89,7 +89,7 @@ class Timetable:
         somebody for longer than this, so nobody waits for this worker then.
         """
         ahead_s = min(self._waits_s) if len(self._waits_s) == _NUM_AHEAD else 0.0
-        if ahead_s <= self.slack_s:
+        if ahead_s <= self.slack_s or self._options.mix_alpha:
             return 0.0
         self._waits_s.clear()
         self._stood_at = step

@@ -16,7 +16,7 @@ longer than others so that the algorithm stands in one place.
 """
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -132,7 +132,7 @@ class Worker:
         """What was on its way in an earlier life and is to be sent off again."""
         common = self._exchange.has_common_anchor
         self._validation = Validation(options, parts, self._replica, self.membership, common=common)
-        self._unsound = Counter[int]()
+        self._unsound = defaultdict[int, set[int]](set)
         """Rounds in a row in which what it brought was none, by fragment."""
         self._done = self._closed = False
 
@@ -411,7 +411,9 @@ class Worker:
             return
         end = await self._take_in(sync, stop)
         if isinstance(end, Stepped) and end.judged.unsound:
-            await self._reload(end.key, stop)
+            # A state that is fetched meanwhile may be of before the round, which then ends once more as it has ended.
+            if end.key.round not in self._unsound[end.key.fragment]:
+                await self._reload(end.key, stop)
         elif isinstance(end, Stepped):
             self._unsound.pop(end.key.fragment, None)
             if (validated := await self._validation.after(end)) is not None:
@@ -548,8 +550,8 @@ class Worker:
         The anchors come from others: its own may be as broken.
         """
         self.report.sat_out(key, Excuse.UNSOUND)
-        self._unsound[key.fragment] += 1
-        if self._unsound[key.fragment] >= _MAX_DIVERGED:
+        self._unsound[key.fragment].add(key.round)
+        if len(self._unsound[key.fragment]) >= _MAX_DIVERGED:
             raise DivergedError(
                 f"what this worker brought was far from all others' in {_MAX_DIVERGED} rounds in a row "
                 f"(round {key.round})",

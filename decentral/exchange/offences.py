@@ -10,6 +10,8 @@ _TOLERATED = 2
 _AVOIDED_ROUNDS = 10.0
 _MIN_AVOIDED_S = 60.0
 _MAX_AVOIDED_S = 6 * 3600.0
+#: What honest workers may do for a while costs so many rounds each time and no more.
+_BRIEF_ROUNDS = 5.0
 #: An offence is forgotten so long after it, or after the end of the avoidance.
 _FORGOTTEN_S = 6 * 3600.0
 #: Peers remembered; whoever offended longest ago is forgotten first.
@@ -41,7 +43,7 @@ class Offences:
     def __init__(self) -> None:
         self._cases: dict[PeerId, _Case] = {}
 
-    def note(self, peer: PeerId, reason: str, now: float, round_s: float) -> None:
+    def note(self, peer: PeerId, reason: str, now: float, round_s: float, *, brief: bool = False) -> None:
         """The peer sent something that no honest one sends.
 
         Args:
@@ -49,6 +51,8 @@ class Offences:
             reason: what it was, for people.
             now: monotonic seconds.
             round_s: how long a round takes here, the unit in which it is avoided.
+            brief: whether an honest one may, where workers' data or optima differ: it is avoided for some rounds, and
+                not for longer each time.
         """
         case = self._cases.pop(peer, None) or _Case()
         self._cases[peer] = case
@@ -56,8 +60,13 @@ class Offences:
             del self._cases[next(iter(self._cases))]
         if now > case.until + _FORGOTTEN_S:
             case.count = 0
-        case.count, case.reason, case.until = case.count + 1, reason, now
+        if not brief or case.count < _TOLERATED:
+            case.count += 1
+        case.reason, case.until = reason, now
         if case.count < _TOLERATED:
+            return
+        if brief:
+            case.until += _BRIEF_ROUNDS * round_s
             return
         base_s = max(_MIN_AVOIDED_S, _AVOIDED_ROUNDS * round_s)
         # The exponent is bounded: a power of an endless count would overflow.

@@ -26,7 +26,7 @@ class Mixed:
     missed: tuple[tuple[int, int], ...] = ()
     """Ranges [start, stop) of the fragment that were closed without our own part."""
     whole: bool = True
-    """Whether every member's values are in every part of the mean."""
+    """Whether every member's values are in every part of the mean, as they were brought."""
     relative: bool = False
     """Whether members brought the change of their pseudo-gradients (see ``outer.ef21``)."""
 

@@ -362,16 +362,16 @@ class AllReduce(Exchange):
                 called.missed or Aborted(Reason.REFUSED, "no shard came back as a mean", uncertain=weight > 0)
             )
         inside = set().union(*contributors)
+        restrained = _restrained(members, list(zip(parts, means, strict=True)), turned)
         mixed = Mixed(
             values.mean_N,
             tuple([members[i] for i in sorted(inside)]),
             missed=tuple([(p.start, p.stop) for p, s in zip(parts, contributors, strict=True) if index not in s]),
-            whole=all(len(shard) == len(members) for shard in contributors),
+            whole=not restrained and all(len(shard) == len(members) for shard in contributors),
             relative=relative,
         )
         silence = "among the participants, but brought nothing"
         silent = [(member, silence) for i, member in enumerate(members) if i not in inside]
-        restrained = _restrained(members, list(zip(parts, means, strict=True)), turned)
         return _Reduced(mixed, values.sent_N if weight else None, tuple(silent), restrained)
 
     async def _mean(self, called: _Called, part: Part, values: _Values) -> Mean | Aborted:

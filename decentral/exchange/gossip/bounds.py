@@ -29,7 +29,7 @@ from decentral.types import PeerId
 _WILD = 10.0
 #: What is shorter than this part of our own, for as much weight, is nothing: a codec leaves so much of zeros.
 _NOTHING = 0.02
-#: With so many partners that agree a worker begins: the first that does not is not what is usual.
+#: With so many partners that agree a founder begins: the first that does not is not what is usual.
 _TRUST = (1.0, 1.0, 1.0)
 #: What no honest worker brings, with words for people.
 OFFENCES: Mapping[Kind, str] = {
@@ -79,12 +79,15 @@ class OwnBounds:
             for radius, distances in zip(radii, facts[name], strict=True):
                 radius.restore(distances)
 
-    def measure(self, fragment: int, delta_N: Tensor | None, part: float) -> None:
+    def measure(self, fragment: int, delta_N: Tensor | None, part: float, round: int) -> None:
         """Note how long this worker's own pseudo-gradient would be after a whole round: a distance that is harmless.
 
-        Else a newcomer, with a step or two behind it, would cut all others down to that.
+        Else a newcomer, with a step or two behind it, would cut all others down to that. If its first ``round`` is a
+        later one, workers may have come so far that they do not agree any more: it trusts only in what it sees.
         """
         if delta_N is not None:
+            if round and not self._lengths[fragment]:
+                self._cosines[fragment].clear()
             self._lengths[fragment].append(norm_of(delta_N) / part)
 
     def has_measure(self, fragment: int) -> bool:
@@ -113,7 +116,7 @@ class OwnBounds:
             # Both lengths decide which values are looked at: whoever chose one does not know the other.
             dice = torch.Generator().manual_seed(hash((own_length, length)) & 0x7FFFFFFF)
             cosine = beside(own_N, theirs_N, dice).cosine
-            direction = along(cosine, statistics.median_low(seen), own_N.numel())
+            direction = along(cosine, statistics.median_low(seen or (0.0,)), own_N.numel())
             seen.append(cosine)
             if direction is Along.AWAY:
                 self._found[peer] = Kind.AGAINST, cosine

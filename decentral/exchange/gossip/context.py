@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from decentral.exchange.api import Restrained
+from decentral.exchange.bounds import Kind
 from decentral.exchange.gossip.bounds import OFFENCES
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.options import GossipOptions
@@ -50,11 +51,11 @@ class Context:
         """Note who among them brought what no honest one brings."""
         for each in restrained:
             if each.kind in OFFENCES:
-                self.offend(each.peer, OFFENCES[each.kind])
+                self.offend(each.peer, OFFENCES[each.kind], brief=each.kind is not Kind.WILD)
 
-    def offend(self, peer: PeerId, reason: str) -> None:
-        """The peer sent what no honest one sends."""
-        self.offences.note(peer, reason, self.clock.monotonic(), self.company.round_s())
+    def offend(self, peer: PeerId, reason: str, *, brief: bool = False) -> None:
+        """The peer sent what no honest one sends; see ``Offences.note``."""
+        self.offences.note(peer, reason, self.clock.monotonic(), self.company.round_s(), brief=brief)
 
     def avoids(self, peer: PeerId) -> bool:
         """Whether to keep away from the peer as of now."""

@@ -112,7 +112,7 @@ class RandomGossip(Exchange):
         if not mine.weight:
             return Verdict(Aborted(Reason.ALONE, "nothing to give"), met=met)
         part = part_of(mine, self._context.inner_steps)
-        await self._clock.run_aside(lambda: self._swap.bounds.measure(key.fragment, mine.delta_N, part))
+        await self._clock.run_aside(lambda: self._swap.bounds.measure(key.fragment, mine.delta_N, part, key.round))
         return Verdict(Mixed(mine.delta_N, (self._company.me,)), mine.delta_N, met=met)
 
     async def run(self) -> None:

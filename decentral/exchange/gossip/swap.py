@@ -98,7 +98,7 @@ class Swap:
     def settle(self, key: SyncKey, host: Share, guests: Sequence[Share]) -> tuple[Taken, Answers]:
         """The host's side: means over all, pulls for the guests."""
         members = (host.peer, *(guest.peer for guest in guests))
-        self.bounds.measure(key.fragment, host.delta_N, host.part)
+        self.bounds.measure(key.fragment, host.delta_N, host.part, key.round)
         mean_N, frame, contributors, shares = self._mean(key, host, guests)
         anchors = {guest.peer: self._anchor(guest, host.anchor_N) for guest in guests}
         own_N, pulls = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
@@ -149,7 +149,7 @@ class Swap:
             FrameError: a frame breaks a rule.
         """
         host, num, fragment = members[0], len(members), key.fragment
-        self.bounds.measure(fragment, mine.delta_N, mine.part)
+        self.bounds.measure(fragment, mine.delta_N, mine.part, key.round)
         # Distances are from member to member; the mean is nearer by this.
         share = (num - 1) / num
         pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])

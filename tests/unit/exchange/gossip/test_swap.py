@@ -112,8 +112,8 @@ def test_of_every_group(seed: int, num: int, pull: str, mean: str, apart: float,
     ]
     swaps = [swap(pull, mean) for _ in members]
     for its in swaps:
-        its.bounds.measure(0, 100.0 * randn(seed), 1.0)
-        its.bounds.measure(0, None, 1.0)
+        its.bounds.measure(0, 100.0 * randn(seed), 1.0, 0)
+        its.bounds.measure(0, None, 1.0, 1)
     group = meet(members, swaps)
     anchors = sum(it.anchor_N.double() for it in members)
     moved = sum(pull_of(taken, it) for taken, it in zip(group.all, members, strict=True))
@@ -164,7 +164,7 @@ def test_who_only_listens_is_not_in_the_mean_and_is_pulled_all_the_same(silent: 
     members = [Share(it.peer, 0.0, None, it.anchor_N) if it.peer == silent else it for it in shares(2, 2, apart=1e-2)]
     swaps = [swap(), swap()]
     for its in swaps:
-        its.bounds.measure(0, randn(0), 1.0)
+        its.bounds.measure(0, randn(0), 1.0, 0)
     group = meet(members, swaps)
     (other,) = (it for it in members if it.peer != silent)
     middle_N = (members[0].anchor_N + members[1].anchor_N) / 2
@@ -435,7 +435,7 @@ def test_repeated_swaps_bring_replicas_together_as_far_as_floats_go(pull: str) -
     one, other = shares(1, 2, apart=0.5)
     swaps = [swap(pull), swap(pull)]
     for its in swaps:
-        its.bounds.measure(0, one.delta_N, 1.0)
+        its.bounds.measure(0, one.delta_N, 1.0, 0)
     before = norm(one.anchor_N - other.anchor_N)
     for round_ in range(12):
         group = meet([one, other], swaps, SyncKey(round_, 0))
