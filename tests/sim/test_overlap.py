@@ -261,6 +261,13 @@ def test_who_is_ahead_of_another_by_more_than_the_overlap_stands_still_once(
     assert record.ended_at_s < 24 * pace + 3.0, "and nobody has waited for it"
 
 
+def test_nobody_stands_still_for_others_where_its_steps_count() -> None:
+    scenario = Scenario(1, 4, rounds=12, plan=SyncPlan(12, 2, 5), step_s=1 / 12, paces={1: 1.2}, mix_alpha=0.5)
+    record = simulate(scenario, until_s=200.0)
+    delays = [event.delay_steps for peer in scenario.peers for event in of(RoundMixed, record, peer)[-8:]]
+    assert max(delays) >= 10, "results still come late"
+
+
 @pytest.mark.parametrize("num_groups", [1, 2, 4])
 def test_without_overlap_no_fragment_goes_to_the_next_round_before_others_are_in_this_one(num_groups: int) -> None:
     """Who joins late would wait for the others in one fragment, and they for it in another."""

@@ -14,7 +14,8 @@ from decentral.engine.options import RunOptions
 from decentral.engine.replica import Applied
 from decentral.engine.syncs import InFlightSync, Landing, Stepped
 from decentral.engine.timetable import Timetable
-from decentral.exchange.api import Aborted, Base, Contribution, Exchange, Onward, Reason, Verdict
+from decentral.exchange.api import Aborted, Base, Contribution, Exchange, Onward, Reason, Restrained, Verdict
+from decentral.exchange.bounds import Kind
 from decentral.exchange.progress import Progress
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.rule import Mixed
@@ -144,6 +145,17 @@ def test_a_mean_with_ours_in_it() -> None:
     assert isinstance(found, TakeStep)
     assert (found.mixed is mixed, found.sent_N is sent_N) == (True, True)
     assert (found.uncounted, found.again, found.unsound) == (((0, 1),), False, False)
+
+
+@pytest.mark.parametrize(("relative", "unsound"), [(False, True), (True, False)])
+def test_only_whole_values_tell_of_a_broken_machine(relative: bool, unsound: bool) -> None:
+    """A change of what was brought before may be many times as long as those of others."""
+    mixed = Mixed(torch.full((2,), 0.01), (ME, OTHER), relative=relative)
+    verdict = Verdict(mixed, torch.ones(2), restrained=(Restrained(ME, Kind.WILD, 40.0, 1.0),))
+    mine = Contribution(torch.ones(2), 1.0, Base("", torch.zeros(2)))
+    found = judge(SyncKey(3, 0), mine, verdict, ME, rounds=10)
+    assert isinstance(found, TakeStep)
+    assert found.unsound is unsound
 
 
 def test_a_mean_without_ours() -> None:

@@ -53,6 +53,17 @@ def test_every_further_one_costs_twice_as_much_up_to_a_bound() -> None:
     assert avoidance.seconds == MOST_S
 
 
+def test_what_honest_ones_may_do_costs_five_rounds_each_time() -> None:
+    offences = Offences()
+    for now in (0.0, 1.0, 101.0, 300.0):
+        offences.note(A, "against", now, ROUND_S, brief=True)
+        assert offences.avoids(A, now) is (now > 0)
+    (avoidance,) = offences.avoided(300.0)
+    assert avoidance.seconds == 5 * ROUND_S
+    offences.note(A, "wild", 400.0, ROUND_S)
+    assert offences.avoids(A, 400.0 + FIRST_S), "what they may not costs more than the first time"
+
+
 @pytest.mark.parametrize("before", [1, 2, 3])
 def test_an_offence_is_forgotten_in_time(before: int) -> None:
     """Counted from the offence, or from the end of the avoidance."""

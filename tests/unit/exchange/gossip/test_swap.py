@@ -17,6 +17,7 @@ from torch import Tensor
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import pack, unpack
 from decentral.errors import FrameError
+from decentral.exchange.bounds import Kind
 from decentral.exchange.gossip.bounds import OFFENCES
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.exchange.gossip.swap import Answers, Share, Swap, Taken, spread_of
@@ -172,6 +173,17 @@ def test_who_only_listens_is_not_in_the_mean_and_is_pulled_all_the_same(silent: 
         assert taken.mixed.members == (other.peer,)
         assert torch.equal(taken.mixed.delta_N, other.delta_N)
         assert norm(taken.mixed.anchor_N - middle_N) < 1e-6
+
+
+@pytest.mark.parametrize(("round_", "kinds"), [(0, [Kind.AGAINST]), (5, [])])
+def test_a_founder_trusts_that_partners_agree_and_a_newcomer_only_in_what_it_sees(
+    round_: int, kinds: list[Kind]
+) -> None:
+    one, other = shares(4, 2)
+    assert one.delta_N is not None
+    guest = Share(other.peer, 1.0, -one.delta_N, other.anchor_N)
+    taken, _ = swap().settle(SyncKey(round_, 0), one, [guest])
+    assert [each.kind for each in taken.restrained] == kinds
 
 
 def test_a_swap_of_the_same_values_gives_the_same_frames() -> None:
