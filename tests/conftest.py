@@ -27,9 +27,10 @@ settings.register_profile(
 settings.load_profile("decentral")
 
 # Hypothesis draws constants that it finds in whatever modules are imported by then, which depends on the tests that the
-# same process ran before. It also parses every module for them: a second of each process of a first run. Should an upgrade
-# of hypothesis have neither name any more, that shows here.
-assert providers._get_local_constants and providers._local_constants is not None
+# same process ran before. It also parses every module for them: a second of each process of a first run. Should an
+# upgrade of hypothesis not have these names any more, that shows here.
+assert callable(providers._get_local_constants)
+assert providers._local_constants is not None
 providers._get_local_constants = lambda: providers._local_constants
 
 
