@@ -10,6 +10,7 @@ import typer
 
 from decentral.cli import flags
 from decentral.cli.command import with_invitation
+from decentral.cli.signals import as_ctrl_c
 from decentral.dashboard.place import AUTO, check, serve
 from decentral.errors import ExitCode, UsageError
 from decentral.monitor.history import History
@@ -29,7 +30,7 @@ def dashboard(
     if not all(address.strip() for address in addresses):
         raise UsageError("The address is empty.", hint="Is the variable set?")
     check(at)
-    with contextlib.suppress(KeyboardInterrupt):
+    with as_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve([with_invitation(address) for address in addresses], at))
     return ExitCode.OK
 

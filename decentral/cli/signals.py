@@ -1,4 +1,4 @@
-"""Signals to a command that trains: Ctrl-C, SIGTERM and a hang-up ask to stop, SIGUSR1 tells of preemption."""
+"""Signals that ask a command to end: Ctrl-C, SIGTERM and a hang-up; to one that trains SIGUSR1 tells of preemption."""
 
 import contextlib
 import os
@@ -62,6 +62,28 @@ def stopping(stop: Callable[[], object], preempted: Callable[[], object]) -> Ite
         watcher.join()
         os.close(reading)
         os.close(writing)
+
+
+@contextlib.contextmanager
+def as_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM and SIGHUP for a Ctrl-C, so that a command which only looks closes what it has open.
+
+    As in ``stopping``, a hang-up counts once, and where it was ignored from the start it stays so.
+    """
+
+    def interrupt(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
+            _let_go_of_the_terminal()
+        signal.raise_signal(signal.SIGINT)
+
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if not _is_left_alone(number)]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_left_alone(number: signal.Signals) -> bool:

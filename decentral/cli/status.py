@@ -15,6 +15,7 @@ from rich.live import Live
 from decentral.cli import flags
 from decentral.cli.command import show_error, with_invitation, without_token
 from decentral.cli.render import console, view
+from decentral.cli.signals import as_ctrl_c
 from decentral.cli.watch import Screen
 from decentral.errors import DecentralError, ExitCode, UnreachableError, UsageError
 from decentral.metrics import loggers
@@ -64,7 +65,7 @@ def status(
         raise UsageError("--log-to logs what --watch sees.", hint="Add --watch, or leave --log-to out.")
     timeout_s = timeout or deadline_s()
     if watch:
-        with contextlib.suppress(KeyboardInterrupt):
+        with as_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_watch(addresses, format, timeout_s, log_to or ()))
         return ExitCode.OK
     report = _ask(addresses, timeout_s)

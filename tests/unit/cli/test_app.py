@@ -1,7 +1,9 @@
 """Commands through the runner: what they print where, and how they end. No network is involved."""
 
+import asyncio
 import io
 import itertools
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -427,13 +429,14 @@ def test_status_gives_up_on_a_swarm_that_does_not_answer_and_has_patience_on_a_b
 
 @pytest.fixture
 def follows(monkeypatch):
-    """Makes the swarm answer so to one question after the other; then somebody presses Ctrl-C."""
+    """Makes the swarm answer so to one question after the other; then somebody presses Ctrl-C, or sends a signal."""
 
-    def follow_with(*answers):
+    def follow_with(*answers, end=signal.SIGINT):
         async def follow(addresses, *, every_s, timeout_s):
             for answer in answers:
                 yield answer
-            raise KeyboardInterrupt
+            signal.raise_signal(end)
+            await asyncio.sleep(60)
 
         monkeypatch.setattr("decentral.run.asking.follow", follow)
 
@@ -458,7 +461,9 @@ def test_watch_ends_where_asking_again_would_not_help(follows):
     assert result.stdout.count("demo: diloco") == 1
 
 
-def test_watch_has_the_swarm_logged_and_closes_its_loggers(follows, monkeypatch):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_watch_has_the_swarm_logged_and_closes_its_loggers(follows, monkeypatch, end):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
     logged: list[object] = []
 
     class Logs:
@@ -473,9 +478,10 @@ def test_watch_has_the_swarm_logged_and_closes_its_loggers(follows, monkeypatch)
 
     monkeypatch.setattr("decentral.cli.status.LogTo", Logs)
     monkeypatch.setattr("decentral.metrics.loggers.check", lambda name: None)
-    follows(REPORT, UnreachableError("Nobody there."), REPORT)
+    follows(REPORT, UnreachableError("Nobody there."), REPORT, end=end)
     assert run("status", "a:1", "--watch", "--log-to", "wandb", "--log-to", "mlflow").exit_code == 0
     assert logged == [(["wandb", "mlflow"], "demo", "swarm", "runs/demo", None), REPORT, REPORT, "closed"]
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
     refused = run("status", "a:1", "--log-to", "wandb")
     assert (refused.exit_code, "Add --watch" in refused.stderr) == (ExitCode.USAGE, True)
 
