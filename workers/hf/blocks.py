@@ -108,7 +108,7 @@ def _refuse(settings: HfSettings) -> None:
     if settings.lora.rank:
         raise ConfigError(
             "An adapter is not trained in stages: the head, whose weights are frozen, would have nothing to share.",
-            hint="Leave --stages out: frozen weights take a ninth of the memory of trained ones. Or leave --lora out.",
+            hint="Leave --stages out: frozen weights need no gradients and no optimizer state. Or leave --lora out.",
         )
 
 
