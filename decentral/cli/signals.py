@@ -68,17 +68,21 @@ def stopping(stop: Callable[[], object], preempted: Callable[[], object]) -> Ite
 def as_ctrl_c() -> Iterator[None]:
     """Take SIGTERM and SIGHUP for a Ctrl-C, so that a command which only looks closes what it has open.
 
-    As in ``stopping``, a hang-up counts once, and where it was ignored from the start it stays so.
+    As in ``stopping``, a hang-up counts once, and where it was ignored from the start it stays so. Where Ctrl-C was, as
+    in what a script starts with ``&``, these two end it all the same.
     """
 
     def interrupt(number: int, _: object) -> None:
         if number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)
             _let_go_of_the_terminal()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
 
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if not _is_left_alone(number)]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    before |= {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

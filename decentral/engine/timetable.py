@@ -86,7 +86,8 @@ class Timetable:
 
         Whoever is ahead of another member by more than the planned delay gets every result late, and replaces what it
         has done meanwhile; nothing else would ever bring the two together again. All rounds of late have waited for
-        somebody for longer than this, so nobody waits for this worker then.
+        somebody for longer than this, so nobody waits for this worker then. Where a part of what is done meanwhile
+        stays (``mix_alpha``) that is worth more than being in step.
         """
         ahead_s = min(self._waits_s) if len(self._waits_s) == _NUM_AHEAD else 0.0
         if ahead_s <= self.slack_s or self._options.mix_alpha:

@@ -133,7 +133,8 @@ class Worker:
         common = self._exchange.has_common_anchor
         self._validation = Validation(options, parts, self._replica, self.membership, common=common)
         self._unsound = defaultdict[int, set[int]](set)
-        """Rounds in a row in which what it brought was none, by fragment."""
+        """Rounds in a row in which what it brought was none, by fragment: each once, though a round ends once more for
+        this worker if the state that it fetched is of before it."""
         self._done = self._closed = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -411,9 +412,7 @@ class Worker:
             return
         end = await self._take_in(sync, stop)
         if isinstance(end, Stepped) and end.judged.unsound:
-            # A state that is fetched meanwhile may be of before the round, which then ends once more as it has ended.
-            if end.key.round not in self._unsound[end.key.fragment]:
-                await self._reload(end.key, stop)
+            await self._reload(end.key, stop)
         elif isinstance(end, Stepped):
             self._unsound.pop(end.key.fragment, None)
             if (validated := await self._validation.after(end)) is not None:

@@ -62,15 +62,15 @@ class Offences:
             case.count = 0
         if not brief or case.count < _TOLERATED:
             case.count += 1
-        case.reason, case.until = reason, now
+        case.reason, case.until = reason, max(case.until, now)
         if case.count < _TOLERATED:
             return
-        if brief:
-            case.until += _BRIEF_ROUNDS * round_s
-            return
-        base_s = max(_MIN_AVOIDED_S, _AVOIDED_ROUNDS * round_s)
-        # The exponent is bounded: a power of an endless count would overflow.
-        case.until = now + min(_MAX_AVOIDED_S, base_s * 2.0 ** min(case.count - _TOLERATED, 20))
+        avoided_s = _BRIEF_ROUNDS * round_s
+        if not brief:
+            base_s = max(_MIN_AVOIDED_S, _AVOIDED_ROUNDS * round_s)
+            # The exponent is bounded: a power of an endless count would overflow.
+            avoided_s = min(_MAX_AVOIDED_S, base_s * 2.0 ** min(case.count - _TOLERATED, 20))
+        case.until = max(case.until, now + avoided_s)
 
     def avoids(self, peer: PeerId, now: float) -> bool:
         """Whether to keep away from the peer."""

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.engine.worker import Worker
 from decentral.errors import DivergedError
 from decentral.monitor.events import Event, Repaired, Restrained, RoundMixed, SatOut
+from decentral.outer.diloco import DiLoCo
+from decentral.outer.ef21 import Ef21
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.checkers import check
 from decentral.sim.scenario import Record, Scenario, simulate
@@ -22,6 +25,11 @@ E = TypeVar("E", bound=Event)
 WORKERS, BROKEN, ROUNDS, STEPS = 5, 2, 8, 10
 #: The highest bit of a float's exponent: of values below 1 it makes 2^128 times as much.
 BIT = 30
+CHANGES: dict[str, Any] = {
+    "codec": "int8-b8-sr",
+    "feedback": Ef21Feedback,
+    "rule": Ef21(DiLoCo(lr=0.7, momentum=0.5)),
+}
 
 
 def flips(at: Callable[[int], bool]) -> Callable[[int, Worker, SimPeer], None]:
@@ -78,9 +86,11 @@ def test_a_flipped_bit_costs_its_worker_a_round_and_nobody_else_anything(setting
     assert not any(told(record, peer, Repaired) for peer in scenario.peers if peer != broken)
 
 
-def test_a_machine_that_is_broken_for_good_ends_and_the_others_train_on() -> None:
+@pytest.mark.parametrize("settings", [pytest.param({}, id="rounds"), pytest.param(CHANGES, id="changes")])
+def test_a_machine_that_is_broken_for_good_ends_and_the_others_train_on(settings: dict[str, Any]) -> None:
+    """Of members that send changes it is told once they bring whole values, as after somebody was bounded."""
     with pytest.raises(ExceptionGroup) as caught:
-        played(lambda step: step >= 25)
+        played(lambda step: step >= 25, **settings)
     (failure,) = caught.value.exceptions
     assert isinstance(failure, DivergedError)
     assert "far from all others' in 3 rounds in a row" in str(failure)

@@ -461,9 +461,18 @@ def test_watch_ends_where_asking_again_would_not_help(follows):
     assert result.stdout.count("demo: diloco") == 1
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_watch_has_the_swarm_logged_and_closes_its_loggers(follows, monkeypatch, end):
+@pytest.mark.parametrize(
+    ("end", "ctrl_c"),
+    [
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.default_int_handler),
+        (signal.SIGHUP, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_IGN),  # as in what a script starts in the background
+    ],
+)
+def test_watch_has_the_swarm_logged_and_closes_its_loggers(follows, monkeypatch, end, ctrl_c):
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
+    before_c = signal.signal(signal.SIGINT, ctrl_c)
     logged: list[object] = []
 
     class Logs:
@@ -482,6 +491,7 @@ def test_watch_has_the_swarm_logged_and_closes_its_loggers(follows, monkeypatch,
     assert run("status", "a:1", "--watch", "--log-to", "wandb", "--log-to", "mlflow").exit_code == 0
     assert logged == [(["wandb", "mlflow"], "demo", "swarm", "runs/demo", None), REPORT, REPORT, "closed"]
     assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
+    assert signal.signal(signal.SIGINT, before_c) is ctrl_c
     refused = run("status", "a:1", "--log-to", "wandb")
     assert (refused.exit_code, "Add --watch" in refused.stderr) == (ExitCode.USAGE, True)
 

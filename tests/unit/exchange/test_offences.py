@@ -62,6 +62,8 @@ def test_what_honest_ones_may_do_costs_five_rounds_each_time() -> None:
     assert avoidance.seconds == 5 * ROUND_S
     offences.note(A, "wild", 400.0, ROUND_S)
     assert offences.avoids(A, 400.0 + FIRST_S), "what they may not costs more than the first time"
+    offences.note(A, "against", 410.0, ROUND_S, brief=True)
+    assert offences.avoids(A, 400.0 + FIRST_S), "and not less for what follows"
 
 
 @pytest.mark.parametrize("before", [1, 2, 3])
