@@ -226,12 +226,13 @@ Defences: *nothing* is `method.bound = 0`, *default* the method as it comes, the
   know what all honest workers bring, and both liars bring the same.
 * `reducer-negate`, `reducer-3`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 3, 10^6, NaN.
 
-* Of these kinds, and in a gossip with the defaults, an inner step takes {STEP_S:g} s in place of 0.1. `leader`: the two
-  say that they are the oldest, and name themselves alone in rounds that they lead, with honest values; `leader-negate`: with their own times -2.
-  `leader-away`: they tell all others to download their state, whose anchors have the other sign; `donor`: whoever
-  downloads from them gets that. `false-deaths`: everybody is said to be unreachable and long silent. `replay`: what was
-  brought to the first round, in all rounds, and all calls again 64 calls later. `sybil-2`, `sybil-4`: the two machines
-  have so many names each, 4 of 10 and 8 of 14 members, which bring what `foe` does.
+* Of these kinds, and in a gossip with the defaults, an inner step takes {STEP_S:g} s in place of 0.1. `leader`: the
+  two say that they are the oldest, and name themselves alone in rounds that they lead, with honest values;
+  `leader-negate`: with their own times -2. `leader-away`: they tell all others to download their state, whose anchors
+  have the other sign; `donor`: whoever downloads from them gets that. `false-deaths`: everybody is said to be
+  unreachable and long silent. `replay`: what was brought to the first round, in all rounds, and all calls again 64
+  calls later. `sybil-2`, `sybil-4`: the two machines have so many names each, 4 of 10 and 8 of 14 members, which
+  bring what `foe` does.
 
 Missing: real processes.
 """
