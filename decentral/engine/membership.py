@@ -146,10 +146,20 @@ class Membership:
         mine = place < len(records) and records[place].peer == self._own.peer
         return [*records[:place], *records[place + mine :]]
 
-    def donors(self, first: Sequence[PeerId]) -> list[PeerId]:
-        """Whom to ask for the state: those given first, then other members, those furthest in the run before others."""
-        furthest = sorted(self.others(), key=lambda presence: -presence.round)
-        return [*first, *(presence.peer for presence in furthest if presence.peer not in first)][:_NUM_DONORS]
+    def donors(self, first: Sequence[PeerId], *, common: bool) -> list[PeerId]:
+        """Whom to ask for the state: those given first, then other members.
+
+        Args:
+            first: as the user has it, or somebody who is known to have it.
+            common: whether all who are equally far hold the same: then those furthest in the run come first. Else
+                their states are compared, and chance decides, so that nobody is asked for what it says of itself.
+        """
+        others = [presence for presence in self.others() if presence.peer not in first]
+        if common:
+            others.sort(key=lambda presence: -presence.round)
+        else:
+            self._random.shuffle(others)
+        return [*first, *(presence.peer for presence in others)][:_NUM_DONORS]
 
     def everybody(self) -> list[tuple[Presence, float]]:
         """Every remembered record with the seconds since it was news; the own one with this worker's figures."""

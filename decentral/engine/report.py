@@ -145,7 +145,8 @@ class Report:
     def joined(self, download: Download, seconds: float, residual_norm: float) -> None:
         """This worker has become a member by a download; so much it still had to send."""
         round_ = min(download.head.rounds)
-        self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds, residual_norm))
+        compared = (download.num_compared, download.passed_by)
+        self._journal.record(Joined(download.donor, round_, download.received_bytes, seconds, residual_norm, *compared))
 
     def repaired(self, download: Download, seconds: float, reason: str) -> None:
         """A member went on from a download."""

@@ -112,7 +112,9 @@ class Worker:
         )
         self._donor = Donor(parts.transport, layout.signature, self._snapshot, parts.clock)
         cut = (layout.signature, numels, options.rule.num_buffers)
-        self._downloader = Downloader(parts.transport, *cut, options.timing, parts.clock)
+        self._common = self._exchange.has_common_anchor
+        secret = None if self._common else parts.identity.sign(b"positions")
+        self._downloader = Downloader(parts.transport, *cut, options.timing, parts.clock, secret)
         ports = (self._exchange, self.membership, parts.clock)
         self._syncs = InFlightSyncs(self._replica, *ports, me, options.rounds, self._goes_on, self._background)
         self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
@@ -130,8 +132,7 @@ class Worker:
         """What others may have of an earlier life as long as this one has nothing."""
         self._resumed: Sequence[Sending] = ()
         """What was on its way in an earlier life and is to be sent off again."""
-        common = self._exchange.has_common_anchor
-        self._validation = Validation(options, parts, self._replica, self.membership, common=common)
+        self._validation = Validation(options, parts, self._replica, self.membership, common=self._common)
         self._unsound = defaultdict[int, set[int]](set)
         """Rounds in a row in which what it brought was none, by fragment: each once, though a round ends once more for
         this worker if the state that it fetched is of before it."""
@@ -183,7 +184,7 @@ class Worker:
             if found.members:
                 with suppress(UnreachableError):  # They have died since: it goes on with what it has itself.
                     await self._download_from(found.members)
-            elif found.returning and self._exchange.has_common_anchor:
+            elif found.returning and self._common:
                 download = await self._downloader.fetch_newest(found.returning, saved, self.report.downloading)
                 if isinstance(download, Download) and download.snapshot.name != saved.name:
                     await self._take_over(download, await self._comeback(back.saved, go_on=False), began)
@@ -220,8 +221,8 @@ class Worker:
         for _ in range(_JOIN_ATTEMPTS):
             for peer in peers:
                 await self.membership.tell(peer)
-            have = back.snapshot if back else None
-            download = await self._downloader.fetch(self.membership.donors(peers), have, self.report.downloading)
+            donors, have = self.membership.donors(peers, common=self._common), back.snapshot if back else None
+            download = await self._downloader.fetch(donors, have, self.report.downloading)
             if isinstance(download, Download):
                 return await self._take_over(download, back, began)
             problem = download
@@ -382,7 +383,7 @@ class Worker:
         course, timetable = self._course, self._timetable
         for sync in timetable.to_wait_for(course.step):
             await self._land(sync, stop)
-        if self._exchange.has_common_anchor and (ahead_s := timetable.stand_still_s(course.step)):
+        if self._common and (ahead_s := timetable.stand_still_s(course.step)):
             await self._rest(self._background.begin(asyncio.sleep(ahead_s)), stop)
         if stop.is_set():
             return
@@ -530,7 +531,7 @@ class Worker:
             return
         self._tell(State.REPAIRING)
         began = self._clock.monotonic()
-        donors = self.membership.donors([verdict.source] if verdict.source is not None else [])
+        donors = self.membership.donors([verdict.source] if verdict.source else [], common=self._common)
         task = self._background.begin(self._downloader.fetch(donors, report=self.report.downloading))
         await self._rest(task, stop)
         if not task.done():
@@ -586,12 +587,12 @@ class Worker:
         """
         if state in ACTIVE and self._watchdog.stalled:
             state = State.STALLED
-        elif state in ACTIVE and self._exchange.has_common_anchor:
+        elif state in ACTIVE and self._common:
             others = self.membership.others()
             if others and self.round < min(middle_round(others), self._options.rounds) - 1:
                 state = State.CATCHING_UP
         # Where everybody has an anchor of its own there is nothing to agree on.
-        digest = self._replica.digest_of(self.round) if self._exchange.has_common_anchor else ""
+        digest = self._replica.digest_of(self.round) if self._common else ""
         self.membership.update(state=state, round=self.round, digest=digest, round_s=self._course.pace_s)
 
     def _outcome(self, done: bool) -> Outcome:

@@ -37,6 +37,10 @@ class Joined(Event, frozen=True):
     seconds: float
     residual_norm: float
     """L2 norm of what it still had to send when it left this run before; 0 for a newcomer."""
+    num_compared: int | None = None
+    """With the states of so many others it was compared, where every worker has an anchor of its own."""
+    passed_by: tuple[PeerId, ...] = ()
+    """Donors that it was not taken from, as theirs were far from most others'."""
 
 
 class Downloading(Event, frozen=True):

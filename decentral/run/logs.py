@@ -120,11 +120,12 @@ class LogJournal:
     @_tell.register
     def _(self, event: events.Joined) -> None:
         logger.info(
-            "downloaded the weights of round %d from %s: %s in %.1f s",
+            "downloaded the weights of round %d from %s: %s in %.1f s%s",
             event.round,
             short_id(event.donor),
             size(event.downloaded_bytes),
             event.seconds,
+            _compared(event),
         )
 
     @_tell.register
@@ -290,3 +291,15 @@ def _without(absent: Absent) -> str:
         return ""
     more = f" and {len(absent) - len(named)} more" if len(absent) > len(named) else ""
     return f"; without {', '.join(f'{short_id(peer)} ({why})' for peer, why in named)}{more}"
+
+
+def _compared(event: events.Joined) -> str:
+    """With whose weights those of a newcomer were compared; empty where all have the same."""
+    if event.num_compared is None:
+        return ""
+    if not event.num_compared:
+        return ", compared with nobody's: too few answered"
+    far = ", ".join(map(short_id, event.passed_by))
+    return f", compared with those of {event.num_compared} others" + (
+        f"; far from most are those of {far}" if far else ""
+    )

@@ -10,11 +10,12 @@ import torch
 from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
-from decentral.monitor.events import Avoided, OneSided, RoundMixed, StretchDone
+from decentral.monitor.events import Avoided, Joined, OneSided, RoundMixed, StretchDone
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.noloco import NoLoCo
 from decentral.ports.trainer import StepReport
 from decentral.schedule.plan import SyncPlan
+from decentral.sim.attacks import liars
 from decentral.sim.checkers import check_gossip, events, patience, spread_of
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Conditions
@@ -156,6 +157,28 @@ def test_a_newcomer_takes_nobody_for_a_liar() -> None:
 
 
 # -- who lies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", [VARIANTS[1], pytest.param(VARIANTS[2], marks=pytest.mark.slow), VARIANTS[4]])
+def test_newcomers_take_the_weights_of_no_liar(variant: dict[str, Any]) -> None:
+    """Of six, the first hands over anchors of the other sign, and it is the first that each newcomer asks."""
+
+    def newcomers(attack: str) -> list[Joined]:
+        meddle = liars(attack, (0,), FP32, FP32)
+        scenario = gossiping(3, 6, rounds=20, latest=2, together=True, meddle=meddle, **variant)
+        tape = FaultTape([Fault(Kind.START, 6.0, (4,)), Fault(Kind.START, 9.0, (5,))])
+        record = simulate(scenario, tape, until_s=300.0)
+        assert not check_gossip(scenario, record, tolerance=TOLERANCE, max_spread=MAX_SPREAD)
+        assert all(outcome.done for outcome in record.outcomes.values())
+        return [event for _, event in events(record) if isinstance(event, Joined)]
+
+    liar, second = peer_id(0), peer_id(1)
+    assert [(each.donor, each.passed_by) for each in newcomers("none")] == 2 * [(liar, ())], "nobody lies"
+    found = newcomers("donor")
+    assert [(each.donor, each.passed_by, each.num_compared) for each in found] == [
+        (second, (liar,), 3),
+        (second, (liar,), 4),
+    ]
 
 
 class LyingTrainer(ToyTrainer):

@@ -9,9 +9,11 @@ import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import torch
+
 from decentral.ports.clock import Clock
 from decentral.ports.transport import Transport
-from decentral.state.download.pieces import HEAD, PIECE, Ask, Cut, Head, head_of
+from decentral.state.download.pieces import HEAD, PIECE, VALUES, Ask, AskValues, Cut, Head, head_of
 from decentral.state.snapshot import Snapshot, to_bytes
 from decentral.swarm.message import below, from_wire, to_wire
 from decentral.types import PeerId
@@ -69,6 +71,7 @@ class Donor:
             max_concurrent=_MAX_UPLOADS,
             upload_share=_UPLOAD_SHARE,
         )
+        await self._transport.serve(VALUES, self._values, max_request_bytes=AskValues.max_bytes)
 
     async def _head(self, sender: PeerId, request: bytes) -> bytes:
         async with self._making:  # the same digests are not computed for several at once
@@ -97,6 +100,19 @@ class Donor:
         piece = pieces[ask.index]
         values_N = offer.snapshot.fragments[fragment].tensors[piece.part]
         return bytes(to_bytes(values_N)[piece.start : piece.stop])
+
+    async def _values(self, sender: PeerId, request: bytes) -> bytes:
+        """Of each fragment the values of all its tensors, at the positions asked for; empty if one is not here."""
+        said = [torch.empty(0)]
+        for asked in from_wire(AskValues, request).fragments:
+            if asked.digest not in self._places:
+                return b""
+            offer, number = self._places[asked.digest]
+            tensors = offer.snapshot.fragments[number].tensors
+            for index in asked.indices:
+                below(tensors[0].numel(), "position", index)
+            said += [values_N[list(asked.indices)] for values_N in tensors]
+        return torch.cat(said).numpy().tobytes()
 
     def _forget_askers(self) -> None:
         """Of those who have not asked for long."""

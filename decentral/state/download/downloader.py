@@ -30,6 +30,10 @@ class Download:
     snapshot: Snapshot
     received_bytes: int
     """Of all pieces that came, also of those that were of no use."""
+    num_compared: int | None = None
+    """With the states of so many other donors it was compared, where no two need hold the same."""
+    passed_by: tuple[PeerId, ...] = ()
+    """Donors whose states were far from most others', in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,23 @@ class Downloader:
         num_buffers: tensors of the outer rule's state of a fragment.
         timing: bounds for every call.
         clock: for the time, and its second thread for digests.
+        secret: where no two workers need hold the same, what this one alone knows: the states of donors are compared
+            at positions drawn by it (``comparison``).
     """
 
     def __init__(
-        self, transport: Transport, layout: str, numels: Sequence[int], num_buffers: int, timing: Timing, clock: Clock
+        self,
+        transport: Transport,
+        layout: str,
+        numels: Sequence[int],
+        num_buffers: int,
+        timing: Timing,
+        clock: Clock,
+        secret: bytes | None = None,
     ) -> None:
         self._questions = Questions(transport, layout, Cut(numels, 1 + num_buffers), timing)
         self._clock = clock
+        self._secret = secret
         self._kept: dict[int, Filling] = {}
         """By fragment, what came in a download that failed."""
 
@@ -91,7 +105,7 @@ class Downloader:
     async def fetch(
         self, donors: Sequence[PeerId], have: Snapshot | None = None, report: Report | None = None
     ) -> Download | NoDownload:
-        """Download what the first donor has that answers; all that have the same help.
+        """Download what the first donor has that answers, and is not far from most others; all that have the same help.
 
         Args:
             donors: best first.
@@ -116,10 +130,14 @@ class Downloader:
     async def _download(
         self, donors: Sequence[PeerId], have: Snapshot | None, report: Report | None, *, newest: bool
     ) -> Download | NoDownload:
-        transfer = Transfer(self._questions, self._clock, donors, have, report, self._kept, newest=newest)
+        secret = None if newest else self._secret
+        transfer = Transfer(
+            self._questions, self._clock, donors, have, report, self._kept, newest=newest, secret=secret
+        )
         done = await transfer.run()
         if done is None:
             return NoDownload(transfer.problems or "there is no donor", transfer.other_model)
         self._kept.clear()
         head, snapshot = done
-        return Download(transfer.donor, head, snapshot, transfer.received_bytes)
+        passed_by = tuple(sorted(transfer.passed_by))
+        return Download(transfer.donor, head, snapshot, transfer.received_bytes, transfer.num_compared, passed_by)

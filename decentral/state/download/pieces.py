@@ -19,6 +19,7 @@ from decentral.types import Count, PeerId
 
 HEAD = "state.head"
 PIECE = "state.piece"
+VALUES = "state.values"
 #: Pieces are as small as this, so that one that is lost costs little, ...
 _MIN_PIECE_BYTES = 1 << 17
 #: ... but there are not more than so many of full size, so that a head is small and one in flight is in proportion.
@@ -96,6 +97,24 @@ class Ask(Message, frozen=True):
     digest: Text
     """Of the fragment."""
     index: Count
+
+
+class Positions(Message, frozen=True):
+    """Of values in one fragment."""
+
+    what: ClassVar[str] = "positions in a fragment"
+    digest: Text
+    """Of the fragment."""
+    indices: tuple[Count, ...]
+    """Of values in each of its tensors."""
+
+
+class AskValues(Message, frozen=True):
+    """Which values are wanted: of all tensors of these fragments, at their positions."""
+
+    what: ClassVar[str] = "question for values"
+    max_bytes: ClassVar[int] = 1 << 17
+    fragments: tuple[Positions, ...]
 
 
 class Cut:

@@ -1,12 +1,18 @@
 """What a download asks of a donor: its head, and pieces. Checks what can be checked of one answer alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from decentral.errors import FrameError
+from torch import Tensor
+
+from decentral.errors import CallRefused, FrameError
 from decentral.ports.transport import Transport
-from decentral.state.download.pieces import HEAD, PIECE, Ask, Cut, Head
+from decentral.state.download.pieces import HEAD, PIECE, VALUES, Ask, AskValues, Cut, Head, Positions
+from decentral.state.snapshot import from_bytes
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
+from decentral.tensors.finite import all_finite
 from decentral.types import PeerId
 
 
@@ -57,3 +63,33 @@ class Questions:
         timeout_s = self.timing.call_timeout_s(size * in_flight)
         request = to_wire(Ask(digest, index))
         return await self.transport.call(donor, PIECE, request, timeout_s=timeout_s, max_reply_bytes=size)
+
+    async def values(self, donor: PeerId, head: Head, positions: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What a donor holds of what it has named, at positions of each fragment; see ``comparison``.
+
+        Args:
+            donor: whom to ask.
+            head: what it has said that it has.
+            positions: indices into the tensors of each fragment.
+
+        Returns:
+            Of the first fragment each tensor's values at its positions, then of the next.
+
+        Raises:
+            TransportError: they cannot be had.
+            FrameError: they are not so many finite values.
+        """
+        named = zip(head.fragments, positions, strict=True)
+        request = to_wire(AskValues(tuple([Positions(fragment.digest, tuple(at)) for fragment, at in named])))
+        lengths = [len(at) for at in positions for _ in range(self.cut.num_parts)]
+        size = 4 * sum(lengths)
+        timeout_s = self.timing.call_timeout_s(len(request) + size)
+        reply = await self.transport.call(donor, VALUES, request, timeout_s=timeout_s, max_reply_bytes=size)
+        if not reply:
+            raise CallRefused("it does not have this state any more")
+        if len(reply) != size:
+            raise FrameError(f"{len(reply)} bytes of values, expected {size}")
+        said = from_bytes(bytearray(reply))
+        if not all_finite(said.numpy()):
+            raise FrameError("its values are not finite")
+        return [said[stop - length : stop] for length, stop in zip(lengths, accumulate(lengths), strict=True)]

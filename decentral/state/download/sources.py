@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import inf
 
+from torch import Tensor
+
 from decentral.state.download.pieces import Content, Head
 from decentral.types import PeerId
 
@@ -38,6 +40,8 @@ class Source:
     pausing: bool = False
     problem: str = ""
     """Why nothing comes from it, in words."""
+    sample: list[Tensor] = field(default_factory=list)
+    """What it has said of its state's values, if it was asked."""
     tried: bool = False
     """Whether it was asked for anything."""
     false: bool = False

@@ -4,7 +4,8 @@ The *target* is what one donor says it has, or the newest of what all have, frag
 the same content of a fragment serves pieces of it, as many as it can; one that is lost costs what it had in flight, one
 that gives something else is left out. The last pieces are asked of a second donor if the first is slow. What is here
 already, from a checkpoint or from a try that failed, is not fetched. If nobody has the rest of the target any more, a
-new one is chosen, and what is equal in it is kept.
+new one is chosen, and what is equal in it is kept. Where no two workers need hold the same, donors whose state is far
+from most others' are passed by (``comparison``).
 
 One coroutine decides; whatever is asked has a deadline.
 """
@@ -16,13 +17,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from decentral.errors import CallRefused, FrameError, PeerUnreachable, TransportError
 from decentral.ports.clock import Clock
+from decentral.state.download.comparison import drawn_positions, far_off
 from decentral.state.download.filling import Filling
 from decentral.state.download.pieces import FragmentHead, Head, head_of
 from decentral.state.download.questions import OtherModelError, Questions
 from decentral.state.download.sources import Pace, Progress, Source
 from decentral.state.snapshot import FragmentState, Snapshot
+from decentral.swarm.message import to_wire
 from decentral.types import PeerId, short_id
 
 #: Donors at a time; further ones take the places of those that fail.
@@ -61,6 +67,7 @@ class Transfer:
         report: told after every piece.
         kept: by fragment, what came in an earlier try; left there is what comes in this one.
         newest: whether the target is the newest that anybody has, and not what the first donor has that answers.
+        secret: positions at which states are compared are drawn by it; ``None`` if those of honest donors are equal.
     """
 
     def __init__(
@@ -73,11 +80,16 @@ class Transfer:
         kept: dict[int, Filling],
         *,
         newest: bool,
+        secret: bytes | None = None,
     ) -> None:
         self.received_bytes = 0
         """Of all pieces that came."""
         self.other_model = False
         """Whether a donor said that it trains another model."""
+        self.num_compared = None if secret is None else 0
+        """Donors with whose states the target was compared."""
+        self.passed_by = set[PeerId]()
+        """Donors whose states were far from most others', or other than they had said."""
         self._questions = questions
         self._clock = clock
         longest_s = questions.timing.call_timeout_s(questions.cut.piece_bytes)
@@ -87,6 +99,11 @@ class Transfer:
         self._report = report
         self._kept = kept
         self._newest = newest
+        self._secret = secret
+        self._positions: list[list[int]] = []
+        """At which states were compared."""
+        self._giver: Source | None = None
+        """Whose state is the target, if it is that of one donor."""
         self._target: Head | None = None
         self._fillings: dict[int, Filling] = {}
         self._states: dict[int, FragmentState] = {}
@@ -123,7 +140,7 @@ class Transfer:
                 target = self._target = await self._choose()
                 if target is None and all(source.tried for source in self._sources):
                     return None
-                if target is not None and await self._fill(target):
+                if target is not None and await self._fill(target) and self._is_as_told():
                     states = tuple(self._states[number] for number in range(len(target.fragments)))
                     return target, Snapshot(target.step, states)
             return None
@@ -169,9 +186,12 @@ class Transfer:
         for source in self._sources[:_MAX_DONORS]:
             if not source.false:
                 self._look(source)
-        while self._looking and (self._newest or self._first() is None):
+        while self._looking and (self._newest or self._secret is not None or self._first() is None):
             await self._turn()
+        if self._secret is not None:
+            await self._compare(self._secret)
         target = self._newest_of_all() if self._newest else self._first()
+        self._giver = next((source for source in self._sources if source.head is target), None)
         for source in self._sources:
             self._look_again(source, target)
         return target
@@ -184,6 +204,45 @@ class Transfer:
             if source.head is not None:
                 return source.head
         return None
+
+    async def _compare(self, secret: bytes) -> None:
+        """Pass by donors whose states are far from most others', now that all have named what they have."""
+        named = {source.peer: source.head for source in self._sources if source.head is not None}
+        self._positions = drawn_positions(self._questions.cut.numels, secret + to_wire(named))
+        for source in self._sources:
+            source.sample = []
+            if source.head is not None and len(named) > 2:  # of two nobody could say which is the right one
+                said = self._questions.values(source.peer, source.head, self._positions)
+                self._begin(said, partial(self._told, source))
+        while self._tasks:
+            await self._turn()
+        told = [source for source in self._sources if source.head is not None and source.sample]
+        self.num_compared = len(told) - 1 if len(told) > 2 else 0
+        for number in far_off([source.sample for source in told]):
+            told[number].lose("its state is far from those of most others")
+            self.passed_by.add(told[number].peer)
+
+    def _told(self, source: Source, task: asyncio.Task[list[Tensor]]) -> None:
+        """A donor has said what its values are, or why it cannot."""
+        try:
+            source.sample = task.result()
+        except TransportError as err:
+            source.lose(str(err))
+        except FrameError as err:
+            source.accuse(str(err))
+
+    def _is_as_told(self) -> bool:
+        """Whether what came has the values of which its donor has spoken, if it was asked."""
+        if self._giver is None or not self._giver.sample:
+            return True
+        parts = [(values_N, at) for number, at in enumerate(self._positions) for values_N in self._states[number].tensors]
+        if all(
+            torch.equal(values_N[at], said_K) for (values_N, at), said_K in zip(parts, self._giver.sample, strict=True)
+        ):
+            return True
+        self._giver.accuse("its values are not those that it had said")
+        self.passed_by.add(self._giver.peer)
+        return False
 
     def _newest_of_all(self) -> Head | None:
         """The newest of what donors have and of what is here."""

@@ -69,6 +69,22 @@ def test_links_are_told_with_bytes_and_the_quickest_way_but_not_in_a_large_swarm
     loop.run(play(), until_s=1e4)
 
 
+def test_who_says_that_it_is_furthest_is_asked_for_its_state_only_where_all_hold_the_same() -> None:
+    async def play() -> None:
+        world = World(seed=0)
+        members = [await started(world, number) for number in range(21)]
+        for number, member in enumerate(members[1:], 1):
+            member.update(round=number)
+            await members[0].tell(peer_id(number))
+        given, furthest = peer_id(3), {peer_id(number) for number in range(14, 21)}
+        assert members[0].donors([given], common=True) == [given, *sorted(furthest, reverse=True)]
+        drawn = [members[0].donors([given], common=False) for _ in range(20)]
+        assert all((donors[0], len(set(donors))) == (given, 8) for donors in drawn)
+        assert set().union(*drawn) == {peer_id(number) for number in range(1, 21)}
+
+    loop.run(play(), until_s=1e4)
+
+
 @pytest.fixture
 def _hanging_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*args: object, **kwargs: object) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from decentral.monitor.events import (
     Avoided,
+    Joined,
     OneSided,
     PeerLost,
     Pulled,
@@ -65,6 +66,21 @@ def test_a_round_of_a_gossip_names_the_partner_or_says_that_there_was_none(capsy
     journal.record(Started("run", ME, "0.1", "cpu", "c0"))
     journal.record(RoundMixed(3, 0, members, (), 1.0, 0.5, 10, 0, 0.8, 0.1, "", *gossip))
     assert f"r3 {text}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("compared", "text"),
+    [
+        ((), ""),
+        ((0,), ", compared with nobody's: too few answered"),
+        ((7,), ", compared with those of 7 others"),
+        ((7, (ME, OTHER)), ", compared with those of 7 others; far from most are those of aaaaaa, bbbbbb"),
+    ],
+)
+def test_a_newcomer_says_with_whose_weights_it_compared_its_own(capsys, compared, text):
+    install("info", "text").record(Joined(OTHER, 18, 3_300_000, 0.1, 0.0, *compared))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"downloaded the weights of round 18 from bbbbbb: 3.3MB in 0.1 s{text}")
 
 
 def test_swaps_and_what_went_wrong_with_them_are_told(capsys):

@@ -43,17 +43,18 @@ class Nursery:
     """A joiner and peers that may become its donors.
 
     Args:
+        secret: see ``Downloader``.
         lines: of peers, where they are not unlimited.
     """
 
-    def __init__(self, **lines: Line) -> None:
+    def __init__(self, secret: bytes | None = None, **lines: Line) -> None:
         self.world = World(0, machines={PeerId(peer): Machine(line=line) for peer, line in lines.items()})
         self.peers = {peer: self.world.add(peer) for peer in (*DONORS, JOINER)}
         self.seen: list[Progress] = []
         self.asked: list[tuple[PeerId, str]] = []
         """Donor and method of every question, in the order in which they arrived."""
         joiner = self.peers[JOINER]
-        self.downloader = Downloader(joiner.transport, LAYOUT, NUMELS, 1, Timing(), joiner.clock)
+        self.downloader = Downloader(joiner.transport, LAYOUT, NUMELS, 1, Timing(), joiner.clock, secret)
 
     async def donor(
         self, peer: PeerId, state: Snapshot | None, change: Change | None = None, *, layout: str = LAYOUT
@@ -86,9 +87,9 @@ class Nursery:
         return self.asked.count((peer, "state.piece"))
 
 
-def play(scenario: Callable[[Nursery], Awaitable[None]], **lines: Line) -> None:
+def play(scenario: Callable[[Nursery], Awaitable[None]], secret: bytes | None = None, **lines: Line) -> None:
     async def main() -> None:
-        await scenario(Nursery(**lines))
+        await scenario(Nursery(secret, **lines))
 
     run(main(), until_s=900.0)
 
