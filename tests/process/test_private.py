@@ -24,7 +24,7 @@ CALLS = (
     *(("state.piece", b"\x92\xb0" + b"0" * 16 + b"\0"), ("convene", b"x" * 200), ("held", b"\x92\0\0")),
     *(("shard", b"x" * 4096), ("coming", b"x"), ("result", b"x"), ("doubted", b"x"), ("policy", b"x" * 300)),
     *(("gossip.ask", b"\x91\0"), ("gossip.bring", b"x" * 1000), ("server.push", b"x" * 1000), ("server.ask", b"x")),
-    *(("reach", b"\x91\x05"), ("speed", b"\0\x10\0\0")),
+    *(("reach", b"\x91\x05"), ("speed", b"\0\x10\0\0"), ("state.values", b"\x91\x90")),
 )
 STREAMS, AT_ONCE = 2000, 50
 #: Each look at a status is a process of its own, whose answer comes too late on a busy machine.

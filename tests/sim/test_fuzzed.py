@@ -24,6 +24,7 @@ from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Scenario, simulate
 from decentral.sim.tape import FaultTape
 from decentral.sim.world import SimPeer, peer_id
+from decentral.state.download.pieces import AskValues, Positions
 from decentral.state.guard import _Wanted
 from decentral.swarm.message import to_wire
 from decentral.types import SyncKey
@@ -54,6 +55,7 @@ EXAMPLES = {
     "audit.exhibit": [to_wire(Wanted(LIST, 0, 1))],
     "audit.accuse": [to_wire(Result(LIST, 0))],
     "doubted": [LIST],
+    "state.values": [to_wire(AskValues((Positions("d1gest", (0, 5)),)))],
 }
 PIPELINE = "pipeline"
 #: What is held after all mutants may be so much more than what is after half of them: gatherings, means and claims are
