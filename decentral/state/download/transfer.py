@@ -235,10 +235,9 @@ class Transfer:
         """Whether what came has the values of which its donor has spoken, if it was asked."""
         if self._giver is None or not self._giver.sample:
             return True
-        parts = [(values_N, at) for number, at in enumerate(self._positions) for values_N in self._states[number].tensors]
-        if all(
-            torch.equal(values_N[at], said_K) for (values_N, at), said_K in zip(parts, self._giver.sample, strict=True)
-        ):
+        drawn = enumerate(self._positions)
+        came = [values_N[at] for number, at in drawn for values_N in self._states[number].tensors]
+        if all(map(torch.equal, came, self._giver.sample)):
             return True
         self._giver.accuse("its values are not those that it had said")
         self.passed_by.add(self._giver.peer)
