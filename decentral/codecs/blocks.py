@@ -10,6 +10,7 @@ codes.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Final
 
 import numpy as np
@@ -27,14 +28,19 @@ BLOCKS: Final = range(8, 65536 + 1)
 
 
 class Scratch:
-    """What encoding one vector needs beside the vector and the payload; reused from chunk to chunk."""
+    """What encoding one vector needs beside the vector and the payload; made if needed, reused from chunk to chunk."""
 
     def __init__(self, size: int, seed: int) -> None:
+        self._size, self._seed = size, seed
         self.values_M, self.spare_M = torch.empty(size), torch.empty(size)
         self._shaped_RB = self.values_M
         #: One more for the pair of the last value of an odd number.
         self.codes_M = np.empty(size + 1, np.int8)
-        self.noise = Noise(size, seed)
+
+    @cached_property
+    def noise(self) -> Noise:
+        """Drawn from the seed; most codecs need none."""
+        return Noise(self._size, self._seed)
 
     def like(self, x_RB: Tensor) -> Tensor:
         """``values_M`` in the shape of ``x_RB``."""
@@ -127,7 +133,7 @@ class BlockCodec(ABC):
         for x_RB, out_R1, _ in self._pieces(x_N, measures):
             self._measure(torch.abs(x_RB, out=scratch.like(x_RB)), out_R1)
         bits[:] = self._scales(measures.numpy())
-        factors = self._units / torch.from_numpy(widen(bits))
+        factors = torch.from_numpy(widen(bits)).reciprocal_().mul_(self._units)
         for x_RB, factor_R1, place in self._pieces(x_N, factors):
             self._write(x_RB, factor_R1, codes[place], scratch)
 
@@ -156,7 +162,11 @@ class BlockCodec(ABC):
         Yields:
             (R, B) of the first, (R, 1) of the second, and where their codes are.
         """
-        whole = values_N.numel() // self.block * self.block
+        numel = values_N.numel()
+        whole = numel // self.block * self.block
+        if 0 < whole == numel <= CHUNK:  # what there is to do to a short vector costs less than to cut it
+            yield values_N.view(-1, self.block), per_block[:, None], slice(0, numel // self.per_byte)
+            return
         # Cut all at once: a chunk's own views would cost as much as a pass over it.
         parts = [*torch.split(values_N[:whole].view(-1, self.block), CHUNK // self.block), values_N[whole:].view(1, -1)]
         parts = [part for part in parts if part.numel()]

@@ -7,6 +7,7 @@ to zero.
 Legend: R = blocks at hand.
 """
 
+import functools
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from decentral.errors import FrameError
 LOWEST: Final = 0x0080
 
 
+@functools.cache
 def highest(top: int) -> int:
     """Bits of the largest scale whose product with ``top`` is a finite float32."""
     return int((np.finfo(np.float32).max / np.float32(top)).view(np.uint32)) >> 16

@@ -19,7 +19,7 @@ from torch import Tensor
 from decentral.codecs.feedback import Feedback, Sent
 from decentral.engine.fragment import Ahead, Arrived, Fragment, Pending, Restored, Taken
 from decentral.exchange.api import Base, Contribution, Excuse
-from decentral.exchange.merge import WeightBy, weight_of
+from decentral.exchange.merge import WeightBy, norm_of, weight_of
 from decentral.outer.blend import blend, blend_, rebase
 from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
@@ -253,8 +253,8 @@ class Replica:
         if sent_N is not None:
             self._feedback.commit(key.fragment, Sent(sent_N, mixed.relative, mixed.missed, mixed.whole))
         residual_N = self._feedback.residuals()[key.fragment]
-        residual_norm = float(residual_N.norm()) if residual_N is not None else 0.0
-        return Applied(state.digest, float(mixed.delta_N.norm()), residual_norm)
+        residual_norm = norm_of(residual_N) if residual_N is not None else 0.0
+        return Applied(state.digest, norm_of(mixed.delta_N), residual_norm)
 
     def land(self, fragment: int) -> list[Tensor]:
         """Blend the anchor of the last outer step into the local parameters.
@@ -385,7 +385,7 @@ class Replica:
     @property
     def residual_norm(self) -> float:
         """L2 norm of all that this worker still has to send."""
-        return math.hypot(*(float(each_N.norm()) for each_N in self._feedback.residuals() if each_N is not None))
+        return math.hypot(*(norm_of(each_N) for each_N in self._feedback.residuals() if each_N is not None))
 
     def validate(self) -> tuple[str, float]:
         """The anchors' digest, with the outer state's, and their validation loss; the local parameters are kept."""

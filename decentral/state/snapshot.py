@@ -3,6 +3,7 @@
 Legend: N = values in a fragment.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from decentral.outer.rule import OuterState
 from decentral.tensors.digest import digest
+from decentral.types import PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,9 @@ class FragmentState:
     def of(round: int, anchor_N: Tensor, outer: OuterState) -> "FragmentState":
         """A state with its digest, which costs a pass over the values."""
         num_steps = torch.tensor([float(outer.num_steps)])
-        counted = torch.tensor(list(json.dumps(outer.counted).encode()), dtype=torch.float32)
-        return FragmentState(round, anchor_N, outer, digest(anchor_N, *outer.buffers_N, num_steps, counted))
+        return FragmentState(
+            round, anchor_N, outer, digest(anchor_N, *outer.buffers_N, num_steps, _as_values(outer.counted))
+        )
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -60,6 +63,12 @@ class Snapshot:
     def rounds(self) -> tuple[int, ...]:
         """The next round of every fragment."""
         return tuple(fragment.round for fragment in self.fragments)
+
+
+@functools.lru_cache(maxsize=64)
+def _as_values(peers: tuple[PeerId, ...]) -> Tensor:
+    """Ids as something that can be digested."""
+    return torch.tensor(list(json.dumps(peers).encode()), dtype=torch.float32)
 
 
 def combined_digest(digests: tuple[str, ...]) -> str:

@@ -35,11 +35,8 @@ class Slot:
     """Its shape."""
     start: int
     """Index of its first value in the fragment."""
-
-    @property
-    def stop(self) -> int:
-        """Index one past its last value in the fragment."""
-        return self.start + math.prod(self.shape)
+    stop: int
+    """Index one past its last value in the fragment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +151,19 @@ class Layout:
             MismatchError: a parameter is missing or its shape is not that of the layout.
         """
         flat_N = torch.empty(self.numel(fragment), dtype=torch.float32, device=device)
-        for slot in self.fragments[fragment]:
+        for slot, part in zip(self.fragments[fragment], self._parts(flat_N, fragment), strict=True):
             value = parameters.get(slot.name)
             if value is None:
                 raise MismatchError(
                     f"parameter {slot.name!r} is missing from the model",
                     hint="Trainer.parameters() must return the same names for the whole run.",
                 )
-            if tuple(value.shape) != slot.shape:
+            if value.shape != slot.shape:
                 raise MismatchError(
                     f"parameter {slot.name!r} has shape {list(value.shape)}, the layout has {list(slot.shape)}",
                     hint="Trainer.parameters() must return the same shapes for the whole run.",
                 )
-            flat_N[slot.start : slot.stop].view(slot.shape).copy_(value.detach())
+            part.view(slot.shape).copy_(value.detach())
         return flat_N
 
     def scatter(self, flat_N: Tensor, fragment: int) -> dict[str, Tensor]:
@@ -182,11 +179,18 @@ class Layout:
         Raises:
             MismatchError: ``flat_N`` has not the shape [N] of the fragment.
         """
-        if tuple(flat_N.shape) != (self.numel(fragment),):
+        if flat_N.shape != (self.numel(fragment),):
             raise MismatchError(
                 f"fragment {fragment} has {self.numel(fragment)} values, got a tensor of shape {list(flat_N.shape)}"
             )
-        return {slot.name: flat_N[slot.start : slot.stop].view(slot.shape) for slot in self.fragments[fragment]}
+        slots = self.fragments[fragment]
+        return {
+            slot.name: part.view(slot.shape) for slot, part in zip(slots, self._parts(flat_N, fragment), strict=True)
+        }
+
+    def _parts(self, flat_N: Tensor, fragment: int) -> tuple[Tensor, ...]:
+        """The values of each parameter, cut all at once."""
+        return flat_N.split_with_sizes([slot.stop - slot.start for slot in self.fragments[fragment]])
 
 
 def num_fragments_of(parameters: Mapping[str, Tensor], wanted: Wanted, max_fragments: int) -> int:
@@ -207,5 +211,6 @@ def _slots(named_shapes: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[Slot, .
     """Slots one behind the other."""
     slots: list[Slot] = []
     for name, shape in named_shapes:
-        slots.append(Slot(name, shape, start=slots[-1].stop if slots else 0))
+        start = slots[-1].stop if slots else 0
+        slots.append(Slot(name, shape, start, start + math.prod(shape)))
     return tuple(slots)
