@@ -10,7 +10,7 @@ import functools
 import itertools
 import operator
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 
 from decentral.swarm.presence import Presence
@@ -19,31 +19,40 @@ from decentral.types import PeerId, SyncKey
 _SCORE_BITS = 128
 
 
-@functools.lru_cache(maxsize=1024)
 def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
     """``peers`` in the order of their scores for ``purpose`` in round ``key``."""
-    return tuple(peer for _, peer in _ranked(purpose, key, peers))
+    return _ranked(purpose, key, peers)[0]
 
 
-def _ranked(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> list[tuple[int, PeerId]]:
-    """Score and peer, lowest score first; so many bits that no two are ever equal."""
-    scores = _scores(purpose, key)
-    for peer in peers:
-        if peer not in scores:
-            name = f"{purpose}/{key.round}/{key.fragment}/{peer}".encode()
-            scores[peer] = int.from_bytes(blake2b(name, digest_size=_SCORE_BITS // 8).digest())
-    return sorted([(scores[peer], peer) for peer in peers])
+@functools.lru_cache(maxsize=1024)
+def _ranked(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[tuple[PeerId, ...], Mapping[PeerId, int]]:
+    """In order, and the scores of at least these."""
+    scores, asked = _scores(purpose, key), set(peers)
+    if new := asked.difference(scores):
+        found = {peer: score_of(purpose, key, peer) for peer in new}
+        ranked = sorted([*scores.items(), *found.items()], key=operator.itemgetter(1))
+        scores.clear()
+        scores.update(ranked)
+    return tuple([peer for peer in scores if peer in asked]), scores
+
+
+def score_of(purpose: str, key: SyncKey, peer: PeerId) -> int:
+    """So many bits that no two peers ever have the same."""
+    name = f"{purpose}/{key.round}/{key.fragment}/{peer}".encode()
+    return int.from_bytes(blake2b(name, digest_size=_SCORE_BITS // 8).digest())
 
 
 @functools.lru_cache(maxsize=16)
 def _scores(purpose: str, key: SyncKey) -> dict[PeerId, int]:
-    """Of peers that were asked about in this round: when one comes or goes the others need not be hashed again."""
+    """Of peers that were asked about in this round, the lowest first.
+
+    When one comes or goes the others need neither be hashed nor put in order again.
+    """
     return {}
 
 
-@functools.lru_cache(maxsize=256)
-def groups(peers: tuple[PeerId, ...], key: SyncKey, size: int) -> tuple[tuple[PeerId, ...], ...]:
-    """Random groups for ``key`` that are nearly the same for workers who see nearly the same peers.
+def group_of(me: PeerId, peers: tuple[PeerId, ...], key: SyncKey, size: int) -> tuple[PeerId, ...]:
+    """One of random groups for ``key`` that are nearly the same for workers who see nearly the same peers.
 
     Scores are cut in halves by their leading bit, each half by the next bit, and so on: a binary trie. In every
     subtrie, the deepest first, a group of ``size`` is taken out as soon as there are enough who have none yet; the
@@ -55,34 +64,85 @@ def groups(peers: tuple[PeerId, ...], key: SyncKey, size: int) -> tuple[tuple[Pe
     6 at most, 3.6 on average. Cutting a shuffled list into pieces would change half of all groups.
 
     Args:
-        peers: distinct, in any order.
+        me: whose group.
+        peers: distinct, in any order; ``me`` is one of them.
         key: the round and fragment. Over rounds all groups are equally likely.
         size: members of a group, at least 2.
 
     Returns:
-        Groups with the members in the order of their scores, except for one that has joined: the first one is the host.
-        At most one group, the last, is smaller than ``size``, or one larger. A single peer is alone only if there is
-        no other.
+        The members in the order of their scores, except for one that has joined: the first one is the host. At most one
+        group is smaller than ``size``, or one larger. A single peer is alone only if there is no other.
     """
-    ranked = _ranked("group", key, peers)
-    formed: list[tuple[PeerId, ...]] = []
-    waiting: list[tuple[int, list[PeerId]]] = []
-    """Subtries from left to right with who has no group in them: each has a wider one to its right than those after."""
-    for place, (score, peer) in enumerate(ranked):
-        rest = [peer]
-        # The first bit that differs from the next score, from the right: the subtrie that ends here is below it.
-        width = (score ^ ranked[place + 1][0]).bit_length() if place + 1 < len(ranked) else _SCORE_BITS + 1
-        while waiting and waiting[-1][0] < width:
-            rest = waiting.pop()[1] + rest
-            if len(rest) >= size:
-                formed.append(tuple(rest[:size]))
-                rest = rest[size:]
-        waiting.append((width, rest))
-    remainder = tuple(waiting[0][1]) if waiting else ()
-    if len(remainder) == 1 and formed:
-        formed[-1] += remainder
-        remainder = ()
-    return (*formed, remainder) if remainder else tuple(formed)
+    trie = _Trie(*_ranked("group", key, peers), size)
+    group, formed = trie.group_of(me)
+    if trie.num_left_over != 1 or len(peers) == 1:
+        return group
+    last = trie.last()
+    return (*last, *trie.rest(0, len(peers))) if not formed or group == last else group
+
+
+class _Trie:
+    """The trie of ``group_of``. A subtrie is a range [start, stop) of the peers in the order of their scores.
+
+    Whoever is left over of one are as many as its peers modulo ``size``, so that most of it need not be looked at.
+
+    Args:
+        peers: the lowest score first.
+        scores: of at least these.
+        size: of a group.
+    """
+
+    def __init__(self, peers: tuple[PeerId, ...], scores: Mapping[PeerId, int], size: int) -> None:
+        self._peers = peers
+        self._scores = scores
+        self._size = size
+
+    @property
+    def num_left_over(self) -> int:
+        """Who has no group of ``size``."""
+        return len(self._peers) % self._size
+
+    def rest(self, start: int, stop: int) -> tuple[PeerId, ...]:
+        """Who is left over of a subtrie."""
+        if stop - start < self._size:
+            return self._peers[start:stop]
+        if (stop - start) % self._size == 0:
+            return ()
+        return self._waiting(start, stop)[-((stop - start) % self._size) :]
+
+    def _waiting(self, start: int, stop: int) -> tuple[PeerId, ...]:
+        """Who has no group in either half of a subtrie: a group and the rest, or the rest alone."""
+        middle = self._middle(start, stop)
+        return self.rest(start, middle) + self.rest(middle, stop)
+
+    def _middle(self, start: int, stop: int) -> int:
+        """Where the second half of a subtrie begins; it has two peers at least."""
+        last = self._scores[self._peers[stop - 1]]
+        bit = (self._scores[self._peers[start]] ^ last).bit_length() - 1
+        return bisect.bisect_left(self._peers, last >> bit << bit, start, stop, key=self._scores.__getitem__)
+
+    def group_of(self, me: PeerId) -> tuple[tuple[PeerId, ...], bool]:
+        """The group of a peer, and whether it is one of ``size``; else all those left over in the end."""
+        place = bisect.bisect_left(self._peers, self._scores[me], key=self._scores.__getitem__)
+        subtries, start, stop = list[tuple[int, int]](), 0, len(self._peers)
+        while stop - start >= self._size:
+            subtries.append((start, stop))
+            middle = self._middle(start, stop)
+            start, stop = (start, middle) if place < middle else (middle, stop)
+        for subtrie in reversed(subtries):
+            group = self._waiting(*subtrie)[: self._size]
+            if len(group) == self._size and me in group:
+                return group, True
+        return self.rest(0, len(self._peers)), False
+
+    def last(self) -> tuple[PeerId, ...]:
+        """The group that is taken out last; there is one."""
+        start, stop = 0, len(self._peers)
+        while True:
+            middle = self._middle(start, stop)
+            if (middle - start) % self._size + (stop - middle) % self._size >= self._size:
+                return self._waiting(start, stop)[: self._size]
+            start, stop = (middle, stop) if stop - middle >= self._size else (start, middle)
 
 
 def middle_round(active: Sequence[Presence]) -> int:

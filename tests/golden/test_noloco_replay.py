@@ -15,9 +15,9 @@ from decentral.exchange.gossip.options import GossipOptions
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.world import peer_id
-from decentral.swarm.matching import groups
 from decentral.types import SyncKey
 from tests.golden.engines import Engines
+from tests.support.groups import groups
 
 Values = NDArray[np.float64]
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from decentral.exchange.progress import Progress
 from decentral.ports.clock import Clock
-from decentral.swarm.matching import groups, round_to_join
-from decentral.swarm.roster import Roster
+from decentral.swarm.matching import group_of, round_to_join
+from decentral.swarm.roster import Roster, without
 from decentral.types import PeerId, SyncKey
 
 
@@ -47,10 +47,11 @@ class Company:
 
     def group(self, fragment: int, later: int = 0) -> tuple[PeerId, ...]:
         """The members planned for this worker's next sync of a fragment (or one so much later), the host first."""
-        key, active = SyncKey(self.progress.next_round(fragment) + later, fragment), self._active()
-        known = self._planned.get((fragment, later))
-        if known is None or known[:2] != (key, active):
-            mine = next(group for group in groups(active, key, self._group_size) if self.me in group)
+        key = SyncKey(self.progress.next_round(fragment) + later, fragment)
+        active, known = self._roster.active_peers(self._clock.monotonic()), self._planned.get((fragment, later))
+        if known is None or known[0] != key or known[1] is not active:
+            everybody = active if self.me in active else tuple(sorted([*active, self.me]))
+            mine = group_of(self.me, everybody, key, self._group_size)
             known = self._planned[fragment, later] = key, active, mine
         return known[2]
 
@@ -60,7 +61,7 @@ class Company:
 
     def others(self) -> list[PeerId]:
         """All other workers, in order of peer id."""
-        return [peer for peer in self._active() if peer != self.me]
+        return without(self.me, self._roster.active_peers(self._clock.monotonic()))
 
     def some(self, fragment: int, peers: Sequence[PeerId], count: int) -> list[PeerId]:
         """At most ``count`` of ``peers`` to ask when the plan for a sync has failed, others every time."""
@@ -79,8 +80,3 @@ class Company:
     def vouch(self, peer: PeerId) -> None:
         """The peer was heard of just now."""
         self._roster.vouch((peer,), self._clock.monotonic())
-
-    def _active(self) -> tuple[PeerId, ...]:
-        """Everybody who takes part, this worker included, in order of peer id."""
-        active = self._roster.active_peers(self._clock.monotonic())
-        return active if self.me in active else tuple(sorted([*active, self.me]))

@@ -11,8 +11,8 @@ from decentral.outer.diloco import DiLoCo
 from decentral.outer.gamma import gamma_range
 from decentral.outer.noloco import NoLoCo
 from decentral.outer.rule import Mixed, OuterRule, OuterState
-from decentral.swarm.matching import groups
 from decentral.types import PeerId, SyncKey
+from tests.support.groups import groups
 
 
 def randn(seed: int, *shape: int) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from decentral.swarm.matching import (
     evaluator,
-    groups,
+    group_of,
     leaders,
     middle_round,
     reducers,
@@ -20,6 +20,7 @@ from decentral.swarm.matching import (
 )
 from decentral.swarm.presence import Presence, State
 from decentral.types import PeerId, SyncKey
+from tests.support.groups import groups
 
 keys = st.builds(SyncKey, round=st.integers(0, 1 << 40), fragment=st.integers(0, 64))
 peer_lists = st.lists(st.text("abcdef0123456789", min_size=1, max_size=6).map(PeerId), unique=True, max_size=12)
@@ -194,6 +195,15 @@ def test_groups_are_full_but_for_one_and_whoever_hosts_has_the_lowest_score_of_t
     ranks = {peer: rank for rank, peer in enumerate(rendezvous("group", key, tuple(peers)))}
     in_order = [group[:size] for group in formed]
     assert all(list(group) == sorted(group, key=ranks.__getitem__) for group in in_order)
+
+
+@given(num_peers=st.integers(1, 130), key=keys, size=st.integers(2, 5), seed=st.integers(0, 2**31))
+def test_everybody_finds_its_own_group(num_peers: int, key: SyncKey, size: int, seed: int) -> None:
+    chance = random.Random(seed)
+    peers = tuple(PeerId(f"{chance.getrandbits(64):x}") for _ in range(num_peers))
+    assert [[group_of(peer, peers, key, size) for peer in group] for group in groups(peers, key, size)] == [
+        [group] * len(group) for group in groups(peers, key, size)
+    ]
 
 
 @given(peers=peer_lists, key=keys, size=st.integers(2, 5))

@@ -26,12 +26,12 @@ from decentral.ports.transport import Handler
 from decentral.sim.loop import run
 from decentral.sim.network import Conditions
 from decentral.sim.world import Machine, World, peer_id
-from decentral.swarm.matching import groups
 from decentral.swarm.message import to_wire
 from decentral.swarm.presence import Presence, State
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey
+from tests.support.groups import groups
 
 FP32 = make_codec("fp32")
 N = 4
