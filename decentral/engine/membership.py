@@ -36,7 +36,7 @@ from decentral.swarm.presence import (
     encode,
     read,
 )
-from decentral.swarm.roster import Roster
+from decentral.swarm.roster import Roster, without
 from decentral.swarm.timing import Timing
 from decentral.types import Count, PeerId, short_id
 
@@ -195,8 +195,10 @@ class Membership:
         await self.catch_up()
         self._at_beat()
         self.update()
-        busy = {self._own.peer, *self._telling}
-        if others := [peer for peer in self.roster.live_peers(self._clock.monotonic()) if peer not in busy]:
+        others = without(self._own.peer, self.roster.live_peers(self._clock.monotonic()))
+        if self._telling:
+            others = [peer for peer in others if peer not in self._telling]
+        if others:
             peer = self._random.choice(others)
             telling = self._telling[peer] = asyncio.create_task(self.tell(peer))
             telling.add_done_callback(lambda _: self._telling.pop(peer))
@@ -240,7 +242,7 @@ class Membership:
         Args:
             within_s: whoever has not answered by then may not have heard of it.
         """
-        others = [peer for peer in self.roster.live_peers(self._clock.monotonic()) if peer != self._own.peer]
+        others = without(self._own.peer, self.roster.live_peers(self._clock.monotonic()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s), asyncio.TaskGroup() as group:
                 for peer in self._random.sample(others, min(len(others), _NUM_TOLD)):
@@ -326,10 +328,10 @@ class Membership:
         found = await self._directory.lookup(key)
         # To read all that is new of thousands would be most of the work of a swarm; they tell each other themselves.
         doubtful = self.roster.longest_silent(_NUM_FROM_DIRECTORY)
-        for subkey, data in found.items():
-            peer = PeerId(subkey)
-            if peer not in self.roster or (peer in doubtful and data != self._encoded.get(peer)):
-                self._take(data, 0.0)
+        wanted = found.keys() - self.roster
+        wanted |= {peer for peer in doubtful & found.keys() if found[peer] != self._encoded.get(peer)}
+        for data in [data for subkey, data in found.items() if subkey in wanted]:
+            self._take(data, 0.0)
 
     def _take(self, data: bytes, age_s: float) -> None:
         try:
@@ -337,6 +339,8 @@ class Membership:
         except FrameError:
             return
         presence = signed.presence
+        if self.roster.knows(presence):  # as nearly all that is heard
+            return
         if presence.run != self._own.run or self._transport.is_barred(presence.peer):
             return
         if presence.peer == self._own.peer:

@@ -362,7 +362,7 @@ class Worker:
             seconds, stalled = self._clock.monotonic() - began, self._watchdog.came()
             self._replica.trained(steps.report, steps.count)
             course.trained(steps.report, steps.count, seconds)
-            members = len(self.membership.roster.active(self._clock.monotonic()))
+            members = len(self.membership.roster.active_peers(self._clock.monotonic()))
             waiting_s = max(0.0, seconds - steps.compute_s)
             self._meter.trained(course.step, steps, num_members=max(1, members), waiting_s=waiting_s)
             if stalled and not stop.is_set():  # those who hear of it now do not go on without this worker

@@ -4,9 +4,10 @@ Evidence of life is a ``seq`` never seen before, or the peer itself in a round. 
 buried: it counts as dead until it is heard of again, so a wrong burial heals with the peer's next beat.
 """
 
+import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from decentral.swarm.presence import ACTIVE, Presence, State
@@ -17,6 +18,45 @@ from decentral.types import PeerId
 MAX_PEERS = 4096
 #: A silent peer stays visible in ``status`` for this many times its time to live.
 _REMEMBER_TTLS = 20.0
+
+
+def without(peer: PeerId, peers: Sequence[PeerId]) -> list[PeerId]:
+    """All ``peers``, which are in order, but one."""
+    place = bisect.bisect_left(peers, peer)
+    there = place < len(peers) and peers[place] == peer
+    return [*peers[:place], *peers[place + there :]]
+
+
+class _Shown:
+    """Records in order of peer id; what is asked for twice is one object as long as nothing has changed."""
+
+    def __init__(self, presences: Iterable[Presence] = (), before: tuple[PeerId, ...] = ()) -> None:
+        self._by_peer = {presence.peer: presence for presence in presences}
+        peers = tuple(self._by_peer)
+        self.peers = before if peers == before else peers
+        self._records: tuple[Presence, ...] | None = None
+
+    def __contains__(self, peer: PeerId) -> bool:
+        """Whether a record of this peer is among them."""
+        return peer in self._by_peer
+
+    @property
+    def records(self) -> tuple[Presence, ...]:
+        """All of them."""
+        if self._records is None:
+            self._records = tuple(map(self._by_peer.__getitem__, self.peers))
+        return self._records
+
+    def show(self, presence: Presence, is_in: bool) -> None:
+        """The newest record of a peer, and whether it is among them."""
+        peer = presence.peer
+        if is_in != (peer in self._by_peer):
+            others = without(peer, self.peers)
+            self.peers = tuple(sorted([*others, peer]) if is_in else others)
+        if is_in:
+            self._by_peer[peer], self._records = presence, None
+        elif self._by_peer.pop(peer, None) is not None:
+            self._records = None
 
 
 @dataclass(slots=True)
@@ -39,19 +79,11 @@ class Roster:
         """In the order in which the last news of each came in."""
         self._by_peer: list[_Entry] = []
         """In order of peer id, once somebody reads them, but for those that came since (``_in_order``)."""
-        self._live: dict[PeerId, Presence] = {}
-        self._active: dict[PeerId, Presence] = {}
-        """Both in order of peer id."""
-        self._live_peers: tuple[PeerId, ...] = ()
-        self._active_peers: tuple[PeerId, ...] = ()
-        """The same without their records, which change at every beat."""
+        self._live, self._active = _Shown(), _Shown()
         self._stale_at: float = -math.inf
-        """When the first of the living dies if nothing is heard of it: so long the same peers are in ``_live`` and
-        ``_active``, unless there is news that is more than a newer record of one of them."""
+        """When the first of the living dies if nothing is heard of it: so long the two are true."""
         self._any_done = False
         """Whether anybody ever was."""
-        self._told: tuple[tuple[Presence, ...], tuple[Presence, ...]] | None = None
-        """Both as they were last asked for, if there has been no news since."""
         self._forget_at: float = -math.inf
         """Before that nobody has been silent for too long."""
 
@@ -67,6 +99,11 @@ class Roster:
         """Peers remembered."""
         return len(self._entries)
 
+    def knows(self, presence: Presence) -> bool:
+        """Whether this record or a newer one of its peer was observed, so that it is no news."""
+        entry = self._entries.get(presence.peer)
+        return entry is not None and presence.seq <= entry.presence.seq
+
     def observe(self, presence: Presence, now: float, *, age_s: float = 0.0) -> bool:
         """Take in a verified record whose ``seq`` was new ``age_s`` seconds ago; returns whether it was news here."""
         entry = self._entries.get(presence.peer)
@@ -75,30 +112,30 @@ class Roster:
         if entry is None:
             entry = self._entries[presence.peer] = _Entry(presence, heard_at)
             self._by_peer.append(entry)
-            self._forget_at = -math.inf
+            # With one more, all live longer.
+            self._stale_at = self._forget_at = -math.inf
             if len(self._entries) > MAX_PEERS:
                 self.drop({next(iter(self._entries))})
-        elif presence.seq <= entry.presence.seq:
+            return True
+        if presence.seq <= entry.presence.seq:
             return False
-        else:
-            newer = now < self._stale_at and self._renew(entry, presence)
-            # The age is hearsay: it must not take back what was heard at first hand.
-            entry.presence, entry.heard_at, entry.buried = presence, max(heard_at, entry.heard_at), False
-            self._entries[presence.peer] = self._entries.pop(presence.peer)
-            if newer:
-                return True
-        self._stale_at = -math.inf
+        # The age is hearsay: it must not take back what was heard at first hand.
+        entry.presence, entry.heard_at, entry.buried = presence, max(heard_at, entry.heard_at), False
+        self._entries[presence.peer] = self._entries.pop(presence.peer)
+        self._show(entry, now)
         return True
 
-    def _renew(self, entry: _Entry, presence: Presence) -> bool:
-        """Put a newer record in the place of one of the living: nearly all news is that. False if it is not."""
-        peer = presence.peer
-        if peer not in self._live or (entry.presence.state in ACTIVE) != (presence.state in ACTIVE):
-            return False
-        self._live[peer], self._told = presence, None
-        if peer in self._active:
-            self._active[peer] = presence
-        return True
+    def _show(self, entry: _Entry, now: float) -> None:
+        """There is news of a peer that was known before."""
+        if now >= self._stale_at:
+            return  # all are gone through again before anybody looks
+        presence, lives = entry.presence, not entry.buried
+        if lives and presence.peer not in self._live:
+            dies_at = entry.heard_at + self._lifetime_s
+            lives = now < dies_at
+            self._stale_at = min(self._stale_at, dies_at) if lives else self._stale_at
+        self._live.show(presence, lives)
+        self._active.show(presence, lives and presence.state in ACTIVE)
 
     def vouch(self, peers: Iterable[PeerId], now: float) -> None:
         """The peers were heard of just now by other means than a record: they called, or a leader named them."""
@@ -106,15 +143,17 @@ class Roster:
         for peer in peers:
             entry = entries.get(peer)
             if entry is not None:
-                if entry.buried or now >= entry.heard_at + lifetime_s:
-                    self._stale_at = -math.inf
+                was_dead = entry.buried or now >= entry.heard_at + lifetime_s
                 entry.heard_at, entry.buried = now, False
+                if was_dead:
+                    self._show(entry, now)
 
     def bury(self, peer: PeerId) -> None:
         """The peer could not be reached: dead until heard of anew."""
-        if peer in self._entries:
-            self._entries[peer].buried = True
-            self._stale_at = -math.inf
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.buried = True
+            self._show(entry, -math.inf)
 
     def is_live(self, peer: PeerId, now: float) -> bool:
         """Whether the peer was heard of within its time to live and not buried since."""
@@ -128,21 +167,23 @@ class Roster:
 
     def live(self, now: float) -> tuple[Presence, ...]:
         """Records of the living, in order of peer id; the same object as before while nothing has changed."""
-        return self._as_of(now)[0]
+        self._refresh(now)
+        return self._live.records
 
     def active(self, now: float) -> tuple[Presence, ...]:
         """Records of living members (training or syncing), in order of peer id; as with ``live``, one object."""
-        return self._as_of(now)[1]
+        self._refresh(now)
+        return self._active.records
 
     def live_peers(self, now: float) -> tuple[PeerId, ...]:
         """The living, in order of peer id; the same object as before while they are the same."""
         self._refresh(now)
-        return self._live_peers
+        return self._live.peers
 
     def active_peers(self, now: float) -> tuple[PeerId, ...]:
         """Living members, in order of peer id; the same object as before while they are the same."""
         self._refresh(now)
-        return self._active_peers
+        return self._active.peers
 
     def runners(self, now: float) -> tuple[Presence, ...]:
         """Records of living members, and of all who are remembered to have finished the run."""
@@ -151,25 +192,15 @@ class Roster:
         done = [entry.presence for entry in self._in_order() if entry.presence.state is State.DONE]
         return (*self.active(now), *done)
 
-    def _as_of(self, now: float) -> tuple[tuple[Presence, ...], tuple[Presence, ...]]:
-        self._refresh(now)
-        if self._told is None:
-            self._told = tuple(self._live.values()), tuple(self._active.values())
-        return self._told
-
     def _refresh(self, now: float) -> None:
         """Work out anew who lives, if that may have changed."""
         if now < self._stale_at:
             return
         lifetime_s = self._lifetime_s
         living = [entry for entry in self._in_order() if not entry.buried and now < entry.heard_at + lifetime_s]
-        self._live = {entry.presence.peer: entry.presence for entry in living}
-        self._active = {peer: presence for peer, presence in self._live.items() if presence.state in ACTIVE}
-        self._told = None
-        if (peers := tuple(self._live)) != self._live_peers:
-            self._live_peers = peers
-        if (peers := tuple(self._active)) != self._active_peers:
-            self._active_peers = peers
+        records = [entry.presence for entry in living]
+        active = [presence for presence in records if presence.state in ACTIVE]
+        self._live, self._active = _Shown(records, self._live.peers), _Shown(active, self._active.peers)
         self._stale_at = min([entry.heard_at for entry in living], default=math.inf) + lifetime_s
 
     def _is_fresh(self, entry: _Entry, now: float) -> bool:

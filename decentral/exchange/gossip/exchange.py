@@ -229,7 +229,8 @@ class Gossip(Exchange):
         """Ask others for a place at their tables; meanwhile others may come to ours."""
         fragment = sync.key.fragment
         table = self._host.table(fragment)
-        free = [p for p in self._company.others() if p != tried and not self._context.avoids(p)]
+        unwanted = {tried, *(each.peer for each in self._context.offences.avoided(self._clock.monotonic()))}
+        free = [peer for peer in self._company.others() if peer not in unwanted]
         asked = self._company.some(fragment, free, _MAX_ASKED)
         async with asyncio.TaskGroup() as group:
             asks = [group.create_task(self._ask(sync, peer)) for peer in asked]
