@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from decentral.ports.trainer import Steps
 from decentral.swarm.presence import Metrics
@@ -30,8 +30,8 @@ class Meter:
     def __init__(self, total_numel: int, version: str, device: str) -> None:
         self.tokens = 0
         self._total_numel = total_numel
-        self._seen = Metrics(version=version, device=device)
-        """All but what goes by the time at which it is asked for."""
+        self._seen: dict[str, Any] = structs.asdict(Metrics(version=version, device=device))
+        """The record's fields; those that go by the time at which they are asked for are as of then."""
         self._dp_bytes = 0.0
         self._restrained: dict[int, frozenset[PeerId]] = {}
         self._began: float | None = None
@@ -40,10 +40,11 @@ class Meter:
         """When the last round ended and the tokens then."""
 
     def _set(self, **figures: Any) -> None:
-        self._seen = replace(self._seen, **figures)
+        self._seen.update(figures)
 
     def _add(self, **amounts: float) -> None:
-        self._set(**{name: getattr(self._seen, name) + amount for name, amount in amounts.items()})
+        for name, amount in amounts.items():
+            self._seen[name] += amount
 
     def start(self, now: float) -> None:
         """Training begins."""
@@ -66,7 +67,7 @@ class Meter:
         all-reduce, bytes sent by each of n workers).
         """
         self.tokens += steps.report.tokens
-        self._set(step=step, loss=steps.report.loss if steps.report.tokens else self._seen.loss)
+        self._set(step=step, loss=steps.report.loss if steps.report.tokens else self._seen["loss"])
         self._add(compute_s=steps.compute_s, data_s=steps.report.data_s, waiting_s=waiting_s)
         self._dp_bytes += 2 * (num_members - 1) / num_members * _BYTES_PER_VALUE * self._total_numel * steps.count
 
@@ -89,11 +90,12 @@ class Meter:
 
     def swapped(self, partners: Sequence[PeerId], spread: float) -> None:
         """Gossip: anchors were swapped with these; a ``spread`` of NaN keeps the last one."""
-        self._set(partners=_names(partners), spread=spread if math.isfinite(spread) else self._seen.spread)
+        self._set(partners=_names(partners), spread=spread if math.isfinite(spread) else self._seen["spread"])
 
     def stepped_alone(self) -> None:
         """Gossip in rounds: a round ended without a partner."""
-        self._set(partners="", rounds_alone=self._seen.rounds_alone + 1)
+        self._set(partners="")
+        self._add(rounds_alone=1)
 
     def unconfirmed(self, count: int) -> None:
         """Gossip: so many more swaps were not confirmed by the other side."""
@@ -122,8 +124,7 @@ class Meter:
 
     def metrics(self, now: float) -> Metrics:
         """The counters at the time ``now``."""
-        return replace(
-            self._seen,
+        self._set(
             tokens=self.tokens,
             wall_s=0.0 if self._began is None else max(0.0, now - self._began),
             sent_bytes=self._sent.total_bytes,
@@ -133,6 +134,7 @@ class Meter:
             dp_bytes=int(self._dp_bytes),
             restrained=_names(sorted(frozenset().union(*self._restrained.values()))),
         )
+        return Metrics(**self._seen)
 
 
 class _Flow:

@@ -22,10 +22,15 @@ class Limit:
         self._factor = factor
         self._floor_s = floor_s
         self._seen_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._limit_s: float | None = None
+        """Once anything has been observed; it is asked for much more often than that."""
 
     def observe(self, seconds: float) -> None:
         """It took so long, or would have."""
         self._seen_s.append(max(0.0, seconds))
+        ranked = sorted(self._seen_s)
+        usual_s = ranked[min(len(ranked) - 1, int(_QUANTILE * len(ranked)))]
+        self._limit_s = max(self._floor_s, self._factor * usual_s)
 
     def seconds(self, *, at_first: float, at_most: float) -> float:
         """The limit as of now.
@@ -34,11 +39,7 @@ class Limit:
             at_first: while nothing has been observed.
             at_most: never above this.
         """
-        if not self._seen_s:
-            return min(at_first, at_most)
-        ranked = sorted(self._seen_s)
-        usual_s = ranked[min(len(ranked) - 1, int(_QUANTILE * len(ranked)))]
-        return min(at_most, max(self._floor_s, self._factor * usual_s))
+        return min(at_most, at_first if self._limit_s is None else self._limit_s)
 
 
 class Allowance:

@@ -7,6 +7,7 @@ allocated by what it merely claims to hold. Knows no message in particular.
 import functools
 import itertools
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
@@ -62,12 +63,12 @@ def from_wire(kind: type[M], data: bytes, limit: int | None = None) -> M:
     allowed = kind.max_bytes if limit is None else limit
     if len(data) > allowed:
         raise FrameError(f"{kind.what} of {len(data)} bytes, allowed are {allowed}")
-    num_fields = len(kind.__struct_fields__)
+    head, decode = _decoder(kind)
     # Fields with a default would be filled in. A list of so few is announced by one byte.
-    if data[:1] != bytes([_SHORT_LIST + num_fields]):
-        raise FrameError(f"malformed {kind.what}: a list of {num_fields} fields expected")
+    if not data.startswith(head):
+        raise FrameError(f"malformed {kind.what}: a list of {len(kind.__struct_fields__)} fields expected")
     try:
-        message: M = _decoder(kind).decode(data)
+        message: M = decode(data)
         message.check()
     except msgspec.ValidationError as err:
         named = _PLACE.sub(lambda place: kind.__struct_fields__[int(place[1])], str(err))
@@ -92,5 +93,6 @@ def ascending(what: str, values: tuple[Any, ...]) -> None:
 
 
 @functools.cache
-def _decoder(kind: type[M]) -> msgspec.msgpack.Decoder[M]:
-    return msgspec.msgpack.Decoder(kind)
+def _decoder(kind: type[M]) -> tuple[bytes, Callable[[bytes], M]]:
+    """What such a message begins with, and what reads it."""
+    return bytes([_SHORT_LIST + len(kind.__struct_fields__)]), msgspec.msgpack.Decoder(kind).decode
