@@ -125,8 +125,7 @@ def scenario_of(file: ScenarioFile) -> tuple[Scenario, FaultTape | None, float]:
         scale = 1.0
     else:
         num_values = _num_values(file, swarm)
-        names = (f"layers.{number}" for number in range(min(file.model.layers, num_values)))
-        parameters = dict.fromkeys(names, torch.zeros(0))
+        parameters = dict.fromkeys(_layers(file, swarm, num_values), torch.zeros(0))
         scale = file.model.parameters / num_values
     options = run_options(swarm, "", parameters)
     dice, seed = random.Random(f"machines {swarm.run.seed}"), swarm.run.seed
@@ -205,6 +204,12 @@ def _num_values(file: ScenarioFile, swarm: SwarmConfig) -> int:
             f"{number} machines with {values:,} values each are too many to simulate.", hint="Take fewer machines."
         )
     return values
+
+
+def _layers(file: ScenarioFile, swarm: SwarmConfig, num_values: int) -> list[str]:
+    """Names of a model's parameters; of one that travels in one piece it is one."""
+    count = 1 if swarm.method.fragments == 1 else min(file.model.layers, num_values)
+    return [f"layers.{number}" for number in range(count)]
 
 
 def _timing(timing: Timing, scale: float) -> Timing:

@@ -30,7 +30,7 @@ class SimClock:
 
     def monotonic(self) -> float:
         """Virtual seconds since the start of the run."""
-        return self._loop.time()
+        return self._loop.now_s
 
     def wall(self) -> float:
         """Seconds since the Unix epoch as this machine believes."""

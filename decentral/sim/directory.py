@@ -6,7 +6,9 @@ cut is healed.
 """
 
 import asyncio
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
 
 from decentral.sim.loop import virtual_loop
 from decentral.sim.network import Endpoint, Network
@@ -24,6 +26,38 @@ class _Version:
     expires_s: float
 
 
+@dataclass(slots=True)
+class _Key:
+    """The records of one key."""
+
+    versions: dict[str, list[_Version]] = field(default_factory=dict)
+    """Of each subkey, the latest last."""
+    latest: dict[str, bytes] = field(default_factory=dict)
+    """What whoever sees everything reads, until one of them expires."""
+    until_s: float = -math.inf
+    """When that may be."""
+
+    def add(self, subkey: str, version: _Version, now_s: float) -> None:
+        """A record is published."""
+        if subkey in self.versions and subkey not in self.latest:
+            self.until_s = -math.inf  # it has its old place among the others
+        versions = self.versions.setdefault(subkey, [])
+        # Older versions stay until they expire: some readers cannot see the latest one yet.
+        versions[:] = [older for older in versions if older.expires_s > now_s]
+        versions.append(version)
+        self.until_s = min(self.until_s, version.expires_s)
+        self.latest[subkey] = version.value
+
+    def read(self, now_s: float) -> dict[str, bytes]:
+        """The latest record of each subkey that has not expired."""
+        if now_s >= self.until_s:
+            newest = {subkey: versions[-1] for subkey, versions in self.versions.items()}
+            newest = {subkey: version for subkey, version in newest.items() if version.expires_s > now_s}
+            self.latest = {subkey: version.value for subkey, version in newest.items()}
+            self.until_s = min([version.expires_s for version in newest.values()], default=math.inf)
+        return self.latest.copy()
+
+
 class SharedDirectory:
     """The records of all peers; ``seen_by`` gives each peer its port.
 
@@ -35,7 +69,7 @@ class SharedDirectory:
     def __init__(self, network: Network, *, stale_s: float = 0.0) -> None:
         self.network = network
         self.stale_s = stale_s
-        self.records: dict[str, dict[str, list[_Version]]] = {}
+        self.records: defaultdict[str, _Key] = defaultdict(_Key)
 
     def seen_by(self, endpoint: Endpoint) -> "MemoryDirectory":
         """The directory as one peer uses it."""
@@ -58,12 +92,9 @@ class MemoryDirectory:
         if self._left or self._network.is_lost():
             return False
         now_s = self._loop.time()
-        versions = self._shared.records.setdefault(key, {}).setdefault(subkey, [])
-        # Older versions stay until they expire: some readers cannot see the latest one yet.
-        versions[:] = [version for version in versions if version.expires_s > now_s]
-        versions.append(
-            _Version(value, self._endpoint.peer_id, self._network.layout, now_s + self._shared.stale_s, now_s + ttl_s)
-        )
+        visible_s, me = now_s + self._shared.stale_s, self._endpoint.peer_id
+        version = _Version(value, me, self._network.layout, visible_s, now_s + ttl_s)
+        self._shared.records[key].add(subkey, version, now_s)
         return True
 
     async def lookup(self, key: str) -> dict[str, bytes]:
@@ -72,10 +103,12 @@ class MemoryDirectory:
         if self._left or self._network.is_lost():
             return {}
         now_s = self._loop.time()
-        all_visible = not (self._shared.stale_s or self._network.is_parted)
+        records = self._shared.records[key]
+        if not (self._shared.stale_s or self._network.is_parted):
+            return records.read(now_s)
         found: dict[str, bytes] = {}
-        for subkey, versions in self._shared.records.get(key, {}).items():
-            latest = versions[-1] if all_visible else self._latest_visible(versions, now_s)
+        for subkey, versions in records.versions.items():
+            latest = self._latest_visible(versions, now_s)
             if latest is not None and latest.expires_s > now_s:
                 found[subkey] = latest.value
         return found

@@ -1,5 +1,6 @@
 """Signatures for simulated peers: as strict as real ones, at the price of a hash. No protection against anyone."""
 
+import functools
 import hashlib
 
 from decentral.types import PeerId
@@ -32,5 +33,9 @@ class SimIdentity:
 
 def _signature(peer: PeerId, data: bytes) -> bytes:
     """The only signature of ``data`` by ``peer``; the peer keys the hash, so no two pairs share their input."""
-    key = hashlib.blake2b(peer.encode(), digest_size=32).digest()
-    return hashlib.blake2b(data, digest_size=32, key=key).digest()
+    return hashlib.blake2b(data, digest_size=32, key=_key(peer)).digest()
+
+
+@functools.cache
+def _key(peer: PeerId) -> bytes:
+    return hashlib.blake2b(peer.encode(), digest_size=32).digest()

@@ -58,7 +58,25 @@ class Owner:
 
 
 _OWNER: ContextVar[Owner | None] = ContextVar("owner", default=None)
-_Due = tuple[Owner | None, asyncio.Handle]
+#: What is to be called and where; the handle, if it can be called off.
+_Due = tuple["_Handle | None", Context, Callable[..., object], tuple[Any, ...]]
+
+
+class _Handle(asyncio.TimerHandle):
+    """For whoever may call something off; what is called only the loop knows, which makes one for nearly everything."""
+
+    __slots__ = ("_virtual",)
+
+    def __init__(self, when: float, loop: "VirtualLoop") -> None:
+        self._when = when
+        self._virtual = loop
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Call it off."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._virtual.called_off()
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -77,9 +95,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.max_iterations = max_iterations
         self.num_iterations = 0
         self.errors: list[Exception] = []
-        self._now = 0.0
+        self.now_s = 0.0
+        """What ``time`` tells; to be read only."""
         self._due: deque[_Due] = deque()
-        self._timers: list[tuple[float, int, Owner | None, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, _Due]] = []
         self._num_timers = 0
         self._num_cancelled = 0
         self._frozen: dict[Owner, list[_Due]] = {}
@@ -87,25 +106,36 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
-        return self._now
+        return self.now_s
 
     def call_soon(
         self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
     ) -> asyncio.Handle:
         """Run ``callback`` in the next iteration."""
-        handle = asyncio.Handle(callback, args, self, context)
-        self._due.append((_OWNER.get() if context is None else context.get(_OWNER), handle))
+        handle = _Handle(self.now_s, self)
+        self._due.append((handle, copy_context() if context is None else context, callback, args))
         return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Run ``callback`` in so many virtual seconds."""
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """Run ``callback`` at virtual time ``when``, or in the next iteration if that has passed."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = _Handle(when, self)
         self._num_timers += 1
-        owner = _OWNER.get() if context is None else context.get(_OWNER)
-        heapq.heappush(self._timers, (when, self._num_timers, owner, timer))
-        return timer
+        due = (handle, copy_context() if context is None else context, callback, args)
+        heapq.heappush(self._timers, (when, self._num_timers, due))
+        return handle
+
+    def set_off(self, when: float, context: Context, callback: Callable[[*Args], object], *args: *Args) -> None:
+        """As ``call_at``, of what is never called off: it costs less."""
+        self._num_timers += 1
+        heapq.heappush(self._timers, (when, self._num_timers, (None, context, callback, args)))
 
     def call_soon_threadsafe(
         self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
@@ -131,7 +161,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         Raises:
             SimulationError: a task refuses to end.
         """
-        self.until_s = self._now + _GRACE_S
+        self.until_s = self.now_s + _GRACE_S
         self.max_iterations = self.num_iterations + _GRACE_ITERATIONS
         # What is on its way while they end may begin further ones.
         while tasks := _in_order(asyncio.all_tasks(self)):
@@ -144,45 +174,57 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.run_until_complete(self.shutdown_asyncgens())
 
     def _run_once(self) -> None:
-        """One iteration, called by the base class until it is stopped: what is due now, or a jump to the next timer."""
-        self.num_iterations += 1
-        if self.num_iterations > self.max_iterations:
-            raise Overrun(self._report(f"more than {self.max_iterations} iterations of the loop"))
+        """Iterations until the loop is stopped: what is due now, or a jump to the next timer."""
         due, timers, frozen = self._due, self._timers, self._frozen
-        if not due and not self._stopping:
-            self._jump()
-        while timers and timers[0][0] <= self._now:
-            due.append(heapq.heappop(timers)[2:])
-        for _ in range(len(due)):
-            entry = due.popleft()
-            if entry[0] in frozen:
-                frozen[entry[0]].append(entry)
-            elif not entry[1].cancelled():
-                entry[1]._run()
+        while True:
+            self.num_iterations += 1
+            if self.num_iterations > self.max_iterations:
+                raise Overrun(self._report(f"more than {self.max_iterations} iterations of the loop"))
+            if not due and not self._stopping:
+                self._jump()
+            while timers and timers[0][0] <= self.now_s:
+                due.append(heapq.heappop(timers)[2])
+            for _ in range(len(due)):
+                handle, context, callback, args = one = due.popleft()
+                if handle is not None and handle._cancelled:
+                    continue
+                owner = context.get(_OWNER) if frozen else None
+                if owner is not None and owner in frozen:
+                    frozen[owner].append(one)
+                    continue
+                try:
+                    context.run(callback, *args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as err:
+                    self.call_exception_handler({"message": f"{callback} failed", "exception": err})
+            if self._stopping:
+                return
 
     def _jump(self) -> None:
         """Set the clock to the earliest timer that is still wanted."""
         timers = self._timers
-        while timers and timers[0][3].cancelled():
+        while timers and (handle := timers[0][2][0]) is not None and handle._cancelled:
             heapq.heappop(timers)
         if not timers:
             raise Deadlock(self._report("nothing is ready and no timer is set"))
         when = timers[0][0]
         if when > self.until_s:
             raise Overrun(self._report(f"the next timer, at {when:.3f} s, is beyond the bound of {self.until_s:.3f} s"))
-        self._now = max(self._now, when)
+        self.now_s = max(self.now_s, when)
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Sweep the queue when most of it may be cancelled timeouts; called by the handle."""
+    def called_off(self) -> None:
+        """Sweep the queue when most of it may be cancelled timeouts; called by their handles."""
         self._num_cancelled += 1
         if self._num_cancelled > _SWEEP_FROM and 2 * self._num_cancelled > len(self._timers):
-            self._timers[:] = [entry for entry in self._timers if not entry[3].cancelled()]
+            handles = ((timer, timer[2][0]) for timer in self._timers)
+            self._timers[:] = [timer for timer, handle in handles if handle is None or not handle._cancelled]
             heapq.heapify(self._timers)
             self._num_cancelled = 0
 
     def _report(self, problem: str) -> str:
         """``problem`` with the virtual time and every task that waits, one to a line."""
-        lines = [f"{problem}; virtual time {self._now:.3f} s, waiting:"]
+        lines = [f"{problem}; virtual time {self.now_s:.3f} s, waiting:"]
         lines += [f"  {_describe(task)}" for task in _in_order(asyncio.all_tasks(self))]
         lines += [f"  frozen: {owner.name}, {len(kept)} callbacks kept back" for owner, kept in self._frozen.items()]
         return "\n".join(lines)

@@ -226,10 +226,11 @@ class Network:
 
     def blocks(self, a: PeerId, b: PeerId) -> bool:
         """Whether what ``a`` sends to ``b`` cannot pass, and count it."""
-        blocking = next((cut for cut in self._cuts if cut.blocks(a, b)), None)
-        if blocking is not None:
-            self.felt[blocking.kind] += 1
-        return blocking is not None
+        for cut in self._cuts:
+            if cut.blocks(a, b):
+                self.felt[cut.kind] += 1
+                return True
+        return False
 
     def set_latency(self, a: PeerId, b: PeerId, latency_s: float) -> None:
         """Give one pair a mean latency of its own, in both directions."""
@@ -247,22 +248,24 @@ class Network:
 
     def weight(self, method: str, num_bytes: int) -> int:
         """How long a message of a method is, or the reply to one."""
-        times = self.conditions.stands_for.get(method, 1.0)
-        return num_bytes + int((times - 1) * max(0, num_bytes - _AROUND_BYTES))
+        times = self.conditions.stands_for.get(method)
+        return num_bytes if times is None else num_bytes + int((times - 1) * max(0, num_bytes - _AROUND_BYTES))
 
     def is_lost(self) -> bool:
         """Draw whether a message is lost, and count it."""
-        return self._befalls(Kind.LOSS, self.conditions.loss)
+        loss = self.conditions.loss
+        return loss > 0 and self._befalls(Kind.LOSS, loss)
 
     def send(
         self, source: Endpoint, target: Endpoint, what: str, num_bytes: int, deliver: Callable[..., None], *args: Any
     ) -> None:
         """Send a message of ``num_bytes`` payload; if it arrives, ``deliver(*args)`` runs in the target's context."""
-        size = num_bytes + FRAME_BYTES
-        now_s = self._loop.time()
-        passes = size <= self.conditions.passing_bytes
+        size, conditions = num_bytes + FRAME_BYTES, self.conditions
+        now_s = self._loop.now_s
+        passes = size <= conditions.passing_bytes
         start_s = now_s if passes else max(now_s, source.up_free_s)
-        left_s = start_s + size / self._line(source).up_bytes_per_s
+        line = self._limited(source) if self.limits else source.line
+        left_s = start_s + size / line.up_bytes_per_s
         if not passes:
             source.up_free_s = left_s
         source.sent_bytes += size
@@ -272,23 +275,24 @@ class Network:
         if lost:
             return
         self._carry(source, target, start_s, left_s, size, deliver, args)
-        if self._befalls(Kind.DUPLICATE, self.conditions.duplicate):
+        if conditions.duplicate > 0 and self._befalls(Kind.DUPLICATE, conditions.duplicate):
             self.note("duplicate", source.peer_id, target.peer_id, what, size)
             self._carry(source, target, start_s, left_s, size, deliver, args)
 
     def _carry(self, source: Endpoint, target: Endpoint, start_s: float, left_s: float, size: int, *rest: Any) -> None:
         """What an uplink sends from ``start_s`` to ``left_s`` is on its way."""
         latency_s = self.latency_s(source.peer_id, target.peer_id)
-        if self._befalls(Kind.REORDER, self.conditions.reorder):
+        reorder = self.conditions.reorder
+        if reorder > 0 and self._befalls(Kind.REORDER, reorder):
             latency_s *= self.random.uniform(*_OVERTAKEN)
         message = (source, target, left_s, size, *rest)
-        down_bytes_per_s = self._line(target).down_bytes_per_s
+        down_bytes_per_s = (self._limited(target) if self.limits else target.line).down_bytes_per_s
         if down_bytes_per_s == math.inf or size <= self.conditions.passing_bytes:
-            self._loop.call_at(left_s + latency_s, self._arrive, *message, context=target.context)
+            self._loop.set_off(left_s + latency_s, target.context, self._arrive, *message)
             return
         # The downlink is claimed when the bytes are there, not now: else one slow sender would block the receiver.
         claim_s = left_s + latency_s - min(left_s - start_s, size / down_bytes_per_s)
-        self._loop.call_at(claim_s, self._take_down, *message, context=self._neutral)
+        self._loop.set_off(claim_s, self._neutral, self._take_down, *message)
 
     def _befalls(self, kind: Kind, rate: float) -> bool:
         """Draw whether something happens to a message, and count it."""
@@ -296,10 +300,10 @@ class Network:
         self.felt[kind] += befalls
         return befalls
 
-    def _line(self, endpoint: Endpoint) -> Line:
+    def _limited(self, endpoint: Endpoint) -> Line:
         """An endpoint's line as it is now."""
         line = endpoint.line
-        for kind, limit in self.limits[endpoint.peer_id] if self.limits else ():
+        for kind, limit in self.limits.get(endpoint.peer_id, ()):
             up, down = (
                 min(line.up_bytes_per_s, limit.up_bytes_per_s),
                 min(line.down_bytes_per_s, limit.down_bytes_per_s),
@@ -314,10 +318,10 @@ class Network:
 
     def _take_down(self, source: Endpoint, target: Endpoint, left_s: float, size: int, *rest: Any) -> None:
         """Queue a message on the target's downlink."""
-        start_s = max(self._loop.time(), target.down_free_s)
-        target.down_free_s = start_s + size / self._line(target).down_bytes_per_s
+        start_s = max(self._loop.now_s, target.down_free_s)
+        target.down_free_s = start_s + size / self._limited(target).down_bytes_per_s
         message = (source, target, left_s, size, *rest)
-        self._loop.call_at(target.down_free_s, self._arrive, *message, context=target.context)
+        self._loop.set_off(target.down_free_s, target.context, self._arrive, *message)
 
     def _arrive(
         self,
@@ -329,9 +333,9 @@ class Network:
         args: tuple[Any, ...],
     ) -> None:
         """Hand a message over, unless something came between."""
-        if target.gone or source.gone_s < left_s:
+        if target.gone_s < math.inf or source.gone_s < left_s:
             return
-        if self.blocks(source.peer_id, target.peer_id):
+        if self._cuts and self.blocks(source.peer_id, target.peer_id):
             self.note("cut", source.peer_id, target.peer_id, size)
             return
         target.received_bytes += size

@@ -5,6 +5,7 @@ shrink the distance by ``(1 - inner_lr)^k`` and are taken at once. The optima of
 its goal, so a swarm that mixes well ends at the goal, and a worker alone does not.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,12 @@ class ToyProblem:
         return np.random.default_rng([self.seed, number, *purpose.encode()])
 
 
+@functools.cache
+def _squares(shrink: float, count: int) -> float:
+    """Of how far off the optimum so many steps are, each by ``shrink`` less, added up."""
+    return sum(shrink ** (2 * step) for step in range(count))
+
+
 class ToyTrainer:
     """The port ``Trainer`` on a toy problem; made by :meth:`ToyProblem.trainer`."""
 
@@ -115,7 +122,7 @@ class ToyTrainer:
         if self._nan_at_step is not None and first_step <= self._nan_at_step < first_step + count:
             gradient_N.fill(math.nan)
         shrink = 1.0 - problem.inner_lr
-        mean_square = float(gradient_N @ gradient_N) * sum(shrink ** (2 * step) for step in range(count)) / count
+        mean_square = float(gradient_N @ gradient_N) * _squares(shrink, count) / count
         np.add(self._optimum_N, shrink**count * gradient_N, out=self._x_N)
         self._charge(self._step_s * count)
         return StepReport(

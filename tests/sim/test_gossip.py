@@ -220,7 +220,7 @@ def test_a_liar_is_avoided_and_the_others_reach_the_goal(variant: dict[str, Any]
     }
     shown = record.world.directory.records[f"decentral/sim-{scenario.seed}/presence"]
     for peer in others:
-        presence = read(shown[peer][-1].value, lambda *_: True).presence
+        presence = read(shown.versions[peer][-1].value, lambda *_: True).presence
         assert presence.metrics.avoids == short_id(liar)
     del record.outcomes[liar]
     assert not check_gossip(replace(scenario, num_workers=7), record, tolerance=TOLERANCE, max_spread=MAX_SPREAD)
