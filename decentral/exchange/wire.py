@@ -16,8 +16,9 @@ MIN_SHARD_VALUES = 16_384
 #: A reducer has up to so many shards of a fragment, each a call of its own: a stream pauses for its window while others
 #: go on, and a shard is encoded while the one before travels.
 MAX_SHARDS_EACH = 8
-#: Each of them has so many bytes at least: half of a stream's first window, after which it pauses for a round trip.
-MIN_LONG_SHARD_BYTES = 1 << 17
+#: Each of them has so many bytes at least: less than a stream's first window of 256 KiB, after which it pauses for a
+#: round trip, but no less than it must be, as every shard costs calls, signatures and turns of threads.
+MIN_LONG_SHARD_BYTES = 3 << 16
 #: A multiple of every block size of the block-wise codecs in use: but for the last, blocks are full.
 SHARD_ALIGN = 4_096
 #: Room for the fields around a frame, a signature among them.
