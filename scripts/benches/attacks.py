@@ -37,6 +37,7 @@ from scripts.benches.lib.training import Play, configured, made_by_task, with_ro
 SCRIPT = "bench-attacks"
 WORKERS, LIARS, ROUNDS, STEPS = 8, (3, 6), 12, 8
 #: Virtual seconds of an inner step: what workers say of themselves travels within a round, as where rounds are longer.
+#: Older records have 0.1 s. What overlaps with training, or has no rounds, depends on it.
 STEP_S = 1.0
 #: Of all runs: a small model, so that many cells can be had.
 MODEL = (
@@ -129,6 +130,7 @@ def measure(cell: Cell) -> Record:
         "seed": cell.seed,
         "workers": WORKERS,
         "rounds": ROUNDS,
+        "step_s": STEP_S,
         "loss": statistics.mean(losses),
         "worst": max(losses),
         "replicas": len(by_digest),
@@ -185,20 +187,29 @@ def page(out: Path, records: Sequence[Record]) -> str:
         attacks = [name for name in ALL if any(run["attack"] == name for run in runs)]
         columns = "attack | " + " | ".join(f"{name}: | noticed" for name in defences)
         rows = [[name, *(text for defence in defences for text in cells(runs, name, defence))] for name in attacks]
-        clean = [run["loss"] for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing")]
-        parts.append(f"## {method}\n\nClean: {listed(clean, '.4f')} nats per byte.\n\n{table(columns, rows)}\n")
+        by_step = grouped(clean(runs).items(), lambda item: f"{item[0][1]:g} s")
+        losses = [f"{listed([loss for _, loss in each], '.4f')} (steps of {step})" for step, each in by_step.items()]
+        parts.append(f"## {method}\n\nClean: {'; '.join(losses)}, nats per byte.\n\n{table(columns, rows)}\n")
     parts.extend(f"\n{place}\n" for place in places(records))
     return "\n".join(parts)
 
 
+def clean(runs: Sequence[Record]) -> dict[tuple[int, float], float]:
+    """By seed and seconds of a step, the loss when nobody lies and nothing is on."""
+    honest = [run for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing")]
+    return {(run["seed"], run["step_s"]): run["loss"] for run in honest}
+
+
 def cells(runs: Sequence[Record], attack: str, defence: str) -> tuple[str, str]:
-    """Loss against the clean one of the same seed, and who noticed."""
-    clean = {run["seed"]: run["loss"] for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing")}
-    own = [run for run in runs if (run["attack"], run["defence"]) == (attack, defence) and run["seed"] in clean]
+    """Loss against the clean one of the same seed and as long steps, and who noticed."""
+    against = clean(runs)
+    told = [run for run in runs if (run["attack"], run["defence"]) == (attack, defence)]
+    # Where honest runs were played at both, what is shown is what others are compared with.
+    own = [run for run in told if run["step_s"] == told[-1]["step_s"] and (run["seed"], run["step_s"]) in against]
     if not own:
         return "", ""
-    off = [run["loss"] / clean[run["seed"]] - 1 for run in own]
-    mean, seeds = statistics.mean(off), f" ({len(own)})" if len(own) < len(clean) else ""
+    off = [run["loss"] / against[run["seed"], run["step_s"]] - 1 for run in own]
+    mean, seeds = statistics.mean(off), f" ({len(own)})" if len(own) < 3 else ""
     loss = f"{mean:+.1%}" if mean < 1 else f"x {1 + mean:.3g}"
     after = [run["noticed_after"] for run in own if run["noticed_after"] is not None]
     noticed = f"{min(run['noticed_by'] for run in own)} of {own[0]['ended']}, round {max(after)}" if after else "nobody"
@@ -211,7 +222,7 @@ _HEAD = f"""# What liars do to a run
 Written by `scripts/bench-attacks`; the raw numbers are in `attacks.json`. Production workers train the language
 model; the network alone is simulated. {WORKERS} workers, of which {len(LIARS)} lie from the first round on,
 {ROUNDS} rounds of {STEPS} inner steps. Every cell: the loss of the honest workers on held-out text against the run
-of the same seed in which nobody lies and no bound is on, mean over the seeds (in brackets how many, if not all);
+of the same seed in which nobody lies and no bound is on, mean over three seeds (in brackets how many, if not all);
 and how many honest workers named a liar (in the seed with the fewest), the first of them after how many rounds (in
 the slowest seed). *false*: how often an honest worker was named. `absent`: the two bring nothing, which is what
 leaving them out costs. An empty cell was not run. What is done about them: [threat model](../threat-model.md).
@@ -226,7 +237,8 @@ Defences: *nothing* is `method.bound = 0`, *default* the method as it comes, the
   know what all honest workers bring, and both liars bring the same.
 * `reducer-negate`, `reducer-3`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 3, 10^6, NaN.
 
-* Of these kinds, and in a gossip with the defaults, an inner step takes {STEP_S:g} s in place of 0.1. `leader`: the
+* Of these kinds, and in a gossip with the defaults, an inner step takes {STEP_S:g} s in place of 0.1, and so it does in the
+  run that they are compared with. `leader`: the
   two say that they are the oldest, and name themselves alone in rounds that they lead, with honest values;
   `leader-negate`: with their own times -2. `leader-away`: they tell all others to download their state, whose anchors
   have the other sign; `donor`: whoever downloads from them gets that. `false-deaths`: everybody is said to be
@@ -264,7 +276,11 @@ def main() -> None:
 
 def missing(options: argparse.Namespace, records: Sequence[Record]) -> list[Cell]:
     """The cells asked for that there are not yet, in the order in which they tell most."""
-    there = {(run["method"], run["attack"], run["defence"], run["seed"]) for run in records}
+    there = {
+        (run["method"], run["attack"], run["defence"], run["seed"])
+        for run in records
+        if run["step_s"] == STEP_S or (run["attack"], run["defence"]) != (CLEAN, "nothing")
+    }
     asked = [
         Cell(method, attack, defence, seed)
         for seed in options.seed
