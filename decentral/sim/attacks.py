@@ -38,8 +38,8 @@ _INNER_PRODUCT = 1.1
 _HUGE = 3e38
 #: Where a frame's header has the codec's name, the number of values and the checksum (docs/wire-format.md).
 _NAME, _NUMEL, _CHECKSUM = 6, 28, 36
-#: Liars wait so long for the honest, virtual seconds.
-_WATCH_S, _LOOK_S = 0.5, 0.02
+#: How often liars look whether the honest have brought theirs, seconds.
+_LOOK_S = 0.02
 
 
 @dataclass
@@ -49,6 +49,12 @@ class Board:
     brought: dict[int, dict[PeerId, tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(dict))
     """With the round."""
     num_honest: int = 0
+    wait_s: float = 0.5
+    """For so long liars wait for all of them."""
+
+    def note(self, key: SyncKey, peer: PeerId, delta_N: Tensor) -> None:
+        """An honest worker brings this."""
+        self.brought[key.fragment][peer] = key.round, delta_N
 
     def complete(self, key: SyncKey) -> bool:
         """Whether all honest workers have brought theirs to this round."""
@@ -111,46 +117,60 @@ LEADERS: Mapping[str, Attack] = {
 
 #: Frames hold NaN.
 NAN = "nan"
+#: Lies about what a worker brings to rounds.
+VALUES = (NAN, *ATTACKS)
 #: All that a worker may do.
-KINDS = (NAN, *ATTACKS, *REDUCERS, *LEADERS, *DECEITS)
+KINDS = (*VALUES, *REDUCERS, *LEADERS, *DECEITS)
 
 
-def liars(attack: str, numbers: Collection[int], codec: Codec, mean_codec: Codec) -> Meddle:
+def liars(attack: str, numbers: Collection[int]) -> Meddle:
     """Make liars of some workers.
 
     Args:
         attack: one of ``KINDS``; with anything else nobody lies.
         numbers: theirs.
-        codec: of contributions.
-        mean_codec: of means.
     """
     board, ids = Board(), [peer_id(number) for number in numbers]
 
     def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
         if number not in numbers or attack not in KINDS:
-            _watch(worker._exchange, peer.peer_id, board)
-        elif attack == NAN:
-            _spoil_frames(peer.transport, codec)
+            board.num_honest += 1
+            watch(worker._exchange, peer.peer_id, board)
+        elif attack in VALUES:
+            lie(worker, attack, board, number)
         elif attack in REDUCERS:
-            _lie_as_reducer(worker._exchange, mean_codec, REDUCERS[attack])
+            _lie_as_reducer(worker._exchange, worker._options.mean_codec, REDUCERS[attack])
         elif attack in DECEITS:
             DECEITS[attack](worker, peer, ids)
         else:
-            if attack in LEADERS:
-                lead(worker, peer, ids)
-            _lie(worker._exchange, {**ATTACKS, **LEADERS}[attack], board, number)
+            lead(worker, peer, ids)
+            _lie(worker._exchange, LEADERS[attack], board, number)
 
     return meddle
 
 
-def _watch(exchange: Exchange, peer: PeerId, board: Board) -> None:
+def lie(worker: Worker, attack: str, board: Board, seed: int) -> None:
+    """Make a liar of a worker, wherever it runs.
+
+    Args:
+        worker: before it is in a swarm.
+        attack: one of ``VALUES``.
+        board: what is known of the honest.
+        seed: of what is drawn.
+    """
+    if attack == NAN:
+        _spoil_frames(worker._parts.transport, worker._options.codec)
+    else:
+        _lie(worker._exchange, ATTACKS[attack], board, seed)
+
+
+def watch(exchange: Exchange, peer: PeerId, board: Board) -> None:
     """Note on the board what an honest worker brings."""
     mix = exchange.mix
-    board.num_honest += 1
 
     async def watched(key: SyncKey, mine: Contribution) -> Verdict:
         if mine.weight > 0:
-            board.brought[key.fragment][peer] = key.round, mine.delta_N
+            board.note(key, peer, mine.delta_N)
         return await mix(key, mine)
 
     exchange.mix = watched  # type: ignore[method-assign]
@@ -162,7 +182,7 @@ def _lie(exchange: Exchange, attack: Attack, board: Board, seed: int) -> None:
 
     async def lying(key: SyncKey, mine: Contribution) -> Verdict:
         waited_s = 0.0
-        while not board.complete(key) and waited_s < _WATCH_S:
+        while not board.complete(key) and waited_s < board.wait_s:
             await asyncio.sleep(_LOOK_S)
             waited_s += _LOOK_S
         if mine.weight == 0:

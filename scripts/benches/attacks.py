@@ -1,6 +1,7 @@
 """What two liars of eight do to a run of the language model: nothing on, with the defaults, with a robust merge.
 
     scripts/bench-attacks [--method all-reduce] [--attack negate] [--defence default] [--seed 0] ...
+    scripts/bench-attacks --real               # eight processes of this machine
     scripts/bench-attacks --only-write         # writes the page anew from the raw numbers
 
 The workers are the production ones with the language model trainer on a simulated network; the liars are those of
@@ -12,7 +13,7 @@ and kept.
 import argparse
 import concurrent.futures
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from decentral.codecs.codec import make_codec
 from decentral.config.schema import SwarmConfig
-from decentral.monitor.events import Avoided, Restrained, RoundAborted, RoundMixed
 from decentral.ports.trainer import Trainer
-from decentral.sim.attacks import KINDS, LEADERS, REDUCERS, liars
+from decentral.sim.attacks import KINDS, LEADERS, REDUCERS, VALUES, liars
 from decentral.sim.world import peer_id
 from decentral.types import PeerId
 from decentral.workers.lm.trainer import LmTrainer
+from scripts.benches import attacks_real
+from scripts.benches.attacks_real import Played
 from scripts.benches.lib.command import Parser, enter
+from scripts.benches.lib.processes import Event
 from scripts.benches.lib.report import Record, kept, places, read, stamp, write
 from scripts.benches.lib.stats import grouped, listed
 from scripts.benches.lib.tables import table
@@ -52,8 +54,11 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "streaming": ("method.name=streaming", f"method.inner_steps={STEPS}"),
     "gossip": ("method.name=noloco", f"method.inner_steps={STEPS}"),
     "async": ("method.name=async", f"method.inner_steps={STEPS}"),
+    "real processes": ("method.name=diloco", f"method.inner_steps={STEPS}"),
 }
 WITHOUT_REDUCERS = ("gossip", "async")
+#: An all-reduce of processes on this machine.
+REAL = "real processes"
 DEFENCES: Mapping[str, tuple[str, ...]] = {
     "nothing": ("method.bound=0",),
     "default": (),
@@ -86,13 +91,17 @@ class Cell:
         more = len(LIARS) * (SYBILS.get(self.attack, 1) - 1)
         return (*LIARS, *range(WORKERS, WORKERS + more))
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Of the run."""
+        return (*MODEL, *METHODS[self.method], *DEFENCES[self.defence])
+
     def play(self) -> Play:
         """The swarm from its start to its end."""
-        settings = (*MODEL, *METHODS[self.method], *DEFENCES[self.defence])
         workers = WORKERS + len(self.liars) - len(LIARS)
-        swarm = with_rounds(configured(settings, seed=self.seed, workers=workers), ROUNDS)
+        swarm = with_rounds(configured(self.settings, seed=self.seed, workers=workers), ROUNDS)
         attack = "foe" if self.attack in SYBILS else self.attack
-        meddle = liars(attack, self.liars, make_codec(swarm.method.codec), make_codec(swarm.method.mean_codec))
+        meddle = liars(attack, self.liars)
 
         def make(swarm: SwarmConfig, stream: int) -> Trainer:
             trainer = made_by_task(swarm, stream)
@@ -118,11 +127,11 @@ def flip_labels(trainer: Trainer) -> None:
 
 def measure(cell: Cell) -> Record:
     """One cell: losses of the honest, who was named and when."""
-    play = cell.play()
-    lying = {peer_id(number) for number in cell.liars} if cell.attack != CLEAN else set[PeerId]()
-    honest = {peer: outcome for peer, outcome in play.outcomes.items() if peer not in lying}
-    by_digest = {outcome.digest: outcome.anchors for outcome in honest.values()}
-    losses = [play.loss(anchors) for anchors in by_digest.values()]
+    real = cell.method == REAL
+    played = (
+        attacks_real.play(cell.attack, cell.settings, cell.seed, WORKERS, ROUNDS, LIARS) if real else simulated(cell)
+    )
+    losses = list(played.losses.values())
     return {
         "method": cell.method,
         "attack": cell.attack,
@@ -130,42 +139,63 @@ def measure(cell: Cell) -> Record:
         "seed": cell.seed,
         "workers": WORKERS,
         "rounds": ROUNDS,
-        "step_s": STEP_S,
+        "step_s": None if real else STEP_S,
         "loss": statistics.mean(losses),
         "worst": max(losses),
-        "replicas": len(by_digest),
-        "ended": len(honest),
-        **named(play, lying),
+        "replicas": len(losses),
+        "ended": len(played.ended),
+        **named(played.events, played.lying),
         "sent_bytes_a_round": statistics.mean(
-            play.members[peer].sent_a_round() for peer in honest if rounds(play, peer)
+            sent for peer in played.ended if (sent := sent_a_round(played.events[peer]))
         ),
-        "seconds": play.seconds,
-        "settings": [*MODEL, *METHODS[cell.method], *DEFENCES[cell.defence]],
+        "seconds": played.seconds,
+        "settings": list(cell.settings),
         **stamp(SCRIPT),
     }
 
 
-def rounds(play: Play, peer: PeerId) -> int:
-    """That ended with a result."""
-    return len(play.members[peer].mixed())
+def simulated(cell: Cell) -> Played:
+    """The same of a swarm on a simulated network."""
+    play = cell.play()
+    lying = {peer_id(number) for number in cell.liars} if cell.attack != CLEAN else set[PeerId]()
+    ends = {peer: outcome for peer, outcome in play.outcomes.items() if peer not in lying}
+    by_digest = {outcome.digest: outcome.anchors for outcome in ends.values()}
+    losses = {digest: play.loss(anchors) for digest, anchors in by_digest.items()}
+    events = {peer: history for peer, history in play.journals.items() if peer not in lying}
+    return Played(losses, list(ends), events, lying, play.seconds)
 
 
-def named(play: Play, liars: set[PeerId]) -> dict[str, Any]:
-    """In which round an honest worker first named a liar, and how often an honest one was named."""
-    first: dict[PeerId, int] = {}
+def sent_a_round(history: Sequence[Event]) -> float:
+    """Bytes, on average over a worker's rounds but the first; 0 if it had no round."""
+    mixed = [event for event in history if event["event"] == "round_mixed"]
+    if not mixed:
+        return 0.0
+    sent_bytes: int = mixed[-1]["sent_bytes"] - mixed[0]["sent_bytes"]
+    num_rounds: int = mixed[-1]["round"] - mixed[0]["round"]
+    return sent_bytes / max(1, num_rounds)
+
+
+def named(events: Mapping[str, Sequence[Event]], liars: Collection[str]) -> dict[str, Any]:
+    """In which round an honest worker first named a liar, and how often an honest one was named.
+
+    Args:
+        events: of honest workers, as their journals have them.
+        liars: peers.
+    """
+    first: dict[str, int] = {}
     false = aborted = 0
-    for peer, member in play.members.items():
+    for peer, history in events.items():
         round_ = 0
-        for _, event in member.events if peer not in liars else ():
-            if isinstance(event, RoundMixed):
-                round_ = event.round + 1
-                if any(other in liars for other, _ in event.absent):
-                    first[peer] = min(first.get(peer, event.round), event.round)
-            elif isinstance(event, RoundAborted):
+        for event in history:
+            if event["event"] == "round_mixed":
+                round_ = event["round"] + 1
+                if any(other in liars for other, _ in event["absent"]):
+                    first[peer] = min(first.get(peer, event["round"]), event["round"])
+            elif event["event"] == "round_aborted":
                 aborted += 1
-            elif isinstance(event, Restrained | Avoided) and event.peer in liars:
-                first.setdefault(peer, event.round if isinstance(event, Restrained) else round_)
-            elif isinstance(event, Restrained | Avoided):
+            elif event["event"] in ("restrained", "avoided") and event["peer"] in liars:
+                first.setdefault(peer, event.get("round", round_))
+            elif event["event"] in ("restrained", "avoided"):
                 false += 1
     noticed = list(first.values())
     return {
@@ -187,14 +217,17 @@ def page(out: Path, records: Sequence[Record]) -> str:
         attacks = [name for name in ALL if any(run["attack"] == name for run in runs)]
         columns = "attack | " + " | ".join(f"{name}: | noticed" for name in defences)
         rows = [[name, *(text for defence in defences for text in cells(runs, name, defence))] for name in attacks]
-        by_step = grouped(clean(runs).items(), lambda item: f"{item[0][1]:g} s")
-        losses = [f"{listed([loss for _, loss in each], '.4f')} (steps of {step})" for step, each in by_step.items()]
+        by_step = grouped(clean(runs).items(), lambda item: item[0][1])
+        losses = [
+            listed([loss for _, loss in each], ".4f") + ("" if step is None else f" (steps of {step:g} s)")
+            for step, each in by_step.items()
+        ]
         parts.append(f"## {method}\n\nClean: {'; '.join(losses)}, nats per byte.\n\n{table(columns, rows)}\n")
     parts.extend(f"\n{place}\n" for place in places(records))
     return "\n".join(parts)
 
 
-def clean(runs: Sequence[Record]) -> dict[tuple[int, float], float]:
+def clean(runs: Sequence[Record]) -> dict[tuple[int, float | None], float]:
     """By seed and seconds of a step, the loss when nobody lies and nothing is on."""
     honest = [run for run in runs if (run["attack"], run["defence"]) == (CLEAN, "nothing")]
     return {(run["seed"], run["step_s"]): run["loss"] for run in honest}
@@ -237,29 +270,35 @@ Defences: *nothing* is `method.bound = 0`, *default* the method as it comes, the
   know what all honest workers bring, and both liars bring the same.
 * `reducer-negate`, `reducer-3`, `reducer-1e6`, `reducer-nan`: honest contributions, and means times -1, 3, 10^6, NaN.
 
-* Of these kinds, and in a gossip with the defaults, an inner step takes {STEP_S:g} s in place of 0.1, and so it does in the
-  run that they are compared with. `leader`: the
-  two say that they are the oldest, and name themselves alone in rounds that they lead, with honest values;
-  `leader-negate`: with their own times -2. `leader-away`: they tell all others to download their state, whose anchors
-  have the other sign; `donor`: whoever downloads from them gets that. `false-deaths`: everybody is said to be
-  unreachable and long silent. `replay`: what was brought to the first round, in all rounds, and all calls again 64
-  calls later. `sybil-2`, `sybil-4`: the two machines have so many names each, 4 of 10 and 8 of 14 members, which
-  bring what `foe` does.
+* Of these kinds, and in a gossip with the defaults, an inner step takes {STEP_S:g} s in place of 0.1, as in the run
+  that they are compared with. `leader`: the two say that they are the oldest, and name themselves alone in rounds
+  that they lead, with honest values; `leader-negate`: with their own times -2. `leader-away`: they tell all others to
+  download their state, whose anchors have the other sign; `donor`: whoever downloads from them gets that.
+  `false-deaths`: everybody is said to be unreachable and long silent. `replay`: what was brought to the first round,
+  in all rounds, and all calls again 64 calls later. `sybil-2`, `sybil-4`: the two machines have so many names each,
+  4 of 10 and 8 of 14 members, which bring what `foe` does.
 
-Missing: real processes.
+*Real processes*: the same all-reduce and the same lies, by eight `decentral worker` with their libp2p daemons on the
+loopback of this machine (`--real`), whose inner steps take what they take.
 """
 
 
 def main() -> None:
     """Run what is missing, then write the page."""
     parser = Parser(SCRIPT, __doc__, "attacks")
-    parser.repeated("--method", default=list(METHODS), metavar="|".join(METHODS))
+    simulated = [name for name in METHODS if name != REAL]
+    parser.repeated("--method", default=simulated, metavar="|".join(simulated))
+    parser.add_argument(
+        "--real", action="store_true", help="real workers on this machine, one run at a time, by all-reduce"
+    )
     parser.repeated("--attack", default=list(ALL), metavar="NAME")
     parser.repeated("--defence", default=["nothing", "default", "trimmed"], metavar="|".join(DEFENCES))
     parser.repeated("--seed", int, [0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only-write", action="store_true")
     options = parser.parse_args()
+    if options.real:
+        options.method, options.jobs = [REAL], 1
     records: list[Record] = read(options.out, [])
     with concurrent.futures.ProcessPoolExecutor(options.jobs) as pool:
         futures = [pool.submit(measure, cell) for cell in missing(options, records)]
@@ -279,7 +318,7 @@ def missing(options: argparse.Namespace, records: Sequence[Record]) -> list[Cell
     there = {
         (run["method"], run["attack"], run["defence"], run["seed"])
         for run in records
-        if run["step_s"] == STEP_S or (run["attack"], run["defence"]) != (CLEAN, "nothing")
+        if run["step_s"] in (STEP_S, None) or (run["attack"], run["defence"]) != (CLEAN, "nothing")
     }
     asked = [
         Cell(method, attack, defence, seed)
@@ -288,6 +327,7 @@ def missing(options: argparse.Namespace, records: Sequence[Record]) -> list[Cell
         for attack in options.attack
         for defence in options.defence
         if not (method in WITHOUT_REDUCERS and (defence not in ("nothing", "default") or attack in OF_ALL_REDUCES))
+        and not (method == REAL and (attack not in (CLEAN, *VALUES) or defence not in ("nothing", "default")))
     ]
     if options.only_write:
         return []

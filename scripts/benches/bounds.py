@@ -52,7 +52,7 @@ def measure(method: str, seed: int, *, bounded: bool) -> Record:
         "bounded": bounded,
         "digests": sorted({outcome.digest for outcome in outcomes}),
         "loss": play.loss(outcomes[0].anchors),
-        "restrained": named(play, set())["false_alarms"],
+        "restrained": named(play.journals, ())["false_alarms"],
         "rounds": sum(len(member.mixed()) for member in play.members.values()),
         "sent_bytes_a_round": play.members[peer_id(1)].sent_a_round(),
         "seconds": play.seconds,

@@ -56,7 +56,7 @@ def accused(scenario: Scenario, record: Record) -> dict[PeerId, set[tuple[PeerId
 
 def test_a_reducer_that_lies_is_proven_to_and_barred_by_all() -> None:
     """It scales means by 3, which no bound and no doubt tells from an honest one."""
-    scenario, record = played(liars("reducer-3", (LIAR,), FP32, FP32))
+    scenario, record = played(liars("reducer-3", (LIAR,)))
     liar = scenario.peers[LIAR]
     for peer, found in accused(scenario, record).items():
         assert found == {(liar, "proven")}
@@ -86,7 +86,7 @@ def counts_other_parts(number: int, worker: Worker, peer: SimPeer) -> None:
 
 def gives_no_account(number: int, worker: Worker, peer: SimPeer) -> None:
     if number == LIAR:
-        liars("reducer-3", (LIAR,), FP32, FP32)(number, worker, peer)
+        liars("reducer-3", (LIAR,))(number, worker, peer)
         assert isinstance(worker._exchange, AllReduce)
         assert worker._exchange._books is not None
         worker._exchange._books.account = lambda participants, index: b""  # type: ignore[method-assign]

@@ -164,7 +164,7 @@ def test_newcomers_take_the_weights_of_no_liar(variant: dict[str, Any]) -> None:
     """Of six, the first hands over anchors of the other sign, and it is the first that each newcomer asks."""
 
     def newcomers(attack: str) -> list[Joined]:
-        meddle = liars(attack, (0,), FP32, FP32)
+        meddle = liars(attack, (0,))
         scenario = gossiping(3, 6, rounds=20, latest=2, together=True, meddle=meddle, **variant)
         tape = FaultTape([Fault(Kind.START, 6.0, (4,)), Fault(Kind.START, 9.0, (5,))])
         record = simulate(scenario, tape, until_s=300.0)

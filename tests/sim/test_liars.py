@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from decentral.codecs.codec import make_codec
 from decentral.exchange.allreduce.options import AllReduceOptions, Mean
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.wire import MIN_SHARD_VALUES
@@ -24,9 +23,8 @@ STREAMING = {"plan": SyncPlan(12, 3, 2), "mix_alpha": 0.5}
 
 
 def played(attack: Lie, **settings: Any) -> tuple[Scenario, Record]:
-    fp32 = make_codec("fp32")
     settings = {"rounds": 6, "min_workers": WORKERS, "together": True, "num_values": VALUES, **settings}
-    scenario = Scenario(3, WORKERS, meddle=liars(attack, LIARS, fp32, fp32), **settings)
+    scenario = Scenario(3, WORKERS, meddle=liars(attack, LIARS), **settings)
     return scenario, simulate(scenario)
 
 

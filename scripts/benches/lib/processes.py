@@ -111,6 +111,8 @@ class Worker:
         self.folder = folder
         self.host = host
         self.events: list[Event] = []
+        self.entry: Sequence[object] = ("decentral.cli",)
+        """What is run as the command: a module, and its own arguments."""
         self.process: Process | None = None
         """``None`` while it does not live."""
         self._reader = JournalReader(folder / "journal.jsonl")
@@ -122,7 +124,7 @@ class Worker:
             here += ["--out", str(self.folder)]
         if "--join" in arguments:
             here.append("--trust-config")  # a bench's task is its own
-        self.process = Process(self.folder, python("-m", "decentral.cli", "worker", *arguments, *here), self.host)
+        self.process = Process(self.folder, python("-m", *map(str, self.entry), "worker", *arguments, *here), self.host)
 
     @property
     def life(self) -> Process:

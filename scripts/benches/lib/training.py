@@ -9,8 +9,10 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from msgspec.structs import asdict
 from torch import Tensor
 
 from decentral.config.resolve import resolve
@@ -19,6 +21,7 @@ from decentral.config.settings import load
 from decentral.engine.options import Outcome, Parts
 from decentral.engine.worker import Worker
 from decentral.monitor.events import Event, RoundMixed
+from decentral.monitor.journal import event_name
 from decentral.ports.trainer import StepReport, Trainer
 from decentral.run.options import run_options
 from decentral.run.tasks import build_trainer
@@ -208,6 +211,14 @@ class Play:
     def outcomes(self) -> dict[PeerId, Outcome]:
         """Of those who took part to the last round."""
         return {peer: m.outcome for peer, m in self.members.items() if m.outcome is not None and m.outcome.done}
+
+    @property
+    def journals(self) -> dict[str, list[dict[str, Any]]]:
+        """The events of all who ever lived, by peer, with names and fields as a journal has them."""
+        return {
+            peer: [{"event": event_name(event), **asdict(event)} for _, event in member.events]
+            for peer, member in self.members.items()
+        }
 
     @property
     def tokens(self) -> int:
