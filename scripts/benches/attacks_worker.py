@@ -53,7 +53,7 @@ class Files(Board):
         return super().complete(key)
 
 
-def main() -> None:
+def work() -> None:
     """Run the rest of the command line in this process, with another worker."""
     name, folder, num_honest, seed = sys.argv[1:5]
     del sys.argv[1:5]
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    work()
