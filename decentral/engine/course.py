@@ -13,7 +13,7 @@ from decentral.exchange.api import Exchange
 from decentral.monitor.events import StretchDone
 from decentral.ports.clock import Clock
 from decentral.ports.trainer import StepReport
-from decentral.types import SyncKey
+from decentral.types import PeerId, SyncKey
 
 
 @dataclass(slots=True)
@@ -106,18 +106,19 @@ class Course:
         self._timetable.resume(int(facts["num_groups"]), self.step_s)
         self._go_to(int(facts["step"]), rounds)
 
-    def adopt(self, step: int, rounds: Sequence[int], donor_step: int, *, overdue: bool) -> None:
+    def adopt(self, step: int, rounds: Sequence[int], donor: PeerId, donor_step: int, *, overdue: bool) -> None:
         """Go on from a donor's state, at least one step before the next launch.
 
         Args:
             step: when the state was made.
             rounds: of its fragments.
-            donor_step: where the donor is by now.
+            donor: who has given it.
+            donor_step: where that one is by now.
             overdue: this worker has enough work for a round already, which is not kept waiting for more.
         """
         next_launch = min(self._timetable.plan.launch_step(SyncKey(r, f)) for f, r in enumerate(rounds))
         self._go_to(next_launch - 1 if overdue else min(step, next_launch - 1), rounds)
-        self._donor_step = donor_step
+        self._progress.donor, self._donor_step = donor, donor_step
 
     # -- inner steps --------------------------------------------------------------------------------------------------
 

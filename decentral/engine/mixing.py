@@ -43,8 +43,8 @@ def make_exchange(
         layered: for each fragment the parameters that belong to a layer; the others take the plain mean.
         sends_changes: see ``Wire``.
         until_launch_s: see ``Company``.
-        anchor: see ``RandomGossip``, as is ``move``.
-        move: moves an anchor outside of any round.
+        anchor: see ``Members``.
+        move: see ``RandomGossip``; moves an anchor outside of any round.
     """
     me, transport, clock, timing = parts.transport.peer_id, parts.transport, parts.clock, options.timing
     values = (tuple(numels), options.codec, options.mean_codec)
@@ -62,7 +62,7 @@ def make_exchange(
                 audits=0.0 if sends_changes else ours.audits,
             )
             steps, identity = options.plan.inner_steps, parts.identity if wire.audits else None
-            return AllReduce(transport, clock, roster, wire, timing, steps, ours.quorum, identity)
+            return AllReduce(transport, clock, roster, wire, timing, steps, ours.quorum, identity, anchor)
         case ServerOptions() as ours:
             return Asynchronous(transport, clock, roster, Wire(*values), timing, ours, anchor)
         case GossipOptions() as ours:

@@ -569,7 +569,7 @@ class Worker:
         donor = self.membership.roster.get(download.donor)
         donor_step = max(snapshot.step, donor.metrics.step if donor is not None else 0)
         overdue = self._replica.pending_steps >= self._timetable.plan.inner_steps
-        self._course.adopt(snapshot.step, snapshot.rounds, donor_step, overdue=overdue)
+        self._course.adopt(snapshot.step, snapshot.rounds, download.donor, donor_step, overdue=overdue)
         self._show_anchors()
         self._meter.explain("")
         # Junior to everybody who was there when this round began, the founder included.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from decentral.types import SyncKey
+from decentral.types import PeerId, SyncKey
 
 
 class Progress:
@@ -16,6 +16,8 @@ class Progress:
         self._next = [0] * num_fragments
         self.participants: dict[SyncKey, bytes | None] = {}
         """Rounds under way here, each with its packed participants once this worker has it."""
+        self.donor: PeerId | None = None
+        """Of whom this worker has its state, as long as it was among the participants of no round with it."""
 
     @property
     def num_fragments(self) -> int:

@@ -19,7 +19,7 @@ from decentral.config.names import ALL_REDUCE
 from decentral.config.resolve import resolve, resolve_method
 from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import ConfigError
-from decentral.exchange.allreduce.exchange import HELD
+from decentral.exchange.allreduce.members import HELD
 from decentral.exchange.allreduce.reducer import RESULT, SHARD
 from decentral.exchange.gossip.host import AHEAD, ASK, BRING, POLL
 from decentral.exchange.gossip.random_swaps import SWAP

@@ -11,7 +11,7 @@ from torch import Tensor
 from decentral.exchange.allreduce.options import AllReduceOptions, Mean
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.wire import MIN_SHARD_VALUES
-from decentral.monitor.events import Restrained, RoundMixed
+from decentral.monitor.events import Restrained, RoundAborted, RoundMixed
 from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
 from decentral.sim.attacks import liars
@@ -92,16 +92,33 @@ def test_two_of_eight_are_restrained_and_named_by_everybody(attack: Lie, kind: s
     "attack",
     [
         "donor",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("leader", "false-deaths", "replay")),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("false-deaths", "replay")),
     ],
 )
 def test_who_lies_about_other_things_than_values_holds_up_no_more_than_some_rounds(attack: Lie) -> None:
-    """Whoever leads names its like alone, with honest values; joiners ask liars for a state; and the like."""
+    """Joiners ask liars for a state; all are said to be dead; all is sent again."""
     scenario, lied = played(attack, rounds=12, together=False)
     assert off(scenario, lied) < 0.35
     for number in set(range(WORKERS)) - set(LIARS):
         events = lied.journals[scenario.peers[number]][0].events
         assert sum(isinstance(event, RoundMixed) for event in events) >= 8
+
+
+@pytest.mark.parametrize("attack", ["leader-negate", "leader-away", pytest.param("leader", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("settings", [{}, pytest.param(STREAMING, marks=pytest.mark.slow)], ids=["rounds", "streaming"])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_leaders_that_name_their_like_alone_or_send_all_others_away_hold_up_no_round(
+    attack: Lie, settings: dict[str, Any], together: bool
+) -> None:
+    scenario, lied = played(attack, rounds=12, together=together, **settings)
+    assert off(scenario, lied) < 0.15
+    honest = {scenario.peers[number] for number in set(range(WORKERS)) - set(LIARS)}
+    for peer in honest:
+        events = lied.journals[peer][0].events
+        assert not [event for event in events if isinstance(event, RoundAborted)]
+        mixed = [event for event in events if isinstance(event, RoundMixed)]
+        assert len(mixed) == 12 * settings.get("plan", SyncPlan(12)).num_fragments
+        assert all(honest <= set(event.members) for event in mixed)
 
 
 def test_without_bounds_the_same_lie_ruins_the_run() -> None:

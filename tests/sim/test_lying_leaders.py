@@ -4,16 +4,19 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from decentral.engine.worker import Worker
 from decentral.errors import TransportError
 from decentral.exchange.allreduce.leader import CONVENE
-from decentral.exchange.allreduce.messages import Answer, ConveneReply
+from decentral.exchange.allreduce.messages import Answer, Convene, ConveneReply
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.allreduce.reducer import SHARD
 from decentral.monitor.events import RoundAborted, RoundMixed
 from decentral.ports.transport import Handler
+from decentral.sim.deceits import lead
 from decentral.sim.scenario import Record, Scenario, simulate
-from decentral.sim.world import SimPeer
+from decentral.sim.world import SimPeer, peer_id
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
@@ -50,11 +53,14 @@ def honest(scenario: Scenario) -> list[PeerId]:
     return [peer for number, peer in enumerate(scenario.peers) if number != LIAR]
 
 
-def test_a_leader_that_stalls_is_passed_over_after_one_round() -> None:
+@pytest.mark.parametrize("kind", [Answer.WAIT, Answer.REDIRECT])
+def test_a_leader_that_stalls_is_passed_over_after_one_round(kind: Answer) -> None:
+    """Or sends others round in a circle, here to itself."""
+
     def stall(handler: Handler, me: PeerId) -> Handler:
         async def wait(sender: PeerId, request: bytes) -> bytes:
-            await asyncio.sleep(PATIENT.hold_s)
-            return to_wire(ConveneReply(Answer.WAIT))
+            await asyncio.sleep(PATIENT.hold_s if kind is Answer.WAIT else 0.0)
+            return to_wire(ConveneReply(kind, source=me if kind is Answer.REDIRECT else None))
 
         return wait
 
@@ -91,6 +97,44 @@ def test_who_is_left_out_by_a_leader_gets_the_mean_and_its_work_counts_in_the_ne
     assert left_out
     assert len(mixed) == ROUNDS
     assert {event.round for event in mixed if victim not in event.members} == set(left_out)
+
+
+def test_a_leader_that_names_two_more_than_its_like_is_joined_by_neither() -> None:
+    """They would take for the mean of a round what two liars of four make of it."""
+    workers, liars = 8, (3, 6)
+    named = [peer_id(number) for number in (*liars, 0, 1)]
+
+    def meddle(number: int, worker: Worker, peer: SimPeer) -> None:
+        if number in liars:
+            lead(worker, peer, named)
+
+    scenario = Scenario(
+        1, workers, rounds=8, together=True, min_workers=workers, timing=PATIENT, num_values=600, meddle=meddle
+    )
+    record = simulate(scenario)
+    honest = [peer for number, peer in enumerate(scenario.peers) if number not in liars]
+    for peer in honest:
+        mixed = told(record, peer, RoundMixed)
+        assert len(mixed) == 8
+        assert all(set(honest) <= set(event.members) for event in mixed)
+
+
+def test_a_leader_that_answers_with_anything_leads_no_more_after_one_round() -> None:
+    asked: list[int] = []
+
+    def refuse(handler: Handler, me: PeerId) -> Handler:
+        async def anything(sender: PeerId, request: bytes) -> bytes:
+            if sender != me:
+                asked.append(from_wire(Convene, request).key.round)
+            return to_wire(ConveneReply(Answer.PARTICIPANTS, b"anything"))
+
+        return anything
+
+    scenario, record = played(CONVENE, refuse)
+    assert len(set(asked)) == 1
+    for peer in honest(scenario):
+        assert len(told(record, peer, RoundMixed)) == ROUNDS
+        assert not told(record, peer, RoundAborted)
 
 
 def test_contributions_that_are_sent_again_in_later_rounds_change_no_bit() -> None:

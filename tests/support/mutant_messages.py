@@ -16,7 +16,15 @@ from typing import Any
 import msgpack
 
 from decentral.errors import FrameError
-from decentral.exchange.allreduce.messages import Answer, Convene, ConveneReply, Mean, Shard, unpack_mean
+from decentral.exchange.allreduce.messages import (
+    Answer,
+    Convene,
+    ConveneReply,
+    Mean,
+    Shard,
+    Where,
+    unpack_mean,
+)
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.gossip import messages
 from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Reply
@@ -41,6 +49,7 @@ READERS: dict[str, Reader] = {
     "participants": partial(from_wire, Participants),
     "call": partial(from_wire, Convene),
     "answer to a call": partial(from_wire, ConveneReply),
+    "where": partial(from_wire, Where),
     "shard": partial(from_wire, Shard, limit=_LIMIT),
     "mean": lambda data: unpack_mean(data, _LIMIT, _MAX_MEMBERS),
     "question": partial(from_wire, messages.Question),
@@ -67,8 +76,9 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
         "participants",
         to_wire(Participants(SyncKey(1, 0), _PEERS[0], 2, "base", _PEERS[:2], ((_PEERS[2], "why"),), _PEERS[1:2])),
     ),
-    ("call", to_wire(Convene(SyncKey(1, 0), "base", 3, _PEERS[1:], 0.5))),
+    ("call", to_wire(Convene(SyncKey(1, 0), "base", 3, _PEERS[1:], 0.5, _PEERS[:1]))),
     ("answer to a call", to_wire(ConveneReply(Answer.PARTICIPANTS, bytes(60), _PEERS[0]))),
+    ("where", to_wire(Where(3, "d1gest", bytes(60), True))),
     ("shard", to_wire(Shard(bytes(60), 0, 1.0, bytes(range(200))))),
     ("mean", to_wire(Mean.of((0, 2), bytes(range(200))))),
     ("question", to_wire(messages.Question(1))),

@@ -13,7 +13,7 @@ Legend: N = values in the fragment.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,19 +24,21 @@ from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachab
 from decentral.exchange.allreduce.answers import Answers
 from decentral.exchange.allreduce.audit import Auditor
 from decentral.exchange.allreduce.books import Books
+from decentral.exchange.allreduce.called import Called, contradicts
 from decentral.exchange.allreduce.leader import CONVENE, Leader
+from decentral.exchange.allreduce.members import Members
 from decentral.exchange.allreduce.messages import (
+    MAX_DOUBTED,
     Answer,
     Convene,
     ConveneReply,
-    Held,
     Mean,
     Result,
     Shard,
     unpack_mean,
     unpack_participants,
 )
-from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Participants, Quorum
+from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Quorum
 from decentral.exchange.allreduce.plausible import absurd
 from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
 from decentral.exchange.allreduce.vote import Vote
@@ -54,7 +56,6 @@ from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId, SyncKey, short_id
 
-HELD = "held"
 _MAX_ASKED_AT_ONCE = 8
 #: So many are asked for a mean that this member was not there for, before it repairs.
 _MAX_DONORS = 3
@@ -64,16 +65,6 @@ _ANSWERS_BYTES_PER_VALUE = 8
 _KEPT_ROUNDS = 1.5
 #: A leader that others can reach and we cannot is tried so often.
 _MAX_RETRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Called:
-    """The participants as received."""
-
-    participants: Participants
-    packed: bytes
-    missed: Aborted | None = None
-    """If they were named without this member, whose round ends so, should the means not be had any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +105,7 @@ class AllReduce(Exchange):
         inner_steps: in a round.
         quorum: how many members make a round; ``None`` for everybody worth waiting for.
         identity: signs what this worker brings and answers; ``None`` where nobody does.
+        anchor: see ``Members``.
     """
 
     def __init__(
@@ -126,6 +118,7 @@ class AllReduce(Exchange):
         inner_steps: int,
         quorum: Quorum | None = None,
         identity: Identity | None = None,
+        anchor: Callable[[int], tuple[str, Tensor] | None] = lambda fragment: None,
     ) -> None:
         super().__init__(Progress(len(wire.numels)))
         self._transport = transport
@@ -134,6 +127,7 @@ class AllReduce(Exchange):
         self._wire = wire
         self._timing = timing
         self._inner_steps = inner_steps
+        self._quorum = quorum
         self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         budget_bytes = int(_KEPT_ROUNDS * sum(wire.contribution_limit(numel, 0) for numel in wire.numels))
@@ -145,6 +139,7 @@ class AllReduce(Exchange):
                 transport, clock, roster, wire, timing, self._answers, self._books, self._leader.distrust
             )
         self._vote = Vote(transport, clock, timing, len(wire.numels))
+        self._members = Members(transport, clock, roster, self.progress, timing, self._leader.expected, anchor)
         self._dice = torch.Generator().manual_seed(seed_of(f"doubts/{transport.peer_id}"))
 
     async def start(self) -> None:
@@ -155,7 +150,7 @@ class AllReduce(Exchange):
         if self._auditor is not None:
             await self._auditor.start()
         await self._transport.serve(COMING, self._on_coming, max_request_bytes=MAX_PARTICIPANTS_BYTES)
-        await self._transport.serve(HELD, self._on_held, max_request_bytes=64)
+        await self._members.start()
 
     async def run(self) -> None:
         """Do drawn shards over."""
@@ -187,12 +182,14 @@ class AllReduce(Exchange):
             self.progress.participants[key] = called.packed
             reduced = await self._reduce(called, mine)
             if isinstance(reduced.outcome, Mixed):
+                if called.missed is None:
+                    self.progress.donor = None
                 self._reducer.backlogs[key.fragment].counted(reduced.outcome.members)
             await self._reducer.settle(called.packed, mixed=isinstance(reduced.outcome, Mixed))
             return Verdict(
                 reduced.outcome,
                 reduced.sent_N,
-                absent=called.participants.absent + reduced.silent,
+                absent=called.absent + reduced.silent,
                 waiting_s=called_at - began,
                 transfer_s=self._clock.monotonic() - called_at,
                 missed=called.missed is not None,
@@ -208,53 +205,53 @@ class AllReduce(Exchange):
         participants = self.progress.participants
         return YES if key in participants and participants[key] in (None, request) else NO
 
-    async def _participants(self, key: SyncKey, mine: Contribution) -> _Called | Aborted:
+    async def _participants(self, key: SyncKey, mine: Contribution) -> Called | Aborted:
         """Ask the leader, whoever that turns out to be, until the participants are named."""
         began = self._clock.monotonic()
         until = began + self._timing.max_patience_s + self._timing.ttl_s
         unreachable: dict[PeerId, int] = {}
+        doubted: dict[PeerId, Called | Aborted] = {}
+        """Leaders whose word most members contradict, with what they said."""
         visited: set[PeerId] = set()
         redirect: PeerId | None = None
-        stalling: PeerId | None = None
+        stalling: set[PeerId] = set()
         while self._clock.monotonic() < until:
             if redirect in visited:
                 # Two peers send us to each other: their rosters differ. A beat or so lets them agree.
                 await asyncio.sleep(self._timing.beat_s / 4)
-                visited.clear()
-            leader = redirect or self._first_candidate(key, unreachable)
+                stalling, visited = visited, set()
+            leader = redirect or self._first_candidate(key, {*unreachable, *doubted})
             visited.add(leader)
             redirect = None
             slack_s = max(0.0, mine.slack_s - (self._clock.monotonic() - began))
-            reply = await self._convene(
-                leader, Convene(key, mine.base.digest, mine.base.num_steps, tuple(unreachable), slack_s)
-            )
+            base = mine.base
+            call = Convene(key, base.digest, base.num_steps, tuple(unreachable), slack_s, tuple(doubted))
+            reply = await self._convene(leader, call)
             if reply is None:
                 self._roster.bury(leader)
                 unreachable[leader] = unreachable.get(leader, 0) + 1
                 held = await self._participants_of_others(key, mine)
                 if held is not None:
                     return held
-            elif reply.kind is Answer.PARTICIPANTS:
-                return self._checked(key, mine, reply.participants)
-            elif reply.kind is Answer.REDIRECT and reply.source is not None:
+            elif reply.kind is Answer.REDIRECT and reply.source is not None and reply.source not in doubted:
                 if unreachable.get(reply.source, 0) >= _MAX_RETRIES:
                     who = short_id(reply.source)
                     return Aborted(Reason.ALONE, f"cannot reach {who}, which leads the round and which others reach")
                 redirect = reply.source
-            elif reply.kind is Answer.BEHIND:
-                return self._missed(key, mine, reply)
-            elif reply.kind is Answer.OUT_OF_SYNC:
-                return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
-            else:
-                stalling = leader
-        if stalling is not None and stalling != self._transport.peer_id:
-            self._leader.pass_over(stalling, key.round)
+            elif reply.kind is Answer.WAIT and not doubted:
+                stalling = {leader}
+            elif (end := await self._weighed(key, mine, leader, reply, doubted)) is not None:
+                return end
+        if doubted:
+            return next(iter(doubted.values()))
+        for peer in stalling - {self._transport.peer_id}:
+            self._leader.pass_over(peer, key.round)
         return Aborted(Reason.DEADLINE, f"no participants within {self._timing.max_patience_s:.0f} s")
 
-    def _first_candidate(self, key: SyncKey, unreachable: dict[PeerId, int]) -> PeerId:
+    def _first_candidate(self, key: SyncKey, passed: Collection[PeerId]) -> PeerId:
         """The best candidate for leader that has not failed; in the end oneself."""
-        candidates = self._leader.may_lead(leaders(self._roster.active(self._clock.monotonic()), key), key.round)
-        return next((peer for peer in candidates if peer not in unreachable), self._transport.peer_id)
+        candidates = leaders(self._roster.active(self._clock.monotonic()), key)
+        return next(self._leader.may_lead(candidates, key.round, passed), self._transport.peer_id)
 
     async def _convene(self, leader: PeerId, message: Convene) -> ConveneReply | None:
         """One call to a leader; ``None`` if it does not answer as it should."""
@@ -267,31 +264,79 @@ class AllReduce(Exchange):
         except (TransportError, FrameError):
             return None
 
-    async def _participants_of_others(self, key: SyncKey, mine: Contribution) -> _Called | None:
+    async def _participants_of_others(self, key: SyncKey, mine: Contribution) -> Called | None:
         """The participants as a lost leader has told somebody else, if we are one: a second list splits the round."""
-        active = self._roster.active(self._clock.monotonic())
-        others = [p.peer for p in active if p.peer != self._transport.peer_id][:_MAX_ASKED_AT_ONCE]
-        question = to_wire(Held(key.round, key.fragment))
+        told = (await self._members.ask(key)).values()
+        held = (self._checked(key, mine, where.participants) for where in told if where is not None)
+        return next((called for called in held if isinstance(called, Called)), None)
 
-        async def ask(peer: PeerId) -> bytes:
-            try:
-                return await self._transport.call(
-                    peer, HELD, question, timeout_s=self._timing.hold_s, max_reply_bytes=MAX_PARTICIPANTS_BYTES
-                )
-            except TransportError:
-                return b""
+    async def _weighed(
+        self,
+        key: SyncKey,
+        mine: Contribution,
+        leader: PeerId,
+        reply: ConveneReply,
+        doubted: dict[PeerId, Called | Aborted],
+    ) -> Called | Aborted | None:
+        """What a leader's answer comes to, which counts as long as most members do not contradict it.
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask(peer)) for peer in others]
-        held = (self._checked(key, mine, task.result()) for task in tasks if task.result())
-        return next((called for called in held if isinstance(called, _Called)), None)
+        Returns:
+            How the call ends; ``None`` to ask again: the next candidate, if this one is ``doubted`` from now on.
+        """
+        said = self._said(key, mine, reply)
+        if said is not None and (leader == self._transport.peer_id or not self._is_doubtful(said)):
+            return self._ended(key, said, doubted)
+        word = await self._members.word(key)
+        most = word.list_of_most()
+        told = self._missed(key, mine, *most) if most is not None else None
+        if isinstance(told, Called):
+            return self._ended(key, told, doubted)
+        first = next(iter(doubted.values()), said)
+        end = said or first
+        if end is None or not contradicts(word, key, mine.base.digest, end):
+            if isinstance(end, Aborted) and end.reason is Reason.OUT_OF_SYNC:
+                end = replace(end, source=word.holder_of_most(end.source))
+            return end
+        if len(doubted) == MAX_DOUBTED:
+            return first
+        if reply.kind is Answer.WAIT:
+            await asyncio.sleep(self._timing.beat_s / 4)
+        else:
+            doubted[leader] = end
+        return None
 
-    async def _on_held(self, sender: PeerId, request: bytes) -> bytes:
-        """A member lost the leader: the participants as we were told, if we were."""
-        asked = from_wire(Held, request)
-        return self.progress.participants.get(SyncKey(asked.round, asked.fragment)) or b""
+    def _is_doubtful(self, said: Called | Aborted) -> bool:
+        """Whether a leader's word is worth a question: it sends this worker away, or names few."""
+        if isinstance(said, Aborted) and said.reason is Reason.OUT_OF_SYNC:
+            return True
+        if isinstance(said, Aborted) or said.missed is not None:
+            return self._quorum is None
+        return self._quorum is None and self._names_few(said)
 
-    def _checked(self, key: SyncKey, mine: Contribution, packed: bytes) -> _Called | Aborted:
+    def _names_few(self, called: Called) -> bool:
+        """Whether half of those are missing for whom a leader would wait."""
+        expected = self._leader.expected()
+        return 2 * len(set(expected).difference(called.participants.members)) >= len(expected)
+
+    def _ended(self, key: SyncKey, end: Called | Aborted, doubted: Mapping[PeerId, object]) -> Called | Aborted:
+        """Leaders that were doubted until another one named most members lead no more for a while."""
+        if isinstance(end, Aborted) or end.participants.leader in doubted or self._names_few(end):
+            return end
+        self._leader.doubt(doubted, key.round)
+        return replace(end, doubted=tuple(doubted))
+
+    def _said(self, key: SyncKey, mine: Contribution, reply: ConveneReply) -> Called | Aborted | None:
+        """What a leader's answer says of the round; ``None`` if it does not say."""
+        match reply.kind:
+            case Answer.PARTICIPANTS:
+                return self._checked(key, mine, reply.participants)
+            case Answer.BEHIND:
+                return self._missed(key, mine, reply.participants, reply.source)
+            case Answer.OUT_OF_SYNC:
+                return Aborted(Reason.OUT_OF_SYNC, "most members hold another anchor", reply.source)
+        return None
+
+    def _checked(self, key: SyncKey, mine: Contribution, packed: bytes) -> Called | Aborted:
         """The participants, if this member is one."""
         try:
             participants = unpack_participants(packed)
@@ -308,25 +353,22 @@ class AllReduce(Exchange):
             )
         now = self._clock.monotonic()
         self._roster.vouch(participants.members, now)
-        return _Called(participants, packed)
+        return Called(participants, packed)
 
-    def _missed(self, key: SyncKey, mine: Contribution, reply: ConveneReply) -> _Called | Aborted:
+    def _missed(self, key: SyncKey, mine: Contribution, packed: bytes, source: PeerId | None) -> Called | Aborted:
         """The round that ended without us: of its participants the means can be had, else all must be repaired."""
-        behind = Aborted(Reason.BEHIND, f"round {key.round} is over", reply.source)
+        behind = Aborted(Reason.BEHIND, f"round {key.round} is over", source)
         try:
-            participants = unpack_participants(reply.participants) if reply.participants else None
+            participants = unpack_participants(packed) if packed else None
         except FrameError:
             return behind
-        if (
-            participants is None
-            or participants.key != key
-            or participants.base != mine.base.digest
-            or self._transport.peer_id in participants.members
-        ):
+        if participants is None or participants.key != key or participants.base != mine.base.digest:
             return behind
-        return _Called(participants, reply.participants, behind)
+        if self._transport.peer_id in participants.members:
+            return behind
+        return Called(participants, packed, behind)
 
-    async def _reduce(self, called: _Called, mine: Contribution) -> _Reduced:
+    async def _reduce(self, called: Called, mine: Contribution) -> _Reduced:
         """All shards, or nothing.
 
         Alone, what we bring is the mean, and no codec spoils it; unless somebody is on its way to join, who will want
@@ -374,7 +416,7 @@ class AllReduce(Exchange):
         silent = [(member, silence) for i, member in enumerate(members) if i not in inside]
         return _Reduced(mixed, values.sent_N if weight else None, tuple(silent), restrained)
 
-    async def _mean(self, called: _Called, part: Part, values: _Values) -> Mean | Aborted:
+    async def _mean(self, called: Called, part: Part, values: _Values) -> Mean | Aborted:
         """What there is to say of a shard; its mean comes from its reducer or, if that is lost, another member."""
         limit = self._wire.mean_limit(part.numel, len(called.participants.members))
         request = None
@@ -399,7 +441,7 @@ class AllReduce(Exchange):
         return mean
 
     async def _judge(
-        self, called: _Called, parts: Sequence[Part], means: list[Mean], values: _Values
+        self, called: Called, parts: Sequence[Part], means: list[Mean], values: _Values
     ) -> dict[int, float]:
         """Close shards with nobody's part of which the answer can be no mean.
 
@@ -430,7 +472,7 @@ class AllReduce(Exchange):
         values.mean_N[part.start : part.stop] = 0
         return Mean.of((), b"")
 
-    def _request(self, called: _Called, part: Part, values: _Values) -> bytes:
+    def _request(self, called: Called, part: Part, values: _Values) -> bytes:
         """The message that brings our part of a shard; notes what the others will decode of it."""
         codec, key, span = self._wire.codec, called.participants.key, slice(part.start, part.stop)
         seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
@@ -440,13 +482,13 @@ class AllReduce(Exchange):
             return to_wire(self._books.shard(called.packed, part.index, values.weight, frame))
         return to_wire(Shard(called.packed, part.index, values.weight, frame))
 
-    def _take(self, called: _Called, mean: Mean, part: Part, values: _Values) -> None:
+    def _take(self, called: Called, mean: Mean, part: Part, values: _Values) -> None:
         """Unpack the mean of a shard to its place."""
         if self._books is not None and self._wire.signs(part.numel):
             self._books.check_mean(part.reducer, called.packed, part.index, mean)
         values.mean_N[part.start : part.stop] = unpack(mean.frame, self._wire.mean_codec, part.numel)
 
-    async def _from_reducer(self, called: _Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
+    async def _from_reducer(self, called: Called, part: Part, ours: bytes | None, limit: int) -> bytes | None:
         """Send our part, if there is one, and wait for the answer; ``None`` if the reducer is lost or gave up."""
         listening = to_wire(Shard(called.packed, part.index, 0.0, b""))
         request = ours or listening
@@ -478,7 +520,7 @@ class AllReduce(Exchange):
             request = listening
         return None
 
-    async def _from_others(self, called: _Called, part: Part, limit: int) -> bytes | None:
+    async def _from_others(self, called: Called, part: Part, limit: int) -> bytes | None:
         """Ask every other member for the answer; those who have none will not use one that comes later."""
         own = self._answers.ask(called.packed, part.index)
         if own is not None:
@@ -497,7 +539,7 @@ class AllReduce(Exchange):
             self._answers.adopt(called.packed, part.index, answer)
         return answer
 
-    async def _afterwards(self, called: _Called, part: Part, limit: int) -> bytes | None:
+    async def _afterwards(self, called: Called, part: Part, limit: int) -> bytes | None:
         """The answer to a shard of a round that ended without this member, from its reducer or another member."""
         others = [member for member in called.participants.members if member != part.reducer]
         for member in (part.reducer, *others[: _MAX_DONORS - 1]):
@@ -506,7 +548,7 @@ class AllReduce(Exchange):
                 return answer
         return None
 
-    async def _result_of(self, member: PeerId, called: _Called, part: Part, limit: int) -> bytes | None:
+    async def _result_of(self, member: PeerId, called: Called, part: Part, limit: int) -> bytes | None:
         """The answer to a shard, if ``member`` has it."""
         question = to_wire(Result(called.packed, part.index))
         timeout_s = self._timing.call_timeout_s(limit * max(1, len(self.progress.participants)))

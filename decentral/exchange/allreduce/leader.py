@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import math
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from decentral.errors import PeerUnreachable, TransportError
 from decentral.exchange.allreduce.answers import MAX_ROUNDS
@@ -40,6 +40,8 @@ class _Session:
         self.members: frozenset[PeerId] = frozenset()
         self.asked_at = -math.inf
         """When the members still missing were last asked whether they live."""
+        self.doubts: dict[PeerId, tuple[PeerId, ...]] = {}
+        """By caller, better candidates whose word it does not take in this round."""
         self._called = asyncio.Event()
 
     def conclude(self) -> None:
@@ -48,6 +50,11 @@ class _Session:
         assert participants is not None
         self.packed, self.members = to_wire(participants), frozenset(participants.members)
         self._called.set()
+
+    def doubted(self, num_members: int) -> frozenset[PeerId]:
+        """Candidates for leader whom more than half of so many members doubt."""
+        told = Counter(peer for doubted in self.doubts.values() for peer in doubted)
+        return frozenset(peer for peer, count in told.items() if 2 * count > num_members)
 
     async def until_called(self, timeout_s: float) -> None:
         """Return when the participants were named or after ``timeout_s``; once they are this is a plain sleep."""
@@ -91,8 +98,8 @@ class Leader:
         self._serial = 0
         self._outlook = Outlook((), timing)
         self._passed_over: dict[PeerId, int] = {}
-        """Those who stalled a round, and the round from which on they may lead again. All whom they stalled know it
-        by themselves, at the same time."""
+        """Those who stalled a round, or sent members away against the word of most, and the round from which on they
+        may lead again. All whom they stalled or sent away know it by themselves, at the same time."""
         self._distrusted: dict[PeerId, int] = {}
         """Those who reduced and answered no mean, and the round from which on they may reduce again."""
 
@@ -105,15 +112,29 @@ class Leader:
         """A leader let a round pass in which it answered and named nobody."""
         self._passed_over[peer] = round + _PASSED_OVER_ROUNDS
 
+    def doubt(self, peers: Iterable[PeerId], round: int) -> None:
+        """Leaders said of a round what most members contradicted, until another one named its participants.
+
+        Half of the members do not lie: who has come to pass over so many is mistaken, and takes them all back.
+        """
+        for peer in peers:
+            self.pass_over(peer, round)
+        if 2 * len(self._passed_over) >= len(self.expected()):
+            self._passed_over.clear()
+
     def distrust(self, peer: PeerId, round: int) -> None:
         """What a reducer answered can be no mean: where this worker leads, it reduces nothing for a while."""
         self._distrusted = {other: until for other, until in self._distrusted.items() if round < until}
         self._distrusted[peer] = round + _DISTRUSTED_ROUNDS
 
-    def may_lead(self, candidates: Iterable[PeerId], round: int) -> Iterator[PeerId]:
-        """Those of the candidates for leader that did not stall a round lately, in order."""
+    def may_lead(self, candidates: Iterable[PeerId], round: int, doubted: Collection[PeerId] = ()) -> Iterator[PeerId]:
+        """Those of the candidates for leader that are not passed over in this round, nor ``doubted``, in order."""
         self._passed_over = {peer: until for peer, until in self._passed_over.items() if round < until}
-        return (peer for peer in candidates if peer not in self._passed_over)
+        return (peer for peer in candidates if peer not in self._passed_over and peer not in doubted)
+
+    def expected(self) -> Sequence[PeerId]:
+        """Members worth waiting for, as this worker knows them."""
+        return self._look(self._clock.monotonic()).expected
 
     async def _pong(self, sender: PeerId, request: bytes) -> bytes:
         return b""
@@ -150,19 +171,27 @@ class Leader:
         prospect = outlook.of(key)
         if prospect.ahead is not None:
             return ConveneReply(Answer.BEHIND, source=prospect.ahead)
-        better = await self._better_leader(self.may_lead(prospect.candidates, key.round), message.unreachable)
+        doubted = self._doubted(sender, message, len(outlook.expected))
+        better = await self._better_leader(self.may_lead(prospect.candidates, key.round, doubted), message)
+        if better in message.doubted:  # until this worker finds out by itself, or most say so
+            return ConveneReply(Answer.WAIT)
         if better is not None:
             return ConveneReply(Answer.REDIRECT, source=better)
         session = self._session(key)
         # Before the call is taken: the patience of a call that everybody has left begins anew.
         session.call.drop_silent(now - 2 * self._timing.hold_s - self._timing.grace_s)
         session.call.call(message.call_of(sender), now)
-        patience_s = self._patience_s()
-        if prospect.left_behind is not None and session.call.overdue(now, patience_s):
+        if prospect.left_behind is not None and session.call.overdue(now, self._patience_s()):
             return ConveneReply(Answer.OUT_OF_SYNC, source=prospect.left_behind)
+        expected: Sequence[PeerId] = outlook.expected
+        if self._passed_over or doubted:  # welcome, but who names participants of its own may never come
+            expected = tuple(self.may_lead(expected, key.round, doubted))
+        patience_s = self._patience_s()
+        if self._quorum is None and session.call.overdue(now, patience_s) and session.call.lacks_most(expected):
+            patience_s = self._timing.max_patience_s  # most would be left out, to whom that looks like a lie
         if session.call.conclude(
             now,
-            expected=outlook.expected,
+            expected=expected,
             patience_s=patience_s,
             serial=self._serial,
             distrusted=[peer for peer, until in self._distrusted.items() if key.round < until],
@@ -170,8 +199,15 @@ class Leader:
             self._serial += 1
             session.conclude()
         else:
-            await self._ask_missing(session, outlook.expected)
+            await self._ask_missing(session, expected)
         return self._settled(sender, message) or ConveneReply(Answer.WAIT)
+
+    def _doubted(self, sender: PeerId, message: Convene, num_expected: int) -> frozenset[PeerId]:
+        """Note whom a caller doubts; returns the candidates that more than half of those expected doubt."""
+        if message.doubted:
+            self._session(message.key).doubts[sender] = message.doubted
+        session = self._sessions.get(message.key)
+        return session.doubted(num_expected) if session is not None and session.doubts else frozenset()
 
     def _patience_s(self) -> float:
         """How long to wait for living members, by this worker's own pace."""
@@ -253,7 +289,7 @@ class Leader:
             self._outlook = Outlook(living, self._timing)
         return self._outlook
 
-    async def _better_leader(self, candidates: Iterable[PeerId], unreachable: tuple[PeerId, ...]) -> PeerId | None:
+    async def _better_leader(self, candidates: Iterable[PeerId], message: Convene) -> PeerId | None:
         """The candidate that comes before this peer, if one is alive.
 
         A candidate that the caller could not reach is tried from here: if it is silent here as well, it is buried.
@@ -261,7 +297,7 @@ class Leader:
         for candidate in candidates:
             if candidate == self._transport.peer_id:
                 return None
-            if candidate not in unreachable or await self._responds(candidate):
+            if candidate not in message.unreachable or await self._responds(candidate):
                 return candidate
             self._roster.bury(candidate)
         return None

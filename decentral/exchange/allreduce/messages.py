@@ -8,7 +8,9 @@ import functools
 import math
 from collections.abc import Collection, Iterable
 from enum import IntEnum
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from msgspec import Meta
 
 from decentral.errors import FrameError
 from decentral.exchange.allreduce.participants import MAX_MEMBERS, MAX_PARTICIPANTS_BYTES, Call, Participants
@@ -17,6 +19,8 @@ from decentral.swarm.message import Duration, Message, Peer, Text, from_wire
 from decentral.types import Count, PeerId, SyncKey
 
 MAX_CONVENE_BYTES = 64 * MAX_MEMBERS
+#: Leaders that a member passes over in one round; after that it believes what the first one said.
+MAX_DOUBTED = 16
 
 
 class Answer(IntEnum):
@@ -44,6 +48,8 @@ class Convene(Message, frozen=True):
     """Better candidates for leader that the member could not reach."""
     slack_s: Duration = math.inf
     """See ``Call``."""
+    doubted: Annotated[tuple[Peer, ...], Meta(max_length=MAX_DOUBTED)] = ()
+    """Better candidates whose word the member does not take in this round: most members contradict it."""
 
     def call_of(self, sender: PeerId) -> Call:
         """The call, made by the authenticated sender."""
@@ -61,11 +67,28 @@ class ConveneReply(Message, frozen=True):
 
 
 class Held(Message, frozen=True):
-    """Have you been told the participants of this synchronisation?"""
+    """Where are you, and have you been told the participants of this synchronisation?"""
 
     what: ClassVar[str] = "question for participants"
+    max_bytes: ClassVar[int] = 64
     round: Count
     fragment: Count
+
+
+class Where(Message, frozen=True):
+    """Where a member is."""
+
+    what: ClassVar[str] = "answer where a member is"
+    max_bytes: ClassVar[int] = MAX_PARTICIPANTS_BYTES
+    round: Count
+    """The next one of the fragment."""
+    base: Text
+    """Digest of the fragment's anchor and outer state that it holds; empty if it has none."""
+    participants: bytes
+    """As it was told them; empty if it was not."""
+    is_new: bool = False
+    """Whether it has its state of another member and was among the participants of no round since: it may be behind the
+    one that gave it, and so may many that joined together."""
 
 
 class Shard(Message, frozen=True):

@@ -161,6 +161,10 @@ class Gathering:
         """Those expected who have not called."""
         return [peer for peer in expected if peer not in self._calls]
 
+    def lacks_most(self, expected: Collection[PeerId]) -> bool:
+        """Whether at least half of more than two that are expected have not called. Of two neither is most."""
+        return len(expected) > 2 and 2 * len(self.missing(expected)) >= len(expected)
+
     def grace_left_s(self, now: float) -> float:
         """How much longer the grace window of the quorum is open; without end if there is none or it is over."""
         left_s = self._grace_over_at() - now

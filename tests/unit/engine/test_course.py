@@ -82,7 +82,7 @@ def test_steps_and_stretches() -> None:
 @pytest.mark.parametrize(("donor_step", "step"), [(22, 22), (90, 29), (12, 20)])
 def test_a_newcomer_goes_on_at_its_donors_step_but_takes_one_before_the_next_launch(donor_step: int, step: int) -> None:
     course, progress = course_of(SyncPlan(10))
-    course.adopt(19, [1], donor_step, overdue=False)
+    course.adopt(19, [1], PeerId("donor"), donor_step, overdue=False)
     trained(course, 1)
     progress.resume([2])
     course.launched(list)
@@ -92,7 +92,7 @@ def test_a_newcomer_goes_on_at_its_donors_step_but_takes_one_before_the_next_lau
 @pytest.mark.parametrize(("overdue", "step"), [(False, 12), (True, 19)])
 def test_who_has_enough_work_goes_on_right_before_the_launch(overdue: bool, step: int) -> None:
     course, progress = course_of(SyncPlan(10))
-    course.adopt(12, [1], 12, overdue=overdue)
+    course.adopt(12, [1], PeerId("donor"), 12, overdue=overdue)
     assert (course.step, progress.rounds()) == (step, (1,))
 
 

@@ -69,3 +69,65 @@ def test_who_died_is_not_waited_for_and_who_lives_is(fate: str, at_least_s: floa
     participants, took_s = run(convened(fate), until_s=60.0)
     assert participants.members == tuple(sorted((LEADER, CALLER)))
     assert at_least_s <= took_s < below_s
+
+
+#: Of five members one leads; it is doubted by some.
+FIVE = [Presence(peer_id(number), "run", 1, State.SYNCING, 0, 0, "", round_s=1.0) for number in range(5)]
+
+
+async def answers(doubters: int, *, has_stalled: bool = False) -> list[ConveneReply]:
+    """What the second candidate tells all but the first, of whom the first so many doubt that one."""
+    world = World(0)
+    first, *rest = leaders(FIVE, KEY)
+    peers = {record.peer: world.add(record.peer) for record in FIVE}
+    roster = Roster(TIMING.ttl_s)
+    for record in FIVE:
+        roster.observe(record, 0.0)
+    for peer in peers.values():
+        await peer.transport.serve("ping", ping, max_request_bytes=0)
+    second = peers[rest[0]]
+    leader = Leader(second.transport, second.clock, roster, Progress(1), TIMING)
+    await leader.start()
+    if has_stalled:
+        leader.pass_over(first, 0)
+
+    async def call(caller: PeerId, doubts: bool) -> ConveneReply:
+        message = to_wire(Convene(KEY, "base", 0, (), doubted=(first,) if doubts else ()))
+        sent = await peers[caller].transport.call(
+            second.peer_id, CONVENE, message, timeout_s=9.0, max_reply_bytes=MAX_PARTICIPANTS_BYTES
+        )
+        return from_wire(ConveneReply, sent)
+
+    return list(await asyncio.gather(*[call(peer, number < doubters) for number, peer in enumerate(rest)]))
+
+
+def test_who_is_doubted_by_most_is_passed_over_by_the_next_candidate() -> None:
+    some = run(answers(2), until_s=60.0)
+    assert [reply.kind for reply in some] == [Answer.WAIT, Answer.WAIT, Answer.REDIRECT, Answer.REDIRECT]
+    most = run(answers(3), until_s=60.0)
+    assert [reply.kind for reply in most[:3]] == [Answer.PARTICIPANTS] * 3
+    assert len(unpack_participants(most[0].participants).members) >= 3
+
+
+async def doubts_half_of_the_members() -> None:
+    world, roster = World(0), Roster(TIMING.ttl_s)
+    for record in FIVE:
+        roster.observe(record, 0.0)
+    peer = world.add(FIVE[0].peer)
+    leader = Leader(peer.transport, peer.clock, roster, Progress(1), TIMING)
+    others = [record.peer for record in FIVE[1:]]
+    leader.doubt(others[:2], 0)
+    assert list(leader.may_lead(others, 63)) == others[2:]
+    assert list(leader.may_lead(others, 64)) == others
+    leader.doubt(others[:2], 70)
+    leader.doubt(others[2:3], 71)
+    assert list(leader.may_lead(others, 72)) == others
+
+
+def test_who_comes_to_pass_over_half_of_the_members_takes_it_back() -> None:
+    run(doubts_half_of_the_members(), until_s=60.0)
+
+
+def test_nobody_waits_for_one_that_is_passed_over() -> None:
+    replies = run(answers(0, has_stalled=True), until_s=4.0)
+    assert {reply.kind for reply in replies} == {Answer.PARTICIPANTS}

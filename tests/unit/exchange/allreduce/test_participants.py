@@ -104,6 +104,15 @@ def test_silent_callers_are_dropped() -> None:
     assert participants.absent == ((B, "did not call within 6.0 s"),)
 
 
+@pytest.mark.parametrize(
+    ("expected", "lacks"), [((A, B, C, D), True), ((A, B, C), False), ((A, C, D), True), ((A, C), False), ((), False)]
+)
+def test_most_are_there_if_fewer_than_half_of_more_than_two_are_missing(
+    expected: tuple[PeerId, ...], lacks: bool
+) -> None:
+    assert opened(call(A), call(B)).lacks_most(expected) == lacks
+
+
 def test_patience_starts_again_when_all_callers_fell_silent() -> None:
     gathering = opened(call(A))
     gathering.drop_silent(1.0)
