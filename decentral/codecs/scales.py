@@ -38,7 +38,9 @@ def rounded_up(absmax_R: npt.NDArray[np.float32], top: int) -> npt.NDArray[np.ui
     bits_R: npt.NDArray[np.uint32] = (absmax_R / np.float32(top)).view(np.uint32)
     bits_R += 0xFFFF
     bits_R >>= 16
-    return np.clip(bits_R, LOWEST, highest(top), out=bits_R)
+    # In two steps: np.clip looks up the range of the type every time.
+    np.minimum(bits_R, highest(top), out=bits_R)
+    return np.maximum(bits_R, LOWEST, out=bits_R)
 
 
 def nearest(mean_R: npt.NDArray[np.float32] | npt.NDArray[np.float64], top: int = 1) -> npt.NDArray[np.uint32]:

@@ -5,7 +5,7 @@ Steps come from the plan and from how far this worker is; with ``auto`` they fol
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from decentral.engine.options import RunOptions
@@ -141,7 +141,7 @@ class Timetable:
         due = [sync for sync in self._syncs if self._landing_step(sync) <= step]
         return [sync for sync in due if sync.landed or not self.delay_steps]
 
-    def follow_the_link(self, others: Iterable[Presence]) -> int:
+    def follow_the_link(self, others: Callable[[], Iterable[Presence]]) -> int:
         """Launch as many fragments together as the slowest link asks for; returns how many groups this one would like.
 
         From a round's end on: whoever has not heard of it yet launches at other steps for a round, which is no harm.
@@ -152,7 +152,7 @@ class Timetable:
         wanted = self._pacing.num_groups(present)
         if len({self._round_to_launch(fragment) for fragment in range(self.plan.num_fragments)}) == 1:
             most = self.plan.inner_steps // (self.plan.delay_steps + 1)
-            asked = max([wanted, *(presence.metrics.num_groups for presence in others)])
+            asked = max([wanted, *(presence.metrics.num_groups for presence in others())])
             self.plan = replace(self.plan, num_groups=max(1, min(asked, most, self.plan.num_fragments)))
         return wanted
 

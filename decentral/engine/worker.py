@@ -393,7 +393,7 @@ class Worker:
                 group, share = timetable.group_of(key.fragment), self._share(key.fragment)
                 await self._syncs.launch(key, course.step, group, share, timetable.slack_s)
                 self._journal.record(Launched(key.round, key.fragment, course.step))
-            self.report.paced(timetable.delay_steps, timetable.follow_the_link(self.membership.others()))
+            self.report.paced(timetable.delay_steps, timetable.follow_the_link(self.membership.others))
             course.launched(self.membership.paces_s)
         for sync in timetable.to_land(course.step):
             await self._land(sync, stop)

@@ -64,7 +64,7 @@ class MemoryTransport(Endpoint):
         call = _Call(self, peer, method, max_reply_bytes, self._loop.create_future())
         self._outgoing[call] = None
         now_s = self._loop.now_s
-        timer = self._loop.call_at(now_s + timeout_s, call.fail, CallTimeout, f"no reply in {timeout_s:g} s")
+        timer = self._loop.call_at(now_s + timeout_s, call.expire, timeout_s)
         callee = self._network.find(peer)
         try:
             if callee is None:
@@ -213,6 +213,10 @@ class _Call:
         """It is over without a reply; nothing happens if it is over already."""
         if not self.future.done():
             self.future.set_exception(kind(f"{self.method} of {self.peer}: {reason}"))
+
+    def expire(self, timeout_s: float) -> None:
+        """There was no reply in so long."""
+        self.fail(CallTimeout, f"no reply in {timeout_s:g} s")
 
     def broken(self) -> None:
         """The peer went away: its machine resets the connection, which takes the way back to be noticed."""

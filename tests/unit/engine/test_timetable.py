@@ -241,10 +241,10 @@ def finish_round(desk: Desk) -> None:
 
 def test_launches_change_with_a_round_and_not_within() -> None:
     desk = grouped(transfer_s=1.25)
-    assert desk.timetable.follow_the_link([]) == 2, "ten seconds for everything, five at a time"
+    assert desk.timetable.follow_the_link(lambda: []) == 2, "ten seconds for everything, five at a time"
     assert desk.timetable.plan.num_groups == 8
     finish_round(desk)
-    assert desk.timetable.follow_the_link([]) == 2
+    assert desk.timetable.follow_the_link(lambda: []) == 2
     assert desk.timetable.plan.num_groups == 2
     assert [desk.timetable.next_launch(f) for f in range(8)] == [60, 80] * 4
 
@@ -253,7 +253,7 @@ def test_syncs_of_the_round_before_do_not_put_the_change_off() -> None:
     desk = grouped(transfer_s=1.25)
     for fragment in range(1, 8):
         desk.sky.up(SyncKey(0, fragment), 40)
-    assert desk.timetable.follow_the_link([]) == 2
+    assert desk.timetable.follow_the_link(lambda: []) == 2
     assert desk.timetable.plan.num_groups == 2
 
 
@@ -261,18 +261,18 @@ def test_syncs_of_the_round_before_do_not_put_the_change_off() -> None:
 def test_the_slowest_link_decides(others: tuple[int, ...], groups: int) -> None:
     desk = grouped(transfer_s=1.25)
     finish_round(desk)
-    assert desk.timetable.follow_the_link(map(asking, others)) == 2, "what it tells others is its own wish"
+    assert desk.timetable.follow_the_link(lambda: map(asking, others)) == 2, "what it tells others is its own wish"
     assert desk.timetable.plan.num_groups == groups
 
 
 def test_launches_leave_room_for_the_overlap_of_the_plan() -> None:
     desk = grouped(transfer_s=1.25, plan=SyncPlan(16, 8, 1))
     finish_round(desk)
-    desk.timetable.follow_the_link([asking(8)])
+    desk.timetable.follow_the_link(lambda: [asking(8)])
     assert desk.timetable.plan.num_groups == 8
     tight = grouped(transfer_s=1.25, plan=SyncPlan(16, 8, 3, 2))
     finish_round(tight)
-    tight.timetable.follow_the_link([asking(8)])
+    tight.timetable.follow_the_link(lambda: [asking(8)])
     assert tight.timetable.plan.num_groups == 4
 
 
@@ -281,5 +281,5 @@ def test_launches_stay_where_they_are_to_stay() -> None:
     desk.timetable.stepped(1.0)
     desk.landed(0, landing(1.25))
     finish_round(desk)
-    assert desk.timetable.follow_the_link([asking(2)]) == 8
+    assert desk.timetable.follow_the_link(lambda: [asking(2)]) == 8
     assert desk.timetable.plan.num_groups == 8
