@@ -74,6 +74,24 @@ def check_liars(method: MethodSection, min_workers: int) -> None:
         )
 
 
+def check_rollback(method: MethodSection, pipeline: PipelineSection) -> None:
+    """Refuse a rollback where workers have no anchor in common, or none that one of them can validate.
+
+    Raises:
+        ValueError: says why.
+    """
+    if pipeline.stages:
+        raise ValueError(
+            "run.on_ruin is rollback, but in a pipeline no worker has the whole model, whose loss would tell: set "
+            "run.on_ruin=stop"
+        )
+    if method.family not in ALL_REDUCE:
+        raise ValueError(
+            f"run.on_ruin is rollback, which needs one anchor that all workers have in common, and with {method.name} "
+            f"each has its own: set run.on_ruin=stop, or take a method of {', '.join(names_of(*ALL_REDUCE))}"
+        )
+
+
 def check_pipeline(pipeline: PipelineSection) -> PipelineSection:
     """The section, if it makes a pipeline.
 

@@ -83,6 +83,8 @@ class RunSection(Section):
     """Whether anybody may join who can reach a worker's port; else it takes the token in the address."""
     min_workers: int = Field(default=1, ge=1, le=4096)
     """The first step waits for so many workers, for two minutes at most; a pipeline waits for all its stages."""
+    on_ruin: Literal["stop", "rollback"] = "stop"
+    """When all that was learnt is lost: end with an exit code of its own, or go on from the last good anchor."""
 
 
 class TaskSection(Section):
@@ -140,6 +142,12 @@ class SwarmConfig(Section):
     @model_validator(mode="after")
     def _outvotes_liars(self) -> Self:
         rules.check_liars(self.method, self.run.min_workers)
+        return self
+
+    @model_validator(mode="after")
+    def _rolls_back_together(self) -> Self:
+        if self.run.on_ruin == "rollback":
+            rules.check_rollback(self.method, self.pipeline)
         return self
 
     @model_validator(mode="after")

@@ -64,6 +64,8 @@ class RunOptions:
     """The first inner step waits for so many workers, for two minutes at most (``company``)."""
     eval_every_rounds: int = 0
     """Validate the anchor after every so many rounds (0: never)."""
+    rolls_back: bool = False
+    """Whether a ruined run goes back to its last good anchor, which all must have in common; else it ends."""
     timing: Timing = field(default_factory=Timing)
     own_steps: bool = True
     """Whether every worker counts its inner steps itself, and can leave some out to make up for a round that it was

@@ -382,13 +382,30 @@ class Replica:
             if state is not None:
                 self._model.load_state_dict(state)
 
+    def begin_anew(self, anchors: Sequence[Tensor]) -> None:
+        """Begin anew from earlier anchors, in the rounds of now: all work since is lost, and outer momentum with it.
+
+        No fragment may be on its way.
+
+        Args:
+            anchors: of each fragment [N].
+        """
+        self.reset()
+        states = [
+            FragmentState.of(of.state.round, anchor_N, self._rule.init(anchor_N))
+            for of, anchor_N in zip(self._fragments, anchors, strict=True)
+        ]
+        self.adopt(Snapshot(0, tuple(states)))
+        for of in self._fragments:
+            of.launches_diverged = 0
+
     @property
     def residual_norm(self) -> float:
         """L2 norm of all that this worker still has to send."""
         return math.hypot(*(norm_of(each_N) for each_N in self._feedback.residuals() if each_N is not None))
 
-    def validate(self) -> tuple[str, float]:
-        """The anchors' digest, with the outer state's, and their validation loss; the local parameters are kept."""
+    def validate(self) -> tuple[Snapshot, float]:
+        """The anchors as they stand, and their validation loss; the local parameters are kept."""
         local, snapshot = self.local(), self.snapshot(0)
         try:
             for fragment, state in enumerate(snapshot.fragments):
@@ -397,7 +414,7 @@ class Replica:
         finally:
             for fragment, local_N in enumerate(local):
                 self._load(fragment, local_N)
-        return snapshot.name, loss if math.isfinite(loss) else math.nan
+        return snapshot, loss if math.isfinite(loss) else math.nan
 
     def anchors(self) -> dict[str, Tensor]:
         """Named parameters of the anchors: what a run is about."""

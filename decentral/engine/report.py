@@ -19,6 +19,7 @@ from decentral.monitor.events import (
     Pulled,
     Repaired,
     Restrained,
+    RolledBack,
     RoundAborted,
     RoundMixed,
     SatOut,
@@ -68,6 +69,8 @@ class Report:
         self._note = parts.note
         self._avoided: frozenset[PeerId] = frozenset()
         self._pace: Paced | None = None
+        self._rollback = ""
+        """In words, until the loss is lower than before."""
         self._told_at = parts.clock.monotonic()
         """When a download was last told of, or what came before it."""
 
@@ -75,7 +78,7 @@ class Report:
         """This worker's figures as they stand."""
         traffic, now = self._transport.traffic(), self._clock.monotonic()
         self._meter.moved(now, sent_bytes=traffic.sent_bytes, received_bytes=traffic.received_bytes)
-        return replace(self._meter.metrics(now), note=self._note())
+        return replace(self._meter.metrics(now), note=self._note() or self._rollback)
 
     def mixed(self, end: Stepped, *, held: Held = Held(), delay_steps: int = 0, excuse: Excuse | None = None) -> None:
         """A round has ended with a result, which was applied ``delay_steps`` inner steps after its launch."""
@@ -153,6 +156,17 @@ class Report:
         self._meter.downloaded(seconds)
         round_ = min(download.head.rounds)
         self._journal.record(Repaired(download.donor, round_, download.received_bytes, seconds, reason))
+
+    def validated(self, round: int, loss: float, *, best: bool) -> None:
+        """The anchor at the start of ``round`` has this loss; none had a lower one if it is the best."""
+        self._meter.validated(round, loss)
+        if best:
+            self._rollback = ""
+
+    def rolled_back(self, event: RolledBack) -> None:
+        """This worker goes on from an earlier anchor."""
+        self._rollback = f"rolled back to round {event.to_round} in round {event.round}, and has not been better since"
+        self._journal.record(event)
 
     def sat_out(self, key: SyncKey, excuse: Excuse) -> None:
         """This worker had nothing to give in a round."""

@@ -1,19 +1,27 @@
-"""Who validates the anchor and when: one member, now and then, in the place of all."""
+"""Who validates the anchor and when, and what is good enough to go back to.
+
+One member does it now and then, in the place of all; or all do, each for itself, where a ruined run is to roll back:
+then nobody has to be believed, and as all have the same anchor they come to the same.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import Final
 
+from torch import Tensor
+
+from decentral.engine.faults import Ruined
 from decentral.engine.membership import Membership
 from decentral.engine.options import Parts, RunOptions
 from decentral.engine.replica import Replica
 from decentral.engine.syncs import Stepped
-from decentral.errors import DivergedError
 from decentral.monitor.events import Validated
 from decentral.swarm.matching import evaluator
 
 #: One alone may be a bad draw of held-out data, or a merge that the next round makes good.
 _BAD_IN_A_ROW: Final = 2
+#: Of a worker, as long as it runs.
+_MAX_ROLLBACKS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,17 @@ class Loss:
     """Nats per token; NaN if the trainer cannot tell."""
     best: bool
     """Whether none was better so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """What to go back to."""
+
+    round: int
+    """That began with it."""
+    loss: float
+    anchors: tuple[Tensor, ...]
+    """Of each fragment [N]."""
 
 
 class LossHistory:
@@ -44,6 +63,15 @@ class LossHistory:
         """An earlier life has come to a loss; NaN if it is not known."""
         if loss < self._best:
             self._best = loss
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the last loss may be the first of a ruined run."""
+        return self._num_bad > 0
+
+    def begin_anew(self) -> None:
+        """What was ruined is undone."""
+        self._num_bad = 0
 
     def take(self, loss: float) -> tuple[bool, bool]:
         """Whether a loss is the best so far, and whether the run is ruined. NaN says nothing: nobody could tell."""
@@ -79,6 +107,10 @@ class Validation:
         self._membership = membership
         self._common = common
         self._history = LossHistory()
+        self._good: Good | None = None
+        """The lowest loss of this life, if it is lower than all to which was gone back."""
+        self._good_loss = math.inf
+        self._num_rollbacks = 0
         self.ruined = False
         """Whether all that was learnt is lost."""
 
@@ -90,7 +122,7 @@ class Validation:
         """After an outer step: validate if it is this worker's turn.
 
         Raises:
-            DivergedError: the run is ruined.
+            Ruined: by two losses in a row.
         """
         key, every, clock = end.key, self._options.eval_every_rounds, self._parts.clock
         last_fragment = key.fragment == self._options.plan.num_fragments - 1
@@ -100,15 +132,35 @@ class Validation:
         if not self._common:
             # Those who mixed are a few of many, and each group would pay; who is done has been here.
             members = tuple([p.peer for p in self._membership.roster.runners(clock.monotonic())])
-        if not members or evaluator(members, key) != self._parts.transport.peer_id:
+        all_do = self._options.rolls_back
+        if not all_do and (not members or evaluator(members, key) != self._parts.transport.peer_id):
             return None
-        digest, loss = await clock.run(self._replica.validate)
+        snapshot, loss = await clock.run(self._replica.validate)
         self._parts.journal.record(Validated(key.round + 1, loss))
         best, self.ruined = self._history.take(loss)
+        if all_do and loss < self._good_loss and not self._history.is_bad:
+            self._good_loss = loss
+            self._good = Good(key.round + 1, loss, tuple([state.anchor_N for state in snapshot.fragments]))
         if self.ruined:
-            raise DivergedError(
+            raise Ruined(
                 f"the validation loss is {loss:.4g} after round {key.round}: all that was learnt is lost",
                 hint="The weights as they are were not saved at the end, the best are in checkpoints/best, to which "
                 "`decentral rewind` goes back. Lower the learning rate; `decentral audit` says who brought what.",
             )
-        return Loss(digest, loss, best)
+        return Loss(snapshot.name, loss, best)
+
+    def good(self, fault: Ruined) -> Good:
+        """What to go back to, once.
+
+        Raises:
+            Ruined: the fault, if there is nothing better than before, or the run was rolled back often enough.
+        """
+        if self._good is None or self._num_rollbacks >= _MAX_ROLLBACKS:
+            raise fault
+        return self._good
+
+    async def roll_back(self, good: Good) -> None:
+        """Go back to what was good; not again before there is a lower loss."""
+        await self._parts.clock.run(lambda: self._replica.begin_anew(good.anchors))
+        self._good, self._num_rollbacks, self.ruined = None, self._num_rollbacks + 1, False
+        self._history.begin_anew()

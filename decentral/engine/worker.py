@@ -16,7 +16,6 @@ longer than others so that the algorithm stands in one place.
 """
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -30,6 +29,7 @@ from decentral.engine.capture import Capture, Picture, Standing
 from decentral.engine.company import gather
 from decentral.engine.course import Course
 from decentral.engine.facts import Made
+from decentral.engine.faults import Faults, Ruined
 from decentral.engine.hello import serve_hello
 from decentral.engine.membership import Membership
 from decentral.engine.meter import Meter
@@ -46,9 +46,9 @@ from decentral.engine.syncs import InFlightSync, InFlightSyncs, Kept, Stepped
 from decentral.engine.timetable import Timetable
 from decentral.engine.validation import Validation
 from decentral.engine.watchdog import Watchdog
-from decentral.errors import DivergedError, IdentityError, UnreachableError, UsageError
-from decentral.exchange.api import Aborted, Excuse, Reason
-from decentral.monitor.events import Launched, Stopped
+from decentral.errors import IdentityError, UnreachableError, UsageError
+from decentral.exchange.api import Aborted, Excuse, Memory, Reason
+from decentral.monitor.events import Launched, RolledBack, Stopped
 from decentral.state.download.donor import Donor
 from decentral.state.download.downloader import Download, Downloader, NoDownload
 from decentral.state.snapshot import Snapshot
@@ -63,7 +63,6 @@ _LEAVE_S = 8.0
 #: A worker that fails says so for so long at most.
 _GOODBYE_S = 2.0
 _JOIN_ATTEMPTS = 20
-_MAX_DIVERGED = 3
 
 
 class Worker:
@@ -133,9 +132,7 @@ class Worker:
         self._resumed: Sequence[Sending] = ()
         """What was on its way in an earlier life and is to be sent off again."""
         self._validation = Validation(options, parts, self._replica, self.membership, common=self._common)
-        self._unsound = defaultdict[int, set[int]](set)
-        """Rounds in a row in which what it brought was none, by fragment: each once, though a round ends once more for
-        this worker if the state that it fetched is of before it."""
+        self._faults = Faults(self._replica, self.report)
         self._done = self._closed = False
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -299,7 +296,10 @@ class Worker:
             self.membership.check_single()
             await self._train_to(self._timetable.next_event(self._course.step), stop)
             if not stop.is_set():
-                await self._sync(stop)
+                try:
+                    await self._sync(stop)
+                except Ruined as fault:
+                    await self._roll_back(fault, stop)
             await self._saving.at_rest(self._course.step)
         await self._come_to_rest(stop)
         return done
@@ -415,9 +415,9 @@ class Worker:
         if isinstance(end, Stepped) and end.judged.unsound:
             await self._reload(end.key, stop)
         elif isinstance(end, Stepped):
-            self._unsound.pop(end.key.fragment, None)
+            self._faults.sound(end.key.fragment)
             if (validated := await self._validation.after(end)) is not None:
-                self._meter.validated(end.key.round + 1, validated.loss)
+                self.report.validated(end.key.round + 1, validated.loss, best=validated.best)
                 self._capture.validated(validated.digest, validated.loss)
                 if validated.best:
                     await self._saving.at_rest(self._course.step, best=True)
@@ -442,7 +442,7 @@ class Worker:
                 self.report.mixed(passed)
             self._course.passed(sync, landing)
         if excuse is not None:
-            self._sit_out(end.key, excuse)
+            self.report.sat_out(end.key, excuse)
         if isinstance(end, Stepped):
             await self._bring_home(sync)
             self._replica.give_back(end.key, end.judged.uncounted)
@@ -461,6 +461,8 @@ class Worker:
             if round_ is not None:
                 self._replica.jump(round_)
         self._tell(State.TRAINING)
+        if excuse is not None:
+            self._faults.check_finite(end.key.round)
         return end
 
     async def _rest(self, task: asyncio.Task[Any], stop: asyncio.Event) -> None:
@@ -476,15 +478,6 @@ class Worker:
         spent: list[Any] = [*await self._clock.run(lambda: self._replica.land(sync.key.fragment)), sync.taken]
         sync.taken = None
         self._background.begin(self._clock.run_aside(spent.clear))
-
-    def _sit_out(self, key: SyncKey, excuse: Excuse) -> None:
-        """Nothing to give: listen in this round; give up after several without anything finite."""
-        self.report.sat_out(key, excuse)
-        if self._replica.rounds_diverged >= _MAX_DIVERGED:
-            raise DivergedError(
-                f"the parameters were not finite in {_MAX_DIVERGED} rounds in a row (round {key.round})",
-                hint="Lower the learning rate or the outer learning rate, or look at this machine's data.",
-            )
 
     async def _come_to_rest(self, stop: asyncio.Event) -> None:
         """Before leaving: what is on its way may end, if it does so soon."""
@@ -549,17 +542,25 @@ class Worker:
 
         The anchors come from others: its own may be as broken.
         """
-        self.report.sat_out(key, Excuse.UNSOUND)
-        self._unsound[key.fragment].add(key.round)
-        if len(self._unsound[key.fragment]) >= _MAX_DIVERGED:
-            raise DivergedError(
-                f"what this worker brought was far from all others' in {_MAX_DIVERGED} rounds in a row "
-                f"(round {key.round})",
-                hint="The others train on. Look at this machine's memory, GPU and data before it joins again.",
-            )
+        self._faults.unsound(key)
         await self._clock.run(self._replica.reset)
         if self.membership.others():
             await self._repair(Aborted(Reason.UNSOUND, Excuse.UNSOUND), stop)
+
+    async def _roll_back(self, fault: Ruined, stop: asyncio.Event) -> None:
+        """What the run has learnt is lost: go on from anchors that were good, as all do who have seen the same."""
+        good = self._validation.good(fault)
+        for other in self._syncs:
+            with suppress(Ruined):
+                await self._take_in(other, stop)
+        if stop.is_set():
+            raise fault
+        await self._validation.roll_back(good)
+        self._exchange.remember(Memory(), good.anchors)
+        self._show_anchors()
+        self.report.rolled_back(RolledBack(self.round, good.round, good.loss, fault.message))
+        self._tell(State.TRAINING)
+        await self._saving.at_rest(self._course.step, best=True)  # what was saved last leads nowhere
 
     async def _adopt(self, download: Download, back: Comeback | None = None) -> None:
         """Go on from a downloaded state, where its donor is, and from that of an earlier life as far as it is good."""
@@ -596,5 +597,4 @@ class Worker:
         self.membership.update(state=state, round=self.round, digest=digest, round_s=self._course.pace_s)
 
     def _outcome(self, done: bool) -> Outcome:
-        digest = self._replica.snapshot(self._course.step).name
-        return Outcome(done, self.round, self._meter.tokens, digest, self._replica.anchors())
+        return Outcome(done, self.round, self._meter.tokens, self._replica.snapshot(0).name, self._replica.anchors())

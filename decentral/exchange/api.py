@@ -210,10 +210,10 @@ class Exchange(ABC):
         return Memory()
 
     def remember(self, memory: Memory, anchors_N: Sequence[Tensor]) -> None:  # noqa: B027
-        """Go on from the memory of an earlier life; called before anything else.
+        """Go on from the memory of an earlier life before anything else; or from none, when nothing is on its way.
 
         Args:
-            memory: of the same options.
+            memory: of the same options; empty to begin anew.
             anchors_N: of this worker, by fragment.
         """
 

@@ -190,6 +190,16 @@ class Validated(Event, frozen=True):
     val_loss: float
 
 
+class RolledBack(Event, frozen=True):
+    """All that was learnt was lost, and ``round`` begins with the anchor that ``to_round`` had begun with."""
+
+    round: int
+    to_round: int
+    val_loss: float
+    """Of that anchor, as this worker measured it."""
+    reason: str
+
+
 class SatOut(Event, frozen=True):
     """The worker kept its contribution to itself or lost it, for instance because it was not finite."""
 

@@ -198,6 +198,11 @@ class LogJournal:
         logger.info("validation loss %s", loss(event.val_loss))
 
     @_tell.register
+    def _(self, event: events.RolledBack) -> None:
+        what = "rolled back to the anchor of round %d (validation loss %s): %s"
+        logger.warning(what, event.to_round, loss(event.val_loss), event.reason)
+
+    @_tell.register
     def _(self, event: events.SatOut) -> None:
         logger.warning("sits out: %s", event.reason)
 

@@ -57,6 +57,7 @@ def run_options(swarm: SwarmConfig, run_id: str, parameters: "Mapping[str, Tenso
         mixing=_mixing(method),
         mix_alpha=method.alpha,
         eval_every_rounds=swarm.eval_every_rounds,
+        rolls_back=swarm.run.on_ruin == "rollback",
         timing=Timing(**timing.model_dump()),
     )
 

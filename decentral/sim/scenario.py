@@ -72,6 +72,8 @@ class Scenario:
     eager: Eager | None = None
     pattern: Pattern = "strided"
     min_workers: int = 1
+    eval_every_rounds: int = 0
+    rolls_back: bool = False
     step_s: float = 0.1
     """Virtual seconds of an inner step."""
     step_sigma: float = 0.0
@@ -251,6 +253,8 @@ def _worker(scenario: Scenario, peer: SimPeer, journal: MemoryJournal, record: R
         mix_alpha=scenario.mix_alpha,
         eager=scenario.eager,
         min_workers=scenario.min_workers,
+        eval_every_rounds=scenario.eval_every_rounds,
+        rolls_back=scenario.rolls_back,
         rule=scenario.rule,
         codec=codec,
         mean_codec=make_codec(scenario.mean_codec) if scenario.mean_codec else default_mean_codec(codec),

@@ -305,7 +305,8 @@ def test_adopt_without_uncounted_work_takes_the_anchor_even_if_the_parameters_di
 def test_validation_is_of_the_anchors_and_keeps_the_local_parameters() -> None:
     replica, trainer = founded(num_fragments=2)
     train(replica, 0, 3)
-    assert replica.validate() == (replica.snapshot(0).name, 21.0)
+    snapshot, loss = replica.validate()
+    assert (snapshot.name, loss) == (replica.snapshot(0).name, 21.0)
     assert trainer.flat() == [5.0, 6.0, 1.0]
     assert replica.pending_steps == 3
 
