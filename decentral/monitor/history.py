@@ -37,7 +37,7 @@ _MAX_EVENTS, _MAX_NAMES, _MAX_TEXT = 40, 24, 160
 #: Of a journal, what is shown one by one; what comes at every step or batch is not.
 _KEPT = frozenset(
     (
-        *("started", "joined", "resumed", "repaired", "sat_out", "stopped", "peer_lost", "paced"),
+        *("started", "joined", "resumed", "repaired", "rolled_back", "sat_out", "stopped", "peer_lost", "paced"),
         *("restrained", "avoided", "one_sided", "saved", "protected", "took_up"),
         *("stage_placed", "stage_lost", "stage_recovered", "recut"),
     )

@@ -199,8 +199,12 @@ class LogJournal:
 
     @_tell.register
     def _(self, event: events.RolledBack) -> None:
-        what = "rolled back to the anchor of round %d (validation loss %s): %s"
-        logger.warning(what, event.to_round, loss(event.val_loss), event.reason)
+        logger.warning(
+            "rolled back to the anchor of round %d (validation loss %s): %s",
+            event.to_round,
+            loss(event.val_loss),
+            event.reason,
+        )
 
     @_tell.register
     def _(self, event: events.SatOut) -> None:

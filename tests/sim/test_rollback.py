@@ -168,11 +168,15 @@ def test_who_cannot_tell_or_finds_all_well_goes_back_with_the_others(finds: Call
     assert played.peers[1] in told(record, played.peers[0], RoundMixed)[-1].members
 
 
-def test_a_run_with_crashes_and_losses_on_the_way_comes_back_as_well() -> None:
-    settings, tape = hardships(1, WORKERS + 1, (3.0, 30.0))
-    problem = {"min_workers": 3, "save_every": Every(steps=7), "together": False, "patient": True}
-    played = replace(scenario(spoilt(1.3, ((250, 270),)), **problem, **settings), num_workers=WORKERS + 1, rounds=45)
+@pytest.mark.parametrize("settings", [METHODS[0], METHODS[2], METHODS[3]])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 13))])
+def test_a_run_with_crashes_and_losses_on_the_way_comes_back_as_well(seed: int, settings: dict[str, Any]) -> None:
+    hard, tape = hardships(seed, WORKERS + 1, (3.0, 30.0))
+    hard |= {"min_workers": 3, "save_every": Every(steps=7), "together": False, "patient": True}
+    played = scenario(spoilt(1.3, ((250, 272),)), **{**settings, **hard})
+    played = replace(played, seed=seed, num_workers=WORKERS + 1, rounds=45)
     record = simulate(played, tape)
     assert not check(played, record, tolerance=0.4)
     assert sum(bool(told(record, peer, RolledBack)) for peer in played.peers) > WORKERS / 2
-    assert [event.val_loss for event in told(record, played.peers[1], Validated)][-1] < 0.1
+    for peer in played.peers:
+        assert told(record, peer, Validated)[-1].val_loss < 1e-3

@@ -46,6 +46,7 @@ const words = (() => {
     joined: ["joined", "workers", ["round", "donor", "downloaded_bytes", "seconds"]],
     resumed: ["came back", "recoveries", ["step", "round", "work_steps", "dropped_steps"]],
     repaired: ["repaired", "recoveries", ["round", "donor", "reason", "seconds"]],
+    rolled_back: ["rolled back", "recoveries", ["round", "to_round", "val_loss", "reason"]],
     took_up: ["was given a lost one's state", "recoveries", ["owner", "guard", "step", "problem"]],
     stage_lost: ["stage lost", "recoveries", ["stage", "step"]],
     stage_recovered: ["stage brought back", "recoveries", ["stage", "source", "seconds", "loss_before", "loss_after", "reason"]],
@@ -69,7 +70,7 @@ const words = (() => {
     if (Array.isArray(value)) text = value.join(", ");
     else if (known(value) && /(_s|^seconds)$/.test(name)) text = seconds(value);
     else if (known(value) && /bytes$/.test(name)) text = size(value);
-    else if (known(value) && /^loss/.test(name)) text = loss(value);
+    else if (known(value) && /^(val_)?loss/.test(name)) text = loss(value);
     else if (known(value) && name === "ratio") text = times(value);
     else if (name === "stage" && known(value)) return stage(value);
     return BARE.has(name) ? text : `${LABELS[name] ?? name.replaceAll("_", " ")} ${text}`;

@@ -9,7 +9,7 @@ import pytest
 from decentral.codecs.defaults import default_anchor_codec, default_pull_codec
 from decentral.config.file import to_toml
 from decentral.config.method import MethodSection
-from decentral.config.names import METHODS, MethodName
+from decentral.config.names import ALL_REDUCE, METHODS, MethodName
 from decentral.config.resolve import resolve_method
 from decentral.config.schema import SwarmConfig, diff
 from decentral.config.settings import load
@@ -308,6 +308,16 @@ def test_settings_are_refused_where_they_have_no_effect(assignment: str, names: 
     for name in set(METHODS) - set(names):
         with pytest.raises(ConfigError, match=f"{only} {name}: leave it out"):
             method(f"method.name={name}", f"method.{assignment}")
+
+
+def test_a_run_rolls_back_where_all_have_one_anchor_and_nowhere_else() -> None:
+    for name, made in METHODS.items():
+        chosen = [f"method.name={name}", "run.on_ruin=rollback"]
+        if made.family in ALL_REDUCE:
+            assert load(None, chosen).swarm.run.on_ruin == "rollback"
+        else:
+            with pytest.raises(ConfigError, match=f"on_ruin is rollback, .* with {name} each has its own: set run.on"):
+                load(None, chosen)
 
 
 def test_a_value_of_two_kinds_that_is_of_neither_is_named_once() -> None:

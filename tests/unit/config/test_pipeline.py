@@ -30,6 +30,7 @@ FOUR = "pipeline.stages=4"
         ([FOUR, "pipeline.codec=BF16"], "must be the name of a codec for values"),
         ([FOUR, "pipeline.lr_boost=0"], "pipeline.lr_boost = 0: must be a number, above 0"),
         ([FOUR, "pipeline.microbatches=0"], "pipeline.microbatches = 0"),
+        ([FOUR, "run.on_ruin=rollback"], "run.on_ruin is rollback, but in a pipeline no worker has the whole model"),
         ([FOUR, "run.min_workers=5"], "run.min_workers is 5, but a pipeline begins when its stages have holders"),
         (["worker.stage=0-x"], 'worker.stage = "0-x": must be a stage such as 2, a range such as 1-3'),
         (["worker.stage=spar"], "or spare"),

@@ -5,10 +5,12 @@ import math
 from itertools import chain, repeat
 
 import pytest
+import torch
 
+from decentral.engine.replica import Replica
 from decentral.engine.validation import LossHistory
 from decentral.errors import DivergedError
-from decentral.monitor.events import Validated
+from decentral.monitor.events import Event, RolledBack, RoundMixed, Validated
 from decentral.schedule.every import Every
 from decentral.sim.loop import run
 from decentral.sim.trainer import ToyTrainer
@@ -58,6 +60,59 @@ def test_a_ruined_worker_ends_and_keeps_what_it_had(monkeypatch: pytest.MonkeyPa
     assert validated == [5.0, 3.0, 2.0, 9.0, 9.0]
     run(keep(life), until_s=10)
     assert [state.val_loss for state in life.states] == [5.0, 3.0, 2.0], "the best ones, and none at the end"
+
+
+def test_a_ruined_worker_goes_back_to_its_best_anchor_and_says_so_until_it_is_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = iter([5.0, 3.0, 2.0, 9.0, 9.0, 2.5, 2.1, 1.9])
+    monkeypatch.setattr(ToyTrainer, "validate", lambda self: next(losses))
+    life, notes = Life(Every(), rounds=8, eval_every_rounds=1, rolls_back=True), list[str]()
+    record = life.journal.record
+
+    def look(event: Event) -> None:
+        record(event)
+        if isinstance(event, RoundMixed):
+            notes.append(life.worker.report.metrics().note)
+
+    monkeypatch.setattr(life.journal, "record", look)
+    life.live()
+    [event] = [event for event in life.journal.events if isinstance(event, RolledBack)]
+    assert (event.round, event.to_round, event.val_loss) == (5, 3, 2.0)
+    assert "loss is 9 after round 4" in event.reason
+    assert notes == [""] * 5 + ["rolled back to round 3 in round 5, and has not been better since"] * 3
+    assert life.worker.report.metrics().note == ""
+    bests = [state for state in life.states if not math.isnan(state.val_loss)]
+    assert [state.val_loss for state in bests] == [5.0, 3.0, 2.0, 1.9, 1.9]
+    [good] = [state for state in bests if state.val_loss == event.val_loss]
+    [back] = [state for state in life.states if state.round == event.round]
+    assert (back.step, back.tokens) == (50, 50 * 32), "the run goes on, from there"
+    assert all(torch.equal(values, good.anchors[name]) for name, values in back.anchors.items())
+    assert not any(values.any() for values in back.outer.values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_rollbacks"),
+    [
+        ([9.0, *[math.inf] * 4], 1),
+        ([math.inf, math.inf], 0),  # nothing was ever good
+        ([5.0, 3.0, 9.0, 9.0, 9.0, 9.0], 1),  # nor better since
+        ([5.0, 3.0, 9.0, 9.0, 4.0, 9.0, 9.0], 1),
+        ([5.0, 3.0, 9.0, 9.0, 2.9, 9.0, 9.0, 2.8, 9.0, 9.0, 2.7, 9.0, 9.0], 3),  # often enough
+    ],
+)
+def test_a_run_that_is_ruined_and_has_nothing_better_to_go_back_to_ends(
+    losses: list[float], num_rollbacks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remaining = chain(losses, repeat(0.0))
+    # The replica tells infinite losses as unknown ones.
+    monkeypatch.setattr(Replica, "validate", lambda self: (self.snapshot(0), next(remaining)))
+    life = Life(Every(), rounds=20, eval_every_rounds=1, rolls_back=True)
+    with pytest.raises(ExceptionGroup) as raised:
+        life.live()
+    assert isinstance(raised.value.exceptions[0], DivergedError)
+    told = [type(event) for event in life.journal.events if isinstance(event, Validated | RolledBack)]
+    assert (told.count(Validated), told.count(RolledBack)) == (len(losses), num_rollbacks)
 
 
 async def keep(life: Life) -> None:

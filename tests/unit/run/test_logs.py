@@ -11,6 +11,7 @@ from decentral.monitor.events import (
     PeerLost,
     Pulled,
     Resent,
+    RolledBack,
     RoundAborted,
     RoundMixed,
     StageLost,
@@ -45,6 +46,12 @@ def test_a_round_is_told_in_one_line_with_who_was_not_in_it(capsys):
     line = err.splitlines()[-1]
     assert "INFO    aaaaaa r3 mixed 1 of 2 workers, loss 2.500, sent 4.2MB, waited 0.8 s" in line
     assert line.endswith("; without bbbbbb (no answer)")
+
+
+def test_a_rollback_is_a_warning_that_says_where_to_and_why(capsys):
+    install("warning", "text").record(RolledBack(60, 40, 1.5, "the validation loss is 9"))
+    line = "WARNING -      r60 rolled back to the anchor of round 40 (validation loss 1.500): the validation loss is 9"
+    assert line in capsys.readouterr().err
 
 
 def test_an_aborted_round_is_a_warning_that_says_what_becomes_of_the_work(capsys):
