@@ -64,11 +64,6 @@ class LossHistory:
         if loss < self._best:
             self._best = loss
 
-    @property
-    def is_bad(self) -> bool:
-        """Whether the last loss may be the first of a ruined run."""
-        return self._num_bad > 0
-
     def begin_anew(self) -> None:
         """What was ruined is undone."""
         self._num_bad = 0
@@ -138,7 +133,7 @@ class Validation:
         snapshot, loss = await clock.run(self._replica.validate)
         self._parts.journal.record(Validated(key.round + 1, loss))
         best, self.ruined = self._history.take(loss)
-        if all_do and loss < self._good_loss and not self._history.is_bad:
+        if all_do and loss < self._good_loss:  # so it is none that is bad
             self._good_loss = loss
             self._good = Good(key.round + 1, loss, tuple([state.anchor_N for state in snapshot.fragments]))
         if self.ruined:
