@@ -183,6 +183,29 @@ def test_a_frozen_owner_stops_with_all_it_started_and_catches_up_late() -> None:
     assert [at for name, at in ticks if name == "stopped"] == [1.0, 10.5, 11.5, 12.5]
 
 
+def test_what_is_set_off_takes_its_turn_among_timers_and_waits_with_its_owner() -> None:
+    ran: list[tuple[str, float]] = []
+
+    async def main() -> None:
+        loop = virtual_loop()
+        owner, free = Owner("stopped"), Owner("free").context()
+
+        def note(name: str) -> None:
+            ran.append((name, loop.time()))
+
+        loop.set_off(2.0, free, note, "second")
+        loop.call_at(2.0, note, "third", context=free)
+        loop.set_off(1.0, free, note, "first")
+        loop.set_off(1.0, owner.context(), note, "late")
+        loop.freeze(owner)
+        await asyncio.sleep(3.0)
+        loop.thaw(owner)
+        await asyncio.sleep(1.0)
+
+    run(main(), until_s=100.0)
+    assert ran == [("first", 1.0), ("second", 2.0), ("third", 2.0), ("late", 3.0)]
+
+
 def test_everybody_frozen_is_a_deadlock_and_winds_up() -> None:
     async def machine() -> None:
         await asyncio.sleep(1.0)

@@ -34,6 +34,23 @@ def test_a_record_expires_on_virtual_time() -> None:
     run(main(), until_s=100.0)
 
 
+def test_records_are_read_in_the_order_in_which_their_peers_first_came() -> None:
+    async def main() -> None:
+        world = World(0, Conditions(latency_s=0.0))
+        a, b = world.add(A).directory, world.add(B).directory
+        await a.publish("run", "a", b"first", ttl_s=5.0)
+        await b.publish("run", "b", b"other", ttl_s=100.0)
+        found = await b.lookup("run")
+        found.clear()  # what somebody does to its answer is not seen by others
+        assert [*await a.lookup("run")] == ["a", "b"]
+        await asyncio.sleep(6.0)
+        assert [*await b.lookup("run")] == ["b"]
+        await a.publish("run", "a", b"again", ttl_s=5.0)
+        assert [*(await b.lookup("run")).items()] == [("a", b"again"), ("b", b"other")]
+
+    run(main(), until_s=100.0)
+
+
 def test_a_record_replaces_the_one_before_it_even_if_it_expires_earlier() -> None:
     async def main() -> None:
         world = World(0)

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from decentral.swarm import roster as module
 from decentral.swarm.presence import ACTIVE, Metrics, Presence, State
-from decentral.swarm.roster import Roster
+from decentral.swarm.roster import Roster, without
 from decentral.types import PeerId
 
 TTL_S = 6.0
@@ -25,6 +25,18 @@ def test_a_peer_lives_for_its_time_to_live_after_each_news() -> None:
     assert not roster.is_live(A, 16.0)
     assert roster.observe(presence(A, seq=2), 20.0)
     assert roster.is_live(A, 25.99)
+
+
+def test_a_record_that_was_observed_is_known_and_so_are_older_ones() -> None:
+    roster = Roster(TTL_S)
+    assert not roster.knows(presence(A))
+    roster.observe(presence(A, seq=5), 0.0)
+    assert [roster.knows(presence(A, seq=seq)) for seq in (4, 5, 6)] == [True, True, False]
+    assert not roster.knows(presence(B, seq=4))
+
+
+def test_all_but_one() -> None:
+    assert [without(peer, (A, C)) for peer in (A, B, C)] == [[C], [A, C], [A]]
 
 
 def test_who_was_never_heard_of_is_not_alive() -> None:
