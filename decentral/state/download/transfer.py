@@ -11,6 +11,7 @@ One coroutine decides; whatever is asked has a deadline.
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -186,10 +187,11 @@ class Transfer:
         for source in self._sources[:_MAX_DONORS]:
             if not source.false:
                 self._look(source)
-        while self._looking and (self._newest or self._secret is not None or self._first() is None):
-            await self._turn()
         if self._secret is not None:
+            await self._hear()
             await self._compare(self._secret)
+        while self._looking and (self._newest or self._first() is None):
+            await self._turn()
         target = self._newest_of_all() if self._newest else self._first()
         self._giver = next((source for source in self._sources if source.head is target), None)
         for source in self._sources:
@@ -204,6 +206,24 @@ class Transfer:
             if source.head is not None:
                 return source.head
         return None
+
+    async def _hear(self) -> None:
+        """Wait for what donors have; once more than half have said it, for the rest as long again, or some seconds.
+
+        Who is stopped would hold a newcomer up for as long as the slowest line takes. More than half are not liars
+        alone, who might be quick where others still have digests to make.
+        """
+        began, until = self._clock.monotonic(), math.inf
+        while self._looking and (now := self._clock.monotonic()) < until:
+            num_said = sum(source.head is not None for source in self._sources)
+            if until == math.inf and num_said > len(self._looking):
+                until = now + max(self._questions.timing.grace_s, now - began)
+            await self._turn(None if until == math.inf else max(_LEAST_WAIT_S, until - now))
+        late = set(self._looking)
+        await self._drop_tasks()
+        for source in self._sources:
+            if source.peer in late:
+                source.lose("it did not say in time what it has")
 
     async def _compare(self, secret: bytes) -> None:
         """Pass by donors whose states are far from most others', now that all have named what they have."""

@@ -1,5 +1,6 @@
 """A joiner and donors on the memory network, small states, and donors that lie."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from decentral.sim.network import Line
 from decentral.sim.world import Machine, SimPeer, World, peer_id
 from decentral.state.download.donor import Donor
 from decentral.state.download.downloader import Download, Downloader, NoDownload
+from decentral.state.download.pieces import HEAD
 from decentral.state.download.sources import Progress
 from decentral.state.snapshot import FragmentState, Snapshot
 from decentral.swarm.timing import Timing
@@ -57,15 +59,23 @@ class Nursery:
         self.downloader = Downloader(joiner.transport, LAYOUT, NUMELS, 1, Timing(), joiner.clock, secret)
 
     async def donor(
-        self, peer: PeerId, state: Snapshot | None, change: Change | None = None, *, layout: str = LAYOUT
+        self,
+        peer: PeerId,
+        state: Snapshot | None,
+        change: Change | None = None,
+        *,
+        layout: str = LAYOUT,
+        head_s: float = 0.0,
     ) -> Callable[[Snapshot | None], None]:
-        """Let a peer serve, perhaps with other replies; returns a function that changes what it serves."""
+        """Let a peer serve, perhaps with other replies, its head after some time; returns what changes its state."""
         states, nursery, at = [state], self, self.peers[peer]
 
         class Recorder:
             async def serve(self, method: str, handler: Any, **limits: Any) -> None:
                 async def answer(sender: PeerId, request: bytes) -> bytes:
                     nursery.asked.append((peer, method))
+                    if head_s and method == HEAD:
+                        await asyncio.sleep(head_s)
                     reply = await handler(sender, request)
                     return reply if change is None else change(method, request, reply)
 

@@ -1,5 +1,6 @@
 """Which donors are far from most, where no two hold the same; and what a download makes of it."""
 
+import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -194,6 +195,30 @@ def test_a_donor_that_shows_nothing_of_use_is_no_donor(reply: bytes | None) -> N
         await nursery.donor(FIRST, near(0), shows)
         download = taken(await nursery.fetch(*DONORS), states)
         assert (download.donor, download.num_compared) == (SECOND, 3)
+
+    play(scenario, SECRET)
+
+
+def test_a_donor_that_hangs_holds_nobody_up_for_long() -> None:
+    async def scenario(nursery: Nursery) -> None:
+        await nursery.donor(FIRST, near(9), head_s=1e6)
+        states = await honest(nursery, *DONORS[1:])
+        download = taken(await nursery.fetch(*DONORS), states)
+        assert (download.donor, download.num_compared) == (SECOND, 3)
+        assert asyncio.get_running_loop().time() < 5
+
+    play(scenario, SECRET)
+
+
+def test_liars_that_are_quick_do_not_shut_out_those_that_have_digests_to_make() -> None:
+    async def scenario(nursery: Nursery) -> None:
+        for liar in (FIRST, SECOND):
+            await nursery.donor(liar, near(7, times=-1.0))
+        states = {peer: near(number) for number, peer in enumerate(DONORS[2:])}
+        for head_s, (peer, state) in enumerate(states.items(), 8):
+            await nursery.donor(peer, state, head_s=head_s)
+        download = taken(await nursery.fetch(*DONORS), states, FIRST, SECOND)
+        assert (download.donor, download.num_compared) == (THIRD, 4)
 
     play(scenario, SECRET)
 
