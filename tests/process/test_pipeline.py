@@ -178,7 +178,8 @@ def test_all_are_killed_and_go_on_with_another_number_of_stages(
     assert {event["step"] for event in resumed} == {common}
     # Two that take the stage at the same moment hold it together.
     joined = [event for event in resumed if "the stage: its blocks come from 2 of another cut" in event["anew"]]
-    assert joined and all("inner optimizer and data position" in event["kept"] for event in joined)
+    assert joined
+    assert all("inner optimizer and data position" in event["kept"] for event in joined)
     steps = [event["step"] for event in again[0].events("batch_counted") if event["stage"] == 0]
     assert steps[-1] == rounds * INNER_STEPS - 1
     weights, _, _ = parts_from_paths([str(folder) for folder in held])
