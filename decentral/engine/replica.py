@@ -414,7 +414,7 @@ class Replica:
         finally:
             for fragment, local_N in enumerate(local):
                 self._load(fragment, local_N)
-        return snapshot, loss if math.isfinite(loss) else math.nan
+        return snapshot, loss
 
     def anchors(self) -> dict[str, Tensor]:
         """Named parameters of the anchors: what a run is about."""

@@ -73,13 +73,13 @@ class LossHistory:
         """Whether a loss is the best so far, and whether the run is ruined. NaN says nothing: nobody could tell."""
         if math.isnan(loss):
             return False, False
-        best = loss < self._best
+        best = math.isfinite(loss) and loss < self._best
         first = self._first
         gained = first - self._best >= 0.1 * abs(first)  # never true before the first one
         bad = math.isinf(loss) or (gained and loss > first + 0.1) or loss > first + abs(first) + 1.0
         self._num_bad = self._num_bad + 1 if bad else 0
         self._first = loss if math.isinf(self._first) else self._first
-        self._best = min(self._best, loss)
+        self._best = loss if best else self._best
         return best, self._num_bad >= _BAD_IN_A_ROW
 
 
@@ -147,7 +147,7 @@ class Validation:
                 hint="The weights as they are were not saved at the end, the best are in checkpoints/best, to which "
                 "`decentral rewind` goes back. Lower the learning rate; `decentral audit` says who brought what.",
             )
-        return Loss(snapshot.name, loss, best)
+        return Loss(snapshot.name, loss if math.isfinite(loss) else math.nan, best)
 
     def good(self, fault: Ruined) -> Good:
         """What to go back to, once.

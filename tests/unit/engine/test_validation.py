@@ -105,7 +105,6 @@ def test_a_run_that_is_ruined_and_has_nothing_better_to_go_back_to_ends(
     losses: list[float], num_rollbacks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remaining = chain(losses, repeat(0.0))
-    # The replica tells infinite losses as unknown ones.
     monkeypatch.setattr(Replica, "validate", lambda self: (self.snapshot(0), next(remaining)))
     life = Life(Every(), rounds=20, eval_every_rounds=1, rolls_back=True)
     with pytest.raises(ExceptionGroup) as raised:
