@@ -51,10 +51,10 @@ class _Session:
         self.packed, self.members = to_wire(participants), frozenset(participants.members)
         self._called.set()
 
-    def doubted(self, num_members: int) -> frozenset[PeerId]:
-        """Candidates for leader whom more than half of so many members doubt."""
-        told = Counter(peer for doubted in self.doubts.values() for peer in doubted)
-        return frozenset(peer for peer, count in told.items() if 2 * count > num_members)
+    def doubted(self, members: Collection[PeerId]) -> frozenset[PeerId]:
+        """Candidates for leader whom more than half of these members doubt; each has one voice, and nobody else has."""
+        told = Counter(peer for member in members for peer in set(self.doubts.get(member, ())))
+        return frozenset(peer for peer, count in told.items() if 2 * count > len(members))
 
     async def until_called(self, timeout_s: float) -> None:
         """Return when the participants were named or after ``timeout_s``; once they are this is a plain sleep."""
@@ -171,7 +171,7 @@ class Leader:
         prospect = outlook.of(key)
         if prospect.ahead is not None:
             return ConveneReply(Answer.BEHIND, source=prospect.ahead)
-        doubted = self._doubted(sender, message, len(outlook.expected))
+        doubted = self._doubted(sender, message, outlook.expected)
         better = await self._better_leader(self.may_lead(prospect.candidates, key.round, doubted), message)
         if better in message.doubted:  # until this worker finds out by itself, or most say so
             return ConveneReply(Answer.WAIT)
@@ -202,12 +202,12 @@ class Leader:
             await self._ask_missing(session, expected)
         return self._settled(sender, message) or ConveneReply(Answer.WAIT)
 
-    def _doubted(self, sender: PeerId, message: Convene, num_expected: int) -> frozenset[PeerId]:
+    def _doubted(self, sender: PeerId, message: Convene, expected: Collection[PeerId]) -> frozenset[PeerId]:
         """Note whom a caller doubts; returns the candidates that more than half of those expected doubt."""
-        if message.doubted:
+        if message.doubted and sender in expected:
             self._session(message.key).doubts[sender] = message.doubted
         session = self._sessions.get(message.key)
-        return session.doubted(num_expected) if session is not None and session.doubts else frozenset()
+        return session.doubted(expected) if session is not None and session.doubts else frozenset()
 
     def _patience_s(self) -> float:
         """How long to wait for living members, by this worker's own pace."""

@@ -75,8 +75,13 @@ def test_who_died_is_not_waited_for_and_who_lives_is(fate: str, at_least_s: floa
 FIVE = [Presence(peer_id(number), "run", 1, State.SYNCING, 0, 0, "", round_s=1.0) for number in range(5)]
 
 
-async def answers(doubters: int, *, has_stalled: bool = False) -> list[ConveneReply]:
-    """What the second candidate tells all but the first, of whom the first so many doubt that one."""
+async def answers(
+    doubters: int, *, has_stalled: bool = False, times: int = 1, strangers: int = 0
+) -> list[ConveneReply]:
+    """What the second candidate tells all but the first, of whom the first so many doubt that one, so many times.
+
+    So many that are no members have told it the same before.
+    """
     world = World(0)
     first, *rest = leaders(FIVE, KEY)
     peers = {record.peer: world.add(record.peer) for record in FIVE}
@@ -91,13 +96,17 @@ async def answers(doubters: int, *, has_stalled: bool = False) -> list[ConveneRe
     if has_stalled:
         leader.pass_over(first, 0)
 
+    others = [world.add(peer_id(5 + number)).peer_id for number in range(strangers)]
+    peers |= {peer: world.peers[peer] for peer in others}
+
     async def call(caller: PeerId, doubts: bool) -> ConveneReply:
-        message = to_wire(Convene(KEY, "base", 0, (), doubted=(first,) if doubts else ()))
+        message = to_wire(Convene(KEY, "base", 0, (), doubted=(first,) * times if doubts else ()))
         sent = await peers[caller].transport.call(
             second.peer_id, CONVENE, message, timeout_s=9.0, max_reply_bytes=MAX_PARTICIPANTS_BYTES
         )
         return from_wire(ConveneReply, sent)
 
+    await asyncio.gather(*[call(peer, True) for peer in others])
     return list(await asyncio.gather(*[call(peer, number < doubters) for number, peer in enumerate(rest)]))
 
 
@@ -107,6 +116,11 @@ def test_who_is_doubted_by_most_is_passed_over_by_the_next_candidate() -> None:
     most = run(answers(3), until_s=60.0)
     assert [reply.kind for reply in most[:3]] == [Answer.PARTICIPANTS] * 3
     assert len(unpack_participants(most[0].participants).members) >= 3
+
+
+def test_each_member_has_one_voice_against_a_leader_and_nobody_else_has_one() -> None:
+    for replies in (run(answers(2, times=2), until_s=60.0), run(answers(2, strangers=3), until_s=60.0)):
+        assert [reply.kind for reply in replies] == [Answer.WAIT, Answer.WAIT, Answer.REDIRECT, Answer.REDIRECT]
 
 
 async def doubts_half_of_the_members() -> None:
