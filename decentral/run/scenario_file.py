@@ -265,5 +265,5 @@ def _fits(made: ScenarioFile) -> None:
     if made.swarm.pipeline.stages:
         raise ConfigError(
             f"pipeline.stages is {made.swarm.pipeline.stages}: models in stages are not simulated by a file.",
-            hint="scripts/bench-pipeline --virtual plays them.",
+            hint="scripts/bench pipeline --virtual plays them.",
         )

@@ -3,7 +3,7 @@
 What passes from part to part is packed and unpacked as on the wire, all five times in either direction; nothing else
 differs, and equal seeds draw equal weights and equal data.
 
-    scripts/bench-activations
+    scripts/bench activations
 
 takes ten minutes on one core and adds its part to docs/benchmarks/pipeline.json and .md.
 """
@@ -23,7 +23,7 @@ from scripts.benches.lib.report import Record, stamp
 from scripts.benches.lib.stages import Stages
 from scripts.benches.pipeline_page import keep
 
-SCRIPT = "bench-activations"
+SCRIPT = "activations"
 STAGES = 4
 CODECS = ("fp32", "bf16", "int8-b128")
 #: 0.8 million parameters, as the task has by default.

@@ -1,7 +1,7 @@
 """What slow machines cost: an all-reduce that waits for them, one that does not, and servers with and without DyLU.
 
-    scripts/bench-async            # everything, some ten minutes
-    scripts/bench-async --page     # page and plot anew from the raw numbers
+    scripts/bench asynchronous            # everything, some ten minutes
+    scripts/bench asynchronous --page     # page and plot anew from the raw numbers
 
 Production workers on the simulator, toy trainers. Writes docs/benchmarks/async.json, .md and .png.
 """
@@ -36,7 +36,7 @@ from scripts.benches.lib.plots import figure
 from scripts.benches.lib.report import Record, places, read, stamp, write
 from scripts.benches.lib.tables import table
 
-SCRIPT, OUT = "bench-async", DOCS / "async"
+SCRIPT, OUT = "asynchronous", DOCS / "async"
 WORKERS, INNER_STEPS, STEP_S = 64, 10, 1.0
 #: In its first round an all-reduce waits for everybody, since no pace is known: it is left out of throughput.
 FROM_S, DURATION_S = 100.0, 300.0
@@ -276,7 +276,7 @@ def page(report: Record) -> str:
     columns = [f"{what}, {method}:" for what in ("throughput", "loss") for method in METHODS]
     return f"""# Servers and slow workers
 
-Written by `scripts/bench-async`; the raw record is `async.json`. Production workers on the
+Written by `scripts/bench asynchronous`; the raw record is `async.json`. Production workers on the
 [simulator](../simulator.md) with toy trainers: what takes time is inner steps and messages ({INNER_STEPS} steps of
 {STEP_S:g} s, messages of 0.05 s).
 

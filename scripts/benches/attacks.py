@@ -1,8 +1,8 @@
 """What two liars of eight do to a run of the language model: nothing on, with the defaults, with a robust merge.
 
-    scripts/bench-attacks [--method all-reduce] [--attack negate] [--defence default] [--seed 0] ...
-    scripts/bench-attacks --real               # eight processes of this machine
-    scripts/bench-attacks --only-write         # writes the page anew from the raw numbers
+    scripts/bench attacks [--method all-reduce] [--attack negate] [--defence default] [--seed 0] ...
+    scripts/bench attacks --real               # eight processes of this machine
+    scripts/bench attacks --only-write         # writes the page anew from the raw numbers
 
 The workers are the production ones with the language model trainer on a simulated network; the liars are those of
 ``decentral.sim.attacks``. A cell of the table is a method, an attack and a defence; all cells that OUT.json does not
@@ -36,7 +36,7 @@ from scripts.benches.lib.stats import grouped, listed
 from scripts.benches.lib.tables import table
 from scripts.benches.lib.training import Play, configured, made_by_task, with_rounds
 
-SCRIPT = "bench-attacks"
+SCRIPT = "attacks"
 WORKERS, LIARS, ROUNDS, STEPS = 8, (3, 6), 12, 8
 #: Virtual seconds of an inner step: what workers say of themselves travels within a round, as where rounds are longer.
 #: Older records have 0.1 s. What overlaps with training, or has no rounds, depends on it.
@@ -252,7 +252,7 @@ def cells(runs: Sequence[Record], attack: str, defence: str) -> tuple[str, str]:
 
 _HEAD = f"""# What liars do to a run
 
-Written by `scripts/bench-attacks`; the raw numbers are in `attacks.json`. Production workers train the language
+Written by `scripts/bench attacks`; the raw numbers are in `attacks.json`. Production workers train the language
 model; the network alone is simulated. {WORKERS} workers, of which {len(LIARS)} lie from the first round on,
 {ROUNDS} rounds of {STEPS} inner steps. Every cell: the loss of the honest workers on held-out text against the run
 of the same seed in which nobody lies and no bound is on, mean over three seeds (in brackets how many, if not all);

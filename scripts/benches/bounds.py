@@ -1,7 +1,7 @@
 """What bounds cost a swarm in which nobody lies: who is bounded, whether a bit changes, bytes, and time in a reducer.
 
-    scripts/bench-bounds [--method sparseloco] [--seed 0] ... [--no-price]
-    scripts/bench-bounds --only-write         # writes the page anew from the raw numbers
+    scripts/bench bounds [--method sparseloco] [--seed 0] ... [--no-price]
+    scripts/bench bounds --only-write         # writes the page anew from the raw numbers
 
 Each method is played with its defaults and with ``method.bound = 0`` on the simulated network, with the language model.
 Runs that OUT.json has are not run again. Appends to it and writes OUT.md anew.
@@ -25,7 +25,7 @@ from scripts.benches.lib.stats import grouped
 from scripts.benches.lib.tables import table
 from scripts.benches.lib.training import Play, configured, with_rounds
 
-SCRIPT = "bench-bounds"
+SCRIPT = "bounds"
 METHODS: Mapping[str, tuple[str, ...]] = {
     "local-sgd": ("method.name=local-sgd",),
     "diloco": ("method.name=diloco", f"method.inner_steps={STEPS}"),
@@ -133,7 +133,7 @@ def by_method(run: Record) -> str:
 
 _HEAD = f"""# What bounds cost when all are honest
 
-Written by `scripts/bench-bounds`; the raw numbers are in `bounds.json`. {WORKERS} honest workers, {ROUNDS} rounds
+Written by `scripts/bench bounds`; the raw numbers are in `bounds.json`. {WORKERS} honest workers, {ROUNDS} rounds
 of {STEPS} inner steps (of local-sgd three), the language model on the simulated network, each method with its
 defaults and with `method.bound = 0`. **bounded**: contributions that were cut down or left out, as any worker
 journalled it, in so many rounds of a worker. **same bits**: runs that end with the same anchors, to the bit, as

@@ -7,9 +7,9 @@ must complete a round all the time; at the end all must find together, nothing m
 loss must be within a tolerance of that of an undisturbed swarm at equal tokens. Any violation ends the run with exit
 code 1. All follows from the seed, which is printed.
 
-    scripts/chaos --minutes 20 --workers 8 --deaths 3
-    scripts/chaos --script faults.json --set method.name=noloco
-    scripts/chaos --minutes 20 --workers 8 --deaths 3 --protect 1 --set pipeline.stages=4 \
+    scripts/bench chaos --minutes 20 --workers 8 --deaths 3
+    scripts/bench chaos --script faults.json --set method.name=noloco
+    scripts/bench chaos --minutes 20 --workers 8 --deaths 3 --protect 1 --set pipeline.stages=4 \
         --set task.settings.model.num_layers=4 --out docs/benchmarks/chaos-stages
 
 writes docs/benchmarks/chaos.json and, from it, docs/benchmarks/chaos.md.
@@ -272,7 +272,7 @@ def page(report: Record) -> str:
         against += f": without these {report['excess_of_kept']:+.2%}" if calm is not None else ""
     return f"""# Real workers under a script of faults
 
-Written by `scripts/chaos`; the raw record is the JSON file beside it. {report["workers"]} workers train
+Written by `scripts/bench chaos`; the raw record is the JSON file beside it. {report["workers"]} workers train
 a small language model for {report["minutes"]:.3g} minutes
 {"behind emulated links" if report["links"] else "on loopback"}. Whoever was killed comes back with `--resume`, so does
 a whole swarm. The tokens are those of all workers in all lives, also of work that was lost.

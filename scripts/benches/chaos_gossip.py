@@ -6,7 +6,7 @@ itself. Who was killed or stopped must come back; at the end nothing may be left
 with exit code 1. Moments and victims follow from the seed, which is printed. Inner steps sleep, so that eight workers
 fit on few cores and a pace is not a matter of who gets the processor.
 
-    scripts/chaos-gossip --iterations 6 --stop-s 15
+    scripts/bench chaos-gossip --iterations 6 --stop-s 15
 
 writes docs/benchmarks/chaos-gossip.json and, from it, docs/benchmarks/chaos-gossip.md.
 """
@@ -146,12 +146,12 @@ def page(report: Record) -> str:
     held = f"all kept their pace within {report['tolerance']:.0%}, no wait beyond a deadline, no process left."
     return f"""# Killed and stopped workers in a gossip
 
-Written by `scripts/chaos-gossip`; the raw record is `chaos-gossip.json`. {report["workers"]} worker processes gossip on
-loopback in rounds of {INNER_STEPS} steps that sleep {STEP_S:g} s each. In every iteration, at random moments, one of
-them gets `kill -9` and is restarted as a joiner, and another gets SIGSTOP for {report["stop_s"]:g} s (the worker alone,
-or its libp2p daemon with it). A window lasts from one kill to the next, at the earliest until both have mixed with
-somebody again. The pace of a worker is its tokens a second of wall time from stretch to stretch, syncs included, over
-its own in the {report["calm_s"]:g} s before the first fault.
+Written by `scripts/bench chaos-gossip`; the raw record is `chaos-gossip.json`. {report["workers"]} worker processes
+gossip on loopback in rounds of {INNER_STEPS} steps that sleep {STEP_S:g} s each. In every iteration, at random moments,
+one of them gets `kill -9` and is restarted as a joiner, and another gets SIGSTOP for {report["stop_s"]:g} s (the worker
+alone, or its libp2p daemon with it). A window lasts from one kill to the next, at the earliest until both have mixed
+with somebody again. The pace of a worker is its tokens a second of wall time from stretch to stretch, syncs included,
+over its own in the {report["calm_s"]:g} s before the first fault.
 
 {table(_COLUMNS, map(cells, report["iterations"]))}
 

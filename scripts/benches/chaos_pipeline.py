@@ -6,7 +6,7 @@ it was. A new spare is started after every fault. At the end every micro-batch m
 stage (counted.py says what the death of its counter changes), everybody must leave in order, and nothing may
 be left running. Any violation ends the run with exit code 1.
 
-    scripts/chaos-pipeline --limit-s 30
+    scripts/bench chaos-pipeline --limit-s 30
 
 writes docs/benchmarks/chaos-pipeline.json and, from it, docs/benchmarks/chaos-pipeline.md.
 """
@@ -287,8 +287,8 @@ def page(report: Record) -> str:
     tables = "\n\n".join(section(name, records) for name, records in report["scenes"].items())
     return f"""# Killed stages
 
-Written by `scripts/chaos-pipeline`; the raw record is `chaos-pipeline.json`. Worker processes on loopback train a small
-language model: 4 layers of width {SETTINGS["task.settings.model.d_model"]}, batches of
+Written by `scripts/bench chaos-pipeline`; the raw record is `chaos-pipeline.json`. Worker processes on loopback train a
+small language model: 4 layers of width {SETTINGS["task.settings.model.d_model"]}, batches of
 {SETTINGS["task.settings.batch_sequences"]} windows of {SETTINGS["task.settings.model.context"]} bytes,
 {SETTINGS["pipeline.microbatches"]} micro-batches each. A fault is `kill -9` of a worker, whose libp2p daemon goes with
 it, or SIGSTOP of both for 15 s. The time is taken from there until every stage has counted a batch that nobody had

@@ -5,8 +5,8 @@ swarms that die and resume on all machines or on some of them, pauses, cuts both
 lines, loss, duplicates, messages that are overtaken, clocks that jump, full and read-only disks, damaged checkpoints.
 A violation, an exception or a hang is a line on standard error with the seed, which fails alone as well:
 
-    scripts/chaos-sim --seeds 1000 --done /var/tmp/chaos.jsonl
-    scripts/chaos-sim --first 17 --seeds 1 --show
+    scripts/bench chaos-sim --seeds 1000 --done /var/tmp/chaos.jsonl
+    scripts/bench chaos-sim --first 17 --seeds 1 --show
 
 ``--done`` keeps a line for each seed, and seeds in it are not played again. Writes docs/benchmarks/chaos-sim.json and,
 from it, docs/benchmarks/chaos-sim.md.
@@ -230,9 +230,9 @@ def page(out: Path, report: Report) -> str:
     failed = "\n".join(f"* {seed}: {text}" for seed, text in report["failures"].items()) or "* none"
     return f"""# Drawn faults in the simulator
 
-Written by `scripts/chaos-sim`; the raw record is `chaos-sim.json`. {seeds} seeds, each a swarm of four to six workers
-of the production engine, or a pipeline of three or four stages, under a script of faults of its own. A fault has fired
-if it had an effect: a machine that lived went down, a message was lost, a save was refused.
+Written by `scripts/bench chaos-sim`; the raw record is `chaos-sim.json`. {seeds} seeds, each a swarm of four to six
+workers of the production engine, or a pipeline of three or four stages, under a script of faults of its own. A fault
+has fired if it had an effect: a machine that lived went down, a message was lost, a save was refused.
 
 {table("method | seeds: | faults that fired: | seeds with a violation:", rows)}
 

@@ -3,7 +3,7 @@
 A worker alone with AdamW, whose loop sleeps in place of computing: what it waits for is seen, what it computes is not.
 Checkpoints come as ``worker.checkpoint_every`` asks, and never so often that writing takes more than a tenth of it.
 
-    scripts/bench-checkpoint --values 100000000 --minutes 8
+    scripts/bench checkpoint --values 100000000 --minutes 8
 
 writes docs/benchmarks/checkpoint.json and, from it, docs/benchmarks/checkpoint.md.
 """
@@ -27,7 +27,7 @@ from scripts.benches.lib.report import Record, load_average, signature, stamp, w
 from scripts.benches.lib.stats import spread
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-checkpoint"
+SCRIPT = "checkpoint"
 #: Of a step's time, amortised, the least that is promised.
 LIMIT = 0.02
 _LAYERS = 12
@@ -110,7 +110,7 @@ def page(report: Record) -> str:
     columns = "values: | MB: | checkpoints: | held up (ms): | copy (ms): | apart (s): | share (%): | read (s):"
     return f"""# What a checkpoint costs
 
-Written by `scripts/bench-checkpoint`; the raw record is `checkpoint.json`. Medians, in brackets least and greatest.
+Written by `scripts/bench checkpoint`; the raw record is `checkpoint.json`. Medians, in brackets least and greatest.
 
 A worker alone, method `local-sgd`, AdamW, `worker.checkpoint_every` at its default (1 min): the loop stands still while
 local parameters and the optimizer's moments are copied; anchors are references. All else is done on other threads, and

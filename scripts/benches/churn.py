@@ -1,7 +1,7 @@
 """What churn costs a gossip: 32 real workers of which half leave while others join, against 32 that stay.
 
-    scripts/bench-churn --seed 0 --seed 1 --seed 2     # a steady run and one with churn for each seed
-    scripts/bench-churn                                # page and plot anew from the raw numbers
+    scripts/bench churn --seed 0 --seed 1 --seed 2     # a steady run and one with churn for each seed
+    scripts/bench churn                                # page and plot anew from the raw numbers
 
 The workers are the production ones with the language model trainer; only the network and its time are simulated. The
 run with churn has the number of rounds at which the swarm comes nearest to the tokens of the steady run, those of lost
@@ -35,7 +35,7 @@ from scripts.benches.lib.stats import listed, spread
 from scripts.benches.lib.tables import table
 from scripts.benches.lib.training import Play, configured, with_rounds
 
-SCRIPT = "bench-churn"
+SCRIPT = "churn"
 STEP_S = 0.5
 #: Nobody leaves or joins in the first and the last twentieth of the run.
 CALM = 0.05
@@ -184,7 +184,7 @@ def page(records: list[Record]) -> str:
     last = records[-1]
     return f"""# Churn
 
-Written by `scripts/bench-churn`; the raw numbers are in `churn.json`. {last["workers"]} production workers gossip and
+Written by `scripts/bench churn`; the raw numbers are in `churn.json`. {last["workers"]} production workers gossip and
 train the language model; the network alone is simulated ({STEP_S:g} virtual seconds a step). In the runs with churn
 half of them go at random moments, every other one by a crash, and as many new ones join: one goes and one comes in each
 of {last["workers"] // 2} equal slots of time. A run with churn has the number of rounds that comes nearest to the

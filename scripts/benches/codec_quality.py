@@ -1,7 +1,7 @@
 """What codecs cost in quality: real swarms of four workers, the same tokens and seeds, one run for each variant.
 
-    scripts/bench-codec-quality --variant codec=fp32 --variant "codec=int4-b128 feedback=none" [--tokens 1000000] ...
-    scripts/bench-codec-quality         # writes page and plot anew from the raw numbers
+    scripts/bench codec-quality --variant codec=fp32 --variant "codec=int4-b128 feedback=none" [--tokens 1000000] ...
+    scripts/bench codec-quality         # writes page and plot anew from the raw numbers
 
 The workers are the production ones (rounds, codecs, error feedback, outer rule) with the language model trainer; only
 the network and its time are simulated, so that a run depends on nothing but its settings. A variant is a list of
@@ -103,7 +103,7 @@ def plot(path: Path, found: list[Line]) -> None:
 
 _HEAD = """# What codecs cost in quality
 
-Written by `scripts/bench-codec-quality`; the raw numbers are in `codec-quality.json`. Production workers (rounds,
+Written by `scripts/bench codec-quality`; the raw numbers are in `codec-quality.json`. Production workers (rounds,
 codecs, error feedback, outer rule) train the language model; the network alone is simulated. All runs of a table have
 the same tokens, data streams and initial weights for a seed, and differ in the named settings of `[method]` only;
 `feedback` is `ef14` unless a variant says otherwise. Loss in nats per byte on held-out text; the gap is to fp32 with
@@ -117,7 +117,7 @@ _COLUMNS = "variant | bits up: | bits down: | MB sent in a round: | loss by seed
 def main() -> None:
     """See ``run_variants``."""
     say = "{val_loss:.4f}".format_map
-    run_variants("bench-codec-quality", __doc__, "codec-quality", measure, page, say)
+    run_variants("codec-quality", __doc__, "codec-quality", measure, page, say)
 
 
 if __name__ == "__main__":

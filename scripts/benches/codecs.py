@@ -1,6 +1,6 @@
 """How fast codecs are on one core, what they take, and how hivemind's own 8-bit codecs do beside them.
 
-    scripts/bench-codecs [--repeats 5] [--values 2**24] [--core N]
+    scripts/bench codecs [--repeats 5] [--values 2**24] [--core N]
 
 All codecs once, then all again: --repeats rounds. Every encode and every decode stands between two plain copies of as
 many values (``dst.copy_(src)`` of torch), which show what the machine gave at that moment; the copies have buffers of
@@ -38,7 +38,7 @@ from scripts.benches.lib.report import Record, load_average, signature, stamp, w
 from scripts.benches.lib.stats import between, spread
 from scripts.benches.lib.tables import row, table
 
-SCRIPT = "bench-codecs"
+SCRIPT = "codecs"
 #: Standard deviation of the values: that of a pseudo-gradient.
 STD = 1e-3
 #: Values that everything is called on once before it is measured.
@@ -254,7 +254,7 @@ def page(report: Record) -> str:
     blockwise = "" if report["bitsandbytes"] else "`BlockwiseQuantization` is left out: it needs bitsandbytes."
     return f"""# Codecs on one core
 
-Written by `scripts/bench-codecs`; the raw record is `codecs.json`. {numel:,} float32 values ({4 * numel / 1e6:.1f} MB):
+Written by `scripts/bench codecs`; the raw record is `codecs.json`. {numel:,} float32 values ({4 * numel / 1e6:.1f} MB):
 normal noise of standard deviation {STD:g}, as in a pseudo-gradient. One core, one thread, every codec once a round;
 rounds: {report["repeats"]}. Every call stands between two plain copies of as many values (`dst.copy_(src)`), which
 have buffers of their own, so that nothing is in the cache. Of two calls in a row the second counts: as in the later

@@ -1,7 +1,7 @@
 """Whether a refactoring changed what simulated swarms do: one line for each run under drawn faults.
 
-    scripts/sim-digests [--only METHOD ...] [--seeds 10] > before.txt
-    scripts/sim-digests --against before.txt
+    scripts/bench digests [--only METHOD ...] [--seeds 10] > before.txt
+    scripts/bench digests --against before.txt
 
 A line is ``method seed result_digest trace_digest``. The result is what became of every worker: the final anchors to
 the bit, rounds and tokens, and step, tokens and loss of each stretch of inner steps in each of its lives. The trace is
@@ -122,7 +122,7 @@ def differences(expected: Lines, found: Lines) -> list[str]:
 
 def main() -> int:
     """Play, print, compare."""
-    parser = Parser("sim-digests", __doc__)
+    parser = Parser("digests", __doc__)
     parser.repeated("--only", default=list(METHODS), choices=METHODS, help="may be given more than once")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--against", type=Path, help="what this printed before")

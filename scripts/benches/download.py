@@ -3,7 +3,7 @@
 A joiner on a line of 20 Mbit/s, three donors that have the same, of which none or two die on the way: in virtual time
 with a large state, and with real processes behind emulated links with a smaller one.
 
-    scripts/bench-download
+    scripts/bench download
 
 writes docs/benchmarks/download.json and, from it, docs/benchmarks/download.md. Exit code 1 if a figure is not what it
 must be. Needs what docs/link-emulator.md says; `--no-real` does without.
@@ -37,7 +37,7 @@ from scripts.benches.lib.processes import Process, python
 from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import row, table
 
-SCRIPT = "bench-download"
+SCRIPT = "download"
 RATE = 20e6
 """Bits per second of the joiner's line, both ways."""
 DONORS_RATE = 100e6
@@ -194,7 +194,7 @@ def page(record: Record) -> str:
     columns = "donors that die: | MB: | seconds: | time: | bytes: | on the line: | required"
     return f"""# What a download costs
 
-Written by `scripts/bench-download`; the raw record is `download.json`. A joiner on a line of {RATE / 1e6:g} Mbit/s both
+Written by `scripts/bench download`; the raw record is `download.json`. A joiner on a line of {RATE / 1e6:g} Mbit/s both
 ways downloads a state (anchor and momentum, {NUM_FRAGMENTS} fragments) from {NUM_DONORS} donors on lines of
 {DONORS_RATE / 1e6:g} Mbit/s that all have it; the round trip is {4000 * DELAY_S:g} ms. Where two donors die, they are
 killed after {" and ".join(f"{share:.0%}" for share in DEATHS)} of the time that the line needs for the state.

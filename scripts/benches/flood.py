@@ -4,7 +4,7 @@ Each kind of flood lasts for a while, after and before as long without; the pace
 of wall time, from their journals) against theirs in the quiet before, and the processor time that the flooded worker
 and its daemon take. Inner steps sleep, so that a pace is not a matter of who gets the processor; the flooder is nice.
 
-    scripts/bench-flood [--seconds 20] [--only KIND]
+    scripts/bench flood [--seconds 20] [--only KIND]
 
 writes docs/benchmarks/flood.json and flood.md; the section "Findings" is written by hand and kept.
 """
@@ -32,7 +32,7 @@ from scripts.benches.lib.processes import Swarm, Worker
 from scripts.benches.lib.report import Record, kept, places, stamp, write
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-flood"
+SCRIPT = "flood"
 #: Streams that the flooder has open at a time.
 AT_ONCE = 200
 SETTINGS = {
@@ -167,7 +167,7 @@ def page(out: Path, records: list[Record]) -> str:
 
 _HEAD = f"""# What a flood costs
 
-Written by `scripts/bench-flood`; the raw numbers are in `flood.json`. Two workers of a private swarm train at a set
+Written by `scripts/bench flood`; the raw numbers are in `flood.json`. Two workers of a private swarm train at a set
 pace; a third party, which the swarm has admitted, has {AT_ONCE} streams open to one of them and calls as fast as that
 goes. All of it is on one machine, whose cores the flooder takes as well. `open`: streams on which nothing comes.
 How a peer's budget works: [security](../trust.md#security).

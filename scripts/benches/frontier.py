@@ -1,7 +1,8 @@
 """Loss against bytes: every method at one task, at the papers' twenty tokens a parameter, all tuned with one budget.
 
-    scripts/bench-frontier                # goes on where the record stops
-    scripts/bench-frontier --cells 0      # writes page and plot anew from the raw numbers
+    scripts/bench frontier                # goes on where the record stops
+    scripts/bench frontier --steps 6090 --arm data-parallel --arm "DiLoCo, H 30, fp32"    # these arms alone
+    scripts/bench frontier --cells 0      # writes page and plot anew from the raw numbers
 
 Each arm is searched with the first seed, one try after the other, breadth first, so that at any moment all have had the
 same number of tries (within one); then further seeds are run at each arm's best. The record is written after every
@@ -21,7 +22,7 @@ from decentral.ports.trainer import Trainer
 from decentral.sim.network import Conditions
 from decentral.state.average import Replica, survey
 from decentral.workers.lm.corpus import Corpus
-from scripts.benches.frontier_arms import SETTINGS, next_run, of_set_up
+from scripts.benches.frontier_arms import ARMS, SETTINGS, next_run, of_set_up
 from scripts.benches.frontier_page import page, plot
 from scripts.benches.lib.arms import Run, corpus_for, grow, made
 from scripts.benches.lib.command import BenchError, Parser, enter
@@ -29,7 +30,7 @@ from scripts.benches.lib.report import Record, read
 from scripts.benches.lib.training import Play, drawn_ids
 from scripts.benches.lib.variants import agreed_loss
 
-SCRIPT = "bench-frontier"
+SCRIPT = "frontier"
 #: What signs of life say weighs nothing: it goes by time, whatever the size of the model.
 _QUIET = Conditions(stands_for={PRESENCE: 0.0})
 
@@ -77,15 +78,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1218, help="of one worker")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--cells", type=int, default=1000, help="at most; the next call goes on")
+    names = [arm.name for arm in ARMS]
+    parser.repeated("--arm", choices=names, metavar="NAME", default=names, help="of those in the table; all of them")
     parser.repeated("--set", metavar="KEY=VALUE", default=SETTINGS)
     options = parser.parse_args()
     records: list[Record] = read(options.out, [])
     torch.set_num_threads(1)
     common = (options.steps, options.workers, options.set)
     corpus = corpus_for(options.set)
+    arms = [arm for arm in ARMS if arm.name in options.arm]
 
     def missing() -> Run | None:
-        return next_run(of_set_up(records, common), options.tries, options.seeds, common)
+        return next_run(arms, of_set_up(records, common), options.tries, options.seeds, common)
 
     cells = islice(iter(missing, None), options.cells)
     grow(SCRIPT, options.out, records, cells, lambda run: measure(run, corpus), page)

@@ -1,4 +1,4 @@
-"""The arms of `scripts/bench-frontier`: what each is searched over, and what is to be run next. Knows no page."""
+"""The arms of `scripts/bench frontier`: what each is searched over, and what is to be run next. Knows no page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -99,6 +99,11 @@ ARMS = (
     _diloco(100, "e3m0-b128"),
     _diloco(100, "int2-b128"),
     _diloco(300, "int2-b128"),
+    # Those of long runs.
+    _diloco(500, first=2),
+    _diloco(500, "int2-b128"),
+    _outer("streaming, H 100", "name=streaming inner_steps=100", 2),
+    _sparseloco(100, "senders", _SENDERS),
 )
 
 
@@ -130,13 +135,15 @@ def copied(arm: Arm, records: Sequence[Record], tries: int) -> Point | None:
     return point if len(tried(after(arm), records)) <= tries and point not in tried(arm, records) else None
 
 
-def next_run(records: Sequence[Record], tries: int, seeds: int, common: tuple[int, int, list[str]]) -> Run | None:
+def next_run(
+    arms: Sequence[Arm], records: Sequence[Record], tries: int, seeds: int, common: tuple[int, int, list[str]]
+) -> Run | None:
     """What is to be run with what there is already; ``None`` at the end.
 
     First searches, breadth first; arms that take after others follow the first try of all, and the last.
     """
     for count in range(1, tries + 1):
-        for arm in ARMS:
+        for arm in arms:
             if not arm.like:
                 point = following(arm, records, count)
             else:
@@ -144,7 +151,7 @@ def next_run(records: Sequence[Record], tries: int, seeds: int, common: tuple[in
             if point is not None:
                 return arm.run(point, SEED, common)
     for seed in range(SEED + 1, SEED + seeds):
-        for arm in ARMS:
+        for arm in arms:
             point = chosen(arm, records)
             if point is not None and point not in tried(arm, records, seed):
                 return arm.run(point, seed, common)

@@ -1,4 +1,4 @@
-"""The page and the plot of `scripts/bench-frontier`, from its records. Runs nothing."""
+"""The page and the plot of `scripts/bench frontier`, from its records. Runs nothing."""
 
 import statistics
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def section(title: str, records: list[Record]) -> str:
         ]
         tries.append([name, line.arm.settings, "; ".join(told)])
     stamps = "".join(f"\n{place}\n" for place in places(records))
-    return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tries)}\n{stamps}\n    scripts/bench-frontier\n"
+    return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tries)}\n{stamps}\n    scripts/bench frontier\n"
 
 
 def fewer(line: Line, found: dict[str, Line]) -> str:
@@ -139,7 +139,7 @@ def _family(name: str) -> str:
 
 _HEAD = """# Loss against bytes
 
-Written by `scripts/bench-frontier`; the raw numbers are in `frontier.json`. Production workers train the byte-level
+Written by `scripts/bench frontier`; the raw numbers are in `frontier.json`. Production workers train the byte-level
 language model on Python's standard library; the network alone is simulated, and all workers are equally fast. *alone*
 is one worker for as many steps, *data-parallel* one process that takes the batches of all workers in every step, and
 *k = 1* one worker that takes the outer step with itself. Loss in nats per byte on the same held-out windows, of the

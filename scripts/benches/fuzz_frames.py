@@ -1,6 +1,6 @@
 """Breaks frames of every codec, and messages of a gossip, in many ways: each is a FrameError or finite values.
 
-    scripts/fuzz-frames [--frames 1000000] [--messages 200000] [--seed 0]
+    scripts/bench fuzz-frames [--frames 1000000] [--messages 200000] [--seed 0]
 
 Prints how far the broken ones came. Exit code 1: one was neither refused nor read, or asked for more memory than its
 answer takes; the message names its number and the seed. How frames are broken: tests/support/mutants.py, messages:

@@ -1,8 +1,8 @@
 """How much of the time of a million chips ends up in a model when their learners keep failing, without a synchroniser.
 
-    scripts/bench-goodput --seed 0 --seed 1              # every case, some ten minutes of CPU time a seed
-    scripts/bench-goodput --only "8 x 150k" --seed 2     # cases whose name begins so
-    scripts/bench-goodput                                # page anew from the raw numbers
+    scripts/bench goodput --seed 0 --seed 1              # every case, some ten minutes of CPU time a seed
+    scripts/bench goodput --only "8 x 150k" --seed 2     # cases whose name begins so
+    scripts/bench goodput                                # page anew from the raw numbers
 
 The setting is that of Decoupled DiLoCo's simulation. A learner is one production worker on the simulator that stands
 for its share of the chips: when any of them fails the learner stops. Writes docs/benchmarks/goodput.json and .md; what
@@ -46,7 +46,7 @@ from scripts.benches import goodput_page
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, read, stamp, write
 
-SCRIPT = "bench-goodput"
+SCRIPT = "goodput"
 YEAR_S = 365 * 86400.0
 #: Of an inner step.
 STEP_S = 1.0

@@ -36,7 +36,7 @@ def page(records: Sequence[Record], cases: Mapping[str, "Case"], arms: Mapping[s
     runs = grouped(records, lambda record: str(record["case"]))
     return f"""# Goodput under failures
 
-Written by `scripts/bench-goodput`; the raw numbers are in `goodput.json`. The setting is that of the simulation in
+Written by `scripts/bench goodput`; the raw numbers are in `goodput.json`. The setting is that of the simulation in
 Decoupled DiLoCo (arXiv 2604.21428): {_millions(1_200_000)} chips, each of which fails once a year on average, are
 spread over M learners, and a failure of any chip stops its learner. There a central synchroniser holds the model; here
 nobody does. A learner is one production worker on the [simulator](../simulator.md). **Goodput** is the share of the

@@ -1,8 +1,8 @@
 """How long a worker spends in a sync, by the size of the swarm: the all-reduce and gossip, measured and predicted.
 
-    scripts/bench-gossip                                    # everything; the largest swarms take some ten minutes each
-    scripts/bench-gossip --method noloco --workers 8 --workers 64
-    scripts/bench-gossip --page                             # page and plot anew from the raw numbers
+    scripts/bench gossip                                    # everything; the largest swarms take some ten minutes each
+    scripts/bench gossip --method noloco --workers 8 --workers 64
+    scripts/bench gossip --page                             # page and plot anew from the raw numbers
 
 Production workers on the simulator, whose messages take log-normal times as in the NoLoCo paper. All take the same
 time for their inner steps, so that what is left is the sync. Writes docs/benchmarks/gossip.json, into which a part of
@@ -43,7 +43,7 @@ from scripts.benches.lib.report import Record, places, read, stamp, write
 from scripts.benches.lib.stats import grouped
 from scripts.benches.lib.tables import row, table
 
-SCRIPT = "bench-gossip"
+SCRIPT = "gossip"
 #: Mean and sigma of the log-normal time of a message; sigma^2 = 0.5 as in the paper.
 LATENCY_S, SIGMA = 0.1, math.sqrt(0.5)
 INNER_STEPS, STEP_S = 10, 1.0
@@ -308,7 +308,7 @@ def page(report: Record) -> str:
     largest = max(report["cases"].values(), key=lambda case: int(case["workers"]))
     return f"""# A sync, by the size of the swarm
 
-Written by `scripts/bench-gossip`; the raw record is `gossip.json`. Production workers on the
+Written by `scripts/bench gossip`; the raw record is `gossip.json`. Production workers on the
 [simulator](../simulator.md), {ROUNDS} rounds of {INNER_STEPS} inner steps of {STEP_S:g} s, the same for all, so that
 what is left is the sync: `waiting_s` plus `transfer_s` of `RoundMixed` in the journals. A message takes a log-normal
 time of mean {LATENCY_S:g} s and sigma^2 = {SIGMA**2:.1f}, the paper's, plus its bytes over the lines. Codec `fp32`;

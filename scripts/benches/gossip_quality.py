@@ -1,7 +1,7 @@
 """What gossip costs in quality: real swarms of NoLoCo and of DiLoCo at the same tokens, and how far replicas are apart.
 
-    scripts/bench-gossip-quality --variant "name=noloco inner_steps=10" --variant "name=local-sgd" [--workers 4] ...
-    scripts/bench-gossip-quality         # writes page and plot anew from the raw numbers
+    scripts/bench gossip-quality --variant "name=noloco inner_steps=10" --variant "name=local-sgd" [--workers 4] ...
+    scripts/bench gossip-quality         # writes page and plot anew from the raw numbers
 
 A variant is a list of settings of ``[method]``, or of any other section by the whole key. Appends to OUT.json and
 writes OUT.md and OUT.png anew; the section "Findings" of OUT.md is written by hand and kept.
@@ -266,7 +266,7 @@ def say(record: Record) -> str:
 
 _HEAD = """# What gossip costs in quality
 
-Written by `scripts/bench-gossip-quality`; the raw numbers, with the spread of every round, are in
+Written by `scripts/bench gossip-quality`; the raw numbers, with the spread of every round, are in
 `gossip-quality.json`. Production workers train the language model; the network alone is simulated, and all workers are
 equally fast. All runs of a table have the same tokens (within a round), data streams and initial weights for a seed.
 Loss in nats per byte on held-out text.
@@ -295,7 +295,7 @@ difference; final anchors of two replicas, mean over the runs above.
 
 def main() -> None:
     """See ``run_variants``."""
-    run_variants("bench-gossip-quality", __doc__, "gossip-quality", measure, page, say)
+    run_variants("gossip-quality", __doc__, "gossip-quality", measure, page, say)
 
 
 if __name__ == "__main__":

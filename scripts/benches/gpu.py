@@ -8,7 +8,7 @@ and nothing is sent.
 * memory: the most that tensors took of the GPU (``torch.cuda.max_memory_allocated``).
 * launch, landing: milliseconds of the ``swarm.step`` in which a fragment is copied out, or its result is put in place.
 
-    scripts/bench-gpu --device cuda --pairs 3
+    scripts/bench gpu --device cuda --pairs 3
 
 writes docs/benchmarks/gpu.json and, from it, docs/benchmarks/gpu.md, and takes some six minutes at most: each of its
 processes is given up after a minute and a half. On a CPU (``--device cpu --layers 2 --width 64``) it shows that the
@@ -34,7 +34,7 @@ from scripts.benches.lib.report import Record, load_average, signature, stamp, w
 from scripts.benches.lib.stats import spread
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-gpu"
+SCRIPT = "gpu"
 #: What a worker must at least reach of the bare loop's tokens per second, and take at most of its memory.
 REQUIRED, ALLOWED = 0.97, 1.05
 _INNER, _ROUNDS = 50, 4
@@ -151,7 +151,7 @@ def page(report: Record) -> str:
         )
     return f"""# What a swarm costs a GPU
 
-Written by `scripts/bench-gpu`; the raw record is `gpu.json`. {report["device_name"]}, a GPT of
+Written by `scripts/bench gpu`; the raw record is `gpu.json`. {report["device_name"]}, a GPT of
 {report["runs"][0]["parameters"]:,} parameters in bf16, {report["batch"]} sequences of {report["context"]} bytes,
 method `streaming` with rounds of {_INNER} steps, a worker alone. Medians, in brackets the least and the greatest.
 

@@ -6,10 +6,10 @@ turns step by step, so that whatever else slows the machine slows both. A round 
 of the process's processor time, which other work on the machine hardly touches. In the worker's part are its data
 (tokenised by a process beside it), the outer step, and what the network's thread does; a worker alone sends nothing.
 
-    scripts/bench-hf-overhead --pairs 12
+    scripts/bench hf-overhead --pairs 12
 
 writes docs/benchmarks/hf-overhead.json and, from it, docs/benchmarks/hf-overhead.md. Exit code as of
-scripts/bench-overhead.
+scripts/bench overhead.
 """
 
 import json
@@ -42,7 +42,7 @@ from scripts.benches.lib.tables import table
 from scripts.benches.overhead import REQUIRED, exit_code, in_words, judged
 from tests.support.hf import make_tokenizer
 
-SCRIPT = "bench-hf-overhead"
+SCRIPT = "hf-overhead"
 VOCAB, CONTEXT = 1024, 128
 ROWS_BYTES = 2_000_000
 
@@ -209,7 +209,7 @@ def page(report: Record) -> str:
     columns = "worker (tokens/s): | bare loop (tokens/s): | ratio: | of processor time: | worker's wait for data:"
     return f"""# What the worker costs of a model of transformers
 
-Written by `scripts/bench-hf-overhead`; the raw record is `hf-overhead.json`. Tokens per second of a worker alone
+Written by `scripts/bench hf-overhead`; the raw record is `hf-overhead.json`. Tokens per second of a worker alone
 (`decentral.workers.hf` in a DiLoCo swarm of one) against a bare loop of transformers on the same batches: a Llama of
 {shape} tokens, fp32, one thread. Both are in one process and take turns
 step by step; a row is a round of {report["inner_steps"]} steps of each. Two cores,

@@ -6,7 +6,7 @@
 * faults: two workers and a third whose trainer fails: its exit code, and the others' time from round to round, usual
   (median before the fault) and at worst afterwards.
 
-    scripts/bench-library --values 100000000 --fault raises --fault hangs
+    scripts/bench library --values 100000000 --fault raises --fault hangs
 
 writes docs/benchmarks/library.json and, from it, docs/benchmarks/library.md.
 """
@@ -30,7 +30,7 @@ from scripts.benches.lib.report import Record, load_average, signature, stamp, w
 from scripts.benches.lib.stats import spread
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-library"
+SCRIPT = "library"
 #: What goes wrong, as ``tests.process.faulty`` knows it, and the inner steps of the rounds in which it does.
 FAULTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("raises", "ends", "exits", "out_of_memory", "returns_nothing", "loss_is_none"), (4,)),
@@ -205,7 +205,7 @@ def page(report: Record) -> str:
     ]
     return f"""# What a swarm costs the loop beside it
 
-Written by `scripts/bench-library`; the raw record is `library.json`. Medians, in brackets the least and the greatest.
+Written by `scripts/bench library`; the raw record is `library.json`. Medians, in brackets the least and the greatest.
 
 ## A step between syncs
 

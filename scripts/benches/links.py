@@ -4,7 +4,7 @@ Between two hosts with a round trip of 50 ms: one call with a large request (`ad
 real workers with a large fragment. Beside them the same call without a network (both on one host), and plain TCP over
 the same link, since one machine does everything.
 
-    scripts/bench-links
+    scripts/bench links
 
 writes docs/benchmarks/links.json as it goes and, from it, docs/benchmarks/links.md. Exit code 1 if a figure is not
 what it must be. Needs what docs/link-emulator.md says.
@@ -33,7 +33,7 @@ from scripts.benches.lib.processes import Command, Process, Swarm, python
 from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import row, table
 
-SCRIPT = "bench-links"
+SCRIPT = "links"
 DELAY_S = 0.0125
 ROUND_TRIP_S = 4 * DELAY_S
 #: Goodput over the rate of the link.
@@ -335,7 +335,7 @@ def page(record: Record) -> str:
     capped_columns = f"peak (Mbit/s): | mean of the cap: | within {CAP_TOLERANCE:.0%}"
     return f"""# What transfers reach of a link
 
-Written by `scripts/bench-links`; the raw record is `links.json`. Two hosts, each behind an emulated link (see
+Written by `scripts/bench links`; the raw record is `links.json`. Two hosts, each behind an emulated link (see
 [the emulator](../link-emulator.md)), with a round trip of {1000 * record["round_trip_s"]:g} ms. The rate of a link is
 that of IP packets; TCP's own headers leave 96.5 % of it.
 

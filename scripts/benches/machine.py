@@ -9,7 +9,7 @@ one with a second worker of one process beside it.
 * memory: largest so far of each rank above what it had before the model was made; on a GPU that of the GPU.
 * whole: largest sum of the parameters that a rank had gathered, or dealt out, whole at a time for the swarm.
 
-    scripts/bench-machine --values 100000000 --ranks 8 --device cuda
+    scripts/bench machine --values 100000000 --ranks 8 --device cuda
 
 writes docs/benchmarks/machine.json and, from it, docs/benchmarks/machine.md. On a GPU it takes some minutes at most.
 """
@@ -41,7 +41,7 @@ from scripts.benches.lib.report import Record, load_average, signature, stamp, w
 from scripts.benches.lib.stats import spread
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-machine"
+SCRIPT = "machine"
 _INNERS = ("ddp", "fsdp")
 #: Of the model, whose layers are as many as make up the values that were asked for; and of a rank's batch.
 _WIDTH, _VOCAB, _SEQUENCES, _TOKENS = 512, 16_000, 2, 32
@@ -259,7 +259,7 @@ def page(report: Record) -> str:
     size = f"{last['values']:,} values ({mib})"
     return f"""# What a swarm costs several processes of one machine
 
-Written by `scripts/bench-machine`; the raw record is `machine.json`. {report["ranks"]} ranks on {report["device"]},
+Written by `scripts/bench machine`; the raw record is `machine.json`. {report["ranks"]} ranks on {report["device"]},
 a Llama of {size} and AdamW, {_ROUNDS} rounds of {_INNER} steps
 of {_SEQUENCES} sequences of {_TOKENS} tokens a rank, method `diloco`. Medians, in brackets the least and the greatest.
 

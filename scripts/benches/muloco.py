@@ -1,7 +1,7 @@
 """MuLoCo's claim at our scale: Muon against AdamW inside DiLoCo, each with its own learning rate, two bits a value.
 
-    scripts/bench-muloco                # goes on where the record stops
-    scripts/bench-muloco --seed 1 --seed 2 --seed 3 --tokens 921600
+    scripts/bench muloco                # goes on where the record stops
+    scripts/bench muloco --seed 1 --seed 2 --seed 3 --tokens 921600
 
 Production workers train the language model; the network alone is simulated. An arm is an inner optimizer with a number
 of inner steps; beside them, one process with the global batch, which is what data-parallel training computes. All arms
@@ -22,7 +22,7 @@ from scripts.benches.lib.tables import table
 from scripts.benches.lib.training import drawn_ids
 from scripts.benches.lib.variants import Run, agreed_loss
 
-SCRIPT = "bench-muloco"
+SCRIPT = "muloco"
 OPTIMIZERS = ("AdamW", "Muon")
 WORKERS, SEQUENCES = 4, 6
 #: Of an arm; 1 for the process with the global batch, where a round changes nothing.
@@ -194,7 +194,7 @@ def _gap(found: list[float]) -> str:
 
 _HEAD = f"""# Muon inside DiLoCo
 
-Written by `scripts/bench-muloco`; the raw numbers are in `muloco.json`. MuLoCo (arXiv 2505.23725) says that Muon as the
+Written by `scripts/bench muloco`; the raw numbers are in `muloco.json`. MuLoCo (arXiv 2505.23725) says that Muon as the
 inner optimizer of DiLoCo ends at a lower loss than AdamW, and that two bits a value, with error feedback, cost it next
 to nothing. Here production workers train the byte-level language model on Python's standard library at about 20 tokens
 a parameter; the network alone is simulated. Muon steps the matrices between embedding and output layer, AdamW the rest.

@@ -7,7 +7,7 @@ time is taken from its journal, from the start of its first inner step to the en
 presence, outer optimizer and its libp2p daemon are in it. The start of the process and validation are not, nor is the
 codec: a worker alone sends nothing. The bare loop calls the trainer for one round of steps at a time and nothing else.
 
-    scripts/bench-overhead --pairs 8 --rounds 60
+    scripts/bench overhead --pairs 8 --rounds 60
 
 writes docs/benchmarks/overhead.json and, from it, docs/benchmarks/overhead.md. Exit code 0: the ratio is what it must
 be; 1: it is not; 2: the pairs differ too much to tell.
@@ -34,7 +34,7 @@ from scripts.benches.lib.processes import DEADLINE_S, Process, Worker, python
 from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-overhead"
+SCRIPT = "overhead"
 #: What a worker alone must at least reach of the bare loop.
 REQUIRED = 0.97
 _TIMEOUT_S = 900.0
@@ -136,7 +136,7 @@ def page(report: Record) -> str:
     rounds, inner_steps = report["config"]["run"]["rounds"], report["config"]["method"]["inner_steps"]
     return f"""# What the engine costs
 
-Written by `scripts/bench-overhead`; the raw record is `overhead.json`. Tokens per second of one worker alone
+Written by `scripts/bench overhead`; the raw record is `overhead.json`. Tokens per second of one worker alone
 (`decentral worker --new`), over its rounds as its journal has them, against the same trainer called in a bare loop.
 Both at the same time, each in a process bound to one core, with one thread, {rounds} rounds of {inner_steps} steps;
 they change cores from pair to pair. Rounds, presence, outer optimizer and the libp2p daemon are in the worker's time;

@@ -1,8 +1,8 @@
 """The same training with ours and with others' libraries, in one sitting: speed, loss, bytes, processor time, memory.
 
-    scripts/bench-peers                    # all that is not in the record yet, three seeds: an hour
-    scripts/bench-peers --for 600          # as much of it as can be begun in ten minutes
-    scripts/bench-peers --system "Flower FedAvg" --network home --seed 0
+    scripts/bench peers                    # all that is not in the record yet, three seeds: an hour
+    scripts/bench peers --for 600          # as much of it as can be begun in ten minutes
+    scripts/bench peers --system "Flower FedAvg" --network home --seed 0
 
 Two workers with a core each train our language model: on one machine, where they talk over its loopback, and behind
 emulated links. What a worker does is in ``peers_worker`` and ``peers_loop``. Writes docs/benchmarks/peers.json and,
@@ -32,7 +32,7 @@ from scripts.benches.peers_loop import Local, Place
 from scripts.benches.peers_page import page
 from scripts.benches.peers_worker import SYSTEMS, VALUES
 
-SCRIPT = "bench-peers"
+SCRIPT = "peers"
 MEMBERS = 2
 #: 0.8 million parameters, and batches so small that syncs weigh.
 TASK: dict[str, Any] = {"model": {"context": 64}, "batch_sequences": 4, "val_batches": 64}

@@ -93,7 +93,7 @@ def page(out: Path, records: Sequence[Record]) -> str:
     commits = ", ".join(dict.fromkeys(each["commit"] for each in records))
     return f"""# Beside others
 
-Written by `scripts/bench-peers`; the raw record is `{out.name}.json`. The same training with ours and with others'
+Written by `scripts/bench peers`; the raw record is `{out.name}.json`. The same training with ours and with others'
 libraries, in one sitting: two workers, a core and a thread each, train our language model of 0.8 M parameters on
 {first["tokens"]:,} tokens together: {first["steps"]} steps of AdamW each, a round every {first["inner_steps"]}.
 Weights, streams of data, the learning rate's schedule and the loop itself are the same; the outer step, where
@@ -138,5 +138,5 @@ it.
 
 {chr(10).join(places(records))}; commit {commits}
 
-    scripts/bench-peers
+    scripts/bench peers
 """

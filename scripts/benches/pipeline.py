@@ -4,7 +4,7 @@ Five real workers, the head and one for each stage, in network namespaces of the
 turns, behind links without limits. The blocks of the model sleep for set times instead of computing
 (``lib/sleeping.py``), since five machines' work does not fit on one machine's cores; all else is real.
 
-    scripts/bench-pipeline
+    scripts/bench pipeline
 
 takes half an hour and writes docs/benchmarks/pipeline.json and .md after every run; ``--only NAME`` takes a part of
 it. Needs what docs/link-emulator.md says. Workers get a higher priority than other work on the machine once they train.
@@ -27,7 +27,7 @@ from scripts.benches.lib.report import Record, load_average, stamp
 from scripts.benches.pipeline_page import keep
 from scripts.benches.pipeline_sim import Case, predicted_s, simulate
 
-SCRIPT = "bench-pipeline"
+SCRIPT = "pipeline"
 _TIMEOUT_S = 300.0
 _NICE = -10
 #: Of what ``decentral status`` says of a worker.

@@ -104,7 +104,7 @@ alike: the default language model, {asked["steps"]} steps of {asked["batch_seque
 
 _INTRO = """# How busy a pipeline is
 
-Written by `scripts/bench-pipeline` and `scripts/bench-activations`; the raw record is `pipeline.json`. A head and four
+Written by `scripts/bench pipeline` and `scripts/bench activations`; the raw record is `pipeline.json`. A head and four
 stages, each on a machine of its own behind a link of 100 Mbit/s up and down, 25 ms one way between any two; and the
 same without limits. What a batch consists of, and the formula behind "formula": [pipeline](../algorithms/pipeline.md).
 

@@ -1,7 +1,7 @@
 """How much of what data-parallel training gains over one worker alone a swarm keeps, in a run as short as a quickstart.
 
-    scripts/bench-quickstart --arm alone --arm data-parallel --arm "name=sparseloco inner_steps=3" --steps 2000 ...
-    scripts/bench-quickstart         # writes the page anew from the raw numbers
+    scripts/bench quickstart --arm alone --arm data-parallel --arm "name=sparseloco inner_steps=3" --steps 2000 ...
+    scripts/bench quickstart         # writes the page anew from the raw numbers
 
 An arm is ``alone`` (one worker), ``data-parallel`` (one process that takes the batches of all workers in every step),
 or the settings of a swarm: of ``[method]``, or of any other section by the whole key. Two words among them are the
@@ -31,7 +31,7 @@ from scripts.benches.lib.stats import grouped, listed, spread
 from scripts.benches.lib.tables import table
 from scripts.benches.lib.variants import agreed_loss
 
-SCRIPT = "bench-quickstart"
+SCRIPT = "quickstart"
 #: Of the mean of anchors that is tried in place of the last one.
 EMA_DECAYS = (0.5, 0.8, 0.9)
 _SHARED_MOMENTS = "moments=mean"
@@ -137,7 +137,7 @@ def section(title: str, records: list[Record]) -> str:
         tried.append([arm, ", ".join(losses_by_rate), ema(found.values())])
     stamps = "".join(f"\n{place}\n" for place in places(records))
     _, _, _, steps, _, settings = records[0]["key"]
-    command = shlex.join([f"scripts/{SCRIPT}", "--steps", str(steps), *set_words(settings)])
+    command = shlex.join(["scripts/bench", SCRIPT, "--steps", str(steps), *set_words(settings)])
     return f"## {title}\n\n{table(_COLUMNS, rows)}\n\n{table(_TRIED, tried)}\n{stamps}\n    {command} {_AS_ABOVE}\n"
 
 
@@ -162,7 +162,7 @@ def ema(records: Iterable[Record]) -> str:
 
 _HEAD = """# What a short run keeps of the gain
 
-Written by `scripts/bench-quickstart`; the raw numbers are in `quickstart.json`. Production workers train the language
+Written by `scripts/bench quickstart`; the raw numbers are in `quickstart.json`. Production workers train the language
 model and the network alone is simulated; *alone* is one worker for as many steps, *data-parallel* one process that
 takes the batches of all workers in every step. Loss in nats per byte on the same held-out windows.
 

@@ -1,9 +1,9 @@
 """Stages that are lost and healed from their neighbours, against checkpoints and redundant computation, by seed.
 
-    scripts/bench-recovery [--seed 0 --seed 1 ...] [--only NAME ...]    # runs what is not there yet, writes the page
-    scripts/bench-recovery --costs                                      # measures what an iteration and upkeep take
-    scripts/bench-recovery --write                                      # writes the page anew
-    scripts/bench-recovery --list                                       # the runs, and whether they are there
+    scripts/bench recovery [--seed 0 --seed 1 ...] [--only NAME ...]    # runs what is not there yet, writes the page
+    scripts/bench recovery --costs                                      # measures what an iteration and upkeep take
+    scripts/bench recovery --write                                      # writes the page anew
+    scripts/bench recovery --list                                       # the runs, and whether they are there
 
 One process and one thread; every run is written to OUT.json when it ends, so that a bench that was killed goes on. The
 section "Findings" of OUT.md is written by hand and kept.
@@ -26,7 +26,7 @@ from scripts.benches.lib.report import Record, kept, places, read, stamp, write
 from scripts.benches.recovery_page import ALL, INNER
 from scripts.benches.recovery_pipeline import NUM_STAGES, TASK, Pipeline, Plan, draw_failures, play
 
-SCRIPT = "bench-recovery"
+SCRIPT = "recovery"
 NUM_ITERATIONS = 1500
 #: Iterations from one validation to the next.
 EVERY = 20
@@ -176,7 +176,7 @@ def page(out: Path, found: Record) -> str:
 
 _HEAD = """# Lost stages: healing, checkpoints and redundant computation
 
-Written by `scripts/bench-recovery`; the raw numbers are in `recovery.json`. The experiment of CheckFree (arXiv
+Written by `scripts/bench recovery`; the raw numbers are in `recovery.json`. The experiment of CheckFree (arXiv
 2506.15461) at the size of this machine: the byte-level GPT of `workers/lm` in six stages and a head, in one process and
 on one thread. Stages and head are `StageCompute` and `HeadCompute` of the product; what a lost stage becomes is decided
 and computed by `decentral.pipeline.recovery`; the order of stages is `routing.stage_order`. Peers and packets are left

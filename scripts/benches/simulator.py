@@ -1,6 +1,7 @@
 """How long 64 workers x 100 rounds of the production engine take, and drawn faults; what the ready scenarios come to.
 
-    scripts/bench-sim [--only swarm|faults|scenarios ...] [--runs 5] [--seeds 20] [--scenario NAME ...] [--set K=V ...]
+    scripts/bench simulator [--only swarm|faults|scenarios ...] [--runs 5] [--seeds 20] [--scenario NAME ...]
+                            [--set K=V ...]
 
 Prints and writes docs/benchmarks/simulator.json and simulator.md; what is not measured anew stays as it was. Times are
 of this machine; see there.
@@ -27,7 +28,7 @@ from scripts.benches.lib.report import Record, load_average, places, read, stamp
 from scripts.benches.lib.tables import table
 from tests.sim.test_invariants import TOLERANCE, faulty
 
-SCRIPT = "bench-sim"
+SCRIPT = "simulator"
 PARTS = ("swarm", "faults", "scenarios")
 SWARM = Scenario(
     1,
@@ -105,7 +106,7 @@ def page(result: Record) -> str:
     row = [f"{wall_s:.1f}" for wall_s in (min(walls), statistics.median(walls), max(walls))]
     return f"""# The simulator
 
-Written by `scripts/bench-sim`; the raw record is `simulator.json`. {places([result["swarm"]])[0]}.
+Written by `scripts/bench simulator`; the raw record is `simulator.json`. {places([result["swarm"]])[0]}.
 
 64 workers x 100 rounds of the production engine (10 inner steps of 0.05 s each, one shard of 24 values, a beat every
 5 s, log-normal latency of mean 20 ms): wall time of {len(walls)} runs, seconds:

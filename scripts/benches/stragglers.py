@@ -1,7 +1,7 @@
 """What waiting for the slowest costs: a barrier of all, random pairs, and pairs with a deadline.
 
-    scripts/bench-stragglers                # the arithmetic, seconds
-    scripts/bench-stragglers --workers 16   # and production workers on the simulator, minutes
+    scripts/bench stragglers                # the arithmetic, seconds
+    scripts/bench stragglers --workers 16   # and production workers on the simulator, minutes
 
 Inner steps take log-normal times as in the NoLoCo paper; in the arithmetic messages take none. Writes
 docs/benchmarks/stragglers.json, .md and .png; what is not measured again stays.
@@ -31,7 +31,7 @@ from scripts.benches.lib.plots import figure
 from scripts.benches.lib.report import Record, read, stamp, write
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-stragglers"
+SCRIPT = "stragglers"
 #: Of an inner step, as in the paper.
 MU, SIGMA = 1.0, math.sqrt(0.5)
 INNER_STEPS = 100
@@ -223,7 +223,7 @@ def page(report: Record) -> str:
     ]
     return f"""# What waiting for the slowest costs
 
-Written by `scripts/bench-stragglers`; the raw record is `stragglers.json`. Arithmetic first, no protocol:
+Written by `scripts/bench stragglers`; the raw record is `stragglers.json`. Arithmetic first, no protocol:
 {INNER_STEPS} inner steps of log-normal times (mu = {MU:g}, sigma^2 = {SIGMA**2:.1f}, as in the NoLoCo paper) between
 two outer steps, messages that take no time, all workers equally fast on average; mean of {report["seeds"]} seeds.
 

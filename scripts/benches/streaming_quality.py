@@ -1,7 +1,7 @@
 """What syncs that cost no time cost in quality: streaming and eager swarms against blocking DiLoCo at the same tokens.
 
-    scripts/bench-streaming-quality --variant "codec=fp32" --variant "name=streaming delay_steps=5" [--workers 4] ...
-    scripts/bench-streaming-quality         # writes page and plot anew from the raw numbers
+    scripts/bench streaming-quality --variant "codec=fp32" --variant "name=streaming delay_steps=5" [--workers 4] ...
+    scripts/bench streaming-quality         # writes page and plot anew from the raw numbers
 
 A variant is a list of settings of ``[method]``; what all runs have in common is given with ``--set``. Every gap is to
 the variant ``codec=fp32`` with the same set-up and seed. Appends to OUT.json and writes OUT.md and OUT.png anew; the
@@ -151,7 +151,7 @@ def short(variant: str) -> str:
 
 _HEAD = """# What overlap costs in quality
 
-Written by `scripts/bench-streaming-quality`; the raw numbers are in `streaming-quality.json`. Production workers train
+Written by `scripts/bench streaming-quality`; the raw numbers are in `streaming-quality.json`. Production workers train
 the language model; the network alone is simulated, with inner steps so long that every result is there when it is to
 be used. All runs of a table have the same tokens, data streams, initial weights (for a seed), H and outer rule, and
 differ in the named settings of `[method]` only; `codec=fp32` is plain DiLoCo, which blocks. Loss of the anchors in nats
@@ -171,7 +171,7 @@ _COLUMNS = "variant | P: | tau: | alpha: | up: | down: | loss by seed | mean: | 
 def main() -> None:
     """See ``run_variants``."""
     say = "{val_loss:.4f}  {num_fragments} fragments, delays {delays}".format_map
-    run_variants("bench-streaming-quality", __doc__, "streaming-quality", measure, page, say)
+    run_variants("streaming-quality", __doc__, "streaming-quality", measure, page, say)
 
 
 if __name__ == "__main__":

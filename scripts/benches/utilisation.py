@@ -4,7 +4,7 @@ Four real workers, each in a network namespace of its own behind an emulated lin
 streaming and overlap, with blocking rounds, and data-parallel over gloo; and, as the reference of infinitely fast
 links, each for itself. All have the same links, and always four train at once, so that cores are shared alike.
 
-    scripts/bench-utilisation
+    scripts/bench utilisation
 
 takes 20 minutes and writes docs/benchmarks/utilisation.json, .md and .png after each of them. Exit code 1 if streaming
 does not compute for the share of time that it must. Needs what docs/link-emulator.md says.
@@ -31,7 +31,7 @@ from scripts.benches.lib.processes import Event, Process, Swarm, python
 from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import row, table
 
-SCRIPT = "bench-utilisation"
+SCRIPT = "utilisation"
 WORKERS = 4
 #: Share of wall time in inner steps that streaming must reach.
 REQUIRED = 0.98
@@ -234,7 +234,7 @@ def page(out: Path, record: Record) -> str:
     )
     return f"""# Utilisation on home links
 
-Written by `scripts/bench-utilisation`; the raw record is `{out.name}.json`. {WORKERS} real workers, each behind an
+Written by `scripts/bench utilisation`; the raw record is `{out.name}.json`. {WORKERS} real workers, each behind an
 [emulated link](../link-emulator.md) of {mbit:g} Mbit/s up and down with a round trip of {trip_ms:g} ms between any two,
 train a language model of {record["parameters"]:,} parameters; a round has {record["inner_steps"]} inner steps. The
 first round is left out.

@@ -1,6 +1,6 @@
 """Our model of utilisation beside the table of the Streaming DiLoCo paper: bandwidths for 50 to 99 % in compute.
 
-    scripts/bench-utilisation-model         # arithmetic, half a minute
+    scripts/bench utilisation-model         # arithmetic, half a minute
 
 Writes docs/benchmarks/utilisation-model.json and .md. The model is described in docs/algorithms/utilisation.md.
 """
@@ -15,7 +15,7 @@ from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, stamp, write
 from scripts.benches.lib.tables import table
 
-SCRIPT = "bench-utilisation-model"
+SCRIPT = "utilisation-model"
 DELAYS = (0, 1, 2, 5, 10)
 #: How a bandwidth between two places of the grid could have become one of them.
 ROUNDINGS: dict[str, Callable[[float], int]] = {"down": math.floor, "nearest": round, "up": math.ceil}
@@ -94,7 +94,7 @@ def page(report: Record) -> str:
     ]
     return f"""# Bandwidth for utilisation, beside the paper
 
-Written by `scripts/bench-utilisation-model`; the raw record is `utilisation-model.json`. Gbit/s that a worker's line
+Written by `scripts/bench utilisation-model`; the raw record is `utilisation-model.json`. Gbit/s that a worker's line
 needs for 50 to 99 % of time in compute, by [our model](../algorithms/utilisation.md) / as printed in table 4 of
 Streaming DiLoCo (arXiv 2501.18512), and the ratio in brackets. H = 100, fragments of three layers (strided), a delay of
 one step where there is overlap, two workers, 16 bits a value, 4 bits with fp4. Nothing is fitted to the table.

@@ -4,7 +4,7 @@ Four workers train a toy of a given size in a network namespace of their own, so
 What they send is taken from the transport's own counters (in the journals) and from the interface, which also sees
 libp2p's TLS and yamux and the TCP and IP headers; from the latter the same swarm's traffic without rounds is taken off.
 
-    scripts/bench-wire --numel 1000000 --numel 4000000 --codec int8-b128 --codec fp32
+    scripts/bench wire --numel 1000000 --numel 4000000 --codec int8-b128 --codec fp32
 
 writes docs/benchmarks/wire.json and, from it, docs/benchmarks/wire.md. Needs Linux with unshare and ip, and either root
 or user namespaces. Exit code 1 if a case is further off than it may be.
@@ -38,7 +38,7 @@ from scripts.benches.lib.processes import Event, Swarm, python
 from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import row, table
 
-SCRIPT = "bench-wire"
+SCRIPT = "wire"
 WORKERS = 4
 #: Measured may differ from predicted by this share at most.
 TOLERANCE = 0.02
@@ -194,7 +194,7 @@ def page(report: Record) -> str:
     """The report for people."""
     return f"""# Bytes of a round on the wire
 
-Written by `scripts/bench-wire`; the raw record is `wire.json`. {report["workers"]} workers on the loopback of a network
+Written by `scripts/bench wire`; the raw record is `wire.json`. {report["workers"]} workers on the loopback of a network
 namespace of their own; bytes of one round, sent by all workers together, on average over the rounds measured.
 
 * **payload**: `Codec.nbytes` of the shards and means that leave a machine: with n workers, n - 1 contributions to and

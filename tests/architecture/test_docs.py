@@ -87,6 +87,8 @@ def _parse(words: tuple[str, ...], where: str) -> None:
     program, *rest = dropwhile(re.compile(r"[A-Z_]+=").match, words)
     if program.startswith("scripts/"):
         assert os.access(ROOT / program, os.X_OK), f"{where}: there is no {program}"
+    if program == "scripts/bench" and rest[0] != "all":
+        assert (ROOT / f"scripts/benches/{rest[0].replace('-', '_')}.py").is_file(), f"{where}: no bench {rest[0]}"
     if program == "torchrun" and "decentral" in rest:
         program, rest = "decentral", rest[rest.index("decentral") + 1 :]
     command = GROUP
@@ -110,7 +112,8 @@ def test_every_command_is_run_by_a_test_or_says_why_not() -> None:
 
 
 def test_wrong_commands_are_found() -> None:
-    for wrong in ("decentral wroker --new", "decentral worker --gnu", "decentral local --workers two", "scripts/none"):
+    of_ours = ("decentral wroker --new", "decentral worker --gnu", "decentral local --workers two")
+    for wrong in (*of_ours, "scripts/none", "scripts/bench none"):
         with pytest.raises(AssertionError):
             _parse(tuple(wrong.split()), "here")
 

@@ -1,4 +1,4 @@
-"""Every method under drawn scripts of faults, which are seeds of ``scripts/chaos-sim``; and whole swarms that die."""
+"""Every method under drawn scripts of faults, seeds of ``scripts/bench chaos-sim``; and whole swarms that die."""
 
 from typing import Any
 

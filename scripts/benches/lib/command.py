@@ -18,14 +18,14 @@ class Parser(argparse.ArgumentParser):
     """Options of a bench.
 
     Args:
-        script: its name in ``scripts``.
+        script: its name after ``scripts/bench``.
         doc: of the module.
         out: name of its files in docs/benchmarks, without suffix; empty for a bench without files.
     """
 
     def __init__(self, script: str, doc: str | None, out: str = "") -> None:
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=f"scripts/{script}", description=doc, formatter_class=form)
+        super().__init__(prog=f"scripts/bench {script}", description=doc, formatter_class=form)
         if out:
             self.add_argument("--out", type=Path, default=DOCS / out, help="of the files, without suffix")
 

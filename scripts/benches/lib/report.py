@@ -23,11 +23,11 @@ def stamp(script: str) -> Record:
     """Where, when, from which code and by which command something is measured.
 
     Args:
-        script: the bench's name in ``scripts``.
+        script: the bench's name after ``scripts/bench``.
     """
     packages = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     return {
-        "command": shlex.join([f"scripts/{script}", *sys.argv[1:]]),
+        "command": shlex.join(["scripts/bench", script, *sys.argv[1:]]),
         "machine": f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
         "versions": ", ".join([f"Python {platform.python_version()}", *packages]),
         "commit": _commit(),

@@ -25,7 +25,7 @@ def test_no_number_is_worse_than_any() -> None:
 def test_all_arms_have_the_same_number_of_tries_at_any_moment() -> None:
     records: list[dict[str, Any]] = []
     searched = [arm for arm in ARMS if not arm.like]
-    while (run := next_run(records, 3, 2, COMMON)) is not None:
+    while (run := next_run(ARMS, records, 3, 2, COMMON)) is not None:
         assert run.key not in [record["key"] for record in records]
         # The best is off the first try of any arm.
         records.append({"key": run.key, "val_loss": abs(RATES.index(run.rate) - 4) + len(run.arm) / 1000})

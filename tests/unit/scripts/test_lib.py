@@ -29,7 +29,7 @@ def test_spreads() -> None:
 
 
 def test_the_first_of_a_repeated_option_takes_the_place_of_the_default() -> None:
-    parser = Parser("bench-none", "What it does.", "none")
+    parser = Parser("none", "What it does.", "none")
     parser.repeated("--seed", int, [0, 1, 2])
     assert parser.parse_args([]).seed == [0, 1, 2]
     assert parser.parse_args(["--seed", "3"]).seed == [3]

@@ -37,8 +37,8 @@ def test_places_are_named_once_and_a_page_ends_with_its_command() -> None:
 
 
 def test_a_stamp_says_where_and_from_what() -> None:
-    found: Record = stamp("bench-none")
-    assert found["command"].startswith("scripts/bench-none")
+    found: Record = stamp("none")
+    assert found["command"].startswith("scripts/bench none")
     assert "Python" in found["versions"]
     assert "torch" in found["versions"]
     assert places([found])
