@@ -10,7 +10,7 @@ import functools
 import itertools
 import operator
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 from decentral.swarm.presence import Presence
@@ -25,15 +25,16 @@ def rendezvous(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[P
 
 
 @functools.lru_cache(maxsize=1024)
-def _ranked(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[tuple[PeerId, ...], Mapping[PeerId, int]]:
-    """In order, and the scores of at least these."""
+def _ranked(purpose: str, key: SyncKey, peers: tuple[PeerId, ...]) -> tuple[tuple[PeerId, ...], tuple[int, ...]]:
+    """In the order of their scores, and these."""
     scores, asked = _scores(purpose, key), set(peers)
     if new := asked.difference(scores):
         found = {peer: score_of(purpose, key, peer) for peer in new}
         ranked = sorted([*scores.items(), *found.items()], key=operator.itemgetter(1))
         scores.clear()
         scores.update(ranked)
-    return tuple([peer for peer in scores if peer in asked]), scores
+    ranked_peers = tuple([peer for peer in scores if peer in asked])
+    return ranked_peers, tuple(map(scores.__getitem__, ranked_peers))
 
 
 def score_of(purpose: str, key: SyncKey, peer: PeerId) -> int:
@@ -73,76 +74,42 @@ def group_of(me: PeerId, peers: tuple[PeerId, ...], key: SyncKey, size: int) -> 
         The members in the order of their scores, except for one that has joined: the first one is the host. At most one
         group is smaller than ``size``, or one larger. A single peer is alone only if there is no other.
     """
-    trie = _Trie(*_ranked("group", key, peers), size)
-    group, formed = trie.group_of(me)
-    if trie.num_left_over != 1 or len(peers) == 1:
+    ranked, scores = _ranked("group", key, peers)
+    if len(ranked) < size:
+        return ranked
+
+    def waiting(start: int, stop: int) -> tuple[PeerId, ...]:
+        """Who has no group in either half of a subtrie: a group that is taken out of it, if there are enough, first."""
+        middle = _middle(scores, start, stop)
+        return rest(start, middle) + rest(middle, stop)
+
+    def rest(start: int, stop: int) -> tuple[PeerId, ...]:
+        """Who is left over of a subtrie: as many as its peers modulo ``size``, so that most need not be looked at."""
+        if stop - start < size:
+            return ranked[start:stop]
+        count = (stop - start) % size
+        return waiting(start, stop)[-count:] if count else ()
+
+    start, stop, score = 0, len(ranked), score_of("group", key, me)
+    while me not in (candidates := waiting(start, stop)):
+        middle = _middle(scores, start, stop)
+        start, stop = (start, middle) if score < scores[middle] else (middle, stop)
+    left_over = rest(0, len(ranked))
+    group = left_over if me in left_over else candidates[:size]
+    if len(left_over) != 1:
         return group
-    last = trie.last()
-    return (*last, *trie.rest(0, len(peers))) if not formed or group == last else group
+    start, stop = 0, len(ranked)
+    while len(last := waiting(start, stop)[:size]) < size:
+        middle = _middle(scores, start, stop)
+        start, stop = (middle, stop) if stop - middle >= size else (start, middle)
+    return (*last, *left_over) if group in (last, left_over) else group
 
 
-class _Trie:
-    """The trie of ``group_of``. A subtrie is a range [start, stop) of the peers in the order of their scores.
-
-    Whoever is left over of one are as many as its peers modulo ``size``, so that most of it need not be looked at.
-
-    Args:
-        peers: the lowest score first.
-        scores: of at least these.
-        size: of a group.
-    """
-
-    def __init__(self, peers: tuple[PeerId, ...], scores: Mapping[PeerId, int], size: int) -> None:
-        self._peers = peers
-        self._scores = scores
-        self._size = size
-
-    @property
-    def num_left_over(self) -> int:
-        """Who has no group of ``size``."""
-        return len(self._peers) % self._size
-
-    def rest(self, start: int, stop: int) -> tuple[PeerId, ...]:
-        """Who is left over of a subtrie."""
-        if stop - start < self._size:
-            return self._peers[start:stop]
-        if (stop - start) % self._size == 0:
-            return ()
-        return self._waiting(start, stop)[-((stop - start) % self._size) :]
-
-    def _waiting(self, start: int, stop: int) -> tuple[PeerId, ...]:
-        """Who has no group in either half of a subtrie: a group and the rest, or the rest alone."""
-        middle = self._middle(start, stop)
-        return self.rest(start, middle) + self.rest(middle, stop)
-
-    def _middle(self, start: int, stop: int) -> int:
-        """Where the second half of a subtrie begins; it has two peers at least."""
-        last = self._scores[self._peers[stop - 1]]
-        bit = (self._scores[self._peers[start]] ^ last).bit_length() - 1
-        return bisect.bisect_left(self._peers, last >> bit << bit, start, stop, key=self._scores.__getitem__)
-
-    def group_of(self, me: PeerId) -> tuple[tuple[PeerId, ...], bool]:
-        """The group of a peer, and whether it is one of ``size``; else all those left over in the end."""
-        place = bisect.bisect_left(self._peers, self._scores[me], key=self._scores.__getitem__)
-        subtries, start, stop = list[tuple[int, int]](), 0, len(self._peers)
-        while stop - start >= self._size:
-            subtries.append((start, stop))
-            middle = self._middle(start, stop)
-            start, stop = (start, middle) if place < middle else (middle, stop)
-        for subtrie in reversed(subtries):
-            group = self._waiting(*subtrie)[: self._size]
-            if len(group) == self._size and me in group:
-                return group, True
-        return self.rest(0, len(self._peers)), False
-
-    def last(self) -> tuple[PeerId, ...]:
-        """The group that is taken out last; there is one."""
-        start, stop = 0, len(self._peers)
-        while True:
-            middle = self._middle(start, stop)
-            if (middle - start) % self._size + (stop - middle) % self._size >= self._size:
-                return self._waiting(start, stop)[: self._size]
-            start, stop = (middle, stop) if stop - middle >= self._size else (start, middle)
+def _middle(scores: Sequence[int], start: int, stop: int) -> int:
+    """Where the second half begins of a subtrie, a range of at least two of all scores in order."""
+    last = scores[stop - 1]
+    bit = (scores[start] ^ last).bit_length() - 1
+    return bisect.bisect_left(scores, last >> bit << bit, start, stop)
 
 
 def middle_round(active: Sequence[Presence]) -> int:
