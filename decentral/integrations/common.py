@@ -33,7 +33,7 @@ class MicroBatches:
         """
         self._tokens += tokens
         if loss is not None:
-            self._losses.append(loss.detach())
+            self._losses.append(loss.detach().clone())
 
     def report(self, swarm: Swarm, *, summed: bool = False) -> None:
         """The optimizer has made its step of them: tell the swarm, and begin anew.

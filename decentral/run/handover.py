@@ -84,7 +84,8 @@ class Stretch:
             return
         self.loss_tokens += tokens
         if isinstance(loss, Tensor):
-            self.unread.append((loss.detach(), tokens))
+            # A copy: the loss itself may change, and lies among activations, whose memory it would hold together.
+            self.unread.append((loss.detach().clone(), tokens))
             if len(self.unread) >= _MAX_UNREAD:
                 self._read()
         else:

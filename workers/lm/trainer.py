@@ -58,7 +58,8 @@ class LmTrainer(InnerModel):
         loss.backward()  # type: ignore[no-untyped-call]
         # All ranks must take the step or none: what is not finite on one of them is not in the gradient of all.
         grad_norm = self.step(step, loss=loss.detach() if self._seat.num_ranks == 1 else 0.0)
-        return loss.detach(), grad_norm
+        # A copy: the loss itself lies among the activations, whose memory it would hold together as long as it is kept.
+        return loss.detach().clone(), grad_norm
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from decentral.integrations.common import catch_up, count_tokens
+from decentral.integrations.common import MicroBatches, catch_up, count_tokens
 
 IDS = torch.zeros(2, 5, dtype=torch.long)
 POINTS = torch.zeros(3, 7)
@@ -62,3 +62,17 @@ def test_a_schedule_by_a_measured_loss_does_not_catch_up() -> None:
     optimizer, scheduler = scheduled(torch.optim.lr_scheduler.ReduceLROnPlateau)
     catch_up(scheduler, 10)
     assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+def test_losses_of_parts_count_as_they_were_when_they_were_told() -> None:
+    told = []
+
+    class Listener:
+        def step(self, loss: torch.Tensor, tokens: int) -> None:
+            told.append((loss.item(), tokens))
+
+    batches, loss = MicroBatches(), torch.tensor(2.0)
+    batches.add(loss, 10)
+    loss.fill_(9.0)
+    batches.report(Listener())  # type: ignore[arg-type]
+    assert told == [(2.0, 10)]

@@ -13,7 +13,7 @@ import torch
 from decentral.adapters.clock import RealClock
 from decentral.errors import TrainerError
 from decentral.ports.trainer import Steps
-from decentral.run.handover import HandOver
+from decentral.run.handover import HandOver, Stretch
 from decentral.run.network import NetworkThread
 
 Submit = Callable[[Coroutine[Any, Any, Any]], "Future[Any]"]
@@ -70,6 +70,13 @@ def test_a_loss_that_is_a_tensor_is_added_up_without_being_read(hand: HandOver, 
     hand.stepped(1, torch.tensor(2.0))
     hand.stepped(3, torch.tensor(4.0))
     assert asked.result(10)[0].report.loss == pytest.approx(3.5)
+
+
+def test_a_loss_counts_as_it_was_when_it_was_told() -> None:
+    stretch, loss = Stretch(), torch.tensor(2.0)
+    stretch.add(10, loss, grad_norm=0.5)
+    loss.fill_(9.0)
+    assert stretch.report().loss == 2.0
 
 
 def test_steps_without_a_loss_do_not_count_for_the_mean(hand: HandOver, network: NetworkThread) -> None:
