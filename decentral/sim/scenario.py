@@ -50,7 +50,7 @@ _FORLORN_S = 60.0
 _STATE = "state"
 
 
-#: Told a worker's number, the worker and its machine before it starts; makes liars of some (``sim.attacks``).
+#: Told a worker's number, the worker and its machine before it starts; in tests and benches it makes liars of some.
 Meddle = Callable[[int, Worker, SimPeer], None]
 
 

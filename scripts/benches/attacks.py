@@ -5,7 +5,7 @@
     scripts/bench attacks --only-write         # writes the page anew from the raw numbers
 
 The workers are the production ones with the language model trainer on a simulated network; the liars are those of
-``decentral.sim.attacks``. A cell of the table is a method, an attack and a defence; all cells that OUT.json does not
+``lib.attacks``. A cell of the table is a method, an attack and a defence; all cells that OUT.json does not
 have yet are run, seed by seed. Appends to OUT.json and writes OUT.md anew; the section "Findings" is written by hand
 and kept.
 """
@@ -23,12 +23,12 @@ from torch.nn.functional import cross_entropy
 
 from decentral.config.schema import SwarmConfig
 from decentral.ports.trainer import Trainer
-from decentral.sim.attacks import KINDS, LEADERS, REDUCERS, VALUES, liars
 from decentral.sim.world import peer_id
 from decentral.types import PeerId
 from decentral.workers.lm.trainer import LmTrainer
 from scripts.benches import attacks_real
 from scripts.benches.attacks_real import Played
+from scripts.benches.lib.attacks import KINDS, LEADERS, REDUCERS, VALUES, liars
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.processes import Event
 from scripts.benches.lib.report import Record, kept, places, read, stamp, write

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from decentral.config.schema import WorkerConfig
 from decentral.run.tasks import build_trainer
-from decentral.sim.attacks import VALUES
 from decentral.state.files import load_weights
 from scripts.benches.attacks_worker import HONEST, KNOWING
+from scripts.benches.lib.attacks import VALUES
 from scripts.benches.lib.command import BenchError
 from scripts.benches.lib.links import LOOPBACK
 from scripts.benches.lib.processes import Event, Swarm

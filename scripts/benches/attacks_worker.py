@@ -2,7 +2,7 @@
 
     python -m scripts.benches.attacks_worker NAME BOARD NUM_HONEST SEED worker ...
 
-NAME is an attack of ``sim.attacks.VALUES``, or ``honest``. The production worker in a process of its own, with the lies
+NAME is an attack of ``lib.attacks.VALUES``, or ``honest``. The production worker in a process of its own, with the lies
 of the simulator around what it brings. Liars that know what the honest bring know it by files in the folder BOARD.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from decentral.cli.__main__ import main as decentral
 from decentral.engine.options import Parts, RunOptions
 from decentral.engine.worker import Worker
-from decentral.sim.attacks import Board, lie, watch
 from decentral.types import PeerId, SyncKey
+from scripts.benches.lib.attacks import Board, lie, watch
 
 HONEST = "honest"
 #: Attacks whose liars know what the honest bring.

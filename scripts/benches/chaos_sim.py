@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from decentral.schedule.every import Every
-from decentral.sim.checkers import agreement, check, check_async, check_gossip, counted_once, finish, reunion
-from decentral.sim.counting import Counting
 from decentral.sim.faults import ISLANDS, Kind, Plan, Script, draw, to_json
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
+from scripts.benches.lib.checkers import agreement, check, check_async, check_gossip, counted_once, finish, reunion
 from scripts.benches.lib.command import Parser, enter
+from scripts.benches.lib.counting import Counting
 from scripts.benches.lib.methods import COUNTED, SWARMS
 from scripts.benches.lib.report import Record as Report
 from scripts.benches.lib.report import kept, signature, stamp, write

@@ -18,11 +18,11 @@ from decentral.monitor.figures import age, amount, percent, traffic
 from decentral.run.scenario_file import read as read_scenario
 from decentral.run.scenario_file import shipped
 from decentral.run.simulation import play, record_of
-from decentral.sim.checkers import check
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record as Simulated
 from decentral.sim.scenario import Scenario, simulate
 from decentral.swarm.timing import Timing
+from scripts.benches.lib.checkers import check
 from scripts.benches.lib.command import BenchError, Parser, enter
 from scripts.benches.lib.report import Record, load_average, places, read, stamp, write
 from scripts.benches.lib.tables import table

@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import Callable
 
-from decentral.sim.table4 import GRID, MODELS, TARGETS, Row, compare, place_of
 from decentral.sim.utilisation import Method, bandwidth_for
 from scripts.benches.lib.command import Parser, enter
 from scripts.benches.lib.report import Record, stamp, write
+from scripts.benches.lib.table4 import GRID, MODELS, TARGETS, Row, compare, place_of
 from scripts.benches.lib.tables import table
 
 SCRIPT = "utilisation-model"

@@ -10,11 +10,11 @@ from decentral.exchange.server.options import ServerOptions
 from decentral.monitor.events import PeerLost, RoundMixed
 from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import check_async, counted_once, events, finish, most_counted
-from decentral.sim.counting import ADD_UP_AT_SERVERS, Counting
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
+from scripts.benches.lib.checkers import check_async, counted_once, events, finish, most_counted
+from scripts.benches.lib.counting import ADD_UP_AT_SERVERS, Counting
 from tests.sim.hardships import hardships
 
 #: Virtual seconds in which faults happen, and rounds of a second that take well beyond their end.

@@ -16,12 +16,12 @@ from decentral.exchange.allreduce.options import AllReduceOptions
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.wire import Part
 from decentral.monitor.events import PeerLost, Restrained, RoundMixed
-from decentral.sim.attacks import liars
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Meddle, Record, Scenario, all_honest, simulate
 from decentral.sim.world import SimPeer
 from decentral.swarm.message import from_wire, to_wire
 from decentral.types import PeerId
+from scripts.benches.lib.attacks import liars
 
 WORKERS, LIAR, ROUNDS = 4, 2, 8
 FP32 = make_codec("fp32")

@@ -15,10 +15,10 @@ from decentral.monitor.events import Event, Repaired, Restrained, RoundMixed, Sa
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.ef21 import Ef21
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import check
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.world import SimPeer
 from decentral.types import PeerId
+from scripts.benches.lib.checkers import check
 
 E = TypeVar("E", bound=Event)
 

@@ -6,13 +6,13 @@ import pytest
 
 from decentral.monitor.events import Resumed
 from decentral.schedule.every import Every
-from decentral.sim.checkers import agreement, counted_once, events, most_counted, reunion
-from decentral.sim.counting import ADD_UP, Counting
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import simulate
 from decentral.sim.tape import FaultTape
 from scripts.benches.chaos_sim import METHODS, Case, drawn, play
+from scripts.benches.lib.checkers import agreement, counted_once, events, most_counted, reunion
+from scripts.benches.lib.counting import ADD_UP, Counting
 
 
 def assert_holds(seed: int) -> None:

@@ -15,8 +15,6 @@ from decentral.outer.diloco import DiLoCo
 from decentral.outer.noloco import NoLoCo
 from decentral.ports.trainer import StepReport
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.attacks import liars
-from decentral.sim.checkers import check_gossip, events, patience, spread_of
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
@@ -25,6 +23,8 @@ from decentral.sim.trainer import ToyProblem, ToyTrainer
 from decentral.sim.world import peer_id
 from decentral.swarm.presence import read
 from decentral.types import PeerId, short_id
+from scripts.benches.lib.attacks import liars
+from scripts.benches.lib.checkers import check_gossip, events, patience, spread_of
 from tests.sim.hardships import hardships
 
 #: Virtual seconds in which faults happen, and rounds of a second that take well beyond their end.

@@ -12,12 +12,12 @@ from decentral.monitor.events import Repaired, RoundMixed
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.ef21 import Ef21
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import agreement, check, counted_once, reunion
-from decentral.sim.counting import ADD_UP, Counting
 from decentral.sim.faults import Kind, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
+from scripts.benches.lib.checkers import agreement, check, counted_once, reunion
+from scripts.benches.lib.counting import ADD_UP, Counting
 from tests.sim.hardships import hardships
 
 #: Virtual seconds in which faults happen, and rounds that take well beyond their end.

@@ -14,8 +14,8 @@ from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import Restrained, RoundAborted, RoundMixed
 from decentral.outer.follow import Follow
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.attacks import liars
 from decentral.sim.scenario import Record, Scenario, simulate
+from scripts.benches.lib.attacks import liars
 
 WORKERS, LIARS, VALUES = 8, (3, 6), 6_000
 Lie = str

@@ -14,12 +14,12 @@ from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.allreduce.reducer import SHARD
 from decentral.monitor.events import RoundAborted, RoundMixed
 from decentral.ports.transport import Handler
-from decentral.sim.deceits import lead
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.world import SimPeer, peer_id
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
+from scripts.benches.lib.deceits import lead
 
 WORKERS, LIAR, ROUNDS = 4, 1, 20
 #: A stalled round costs no more than this.

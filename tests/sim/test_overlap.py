@@ -19,7 +19,6 @@ from decentral.outer.eager import Eager
 from decentral.outer.ef21 import Ef21
 from decentral.outer.noloco import NoLoCo
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import check, check_gossip, events
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Conditions, Line
 from decentral.sim.scenario import Record, Scenario, simulate
@@ -28,6 +27,7 @@ from decentral.sim.world import Machine, peer_id
 from decentral.swarm.presence import State
 from decentral.swarm.timing import Timing
 from decentral.types import PeerId
+from scripts.benches.lib.checkers import check, check_gossip, events
 from tests.sim.hardships import hardships
 
 LOSSY: dict[str, Any] = {"codec": "int4-b8", "feedback": ErrorFeedback}

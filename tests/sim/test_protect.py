@@ -8,11 +8,11 @@ import pytest
 from decentral.engine import protection
 from decentral.monitor.events import Event, Protected, Resumed, StretchDone, TookUp
 from decentral.schedule.every import Every
-from decentral.sim.checkers import check
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
 from decentral.sim.world import peer_id
+from scripts.benches.lib.checkers import check
 
 E = TypeVar("E", bound=Event)
 LOST, NEWCOMER = 1, 3

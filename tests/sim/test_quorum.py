@@ -11,13 +11,13 @@ from decentral.exchange.allreduce.options import AllReduceOptions, Mean
 from decentral.exchange.allreduce.participants import Quorum
 from decentral.monitor.events import Repaired, RoundMixed, StretchDone
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import agreement, check, counted_once, events, finish, progress
-from decentral.sim.counting import ADD_UP, Counting
 from decentral.sim.faults import Fault, Kind, Plan, draw
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
 from decentral.types import PeerId
+from scripts.benches.lib.checkers import agreement, check, counted_once, events, finish, progress
+from scripts.benches.lib.counting import ADD_UP, Counting
 
 STEP_S, INNER_STEPS = 0.1, 10
 ROUND_S = STEP_S * INNER_STEPS

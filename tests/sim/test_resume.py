@@ -22,14 +22,14 @@ from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
 from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import agreement, events, finish, reunion, spread_of
-from decentral.sim.counting import ADD_UP, ADD_UP_AT_SERVERS, Counting
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.tape import FaultTape
 from decentral.sim.world import Machine, peer_id
 from decentral.state.worker_state import WorkerState
+from scripts.benches.lib.checkers import agreement, events, finish, reunion, spread_of
+from scripts.benches.lib.counting import ADD_UP, ADD_UP_AT_SERVERS, Counting
 
 FP32, INT8, INT4 = map(make_codec, ("fp32", "int8-b8", "int4-b8"))
 LOSSY: dict[str, Any] = {"codec": "int8-b8", "feedback": ErrorFeedback}

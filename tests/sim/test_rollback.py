@@ -18,10 +18,10 @@ from decentral.outer.eager import Eager
 from decentral.outer.ef21 import Ef21
 from decentral.schedule.every import Every
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import check
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.world import SimPeer
 from decentral.types import PeerId
+from scripts.benches.lib.checkers import check
 from tests.sim.hardships import hardships
 
 E = TypeVar("E", bound=Event)

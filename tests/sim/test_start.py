@@ -3,10 +3,10 @@
 import pytest
 
 from decentral.monitor.events import Joined, Repaired, RoundMixed, StretchDone
-from decentral.sim.checkers import agreement, reunion
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.scenario import Scenario, simulate
 from decentral.sim.tape import FaultTape
+from scripts.benches.lib.checkers import agreement, reunion
 
 
 def test_the_first_step_waits_for_the_workers_asked_for() -> None:

@@ -11,11 +11,11 @@ from decentral.exchange.allreduce.reducer import SHARD
 from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import Repaired, RoundAborted, RoundMixed
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.checkers import check
 from decentral.sim.network import Conditions
 from decentral.sim.scenario import Record, Scenario, simulate
 from decentral.sim.transport import MemoryTransport
 from decentral.types import PeerId
+from scripts.benches.lib.checkers import check
 
 
 def kinds(record: Record) -> Counter[str]:

@@ -17,7 +17,7 @@ from decentral.outer.follow import Follow
 from decentral.outer.noloco import NoLoCo
 from decentral.outer.sparseloco import SparseLoCo
 from decentral.schedule.plan import SyncPlan
-from decentral.sim.counting import ADD_UP, ADD_UP_AT_SERVERS
+from scripts.benches.lib.counting import ADD_UP, ADD_UP_AT_SERVERS
 
 Settings = Mapping[str, Any]
 

@@ -3,8 +3,8 @@
 import pytest
 
 from decentral.monitor.events import RoundMixed
-from decentral.sim.checkers import agreement, reunion
 from decentral.sim.scenario import Record, Scenario, simulate
+from scripts.benches.lib.checkers import agreement, reunion
 
 
 def sizes(record: Record) -> list[int]:

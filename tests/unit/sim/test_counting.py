@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from decentral.sim.checkers import counted_once, most_counted
-from decentral.sim.counting import ADD_UP, ADD_UP_AT_SERVERS, Counting
 from decentral.sim.scenario import Record, simulate
+from scripts.benches.lib.checkers import counted_once, most_counted
+from scripts.benches.lib.counting import ADD_UP, ADD_UP_AT_SERVERS, Counting
 
 MOST = 60
 

@@ -22,10 +22,10 @@ from decentral.engine.worker import Worker
 from decentral.exchange.allreduce.exchange import AllReduce
 from decentral.exchange.api import Contribution, Exchange, Verdict
 from decentral.ports.transport import Transport
-from decentral.sim.deceits import DECEITS, lead
 from decentral.sim.scenario import Meddle
 from decentral.sim.world import SimPeer, peer_id
 from decentral.types import PeerId, SyncKey
+from scripts.benches.lib.deceits import DECEITS, lead
 
 #: What a liar brings in place of its own, given what honest workers brought.
 Attack = Callable[[Contribution, Sequence[Tensor], torch.Generator], Contribution]

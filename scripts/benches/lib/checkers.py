@@ -1,6 +1,6 @@
 """What must hold of every swarm, whatever happened to it. Each checker returns violations in words; none is good.
 
-Legend: N = values, K = workers that finished; T, W and S as in ``sim.counting``.
+Legend: N = values, K = workers that finished; T, W and S as in ``counting``.
 """
 
 from collections import defaultdict
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from decentral.engine.options import Outcome
 from decentral.monitor.events import Event, RoundMixed
-from decentral.sim.counting import Counting
 from decentral.sim.scenario import Record, Scenario
 from decentral.types import PeerId, SyncKey
+from scripts.benches.lib.counting import Counting
 
 #: How often a step was counted is a sum of quotients, which are off by less.
 _ROUNDING = 1e-3
