@@ -255,6 +255,8 @@ def hivemind_averager(loop: Loop, place: Place, trainer: Values) -> None:
     )
 
     def after(report: StepReport) -> None:
+        with averager.get_tensors() as averaged:
+            averaged[0].copy_(trainer.values)
         averager.step(timeout=WAIT_S)
         with averager.get_tensors() as averaged:
             trainer.values.copy_(averaged[0])
