@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from decentral.codecs.flat import CHUNK, blank, check_length, check_vector, filled
+from decentral.codecs.flat import CHUNK, check_length, check_vector, filled
 from decentral.codecs.noise import Noise
 from decentral.codecs.scales import check_scales, widen
 from decentral.errors import FrameError
+from decentral.tensors.blank import blank
 
 #: Values that may share a scale; a block ends on a whole byte.
 BLOCKS: Final = range(8, 65536 + 1)
@@ -118,8 +119,8 @@ class BlockCodec(ABC):
         self._check_padding(codes, numel)
         check_scales(self.name, bits, self.top, zero=self.zero_scale)
         scales = torch.from_numpy(widen(bits))
-        padded = blank(len(codes) * self.per_byte)
-        values_N = torch.from_numpy(padded[:numel])
+        padded_M = blank(len(codes) * self.per_byte)
+        padded, values_N = padded_M.numpy(), padded_M[:numel]
         for out_RB, scale_R1, place in self._pieces(values_N, scales):
             self._read(codes[place], padded[place.start * self.per_byte : place.stop * self.per_byte])
             out_RB.mul_(scale_R1)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from decentral.codecs.flat import (
     CHUNK,
-    blank,
     check_finite,
     check_length,
     check_vector,
@@ -22,6 +21,7 @@ from decentral.codecs.flat import (
     spans,
 )
 from decentral.errors import FrameError
+from decentral.tensors.blank import blank
 from decentral.tensors.finite import all_finite
 
 #: Names this family can make, for help texts.
@@ -109,7 +109,7 @@ class Bf16:
     def decode(self, payload: bytes | memoryview, numel: int) -> Tensor:
         """See ``Codec.decode``."""
         check_length(self.name, payload, self.nbytes(numel))
-        x_N = torch.from_numpy(blank(numel))
+        x_N = blank(numel)
         codes, bits = np.frombuffer(payload, "<u2"), x_N.numpy().view(np.uint32)
         for start, stop in spans(numel):
             part = codes[start:stop]
@@ -160,7 +160,7 @@ class Fp16:
         if not _FP16_LOWEST <= exponent <= _FP16_HIGHEST:
             raise FrameError(f"fp16 scale: exponent {exponent}, allowed {_FP16_LOWEST} to {_FP16_HIGHEST}")
         factor = math.ldexp(1.0, -exponent)
-        x_N = torch.from_numpy(blank(numel))
+        x_N = blank(numel)
         codes = np.frombuffer(payload, "<u2", offset=_FP16_EXPONENT.size)
         for start, stop in spans(numel):
             part = codes[start:stop]

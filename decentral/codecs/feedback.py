@@ -13,6 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from decentral.tensors.blank import blank_like
+
 
 @dataclass(frozen=True, slots=True)
 class Brought:
@@ -123,7 +125,11 @@ class ErrorFeedback(Feedback):
     def bring(self, fragment: int, delta_N: Tensor) -> Brought:
         """Decayed residual plus pseudo-gradient."""
         residual_N = self._kept_N[fragment]
-        brought_N = delta_N if residual_N is None else torch.mul(residual_N, self._decay).add_(delta_N)
+        brought_N = (
+            delta_N
+            if residual_N is None
+            else torch.mul(residual_N, self._decay, out=blank_like(residual_N)).add_(delta_N)
+        )
         self._brought_N[fragment] = brought_N
         return Brought(brought_N)
 
@@ -132,7 +138,7 @@ class ErrorFeedback(Feedback):
         brought_N, old_N = self._brought_N[fragment], self._kept_N[fragment]
         if brought_N is None:
             raise ValueError(f"nothing was brought for fragment {fragment}")
-        residual_N = brought_N - sent.values_N
+        residual_N = torch.sub(brought_N, sent.values_N, out=blank_like(brought_N))
         for start, stop in sent.missed:
             residual_N[start:stop] = 0 if old_N is None else old_N[start:stop]
         self._kept_N[fragment], self._brought_N[fragment] = residual_N, None

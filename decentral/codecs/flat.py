@@ -79,15 +79,6 @@ def filled(size_bytes: int, fill: Callable[[memoryview], None]) -> bytes:
     return buffer.getvalue()  # hands its own memory over once nobody holds a view of it
 
 
-def blank(numel: int) -> npt.NDArray[np.float32]:
-    """Uninitialised values for an answer.
-
-    Taken from numpy, which asks the kernel for large pages: the first touch of a vector from ``torch.empty`` costs
-    twice as much, about as much as decoding it.
-    """
-    return np.empty(numel, np.float32)
-
-
 def spans(numel: int, step: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Cut [0, numel) into ranges (start, stop) of ``step`` values; the last may be shorter."""
     for start in range(0, numel, step):

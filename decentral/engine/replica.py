@@ -25,6 +25,7 @@ from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
 from decentral.ports.trainer import Model, Spread, Stateful, StepReport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
+from decentral.tensors.blank import blank_like
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
 from decentral.tensors.nested import begun_anew
@@ -179,11 +180,15 @@ class Replica:
         """
         of = self._fragments[key.fragment]
         base_N, values_N = of.base_N, self._staging.take(self._model.parameters(), key.fragment)
+
+        def delta() -> Tensor:
+            return torch.sub(base_N, values_N(), out=blank_like(base_N))
+
         work = of.launched = of.pending
         of.pending = Pending()
         if self._onward.eager is None:
-            return Taken(of.state, lambda: base_N - values_N(), work.tokens, work.steps)
-        delta_N = base_N - values_N()
+            return Taken(of.state, delta, work.tokens, work.steps)
+        delta_N = delta()
         if of.carried_N is not None:
             delta_N += of.carried_N
             of.carried_N = None

@@ -23,6 +23,8 @@ _DEGENERATE = 1e-3
 _ZERO = 1e-36
 #: Tokens, which are exact in a float up to here; two absurd weights must not add up to infinity.
 MAX_WEIGHT = 2.0**53
+#: Values looked at together in double precision.
+_PIECE = 1 << 16
 #: Token rates are weighed in this unit, a power of two: a round of 10^12 tokens stays within what messages may hold.
 _RATE_UNIT = 2.0**20
 
@@ -101,5 +103,9 @@ def radial_directional(mean_T: Tensor, shares: Sequence[float], values: Sequence
 def norm_of(values_T: Tensor) -> float:
     """Euclidean norm, also of values whose squares are beyond float32."""
     norm = float(torch.linalg.vector_norm(values_T))
-    # The squares of float32 values may be beyond float32; in float64 it takes several times as long.
-    return norm if 0 < norm < math.inf else float(torch.linalg.vector_norm(values_T, dtype=torch.float64))
+    if 0 < norm < math.inf:
+        return norm
+    # The squares of float32 values may be beyond float32. In float64 it takes several times as long, by the piece in a
+    # core's cache, lest all values be there twice more.
+    pieces = torch.split(values_T, _PIECE)
+    return math.hypot(*(float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in pieces))

@@ -11,9 +11,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
+from decentral.tensors.blank import blank
 from decentral.types import SyncKey
 
 #: Rounds whose end is awaited, beside one for each fragment: rounds that end in nothing. What falls out
@@ -53,7 +53,7 @@ class MeanRest:
         with self._changing:
             for (fragment, start), left_S in held.items() if mixed else ():
                 if fragment not in self._owed_N:
-                    self._owed_N[fragment] = torch.zeros(self._numels[fragment])
+                    self._owed_N[fragment] = blank(self._numels[fragment]).zero_()
                 elif fragment in self._shown:
                     self._owed_N[fragment] = self._owed_N[fragment].clone()
                 self._shown.discard(fragment)

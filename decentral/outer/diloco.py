@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decentral.outer.rule import Mixed, OuterRule, OuterState, check_settings, check_shapes
+from decentral.tensors.blank import blank_like
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,12 @@ class DiLoCo(OuterRule):
         delta_N, num_steps = mixed.delta_N, state.num_steps + 1
         # No add(..., alpha=...): it is fused on some processors and not on others (see the docstring of the class).
         if not self.momentum:
-            update_N = delta_N * self.lr
+            update_N = torch.mul(delta_N, self.lr, out=blank_like(anchor_N))
             return torch.sub(anchor_N, update_N, out=update_N), OuterState(num_steps=num_steps)
         if not self.nesterov:
-            momentum_N = state.buffers_N[0].mul(self.momentum).sub_(delta_N * self.lr)
+            momentum_N = torch.mul(state.buffers_N[0], self.momentum, out=blank_like(anchor_N)).sub_(delta_N * self.lr)
             return anchor_N + momentum_N, OuterState((momentum_N,), num_steps)
-        momentum_N = state.buffers_N[0].mul(self.momentum).add_(delta_N)
-        update_N = momentum_N.mul(self.momentum).add_(delta_N).mul_(self.lr)
+        momentum_N = torch.mul(state.buffers_N[0], self.momentum, out=blank_like(anchor_N)).add_(delta_N)
+        update_N = torch.mul(momentum_N, self.momentum, out=blank_like(anchor_N)).add_(delta_N).mul_(self.lr)
         next_N = torch.sub(anchor_N, update_N, out=update_N)
         return next_N, OuterState((momentum_N,), num_steps)

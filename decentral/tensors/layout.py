@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from decentral.errors import ConfigError, MismatchError
+from decentral.tensors.blank import blank
 from decentral.tensors.partition import Pattern as Pattern
 from decentral.tensors.partition import assign, layer_number, most_fragments, paper_fragments
 
@@ -150,7 +151,8 @@ class Layout:
         Raises:
             MismatchError: a parameter is missing or its shape is not that of the layout.
         """
-        flat_N = torch.empty(self.numel(fragment), dtype=torch.float32, device=device)
+        numel, on_cpu = self.numel(fragment), device is None or device.type == "cpu"
+        flat_N = blank(numel) if on_cpu else torch.empty(numel, dtype=torch.float32, device=device)
         for slot, part in zip(self.fragments[fragment], self._parts(flat_N, fragment), strict=True):
             value = parameters.get(slot.name)
             if value is None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from decentral.tensors.blank import blank
 from decentral.tensors.layout import Layout
 
 Store = Callable[[Mapping[str, Tensor]], None]
@@ -36,7 +37,7 @@ class Staging:
         """The values of a fragment as they are now, on the training thread; see ``Layout.gather``."""
         if self._store is None:
             return self._layout.gather(parameters, fragment, device)
-        values_N = torch.empty(self._layout.numel(fragment))
+        values_N = blank(self._layout.numel(fragment))
         self._store(self._layout.scatter(values_N, fragment))
         return values_N
 

@@ -54,6 +54,7 @@ from decentral.swarm.matching import leaders
 from decentral.swarm.message import from_wire, to_wire
 from decentral.swarm.roster import Roster
 from decentral.swarm.timing import Timing
+from decentral.tensors.blank import blank_like
 from decentral.types import PeerId, SyncKey, short_id
 
 _MAX_ASKED_AT_ONCE = 8
@@ -382,7 +383,7 @@ class AllReduce(Exchange):
         if self._wire.sends_changes and not relative:
             await self._reducer.start_afresh(called.participants.key)
         weight = mine.weight if called.missed is None else 0.0
-        values = _Values(values_N, weight, torch.empty_like(values_N), torch.empty_like(values_N))
+        values = _Values(values_N, weight, blank_like(values_N), blank_like(values_N))
         key, index = called.participants.key, members.index(me) if me in members else -1
         parts = self._wire.parts(key, members, called.participants.reducers)
         async with asyncio.TaskGroup() as group:

@@ -6,13 +6,13 @@ taken over and not fetched. Knows no donor. Legend: N = values of the fragment.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from decentral.errors import FrameError
 from decentral.outer.rule import OuterState
 from decentral.state.download.pieces import FragmentHead, Piece
 from decentral.state.snapshot import FragmentState, to_bytes
+from decentral.tensors.blank import blank
 from decentral.tensors.digest import DIGEST_BYTES, digest_bytes
 from decentral.tensors.finite import all_finite
 
@@ -32,7 +32,7 @@ class Filling:
         self.pieces = pieces
         self.missing = dict.fromkeys(range(len(pieces)))
         """Pieces that are not here, in order."""
-        self._tensors = [torch.empty(numel) for _ in range(num_parts)]
+        self._tensors = [blank(numel) for _ in range(num_parts)]
         self._views = [to_bytes(values_N) if numel else memoryview(b"") for values_N in self._tensors]
 
     @property
