@@ -5,9 +5,13 @@ a process does: when it returns or crashes, its place in the network is gone.
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import torch
 
 from decentral.sim.clock import SimClock
 from decentral.sim.directory import MemoryDirectory, SharedDirectory
@@ -58,7 +62,7 @@ class World:
     """Machines and what connects them. Make it inside ``sim.loop.run``.
 
     Args:
-        seed: of everything random; the same seed gives the same run.
+        seed: of everything random, the generators of this process too; the same seed gives the same run.
         conditions: of the network.
         machines: those that are not ordinary.
         stale_s: how late others see what is published in the directory.
@@ -73,6 +77,10 @@ class World:
         stale_s: float = 0.0,
     ) -> None:
         self.seed = seed
+        # A worker's state has that of these generators, so a message with it would have another length in every run.
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         self.network = Network(seed, conditions)
         self.directory = SharedDirectory(self.network, stale_s=stale_s)
         self.peers: dict[PeerId, SimPeer] = {}
