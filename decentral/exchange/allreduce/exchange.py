@@ -117,9 +117,9 @@ class AllReduce(Exchange):
         wire: Wire,
         timing: Timing,
         inner_steps: int,
-        quorum: Quorum | None = None,
-        identity: Identity | None = None,
-        anchor: Callable[[int], tuple[str, Tensor] | None] = lambda fragment: None,
+        quorum: Quorum | None,
+        identity: Identity | None,
+        anchor: Callable[[int], tuple[str, Tensor] | None],
     ) -> None:
         super().__init__(Progress(len(wire.numels)))
         self._transport = transport
@@ -315,7 +315,7 @@ class AllReduce(Exchange):
         return self._quorum is None and self._names_few(said)
 
     def _names_few(self, called: Called) -> bool:
-        """Whether half of those are missing for whom a leader would wait."""
+        """Whether half of those are missing for whom a leader would wait. Of two as well: to ask costs little."""
         expected = self._leader.expected()
         return 2 * len(set(expected).difference(called.participants.members)) >= len(expected)
 
