@@ -80,11 +80,12 @@ class PipelineProcess:
         self._options = options
         self._pipeline = options.pipeline
         self._parts = parts
+        self._me = parts.transport.peer_id
         self._cut = parts.cut
         self._clock = parts.clock
         transport, clock, timing, store = parts.transport, parts.clock, options.timing, parts.store
         self.membership = Membership(
-            Presence(transport.peer_id, options.run_id, 0, State.JOINING, 0, 0, "", stored=self._stored()),
+            Presence(self._me, options.run_id, 0, State.JOINING, 0, 0, "", stored=self._stored()),
             metrics=self._metrics,
             transport=transport,
             directory=parts.directory,
@@ -165,7 +166,7 @@ class PipelineProcess:
         elif (stage := await self._places.ask(peers)) is not None:
             # If it cannot be had now, this worker waits as a spare, whose turn it is should the stage be lost.
             await self._take(stage)
-        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+        self._tell()
         if not self._stage_workers and self._mover is None:
             # A spare is needed in a hurry: what it has to import is there by then, and whether it is able is known.
             await self._clock.run(functools.partial(self._builder.compute, self._cut.num_stages, set()))
@@ -259,47 +260,45 @@ class PipelineProcess:
             if self._mover.under_way:
                 return
             self._known.update(range(self._cut.num_stages + 1))
-        for stage, stage_worker in list(self._stage_workers.items()):
+        for stage, stage_worker in self._stage_workers.items():
             if stage_worker.over:
                 self._outcomes[stage] = stage_worker.outcome()
                 if stage == 0 and self._outcomes[stage].done:
-                    self._holders.done = self._parts.transport.peer_id
-        held = {stage for presence in self._holders.records() for stage in stages_of(presence.holds)}
-        self._known |= held
+                    self._holders.done = self._me
+        self._known |= {stage for presence in self._holders.records() for stage in stages_of(presence.holds)}
         if await self._slots.is_doubled() and 0 in self._stage_workers:
             await self._give_up({0: self._stage_workers[0]})
             if not self._outcomes[0].done:
                 del self._outcomes[0]
                 await self._take(0)
         waited = self._clock.monotonic() - self._since > _JOINERS_S
-        lost = [k for k in self._holders.lost() if waited or k in self._known]
-        lost = [stage for stage in lost if stage not in self._outcomes and not self._holders.is_over()]
+        lost = [stage for stage in self._holders.lost() if stage not in self._outcomes]
+        lost = [stage for stage in lost if waited or stage in self._known] if not self._holders.is_over() else []
         await self._agreement.look()
         if self._is_all_lost(lost) and not await self._go_on_together():
             return
         if self._is_unplaced and not lost:
             await self._take_if_needed()
         self._takeover.disks.look()
+        await self._take_lost(lost, self._reserve if waited else frozenset())
+        self._keeping.look(self._kept_for_others())
+        self._tell()
+
+    async def _take_lost(self, lost: Sequence[int], reserve: frozenset[int]) -> None:
+        """Take those that are this worker's to take: instead of what it holds, and in reserve beside that."""
         chosen = appointed(self._holders.members(), lost)
-        mine = [stage for stage, peer in chosen.items() if peer == self._parts.transport.peer_id]
-        extra = [stage for stage in lost if waited and stage in self._reserve and stage not in chosen]
-        mine += extra
+        extra = [stage for stage in lost if stage in reserve and stage not in chosen]
+        mine = [*(stage for stage, peer in chosen.items() if peer == self._me), *extra]
         if mine:
             await self._keeping.stop()
+        else:
+            self._taking.clear()
         for stage in mine:
             if self._clock.monotonic() >= self._retry_at.get(stage, 0.0):
-                moved = [
-                    stage_worker
-                    for k, stage_worker in self._stage_workers.items()
-                    if k not in mine and not self._taking and stage not in extra
-                ]
-                await self._leave({stage_worker.stage: stage_worker for stage_worker in moved})
+                if not self._taking and stage not in extra:
+                    await self._leave({k: held for k, held in self._stage_workers.items() if k not in mine})
                 await self._take_if_fit(stage)
-        if not mine and self._taking:
-            self._taking.clear()
         self._why = {stage: why for stage, why in self._why.items() if stage in mine}
-        self._keeping.look(self._kept_for_others())
-        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
 
     def _is_all_lost(self, lost: Sequence[int]) -> bool:
         """Whether nobody holds or takes any stage of a run that was under way."""
@@ -340,7 +339,7 @@ class PipelineProcess:
 
     async def _go_on(self, start: Start) -> None:
         """Take those stages that are this worker's to take at the step where the run goes on."""
-        me, wanted = self._parts.transport.peer_id, self._parts.wanted
+        me, wanted = self._me, self._parts.wanted
         self._reserve = frozenset(stage for stage, peer in start.reserve.items() if peer == me)
         self._since = self._clock.monotonic()
         mine = start.takes.get(me, frozenset())
@@ -352,7 +351,7 @@ class PipelineProcess:
             others = [peer for peer, stages in start.takes.items() if stage in stages and peer != me]
             await self._take_saved(stage, start.step, others)
         self._agreement.over()
-        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+        self._tell()
 
     async def _take_if_needed(self) -> None:
         """Ask for a place, now that every stage has a holder again."""
@@ -411,7 +410,7 @@ class PipelineProcess:
                     f"stage {stage} cannot be brought here: {self._why[stage]}",
                     hint="`decentral status ADDR` shows who holds what; without --stage K a worker takes what it can.",
                 )
-        self._tell(State.TRAINING if self._stage_workers else State.JOINING)
+        self._tell()
 
     async def _give_up(self, stage_workers: Mapping[int, StageWorker]) -> None:
         """Leave stages in order."""
@@ -529,7 +528,7 @@ class PipelineProcess:
 
     def _others(self, stage: int) -> list[PeerId]:
         """Other holders of a stage."""
-        return [peer for peer in self._holders.of(stage) if peer != self._parts.transport.peer_id]
+        return [peer for peer in self._holders.of(stage) if peer != self._me]
 
     def _note_recovery(self, event: StageRecovered) -> None:
         self._recoveries += 1
@@ -541,8 +540,9 @@ class PipelineProcess:
 
     # -- what others hear ---------------------------------------------------------------------------------------------
 
-    def _tell(self, state: State) -> None:
-        """Bring the own record up to date."""
+    def _tell(self, state: State | None = None) -> None:
+        """Bring the own record up to date; without a state, with that of one that holds stages, or holds none."""
+        state = state or (State.TRAINING if self._stage_workers else State.JOINING)
         rounds = [stage_worker.worker.membership.own.round for stage_worker in self._stage_workers.values()]
         changes = {
             "state": state,
