@@ -22,7 +22,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from decentral.codecs.codec import Codec
-from decentral.codecs.frame import pack, unpack
+from decentral.codecs.frame import pack, reread, unpack
 from decentral.errors import FrameError
 from decentral.exchange.allreduce.messages import Mean
 from decentral.exchange.allreduce.participants import MAX_MEMBERS, Participants
@@ -140,7 +140,7 @@ def mean_seed(key: SyncKey, part: Part) -> int:
 
 def encoded(
     codec: Codec, mean_S: Tensor, rest_S: Tensor | None, seed: int, *, held_to: bool
-) -> tuple[bytes, Tensor | None]:
+) -> tuple[bytes, Tensor, Tensor | None]:
     """The frame of a mean with what is owed to it, or with as much of that as leaves it ``near`` to the mean.
 
     Args:
@@ -151,23 +151,24 @@ def encoded(
         held_to: whether anybody will hold the answer against the mean.
 
     Returns:
-        The frame, and what is owed now if the codec loses anything.
+        The frame, what others find in it, and what is owed now if the codec loses anything.
     """
     if codec.lossless:
-        return pack(codec, mean_S, seed), None
+        return pack(codec, mean_S, seed), mean_S, None
     owed_S = mean_S if rest_S is None else mean_S + rest_S
     if rest_S is not None and not all_finite(owed_S.numpy()):
         owed_S, rest_S = mean_S, None
     frame = pack(codec, owed_S, seed)
-    sent_S = unpack(frame, codec, mean_S.numel())
+    sent_S = reread(frame, codec, mean_S.numel())
     if held_to and rest_S is not None and not near(sent_S, mean_S, codec, seed, _OWN):
         plain = pack(codec, mean_S, seed)
-        lost = norm_of(unpack(plain, codec, mean_S.numel()) - mean_S)
+        plain_S = reread(plain, codec, mean_S.numel())
+        lost = norm_of(plain_S - mean_S)
         frame = pack(codec, torch.add(mean_S, rest_S, alpha=min(1.0, lost / norm_of(rest_S))), seed)
-        sent_S = unpack(frame, codec, mean_S.numel())
+        sent_S = reread(frame, codec, mean_S.numel())
         if not near(sent_S, mean_S, codec, seed, _OWN):
-            frame, sent_S = plain, unpack(plain, codec, mean_S.numel())
-    return frame, owed_S.sub_(sent_S)
+            frame, sent_S = plain, plain_S
+    return frame, sent_S, owed_S.sub_(sent_S)
 
 
 def near(answer_S: Tensor, mean_S: Tensor, codec: Codec, seed: int, share: float = 1.0) -> bool:
@@ -183,7 +184,7 @@ def near(answer_S: Tensor, mean_S: Tensor, codec: Codec, seed: int, share: float
     off = norm_of(answer_S - mean_S)
     if off <= share * _SHARE * norm_of(mean_S):
         return True
-    lost = norm_of(unpack(pack(codec, mean_S, seed), codec, mean_S.numel()) - mean_S)
+    lost = norm_of(reread(pack(codec, mean_S, seed), codec, mean_S.numel()) - mean_S)
     return off <= share * _TIMES * lost
 
 

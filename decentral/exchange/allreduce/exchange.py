@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from decentral.codecs.frame import pack, unpack
+from decentral.codecs.frame import pack, reread, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.allreduce.answers import Answers
 from decentral.exchange.allreduce.audit import Auditor
@@ -40,7 +40,7 @@ from decentral.exchange.allreduce.messages import (
 )
 from decentral.exchange.allreduce.participants import MAX_PARTICIPANTS_BYTES, Quorum
 from decentral.exchange.allreduce.plausible import absurd
-from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer
+from decentral.exchange.allreduce.reducer import COMING, NO, PENDING, RESULT, SHARD, YES, Reducer, Values
 from decentral.exchange.allreduce.vote import Vote
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
 from decentral.exchange.bounds import Beside, Finding, Kind, beside
@@ -66,20 +66,6 @@ _ANSWERS_BYTES_PER_VALUE = 8
 _KEPT_ROUNDS = 1.5
 #: A leader that others can reach and we cannot is tried so often.
 _MAX_RETRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """Where a member's values of one round come from and go to; shards are read and written by the clock's thread."""
-
-    ours_N: Tensor
-    """What to encode."""
-    weight: float
-    """0 to listen only."""
-    sent_N: Tensor
-    """Takes what the others decode of ours."""
-    mean_N: Tensor
-    """Takes the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,11 +369,12 @@ class AllReduce(Exchange):
         if self._wire.sends_changes and not relative:
             await self._reducer.start_afresh(called.participants.key)
         weight = mine.weight if called.missed is None else 0.0
-        values = _Values(values_N, weight, blank_like(values_N), blank_like(values_N))
+        values = Values(values_N, weight, blank_like(values_N), blank_like(values_N))
         key, index = called.participants.key, members.index(me) if me in members else -1
         parts = self._wire.parts(key, members, called.participants.reducers)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
+        with self._reducer.beside(called.packed, values):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
         means: list[Mean] = []
         for outcome in (task.result() for task in tasks):
             if isinstance(outcome, Aborted):
@@ -417,7 +404,7 @@ class AllReduce(Exchange):
         silent = [(member, silence) for i, member in enumerate(members) if i not in inside]
         return _Reduced(mixed, values.sent_N if weight else None, tuple(silent), restrained)
 
-    async def _mean(self, called: Called, part: Part, values: _Values) -> Mean | Aborted:
+    async def _mean(self, called: Called, part: Part, values: Values) -> Mean | Aborted:
         """What there is to say of a shard; its mean comes from its reducer or, if that is lost, another member."""
         limit = self._wire.mean_limit(part.numel, len(called.participants.members))
         request = None
@@ -442,7 +429,7 @@ class AllReduce(Exchange):
         return mean
 
     async def _judge(
-        self, called: Called, parts: Sequence[Part], means: list[Mean], values: _Values
+        self, called: Called, parts: Sequence[Part], means: list[Mean], values: Values
     ) -> dict[int, float]:
         """Close shards with nobody's part of which the answer can be no mean.
 
@@ -468,23 +455,25 @@ class AllReduce(Exchange):
             means[i] = self._nobodys(parts[i], values)
         return {i: found[i].cosine for i in turned}
 
-    def _nobodys(self, part: Part, values: _Values) -> Mean:
+    def _nobodys(self, part: Part, values: Values) -> Mean:
         """A shard that was closed with nobody's part."""
         values.mean_N[part.start : part.stop] = 0
         return Mean.of((), b"")
 
-    def _request(self, called: Called, part: Part, values: _Values) -> bytes:
+    def _request(self, called: Called, part: Part, values: Values) -> bytes:
         """The message that brings our part of a shard; notes what the others will decode of it."""
         codec, key, span = self._wire.codec, called.participants.key, slice(part.start, part.stop)
         seed = seed_of(f"{self._transport.peer_id}/{key.round}/{key.fragment}/{part.index}")
         frame = pack(codec, values.ours_N[span], seed)
-        values.sent_N[span] = values.ours_N[span] if codec.lossless else unpack(frame, codec, part.numel)
+        values.sent_N[span] = values.ours_N[span] if codec.lossless else reread(frame, codec, part.numel)
         if self._books is not None and self._wire.signs(part.numel):
             return to_wire(self._books.shard(called.packed, part.index, values.weight, frame))
         return to_wire(Shard(called.packed, part.index, values.weight, frame))
 
-    def _take(self, called: Called, mean: Mean, part: Part, values: _Values) -> None:
-        """Unpack the mean of a shard to its place."""
+    def _take(self, called: Called, mean: Mean, part: Part, values: Values) -> None:
+        """Unpack the mean of a shard to its place, unless it was made here and is there."""
+        if part.index in values.in_place:
+            return
         if self._books is not None and self._wire.signs(part.numel):
             self._books.check_mean(part.reducer, called.packed, part.index, mean)
         values.mean_N[part.start : part.stop] = unpack(mean.frame, self._wire.mean_codec, part.numel)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -38,6 +38,25 @@ _MAX_ASKED = 16
 #: Reductions open at a time, for each fragment: those of a round that hangs and of the one after it.
 _MAX_OPEN_EACH = 4 * MAX_SHARDS_EACH
 _TICK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Where a member's values of one round come from and go to; shards are read and written by the clock's thread.
+
+    Legend: N = values in the fragment.
+    """
+
+    ours_N: Tensor
+    """What to encode."""
+    weight: float
+    """0 to listen only."""
+    sent_N: Tensor
+    """Takes what the others decode of ours."""
+    mean_N: Tensor
+    """Takes the mean."""
+    in_place: set[int] = field(default_factory=set)
+    """Shards of which the mean was made here, and is there."""
 
 
 @dataclass(slots=True)
@@ -90,6 +109,8 @@ class Reducer:
         self._timing = timing
         self._books = books
         self._open: dict[tuple[bytes, int], _Reduction] = {}
+        self._beside: dict[bytes, Values] = {}
+        """Of the rounds that this worker is in as a member."""
         self.rest = MeanRest(wire.numels)
         self.backlogs = [Backlog() for _ in wire.numels]
         """Of each fragment: who was counted in the rounds that this worker was in."""
@@ -101,6 +122,15 @@ class Reducer:
         limit = self._wire.longest_contribution(MAX_PARTICIPANTS_BYTES)
         await self._transport.serve(SHARD, self._on_shard, max_request_bytes=limit, max_concurrent=4096)
         await self._transport.serve(RESULT, self._on_result, max_request_bytes=Result.max_bytes)
+
+    @contextlib.contextmanager
+    def beside(self, packed_participants: bytes, values: Values) -> Iterator[None]:
+        """This worker is in a round as a member: between the two of them nothing needs to be decoded."""
+        self._beside[packed_participants] = values
+        try:
+            yield
+        finally:
+            del self._beside[packed_participants]
 
     async def _on_shard(self, sender: PeerId, request: bytes) -> bytes:
         """Enter a contribution and hold the call until the shard is closed, at most ``hold_s`` seconds."""
@@ -158,6 +188,9 @@ class Reducer:
         digest, books = digest_of(shard.frame), self._signing(part)
         if books is not None:
             books.check_shard(sender, shard, digest)
+        own = self._beside.get(shard.participants) if sender == self._transport.peer_id else None
+        if own is not None:
+            return Entry(shard.weight, own.sent_N[part.start : part.stop], digest)
         return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel), digest)
 
     def _answer(self, shard: Shard) -> bytes | None:
@@ -220,7 +253,11 @@ class Reducer:
         if mean_S is None or not all_finite(mean_S.numpy()):
             return None
         rest_S = self.rest.of(key, part.start, part.stop) if self._wire.keep_rest else None
-        frame, left_S = self._encode(mean_S, rest_S, mean_seed(key, part))
+        frame, sent_S, left_S = self._encode(mean_S, rest_S, mean_seed(key, part))
+        own = self._beside.get(packed_participants)
+        if own is not None:
+            own.mean_N[part.start : part.stop] = sent_S
+            own.in_place.add(part.index)
         if self._wire.keep_rest and left_S is not None:
             self.rest.hold(packed_participants, key, part.start, left_S)
         mean = Mean.of(contributions.contributors(), frame, findings)
@@ -230,7 +267,7 @@ class Reducer:
             return books.close(packed_participants, part.index, mean, round_weight, brought)
         return to_wire(mean)
 
-    def _encode(self, mean_S: Tensor, rest_S: Tensor | None, seed: int) -> tuple[bytes, Tensor | None]:
+    def _encode(self, mean_S: Tensor, rest_S: Tensor | None, seed: int) -> tuple[bytes, Tensor, Tensor | None]:
         """See ``account.encoded``."""
         held_to = self._wire.signs(mean_S.numel())
         return encoded(self._wire.mean_codec, mean_S, rest_S, seed, held_to=held_to)

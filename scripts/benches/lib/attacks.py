@@ -11,6 +11,7 @@ import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -215,11 +216,13 @@ def _lie_as_reducer(exchange: Exchange, codec: Codec, factor: float) -> None:
             return b"\xff" * len(payload)
         return codec.encode((codec.decode(payload, numel) * factor).clamp_(-_HUGE, _HUGE), 0)
 
-    def lying(mean_S: Tensor, rest_S: Tensor | None, seed: int) -> tuple[bytes, Tensor | None]:
-        frame, left_S = encode(mean_S, rest_S, seed)
-        return _with_payload(frame, codec, change), left_S
+    def lying(mean_S: Tensor, rest_S: Tensor | None, seed: int) -> tuple[bytes, Tensor, Tensor | None]:
+        frame, sent_S, left_S = encode(mean_S, rest_S, seed)
+        return _with_payload(frame, codec, change), sent_S, left_S
 
     exchange._reducer._encode = lying  # type: ignore[method-assign]
+    # It takes its own answers as the others do.
+    exchange._reducer.beside = lambda *_: nullcontext()  # type: ignore[method-assign, assignment]
 
 
 def _with_payload(message: bytes, codec: Codec, change: Callable[[bytes, int], bytes]) -> bytes:

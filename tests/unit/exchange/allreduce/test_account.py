@@ -58,7 +58,7 @@ def case(wire: Wire, values: list[Tensor], rest_S: Tensor | None = None) -> tupl
         contributions.enter(member, Entry(weight, unpack(frame, wire.codec, NUMEL), digest))
     mean_S, findings = merged(wire, KEY, PART, contributions, 10.0, dict.fromkeys(MEMBERS, 1.0))
     assert mean_S is not None
-    frame, _ = encoded(wire.mean_codec, mean_S, rest_S, mean_seed(KEY, PART), held_to=True)
+    frame, *_ = encoded(wire.mean_codec, mean_S, rest_S, mean_seed(KEY, PART), held_to=True)
     account = Account(tuple(used), 10.0)
     mean = replace_account(Mean.of(range(len(MEMBERS)), frame, findings), account)
     return Case(PACKED, PARTICIPANTS, PART, mean, account), frames
@@ -147,7 +147,7 @@ def test_what_does_not_fit_of_a_rest_is_still_owed() -> None:
     mean_S, owed_S = torch.randn(NUMEL, generator=dice), 20 * torch.randn(NUMEL, generator=dice)
     sent_S, rest_S = torch.zeros(NUMEL), owed_S.clone()
     for round_ in range(100):
-        frame, left_S = encoded(codec, mean_S.clone(), rest_S, round_, held_to=True)
+        frame, _, left_S = encoded(codec, mean_S.clone(), rest_S, round_, held_to=True)
         assert left_S is not None
         answer_S, rest_S = unpack(frame, codec, NUMEL), left_S
         assert near(answer_S, mean_S, codec, round_)
