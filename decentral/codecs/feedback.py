@@ -3,7 +3,8 @@
 Its memory changes only when a round has counted us (``commit``), so an aborted round needs no repair. It knows neither
 codecs nor shards: the exchange says what was really sent, values and ranges, however that round was cut.
 
-Legend: N = values in the fragment. All tensors are float32 on the CPU; none that is handed over is changed.
+Legend: N = values in the fragment. All tensors are float32 on the CPU; of those handed over none is changed, but for
+what was sent: that is the memory's from then on.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class Sent:
     """What of ours was sent and counted."""
 
     values_N: Tensor
-    """As the others decoded them."""
+    """As the others decoded them; whoever takes it in may write to it, unless it is what was brought."""
     relative: bool = False
     """Whether it was ``relative_N`` that was encoded."""
     missed: tuple[tuple[int, int], ...] = ()
@@ -138,7 +139,8 @@ class ErrorFeedback(Feedback):
         brought_N, old_N = self._brought_N[fragment], self._kept_N[fragment]
         if brought_N is None:
             raise ValueError(f"nothing was brought for fragment {fragment}")
-        residual_N = torch.sub(brought_N, sent.values_N, out=blank_like(brought_N))
+        sent_N = sent.values_N
+        residual_N = torch.sub(brought_N, sent_N, out=blank_like(sent_N) if sent_N is brought_N else sent_N)
         for start, stop in sent.missed:
             residual_N[start:stop] = 0 if old_N is None else old_N[start:stop]
         self._kept_N[fragment], self._brought_N[fragment] = residual_N, None

@@ -31,7 +31,7 @@ class Taken:
 
     state: FragmentState
     delta_N: Callable[[], Tensor]
-    """Its pseudo-gradient; waits for the values to come from the model's device."""
+    """Its pseudo-gradient; waits for the values to come from the model's device. On the clock's second thread alone."""
     tokens: int
     steps: int
 

@@ -8,6 +8,7 @@ states are never changed in place, so a snapshot is a handful of references.
 Legend: N = values in a fragment.
 """
 
+import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ from decentral.outer.eager import Eager
 from decentral.outer.rule import Mixed, OuterRule
 from decentral.ports.trainer import Model, Spread, Stateful, StepReport
 from decentral.state.snapshot import FragmentState, Snapshot, combined_digest
-from decentral.tensors.blank import blank_like
 from decentral.tensors.finite import all_finite
 from decentral.tensors.layout import Layout
 from decentral.tensors.nested import begun_anew
@@ -181,8 +181,9 @@ class Replica:
         of = self._fragments[key.fragment]
         base_N, values_N = of.base_N, self._staging.take(self._model.parameters(), key.fragment)
 
+        @functools.cache  # in place of the copy, which nobody else has
         def delta() -> Tensor:
-            return torch.sub(base_N, values_N(), out=blank_like(base_N))
+            return torch.sub(base_N, values_N(), out=values_N())
 
         work = of.launched = of.pending
         of.pending = Pending()

@@ -48,7 +48,7 @@ def test_what_was_sent_and_the_residual_add_up_to_what_was_counted(name, story, 
         decoded_N = through(codec, brought_N, cuts, seed)
         if outcome == "aborted":
             continue
-        feedback.commit(0, Sent(decoded_N, missed=tuple(missed)))
+        feedback.commit(0, Sent(decoded_N.clone(), missed=tuple(missed)))
         inside_N = torch.ones(NUMEL, dtype=torch.float64)
         for start, stop in missed:
             inside_N[start:stop] = 0
@@ -139,12 +139,14 @@ def test_a_download_leaves_the_residual():
     assert feedback.residuals()[0].tolist() == [1.0]
 
 
-def test_nothing_that_is_handed_over_is_changed():
-    feedback, delta_N, sent_N = ErrorFeedback(1), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])
-    for _ in range(2):
-        feedback.bring(0, delta_N)
-        feedback.commit(0, Sent(sent_N))
-    assert (delta_N.tolist(), sent_N.tolist()) == ([1.0, 2.0], [1.0, 1.0])
+def test_what_was_brought_is_not_changed():
+    """Nor if it was sent as it was: alone, it is the mean as well."""
+    feedback, delta_N = ErrorFeedback(1), torch.tensor([1.0, 2.0])
+    for sent in ([1.0, 1.0], [0.5, 3.0], None):
+        brought_N = feedback.bring(0, delta_N).values_N
+        before = brought_N.tolist()
+        feedback.commit(0, Sent(brought_N if sent is None else torch.tensor(sent)))
+        assert (delta_N.tolist(), brought_N.tolist()) == ([1.0, 2.0], before)
 
 
 def test_commit_without_bring_is_a_fault():
