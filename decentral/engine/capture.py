@@ -38,7 +38,7 @@ EXCHANGE = "exchange."
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Moment:
     """What the worker itself says of the moment."""
 
     round: int
@@ -52,7 +52,7 @@ class Standing:
 class Picture:
     """A worker at one moment."""
 
-    standing: Standing
+    moment: Moment
     step: int
     course: Mapping[str, float]
     fragments: list[Fragment]
@@ -104,7 +104,7 @@ class Capture:
         """Anchors and outer states of this digest have this loss."""
         self._validated = digest, loss
 
-    async def picture(self, standing: Standing) -> Picture:
+    async def picture(self, moment: Moment) -> Picture:
         """The worker as it is now, while it neither trains nor launches nor lands anything."""
         began = self._clock.monotonic()
         async with self._syncs.stepping:  # an outer step is in it with what it came from, or not at all
@@ -115,11 +115,11 @@ class Capture:
             lambda: (self._replica.local(), trainer_state(self._model, self._device))
         )
         held_s = self._clock.monotonic() - began
-        return Picture(standing, self._course.step, course, fragments, syncs, kept_N, memory, local_N, trainer, held_s)
+        return Picture(moment, self._course.step, course, fragments, syncs, kept_N, memory, local_N, trainer, held_s)
 
     def state(self, picture: Picture) -> WorkerState:
         """The state of a picture, on any thread."""
-        standing, fragments = picture.standing, picture.fragments
+        moment, fragments = picture.moment, picture.fragments
         own: dict[str, Tensor] = {}
         found = [self._sync(picture, sync, landing, own) for sync, landing in picture.syncs]
         for fragment, (of, local_N) in enumerate(zip(fragments, picture.local_N, strict=True)):
@@ -144,20 +144,20 @@ class Capture:
                 self._put(outer, str(number), fragment, buffer_N)
         facts = Facts(
             made=self._made,
-            fragments=tuple([_facts(of, members) for of, members in zip(fragments, standing.num_members, strict=True)]),
+            fragments=tuple([_facts(of, members) for of, members in zip(fragments, moment.num_members, strict=True)]),
             syncs=tuple([sync for sync in found if sync is not None]),
             course={name: value if math.isfinite(value) else 0.0 for name, value in picture.course.items()},
-            since=standing.since,
+            since=moment.since,
             exchange=dict(picture.memory.facts),
         )
         digest = Snapshot(picture.step, tuple([of.state for of in fragments])).name
         name, loss = self._validated
         return WorkerState(
             step=picture.step,
-            round=standing.round,
-            tokens=standing.tokens,
+            round=moment.round,
+            tokens=moment.tokens,
             digest=digest,
-            closed=standing.closed and not any(of.doubtful for of in picture.fragments),
+            closed=moment.closed and not any(of.doubtful for of in picture.fragments),
             anchors=anchors,
             outer=outer,
             own=own,

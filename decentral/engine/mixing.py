@@ -6,7 +6,7 @@ from torch import Tensor
 
 from decentral.engine.options import Parts, RunOptions
 from decentral.exchange.allreduce.exchange import AllReduce
-from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.allreduce.options import AllReduceOptions, Merge
 from decentral.exchange.api import Exchange
 from decentral.exchange.gossip.company import Company
 from decentral.exchange.gossip.context import Context
@@ -52,10 +52,10 @@ def make_exchange(
         case AllReduceOptions() as ours:
             wire = Wire(
                 *values,
-                over_senders=ours.mean is Mean.SENDERS,
+                over_senders=ours.merge is Merge.SENDERS,
                 keep_rest=ours.keep_rest,
                 sends_changes=sends_changes,
-                directed=tuple(layered) if ours.mean is Mean.RADIAL else (),
+                directed=tuple(layered) if ours.merge is Merge.RADIAL else (),
                 bound=ours.bound,
                 robust=ours.robust,
                 # Changes become ever smaller than what is owed of earlier ones: no answer would be near.

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from decentral import __version__
 from decentral.engine.background import Background
-from decentral.engine.capture import Capture, Picture, Standing
-from decentral.engine.company import gather
+from decentral.engine.beginning import wait_for_workers
+from decentral.engine.capture import Capture, Moment, Picture
 from decentral.engine.course import Course
 from decentral.engine.facts import Made
 from decentral.engine.faults import Faults, Ruined
@@ -284,7 +284,7 @@ class Worker:
     async def _train(self, stop: asyncio.Event) -> bool:
         """All rounds that are left, which is to be done, or those until ``stop`` is set. Nothing is on its way then."""
         if self._course.step == 0:
-            await gather(self._options, self.membership, self._clock, self._meter.explain, stop)
+            await wait_for_workers(self._options, self.membership, self._clock, self._meter.explain, stop)
         self._meter.start(self._clock.monotonic())
         self._saving.begin_at(self._course.step)
         for sending in self._resumed:
@@ -340,8 +340,8 @@ class Worker:
         await (self._saving.now() if self._background.is_open else self.keep())
 
     async def _picture(self, closed: bool) -> Picture:
-        standing = Standing(self.round, self._meter.tokens, self.membership.own.since, tuple(self._num_members), closed)
-        return await self._capture.picture(standing)
+        moment = Moment(self.round, self._meter.tokens, self.membership.own.since, tuple(self._num_members), closed)
+        return await self._capture.picture(moment)
 
     async def _serve(self) -> None:
         for part in (self.membership, self._exchange, self._donor, self._protection, self.rows):

@@ -14,7 +14,7 @@ from torch import Tensor
 from decentral.exchange.merge import norm_of, weighted_mean
 
 #: What is made of contributions to a shard, float32 [S] each, at least one; float32 [S], fresh memory.
-Merge = Callable[[Sequence[Tensor]], Tensor]
+RobustMerge = Callable[[Sequence[Tensor]], Tensor]
 #: Values sorted at a time: they stay in a core's cache.
 _CHUNK = 1 << 15
 #: Steps of centred clipping; from a robust start it hardly moves after them.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decentral.exchange.bounds import Finding, bounded
 from decentral.exchange.merge import Range, radial_directional, spread_over_senders, weighted_mean
-from decentral.exchange.robust import Merge
+from decentral.exchange.robust import RobustMerge
 from decentral.exchange.wire import seed_of
 from decentral.types import PeerId
 
@@ -95,7 +95,7 @@ class ShardContributions:
         return within, tuple([replace(finding, index=indices[finding.index]) for finding in found.findings])
 
     def mean(
-        self, *, over_senders: bool = False, directed: Sequence[Range] = (), robust: Merge | None = None
+        self, *, over_senders: bool = False, directed: Sequence[Range] = (), robust: RobustMerge | None = None
     ) -> Tensor | None:
         r"""$\sum_i w_i x_i / \sum_i w_i$ over the entries, accumulated in float32 in the participants' order.
 

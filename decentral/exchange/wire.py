@@ -7,7 +7,7 @@ from hashlib import blake2b
 from decentral.codecs.codec import Codec
 from decentral.codecs.frame import framed_nbytes
 from decentral.exchange.merge import Range
-from decentral.exchange.robust import Merge
+from decentral.exchange.robust import RobustMerge
 from decentral.swarm.matching import reducers, shards
 from decentral.types import PeerId, SyncKey
 
@@ -70,7 +70,7 @@ class Wire:
     """For each fragment the tensors, in order, whose mean is ``radial_directional``; empty if that of none is."""
     bound: float = 0.0
     """So many times the median of all a contribution's weight and norm may be (see ``bounds``); 0 for no bounds."""
-    robust: Merge | None = None
+    robust: RobustMerge | None = None
     """What is made of the contributions in place of a mean."""
 
     audits: float = 0.0

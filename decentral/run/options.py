@@ -193,7 +193,7 @@ def rule_of(method: MethodSection) -> "OuterRule":
 def _mixing(method: MethodSection) -> "Mixing":
     """How workers mix, and what that way of mixing needs."""
     from decentral.codecs.codec import make_codec
-    from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+    from decentral.exchange.allreduce.options import AllReduceOptions, Merge
     from decentral.exchange.allreduce.participants import Quorum
     from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
     from decentral.exchange.server.options import ServerOptions
@@ -219,9 +219,9 @@ def _mixing(method: MethodSection) -> "Mixing":
             keep_rest=keep_rest,
             bound=method.bound,
         )
-    mean = Mean.SENDERS if over_senders else Mean.MEMBERS
+    plain = Merge.SENDERS if over_senders else Merge.MEMBERS
     return AllReduceOptions(
-        mean=mean if method.merge == "mean" else Mean(method.merge),
+        merge=plain if method.merge == "mean" else Merge(method.merge),
         bound=method.bound,
         audits=method.audits,
         num_liars=method.liars,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.allreduce.options import AllReduceOptions, Merge
 from decentral.exchange.server.options import ServerOptions
 from decentral.exchange.wire import MIN_SHARD_VALUES
 from decentral.monitor.events import Restrained, RoundAborted, RoundMixed
@@ -190,8 +190,8 @@ def far_off(scenario: Scenario, record: Record) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mean", [Mean.MEDIAN, Mean.TRIMMED, Mean.CENTRED])
+@pytest.mark.parametrize("merge", [Merge.MEDIAN, Merge.TRIMMED, Merge.CENTRED])
 @pytest.mark.parametrize("attack", ["alie", "foe"])
-def test_robust_merges_withstand_what_bounds_do_not(attack: Lie, mean: Mean) -> None:
-    scenario, lied = played(attack, mixing=AllReduceOptions(mean, num_liars=len(LIARS)))
+def test_robust_merges_withstand_what_bounds_do_not(attack: Lie, merge: Merge) -> None:
+    scenario, lied = played(attack, mixing=AllReduceOptions(merge, num_liars=len(LIARS)))
     assert off(scenario, lied) < 0.5

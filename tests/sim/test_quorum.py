@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decentral.codecs.feedback import ErrorFeedback
-from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.allreduce.options import AllReduceOptions, Merge
 from decentral.exchange.allreduce.participants import Quorum
 from decentral.monitor.events import Repaired, RoundMixed, StretchDone
 from decentral.schedule.plan import SyncPlan
@@ -24,11 +24,11 @@ ROUND_S = STEP_S * INNER_STEPS
 
 
 def settings(
-    num_workers: int, num_slow: int, pace: float, quorum: Quorum | None, mean: Mean = Mean.MEMBERS, **changes: Any
+    num_workers: int, num_slow: int, pace: float, quorum: Quorum | None, merge: Merge = Merge.MEMBERS, **changes: Any
 ) -> dict[str, Any]:
     """The last ``num_slow`` workers take ``pace`` times as long for a step."""
     return {
-        "mixing": AllReduceOptions(mean, quorum=quorum),
+        "mixing": AllReduceOptions(merge, quorum=quorum),
         "seed": 3,
         "num_workers": num_workers,
         "rounds": 20,
@@ -83,7 +83,7 @@ def test_the_work_of_stragglers_counts(pace: float, least: float, delay_steps: i
 
 @pytest.mark.parametrize("pace", [2.0, pytest.param(3.3, marks=pytest.mark.slow), 10.0])
 def test_every_step_counts_once(pace: float) -> None:
-    scenario = Counting(**settings(9, 3, pace, Quorum(6, 0.2), Mean.SENDERS, rule=ADD_UP["rule"]))
+    scenario = Counting(**settings(9, 3, pace, Quorum(6, 0.2), Merge.SENDERS, rule=ADD_UP["rule"]))
     record = simulate(scenario)
     assert not [*agreement(record), *finish(scenario, record), *counted_once(scenario, record)]
     taken = torch.tensor([scenario.taken[number] for number in range(9)], dtype=torch.float32)
@@ -110,7 +110,7 @@ def test_who_missed_a_round_gets_its_mean_and_not_the_whole_state() -> None:
 def test_fragments_that_keep_norms_and_weights_by_rate() -> None:
     """All options together, with three fragments under way at once."""
     plan = SyncPlan(12, num_fragments=3, delay_steps=2)
-    options = {"mean": Mean.RADIAL, "weight_by": "token-rate", "codec": "int8-b8", "feedback": ErrorFeedback}
+    options = {"merge": Merge.RADIAL, "weight_by": "token-rate", "codec": "int8-b8", "feedback": ErrorFeedback}
     scenario = Scenario(**settings(10, 3, 2.0, plan=plan, mix_alpha=0.5, quorum=Quorum(6, 0.3), **options))
     record = simulate(scenario)
     assert not [*agreement(record), *finish(scenario, record), *progress(scenario, record, 0.4)]

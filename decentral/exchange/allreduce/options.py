@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from decentral.exchange.allreduce.participants import Quorum
-from decentral.exchange.robust import Merge, centred_clipping, median, nearest, trimmed_mean
+from decentral.exchange.robust import RobustMerge, centred_clipping, median, nearest, trimmed_mean
 
 
-class Mean(StrEnum):
+class Merge(StrEnum):
     """What becomes of the members' contributions."""
 
     MEMBERS = "members"
@@ -28,7 +28,7 @@ class Mean(StrEnum):
 class AllReduceOptions:
     """One mean that all members get."""
 
-    mean: Mean = Mean.MEMBERS
+    merge: Merge = Merge.MEMBERS
     keep_rest: bool = True
     """Whether a reducer adds what the codec left out of a mean to its next one."""
     quorum: Quorum | None = None
@@ -39,18 +39,18 @@ class AllReduceOptions:
     """So many shards of a round members do over, all together, on average; with 0 nobody signs anything. As in the
     configuration."""
     num_liars: int = 0
-    """So many members may bring anything; of ``Mean.TRIMMED`` and ``Mean.NEAREST``."""
+    """So many members may bring anything; of ``Merge.TRIMMED`` and ``Merge.NEAREST``."""
 
     @property
-    def robust(self) -> Merge | None:
+    def robust(self) -> RobustMerge | None:
         """What is made of contributions in place of a mean, if anything is."""
-        match self.mean:
-            case Mean.MEDIAN:
+        match self.merge:
+            case Merge.MEDIAN:
                 return median
-            case Mean.TRIMMED:
+            case Merge.TRIMMED:
                 return functools.partial(trimmed_mean, num_liars=self.num_liars)
-            case Mean.CENTRED:
+            case Merge.CENTRED:
                 return centred_clipping
-            case Mean.NEAREST:
+            case Merge.NEAREST:
                 return functools.partial(nearest, num_liars=self.num_liars)
         return None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.allreduce.options import AllReduceOptions, Merge
 from decentral.exchange.server.options import ServerOptions
 from decentral.outer.diloco import DiLoCo
 from decentral.outer.follow import Follow
@@ -24,7 +24,7 @@ from decentral.sim.scenario import Scenario
 from decentral.sim.trainer import ToyProblem, ToyTrainer
 
 #: A place belongs to one worker, so the mean over those who sent it is what that worker did.
-ADD_UP: Mapping[str, Any] = {"rule": DiLoCo(lr=1.0, momentum=0.0), "mixing": AllReduceOptions(Mean.SENDERS)}
+ADD_UP: Mapping[str, Any] = {"rule": DiLoCo(lr=1.0, momentum=0.0), "mixing": AllReduceOptions(Merge.SENDERS)}
 #: A server that takes in every pseudo-gradient as it is.
 ADD_UP_AT_SERVERS: Mapping[str, Any] = {
     "rule": Follow(),

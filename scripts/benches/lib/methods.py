@@ -6,7 +6,7 @@ from typing import Any
 
 from decentral.codecs import feedback
 from decentral.codecs.codec import make_codec
-from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.allreduce.options import AllReduceOptions, Merge
 from decentral.exchange.allreduce.participants import Quorum
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.exchange.server.options import ServerOptions
@@ -32,7 +32,7 @@ SLOW: Settings = {"paces": {1: 2.0}, "step_sigma": 0.05}
 
 #: By method its variants.
 SWARMS: dict[str, tuple[Settings, ...]] = {
-    "all-reduce": ({}, {"mixing": AllReduceOptions(Mean.RADIAL), "weight_by": "token-rate", **SLOW}),
+    "all-reduce": ({}, {"mixing": AllReduceOptions(Merge.RADIAL), "weight_by": "token-rate", **SLOW}),
     "feedback": (LOSSY, {"codec": "int8-b8-sr", "feedback": feedback.Ef21, "rule": Ef21(DiLoCo(lr=0.7, momentum=0.5))}),
     "fragments": (
         {"plan": SyncPlan(12, 3, 2), "mix_alpha": 0.5, **TWELVE},
@@ -64,7 +64,7 @@ SWARMS: dict[str, tuple[Settings, ...]] = {
             "rule": SparseLoCo(lr=0.1),
             "codec": "topk6-8bit",
             "feedback": partial(feedback.ErrorFeedback, decay=0.95),
-            "mixing": AllReduceOptions(Mean.SENDERS),
+            "mixing": AllReduceOptions(Merge.SENDERS),
             **TWO,
         },
     ),

@@ -17,7 +17,7 @@ from decentral.config.settings import load
 from decentral.engine.hello import Hello
 from decentral.engine.options import RunOptions
 from decentral.errors import ConfigError, UnreachableError
-from decentral.exchange.allreduce.options import AllReduceOptions, Mean
+from decentral.exchange.allreduce.options import AllReduceOptions, Merge
 from decentral.exchange.allreduce.participants import Quorum
 from decentral.exchange.gossip.options import GossipOptions
 from decentral.monitor.report import StatusReport
@@ -73,7 +73,7 @@ def test_sparseloco() -> None:
     feedback.bring(0, torch.ones(2))
     assert isinstance(feedback, ErrorFeedback)
     assert feedback._decay == 0.95
-    assert made.mixing == AllReduceOptions(Mean.SENDERS)
+    assert made.mixing == AllReduceOptions(Merge.SENDERS)
 
 
 def test_diloco_may_be_a_heavy_ball() -> None:
@@ -145,9 +145,9 @@ def test_every_setting_of_a_sync_arrives() -> None:
     made = options("method.fragments=2", "method.fragment_pattern=sequential", "method.mix_alpha=0.25")
     assert (made.plan, made.pattern, made.mix_alpha) == (SyncPlan(3, 2), "sequential", 0.25)
     made = options("method.merge=rda", "method.weight_by=equal", "method.quorum=2", "method.quorum_grace=1.5")
-    assert (made.mixing, made.weight_by) == (AllReduceOptions(Mean.RADIAL, quorum=Quorum(2, 1.5)), "equal")
+    assert (made.mixing, made.weight_by) == (AllReduceOptions(Merge.RADIAL, quorum=Quorum(2, 1.5)), "equal")
     made = options("method.merge=trimmed", "method.liars=2", "method.bound=4", "run.min_workers=5")
-    assert made.mixing == AllReduceOptions(Mean.TRIMMED, bound=4.0, num_liars=2)
+    assert made.mixing == AllReduceOptions(Merge.TRIMMED, bound=4.0, num_liars=2)
     made = options("method.name=noloco", "method.bound=0")
     assert isinstance(made.mixing, GossipOptions)
     assert made.mixing.bound == 0
