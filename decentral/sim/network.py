@@ -135,7 +135,6 @@ class Network:
         self._neutral = copy_context()
         self._endpoints: dict[PeerId, Endpoint] = {}
         self._cuts: list[Cut] = []
-        self._latencies: dict[frozenset[PeerId], float] = {}
         self.regions: dict[PeerId, str] = {}
         """Of peers that are in one."""
         self.sent_bytes = 0
@@ -232,17 +231,11 @@ class Network:
                 return True
         return False
 
-    def set_latency(self, a: PeerId, b: PeerId, latency_s: float) -> None:
-        """Give one pair a mean latency of its own, in both directions."""
-        self._latencies[frozenset((a, b))] = latency_s
-
     def latency_s(self, a: PeerId, b: PeerId) -> float:
         """Draw the time that a byte travels from ``a`` to ``b``."""
         mean_s = self.conditions.latency_s
         if self.regions:
             mean_s = self.conditions.between.get(frozenset((self.regions.get(a, ""), self.regions.get(b, ""))), mean_s)
-        if self._latencies:
-            mean_s = self._latencies.get(frozenset((a, b)), mean_s)
         sigma = self.conditions.jitter
         return mean_s * math.exp(self.random.gauss(-sigma * sigma / 2, sigma)) if sigma else mean_s
 

@@ -115,17 +115,6 @@ class Swarm:
         return 2 * (self.workers - 1) / self.workers * method.bits * model.parameters
 
 
-def methods(inner_steps: int = 100, delay_steps: int = 1) -> tuple[Method, ...]:
-    """The five methods of the paper; where there are fragments, of three layers each."""
-    return (
-        Method("data parallel", 1),
-        Method("DiLoCo", inner_steps),
-        Method("+ streaming", inner_steps, 3),
-        Method("+ overlap", inner_steps, 3, delay_steps),
-        Method("+ fp4", inner_steps, 3, delay_steps, bits=4.0),
-    )
-
-
 def utilisation(model: Model, method: Method, bits_per_s: float, swarm: Swarm = Swarm()) -> float:
     """The share of time in which a worker computes, in a run that has settled.
 

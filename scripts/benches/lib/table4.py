@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from decentral.sim.utilisation import Method, Model, bandwidth_for, methods
+from decentral.sim.utilisation import Method, Model, bandwidth_for
 
 #: Shares of time in compute.
 TARGETS = (0.5, 0.8, 0.9, 0.95, 0.99)
@@ -67,6 +67,17 @@ class Row:
         """How many places of the paper's grid there are between the grid's last bandwidth below ours and theirs."""
         places = (math.floor((math.log10(our) + 1) * 49 / 4) for our in self.ours)
         return tuple(place - place_of(theirs) for place, theirs in zip(places, self.published, strict=True))
+
+
+def methods(inner_steps: int = 100, delay_steps: int = 1) -> tuple[Method, ...]:
+    """The five methods of the paper; where there are fragments, of three layers each."""
+    return (
+        Method("data parallel", 1),
+        Method("DiLoCo", inner_steps),
+        Method("+ streaming", inner_steps, 3),
+        Method("+ overlap", inner_steps, 3, delay_steps),
+        Method("+ fp4", inner_steps, 3, delay_steps, bits=4.0),
+    )
 
 
 def printed(gbit_per_s: float) -> float:

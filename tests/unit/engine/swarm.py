@@ -21,6 +21,7 @@ from decentral.schedule.plan import SyncPlan
 from decentral.sim.faults import Fault
 from decentral.sim.local_steps import LocalSteps
 from decentral.sim.loop import run
+from decentral.sim.network import Conditions
 from decentral.sim.tape import FaultTape
 from decentral.sim.trainer import ToyProblem
 from decentral.sim.transport import MemoryTransport
@@ -149,9 +150,9 @@ def simulate(plan: Plan) -> Seen:
 
 async def _play(plan: Plan) -> Seen:
     seen = Seen()
-    world = World(0, machines=plan.machines)
-    for pair, latency_s in plan.latencies.items():
-        world.network.set_latency(*pair, latency_s)
+    between = {frozenset[str](pair): latency_s for pair, latency_s in plan.latencies.items()}
+    world = World(0, Conditions(between=between), machines=plan.machines)
+    world.network.regions.update({peer: peer for pair in plan.latencies for peer in pair})
 
     async def main(peer: SimPeer) -> None:
         worker = _worker(plan, peer, seen)

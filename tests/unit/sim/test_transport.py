@@ -69,16 +69,16 @@ def test_an_idle_call_takes_the_round_trip() -> None:
     play(scenario)
 
 
-def test_a_pair_may_have_a_latency_of_its_own() -> None:
+def test_two_regions_may_have_a_latency_of_their_own() -> None:
     async def scenario(world: World) -> None:
         a, b, _ = await serving(world, A, B, C)
-        world.network.set_latency(A, B, 0.5)
         await ask(a, C)
         assert now_s() == pytest.approx(0.1)
         await ask(b, A)
         assert now_s() == pytest.approx(1.1)
 
-    play(scenario)
+    conditions = Conditions(latency_s=0.05, between={frozenset(("north", "south")): 0.5})
+    play(scenario, conditions, {A: Machine(region="north"), B: Machine(region="south")})
 
 
 def test_the_slower_line_of_two_decides() -> None:

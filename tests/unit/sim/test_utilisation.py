@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decentral.sim.utilisation import Method, Model, Swarm, bandwidth_for, methods, utilisation
-from scripts.benches.lib.table4 import GRID, PUBLISHED, compare, place_of
+from decentral.sim.utilisation import Method, Model, Swarm, bandwidth_for, utilisation
+from scripts.benches.lib.table4 import GRID, PUBLISHED, compare, methods, place_of
 
 #: Two layers and steps of 5 s are pieces of 1 s: forward 0, forward 1, towards layer 0, own of layer 1, own of layer 0.
 TWO = Model(parameters=2.0, layers=2, step_s=5.0)
