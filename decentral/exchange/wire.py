@@ -15,7 +15,9 @@ from decentral.types import PeerId, SyncKey
 MIN_SHARD_VALUES = 16_384
 #: A reducer has up to so many shards of a fragment, each a call of its own: a stream pauses for its window while others
 #: go on, and a shard is encoded while the one before travels.
-MAX_SHARDS_EACH = 8
+MAX_SHARDS_EACH = 16
+#: Where many fragments may be on their way together, up to so many: a peer takes 128 streams of another one.
+_SHARDS_EACH_OF_MANY, _SHARDS_OF_ALL = 8, 96
 #: Each of them has so many bytes at least: less than a stream's first window of 256 KiB, after which it pauses for a
 #: round trip, but no less than it must be, as every shard costs calls, signatures and turns of threads.
 MIN_LONG_SHARD_BYTES = 3 << 16
@@ -48,6 +50,15 @@ class Part:
     def numel(self) -> int:
         """Values in the shard."""
         return self.stop - self.start
+
+
+def in_turn(parts: Sequence[Part], me: PeerId) -> list[Part]:
+    """Shards in the order in which a member encodes and sends them: from the one after its own on, its own last.
+
+    So what has to travel is on its way first, and members do not all begin with the same reducer.
+    """
+    after_own = max((part.index + 1 for part in parts if part.reducer == me), default=0)
+    return [*parts[after_own:], *parts[:after_own]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,8 @@ class Wire:
         # Each shard is encoded by itself; that blocks start at the same values in every round is not worth more.
         align = 1 if whole else SHARD_ALIGN
         nbytes = max(framed_nbytes(codec, numel // len(members)) for codec in (self.codec, self.mean_codec))
-        each = min(MAX_SHARDS_EACH, max(1, nbytes // MIN_LONG_SHARD_BYTES))
+        most = min(MAX_SHARDS_EACH, max(_SHARDS_EACH_OF_MANY, _SHARDS_OF_ALL // len(self.numels)))
+        each = min(most, max(1, nbytes // MIN_LONG_SHARD_BYTES))
         ranges = shards(numel, len(members) * each, min_values=MIN_SHARD_VALUES, align=align, uncut=whole)
         chosen = reducers(tuple(among or members), key, min(len(members), len(ranges)))
         return tuple([Part(i, *bounds, chosen[i * len(chosen) // len(ranges)]) for i, bounds in enumerate(ranges)])

@@ -45,7 +45,7 @@ from decentral.exchange.allreduce.vote import Vote
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Reason, Restrained, Verdict
 from decentral.exchange.bounds import Beside, Finding, Kind, beside
 from decentral.exchange.progress import Progress
-from decentral.exchange.wire import Part, Wire, seed_of
+from decentral.exchange.wire import Part, Wire, in_turn, seed_of
 from decentral.outer.rule import Mixed
 from decentral.ports.clock import Clock
 from decentral.ports.identity import Identity
@@ -374,9 +374,9 @@ class AllReduce(Exchange):
         parts = self._wire.parts(key, members, called.participants.reducers)
         with self._reducer.beside(called.packed, values):
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._mean(called, part, values)) for part in parts]
+                tasks = {part: group.create_task(self._mean(called, part, values)) for part in in_turn(parts, me)}
         means: list[Mean] = []
-        for outcome in (task.result() for task in tasks):
+        for outcome in (tasks[part].result() for part in parts):
             if isinstance(outcome, Aborted):
                 return _Reduced(called.missed or replace(outcome, uncertain=weight > 0))
             means.append(outcome)

@@ -10,7 +10,7 @@ from decentral.exchange.allreduce.account import sealed
 from decentral.exchange.allreduce.messages import Mean, Shard
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.bounds import Finding, Kind
-from decentral.exchange.wire import MIN_SHARD_VALUES, SHARD_ALIGN, Part, Wire
+from decentral.exchange.wire import MIN_SHARD_VALUES, SHARD_ALIGN, Part, Wire, in_turn
 from decentral.swarm.matching import reducers
 from decentral.swarm.message import to_wire
 from decentral.types import PeerId, SyncKey
@@ -53,6 +53,7 @@ def test_a_small_fragment_is_not_cut() -> None:
         ("int8-b128", "int8-b128", 830_000, 2),
         ("e3m0-b128", "e3m0-b128", 830_000, 1),
         ("e3m0-b128", "fp32", 830_000, 8),
+        ("fp32", "fp32", 9_000_000, 16),
     ],
 )
 def test_a_long_fragment_is_cut_by_its_bytes(codec: str, mean_codec: str, numel: int, each: int) -> None:
@@ -62,6 +63,24 @@ def test_a_long_fragment_is_cut_by_its_bytes(codec: str, mean_codec: str, numel:
         who for who in (parts[0].reducer, parts[-1].reducer) for _ in range(each)
     ]
     assert parts[0].reducer != parts[-1].reducer
+
+
+@pytest.mark.parametrize(("num_fragments", "each"), [(1, 16), (8, 12), (40, 8)])
+def test_fragments_that_are_on_their_way_together_share_the_streams(num_fragments: int, each: int) -> None:
+    participants, wire = participants_of(2), Wire((9_000_000,) * num_fragments, FP32, FP32)
+    assert len(wire.parts(participants.key, participants.members)) == 2 * each
+
+
+def test_a_member_sends_its_own_shards_last_and_begins_with_the_next_reducer() -> None:
+    participants, wire = participants_of(3), Wire((2_000_000,), FP32, FP32)
+    parts = wire.parts(participants.key, participants.members)
+    in_order = list(dict.fromkeys(part.reducer for part in parts))
+    for number, reducer in enumerate(in_order):
+        turn = in_turn(parts, reducer)
+        assert sorted(turn, key=parts.index) == list(parts)
+        others = [*in_order[number + 1 :], *in_order[:number]]
+        assert list(dict.fromkeys(part.reducer for part in turn)) == [*others, reducer]
+    assert in_turn(parts, PeerId("somebody")) == list(parts)
 
 
 TENSORS = ((100, 90_000), (90_000, 90_500), (90_500, 150_000), (170_000, 300_000))
