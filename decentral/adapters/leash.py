@@ -1,7 +1,7 @@
 """Ties a child process to the life of its parent: no orphan is left behind, not even after ``kill -9``.
 
 ``leashed`` puts a launcher in front of a command: this very file, run as a script by a bare interpreter (30 ms). The
-launcher asks the kernel to send it a signal when its parent dies, checks that the parent has not died before that,
+launcher asks the kernel to kill it when its parent dies, checks that the parent has not died before that,
 and then becomes the command; the request survives the ``exec``.
 
 The kernel's "parent" is the *thread* that started the child. Start children from the main thread, or from a thread
@@ -17,23 +17,22 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def leashed(argv: list[str], *, on_death: signal.Signals = signal.SIGKILL) -> list[str]:
-    """The command that runs ``argv`` as a child of this process and gets ``on_death`` when this process dies.
+def leashed(argv: list[str]) -> list[str]:
+    """The command that runs ``argv`` as a child of this process and is killed when this process dies.
 
     Args:
         argv: program and arguments; looked up on the path like a shell does.
-        on_death: what the kernel sends: ``SIGKILL`` for a helper, ``SIGTERM`` for what has something to save.
     """
     if sys.platform != "linux" or not sys.executable:
         return list(argv)
-    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(on_death)), *argv]
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv]
 
 
-def _launch(parent: int, on_death: int, argv: list[str]) -> None:
+def _launch(parent: int, argv: list[str]) -> None:
     """Become ``argv`` on the leash of process ``parent``."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, on_death) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         sys.exit(f"leash: {os.strerror(ctypes.get_errno())}")
-    if os.getppid() != parent:  # It died before the request: nobody will send the signal.
+    if os.getppid() != parent:  # It died before the request: nobody will kill us.
         sys.exit("leash: the parent is gone")
     try:
         os.execvp(argv[0], argv)
@@ -42,4 +41,4 @@ def _launch(parent: int, on_death: int, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    _launch(int(sys.argv[1]), sys.argv[2:])

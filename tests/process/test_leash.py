@@ -27,21 +27,6 @@ async def main():
 asyncio.run(main())
 """
 
-PARENT = """
-import subprocess, sys, time
-from decentral.adapters.leash import leashed
-import signal
-child = subprocess.Popen(leashed([sys.executable, "-c", sys.argv[1]], on_death=signal.SIGTERM), stdout=sys.stdout)
-child.wait()
-"""
-
-SAVES_ON_SIGTERM = """
-import os, signal
-signal.signal(signal.SIGTERM, lambda *_: (print("saved", flush=True), os._exit(0)))
-print(os.getpid(), flush=True)
-signal.pause()
-"""
-
 
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_S
@@ -78,17 +63,6 @@ def test_a_killed_process_leaves_no_daemon_and_its_sockets_go_at_the_next_start(
     os.utime(folder, (0, 0))  # Older than the grace that a starting node has.
     RuntimeDir().close()
     assert not Path(folder).exists()
-
-
-def test_a_child_gets_the_signal_it_asked_for_when_its_parent_is_killed() -> None:
-    command = [sys.executable, "-c", PARENT, SAVES_ON_SIGTERM]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        try:
-            child = int(first_line(parent))
-        finally:
-            parent.kill()
-        assert first_line(parent) == "saved\n"  # The child holds the same pipe.
-        wait_until(lambda: is_gone(child))
 
 
 def test_a_leashed_command_is_the_command() -> None:
