@@ -124,9 +124,10 @@ A server, where there is one, has such a link as well.
 
 ## 50 million values on one machine
 
-Averaged by two workers, round after round; nothing is trained, and hivemind's averager does nothing else. Ours also
-keeps an anchor and the codec's error, and takes an outer step: the exchange alone is told beside it, as the journal has
-it.
+Averaged by two workers, round after round, of which the first does not count. In place of training each worker's
+values grow between the rounds, at a rate of its own; hivemind's averager is given them and takes the mean back. Ours
+also keeps an anchor and the codec's error, and takes an outer step: the exchange alone is told beside it, as the
+journal has it.
 
 {values(averaging)}
 
