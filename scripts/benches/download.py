@@ -162,7 +162,7 @@ def real(megabytes: float, deaths: Sequence[float]) -> Record:
         try:
             donors = [begin(number, "give") for number in range(NUM_DONORS)]
             addresses = [donor.wait_for(donor.lines, "a donor's address")[0] for donor in donors]
-            with Sampler(links) as sampler:
+            with Sampler(links.counters) as sampler:
                 joiner = begin(NUM_DONORS, "take", *addresses)
                 joiner.wait_for(joiner.lines, "the joiner")
                 began = time.monotonic()

@@ -29,7 +29,7 @@ from decentral.config.settings import load
 from decentral.monitor.journal import JournalReader
 from decentral.run.tasks import build_trainer
 from scripts.benches.lib.command import BenchError, Parser, enter, set_words
-from scripts.benches.lib.links import Host
+from scripts.benches.lib.links import LOOPBACK
 from scripts.benches.lib.processes import DEADLINE_S, Process, Worker, python
 from scripts.benches.lib.report import Record, signature, stamp, write
 from scripts.benches.lib.tables import table
@@ -38,11 +38,6 @@ SCRIPT = "overhead"
 #: What a worker alone must at least reach of the bare loop.
 REQUIRED = 0.97
 _TIMEOUT_S = 900.0
-
-
-def bound(core: int) -> Host:
-    """Loopback, for a process that has only this core."""
-    return Host(prefix=("taskset", "--cpu-list", str(core)))
 
 
 def measure(rounds: int, settings: list[str], own: int, other: int, folder: Path) -> Record:
@@ -55,11 +50,11 @@ def measure(rounds: int, settings: list[str], own: int, other: int, folder: Path
         other: the bare loop's core.
         folder: new.
     """
-    worker = Worker(0, folder / "worker", bound(own))
+    worker = Worker(0, folder / "worker", LOOPBACK.on_core(own))
     # Validation is the task's own cost, and how often it happens is the user's choice.
     worker.start("--new", *set_words([f"run.rounds={rounds}", "eval_every_rounds=1000000", *settings]))
     words = ("--bare", str(worker.folder / "journal.jsonl"), "--rounds", str(rounds), *set_words(settings))
-    loop = Process(folder / "bare", python("-m", "scripts.benches.overhead", *words), bound(other))
+    loop = Process(folder / "bare", python("-m", "scripts.benches.overhead", *words), LOOPBACK.on_core(other))
     try:
         bare = loop.result(_TIMEOUT_S)
         worker.life.wait_for(lambda: worker.life.popen.poll() is not None, "the end", _TIMEOUT_S)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from scripts.benches.lib.command import BenchError, Parser, enter
-from scripts.benches.lib.links import Host, Link, Links
+from scripts.benches.lib.links import Link, Links
 from scripts.benches.lib.processes import Process, python
 from scripts.benches.lib.report import Record, load_average, read, stamp, write
 from scripts.benches.peers_loop import Local, Place
@@ -92,8 +92,7 @@ def measure(cell: Cell, steps: int, folder: Path) -> Record:
         processes = []
         # A server is there before its clients.
         for rank in reversed(range(num_places)):
-            core = () if rank == MEMBERS else ("taskset", "--cpu-list", str(cores[rank]))
-            host = Host(hosts[rank].address, (*hosts[rank].prefix, *core))
+            host = hosts[rank] if rank == MEMBERS else hosts[rank].on_core(cores[rank])
             words = json.dumps({**asdict(place), "rank": rank, "address": host.address}, default=str)
             command = python("-m", "scripts.benches.peers_worker", words)
             processes.append(Process(folder / f"place{rank}", command, host))

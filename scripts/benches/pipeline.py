@@ -104,7 +104,7 @@ def measure(run: Run, link: Link, folder: Path) -> Record:
     with (
         Links([link] * (case.stages + 1)) as links,
         Swarm(folder, links.hosts) as swarm,
-        Sampler(links) as sampler,
+        Sampler(links.counters) as sampler,
     ):
         swarm.begin(settings(run))
         head = swarm.workers[0]

@@ -1,17 +1,19 @@
 """How much of its time a worker spends on inner steps when the swarm is on home links.
 
-Four real workers, each in a network namespace of its own behind an emulated link, train the language model task: with
-streaming and overlap, with blocking rounds, and data-parallel over gloo; and, as the reference of infinitely fast
-links, each for itself. All have the same links, and always four train at once, so that cores are shared alike.
+Two real workers, each in a network namespace of its own behind an emulated link and with a core of its own for itself
+and its daemon, train the language model task: with streaming and overlap, with blocking rounds, and data-parallel over
+gloo; and, as the reference of infinitely fast links, each for itself. All have the same links.
 
     scripts/bench utilisation
 
-takes 20 minutes and writes docs/benchmarks/utilisation.json, .md and .png after each of them. Exit code 1 if streaming
-does not compute for the share of time that it must. Needs what docs/link-emulator.md says.
+takes ten minutes and writes docs/benchmarks/utilisation.json, .md and .png after each of them; the section "Findings"
+is written by hand and kept. Exit code 1 if streaming does not compute for the share of time that it must. Needs what
+docs/link-emulator.md says, and two cores.
 """
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -24,19 +26,20 @@ from typing import Any
 from decentral.config.resolve import resolve_task
 from decentral.config.settings import load
 from decentral.workers.lm.settings import read_settings
-from scripts.benches.lib.command import Parser, enter, set_words
-from scripts.benches.lib.links import Counters, Link, Links, Sampler, carried, during, emulation
+from scripts.benches.lib.command import BenchError, Parser, enter, set_words
+from scripts.benches.lib.costs import Spent
+from scripts.benches.lib.links import Counters, Host, Link, Links, Sampler, carried, during, emulation
 from scripts.benches.lib.plots import figure
 from scripts.benches.lib.processes import Event, Process, Swarm, python
-from scripts.benches.lib.report import Record, signature, stamp, write
+from scripts.benches.lib.report import Record, kept, load_average, signature, stamp, write
 from scripts.benches.lib.tables import row, table
 
 SCRIPT = "utilisation"
-WORKERS = 4
+WORKERS = 2
 #: Share of wall time in inner steps that streaming must reach.
 REQUIRED = 0.98
 LINK = Link(up_bits_per_s=50e6, down_bits_per_s=50e6, delay_s=0.0125)
-#: 11.2 million parameters, and a batch so small that a step takes a third of a second with two workers a core.
+#: 11.2 million parameters, and a batch so small that a step takes a tenth of a second.
 TASK = {
     "task.settings.model.d_model": 320,
     "task.settings.model.num_layers": 9,
@@ -86,8 +89,12 @@ def train(options: argparse.Namespace, variant: Variant, folder: Path) -> Record
         **dict(assignment.split("=", 1) for assignment in (*variant.settings, *options.set)),
     }
     offset_s = time.time() - time.monotonic()
-    with Links([LINK] * WORKERS) as links, Swarm(folder, links.hosts) as swarm, Sampler(links) as sampler:
+    with ExitStack() as stack:
+        links = stack.enter_context(Links([LINK] * WORKERS))
+        swarm = stack.enter_context(Swarm(folder, on_cores(links)))
+        sampler = stack.enter_context(Sampler(links.counters))
         swarm.begin(settings, apart=variant.apart)
+        spending = stack.enter_context(Sampler(lambda: [Spent.of(worker.pid) for worker in swarm.workers]))
 
         def stretches() -> list[list[Event]]:
             return [worker.named("stretch_done") for worker in swarm.workers]
@@ -97,12 +104,21 @@ def train(options: argparse.Namespace, variant: Variant, folder: Path) -> Record
         laps = [lap(worker, first, last, offset_s) for worker in stretches()]
         aborted = sum(len(worker.named("round_aborted")) for worker in swarm.workers)
         mixed = [len(worker.mixed()) for worker in swarm.workers]
+    costs = [cost(spent, lap) for spent, lap in zip(zip(*spending.samples, strict=True), laps, strict=True)]
     keys = ("compute_share", "waiting_share", "transfer_share", "wall_s", "delay_steps", "num_groups")
-    return _summary(laps, sampler.samples) | {
+    return _summary(laps, costs, sampler.samples) | {
         "status": [{key: worker[key] for key in keys} for worker in said["workers"]] if said else None,
         "fragments_mixed": mixed,
         "fragments_aborted": aborted,
     }
+
+
+def on_cores(links: Links) -> list[Host]:
+    """The hosts of all workers, each with a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < WORKERS:
+        raise BenchError(f"this bench needs {WORKERS} cores, one for each worker")
+    return [host.on_core(core) for host, core in zip(links.hosts, cores, strict=False)]
 
 
 def lap(stretches: Sequence[Event], first: int, last: int, offset_s: float) -> Record:
@@ -118,17 +134,30 @@ def lap(stretches: Sequence[Event], first: int, last: int, offset_s: float) -> R
     }
 
 
+def cost(spent: Sequence[Spent], lap: Record) -> Record:
+    """Processor time of a worker in its lap, by who has spent it: seconds a second."""
+    inside = [each for each in spent if lap["began_s"] <= each.time_s <= lap["ended_s"]]
+    first, last = inside[0], inside[-1]
+    span_s = last.time_s - first.time_s
+    return {
+        "training": (last.training_s - first.training_s) / span_s,
+        "python": (last.python_s - first.python_s) / span_s,
+        "daemon": (last.daemon_s - first.daemon_s) / span_s,
+    }
+
+
 def data_parallel(options: argparse.Namespace, folder: Path) -> Record:
     """``lib/ddp.py`` on every host, without the first step."""
     words = [*set_words(TASK), *set_words(options.set), "--steps", str(options.dp_steps + 1)]
     with Links([LINK] * WORKERS) as links, ExitStack() as stack:
         words += ["--master", f"{links.host(0).address}:{_PORT}", "--interface", "link0", "--members", str(WORKERS)]
         members = []
-        for rank, host in enumerate(links.hosts):
+        for rank, host in enumerate(on_cores(links)):
             command = python("-m", "scripts.benches.lib.ddp", *words, "--rank", str(rank))
             members.append(Process(folder / f"member{rank}", command, host))
             stack.callback(members[-1].end)
-        with Sampler(links) as sampler:
+        pids = [member.popen.pid for member in members]
+        with Sampler(links.counters) as sampler, Sampler(lambda: list(map(Spent.of, pids))) as spending:
             for member in members:
                 member.result(_TIMEOUT_S)
     laps = []
@@ -140,10 +169,11 @@ def data_parallel(options: argparse.Namespace, folder: Path) -> Record:
             compute_s, tokens = compute_s - step["moving_s"], tokens + step["tokens"]
         lap = {"began_s": began_s, "ended_s": ended_s, "steps": len(steps)}
         laps.append(lap | {"tokens": tokens, "compute_s": compute_s})
-    return _summary(laps, sampler.samples) | {"status": None}
+    costs = [cost(spent, lap) for spent, lap in zip(zip(*spending.samples, strict=True), laps, strict=True)]
+    return _summary(laps, costs, sampler.samples) | {"status": None}
 
 
-def _summary(laps: Sequence[Record], samples: Sequence[Counters]) -> Record:
+def _summary(laps: Sequence[Record], costs: Sequence[Record], samples: Sequence[Counters]) -> Record:
     """What a run comes to: means over workers, and what was on the links."""
     walls = [lap["ended_s"] - lap["began_s"] for lap in laps]
     began_s, ended_s = min(lap["began_s"] for lap in laps), max(lap["ended_s"] for lap in laps)
@@ -159,11 +189,14 @@ def _summary(laps: Sequence[Record], samples: Sequence[Counters]) -> Record:
     return {
         "seconds": sampled[-1].time_s - sampled[0].time_s,
         "steps": steps,
+        "lap_s": statistics.mean(walls),
         "step_s": statistics.mean(lap["compute_s"] / lap["steps"] for lap in laps),
         "compute_share": statistics.mean(lap["compute_s"] / wall for lap, wall in zip(laps, walls, strict=True)),
         "tokens_per_s": sum(lap["tokens"] / wall for lap, wall in zip(laps, walls, strict=True)),
         **ways,
         **emulation(sampled),
+        "processor": {name: statistics.mean(cost[name] for cost in costs) for name in costs[0]},
+        "load": load_average(),
         "workers": list(laps),
         "uplink_bits_per_s": _series(sampled),
     }
@@ -197,7 +230,7 @@ def keep(options: argparse.Namespace, cases: Sequence[Record]) -> None:
 
 
 _COLUMNS = (
-    " | step (s): | in inner steps: | by `status`: | tokens/s: | of no network: | kB up a step: | up (Mbit/s): "
+    " | step (ms): | in inner steps: | by `status`: | tokens/s: | of no network: | kB up a step: | up (Mbit/s): "
     "| up, peak: | down, peak:"
 )
 
@@ -207,7 +240,7 @@ def _cells(case: Record) -> list[object]:
     status, share = case["status"], f"{case['compute_share']:.1%}"
     return [
         case["name"],
-        f"{case['step_s']:.3f}",
+        f"{1000 * case['step_s']:.0f}",
         share if case["required"] is None else f"{share} ({'met' if reaches(case) else '**missed**'})",
         f"{statistics.mean(worker['compute_share'] for worker in status):.1%}" if status else "",
         f"{case['tokens_per_s']:.0f}",
@@ -216,6 +249,23 @@ def _cells(case: Record) -> list[object]:
         f"{case['up_mean_bits_per_s'] / 1e6:.2f}",
         f"{case['up_peak_bits_per_s'] / 1e6:.1f}",
         f"{case['down_peak_bits_per_s'] / 1e6:.1f}",
+    ]
+
+
+_SPENT_COLUMNS = " | training, a step: | python, a round: | daemon, a round: | emulator, a round: | load average:"
+
+
+def _spent_cells(record: Record, case: Record) -> list[object]:
+    """A row of the table of processor time, in milliseconds."""
+    ms_a_step = 1000 * case["lap_s"] / case["steps"]
+    ms_a_round = ms_a_step * record["inner_steps"]
+    spent = case["processor"]
+    others = (spent["python"], spent["daemon"], case["emulator_cpu"] / len(case["workers"]))
+    return [
+        case["name"],
+        f"{ms_a_step * spent['training']:.1f}",
+        *(f"{ms_a_round * each:,.0f}" for each in others),
+        case["load"],
     ]
 
 
@@ -236,24 +286,36 @@ def page(out: Path, record: Record) -> str:
 
 Written by `scripts/bench utilisation`; the raw record is `{out.name}.json`. {WORKERS} real workers, each behind an
 [emulated link](../link-emulator.md) of {mbit:g} Mbit/s up and down with a round trip of {trip_ms:g} ms between any two,
-train a language model of {record["parameters"]:,} parameters; a round has {record["inner_steps"]} inner steps. The
-first round is left out.
+and each with one core for itself and its daemon, train a language model of {record["parameters"]:,} parameters; a round
+has {record["inner_steps"]} inner steps. The first round is left out.
+
+{kept(out)}
+## Measured
 
 ![compute share, speed and the uplink over time]({out.name}.png)
 
 {table(_COLUMNS, map(_cells, record["cases"]))}
 
-* **no network**: the same four workers, each in a swarm of its own: what infinitely fast links would allow. Its outer
+* **no network**: the same workers, each in a swarm of its own: what infinitely fast links would allow. Its outer
   steps are taken, nothing is sent.
 * **in inner steps**: share of wall time, by the journals: seconds of the stretches over seconds between the end of the
   first round's last and that of the last round's last. **by `status`**: what `decentral status` says at the end, since
   training began. At least {REQUIRED:.0%} is required of streaming: {verdict}.
-* **of no network**: tokens per second. It also shows what the share in inner steps does not: cores that encoding,
-  reducing and four libp2p daemons take away from training while it goes on. On machines of their own, workers would not
-  share them.
+* **of no network**: tokens per second. It also shows what the share in inner steps does not: what encoding, reducing
+  and the libp2p daemon take away from training on a worker's only core while it goes on.
 * **kB up a step, up, peak**: on the link, with all headers, of one worker on average; peaks are the largest in any
   second of any worker.
 * **data-parallel**: `scripts/benches/lib/ddp.py`, the same trainer with one float32 all-reduce by gloo at every step.
+
+## Processor time
+
+Of a worker, in milliseconds, as the kernel counts it. A round is {record["inner_steps"]} inner steps here as above.
+
+{table(_SPENT_COLUMNS, (_spent_cells(record, case) for case in record["cases"]))}
+
+* **training**: the process's main thread. **python**: its other threads, that is encoding, reducing, outer steps (which
+  no network has as well) and calls. **daemon**: libp2p's. **emulator**: its share of what forwards the packets, which
+  runs before all others on the same cores and is no cost of a worker with a link of its own.
 
 {signature(record)}"""
 

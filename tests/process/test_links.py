@@ -209,7 +209,7 @@ def test_tcp_gets_through_loss_and_jitter_unharmed() -> None:
         server.bind((links.host(1).address, PORT))
         server.listen()
         client.connect((links.host(1).address, PORT))
-        with Sampler(links, period_s=0.01) as sampler, server.accept()[0] as accepted:
+        with Sampler(links.counters, period_s=0.01) as sampler, server.accept()[0] as accepted:
 
             def send() -> None:
                 client.sendall(content)

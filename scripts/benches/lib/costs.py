@@ -2,7 +2,9 @@
 
 import os
 import re
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -28,11 +30,37 @@ def processor_s(pid: int) -> float:
 
 
 def _processor_s(pid: int) -> float:
+    return _counted_s(Path(f"/proc/{pid}/stat"))
+
+
+def _counted_s(stat: Path) -> float:
+    """Of what a file of the kernel is about, a process or a thread; 0 if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = stat.read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / _TICKS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Processor time of a worker so far, in seconds, by who has spent it."""
+
+    time_s: float
+    """When: of the monotonic clock."""
+    training_s: float
+    """The process's main thread, which trains."""
+    python_s: float
+    """Its other threads."""
+    daemon_s: float
+    """What it has started."""
+
+    @classmethod
+    def of(cls, pid: int) -> "Spent":
+        """As of now."""
+        own_s = _processor_s(pid)
+        training_s = _counted_s(Path(f"/proc/{pid}/task/{pid}/stat"))
+        return cls(time.monotonic(), training_s, own_s - training_s, sum(map(processor_s, children(pid))))
 
 
 def memory_bytes(pid: int) -> int:

@@ -11,14 +11,15 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from scripts.benches.lib.command import BenchError
 
+T = TypeVar("T")
 _SOURCE = Path(__file__).with_name("links.c")
 _MTU = 1500
 _END_TIMEOUT_S = 5.0
@@ -43,6 +44,10 @@ class Host:
     def inside(self, command: Sequence[str | Path]) -> list[str]:
         """The command that runs ``command`` on this host."""
         return [*self.prefix, *map(str, command)]
+
+    def on_core(self, core: int) -> "Host":
+        """This host with nothing but one of the machine's cores."""
+        return replace(self, prefix=(*self.prefix, "taskset", "--cpu-list", str(core)))
 
 
 LOOPBACK = Host()
@@ -235,19 +240,19 @@ class Links:
             return json.loads(self._read())
 
 
-class Sampler:
-    """Asks for the counters ten times a second, from its start to its end. A context manager."""
+class Sampler(Generic[T]):
+    """Reads something ten times a second, such as the counters, from its start to its end. A context manager."""
 
-    def __init__(self, links: Links, period_s: float = 0.1) -> None:
-        self._links = links
+    def __init__(self, read: Callable[[], T], period_s: float = 0.1) -> None:
+        self._read = read
         self._period_s = period_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
-        self.samples: list[Counters] = []
+        self.samples: list[T] = []
 
     def __enter__(self) -> Self:
         """Begin."""
-        self.samples.append(self._links.counters())
+        self.samples.append(self._read())
         self._thread.start()
         return self
 
@@ -255,11 +260,11 @@ class Sampler:
         """End."""
         self._stop.set()
         self._thread.join()
-        self.samples.append(self._links.counters())
+        self.samples.append(self._read())
 
     def _sample(self) -> None:
         while not self._stop.wait(self._period_s):
-            self.samples.append(self._links.counters())
+            self.samples.append(self._read())
 
 
 @dataclass(frozen=True, slots=True)

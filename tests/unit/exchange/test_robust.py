@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from decentral.exchange.robust import Merge, centred_clipping, median, nearest, trimmed_mean
+from decentral.exchange.robust import RobustMerge, centred_clipping, median, nearest, trimmed_mean
 
 
 def randn(seed: int, *shape: int) -> Tensor:
@@ -28,7 +28,7 @@ def test_trimmed_mean_and_median_are_exact(seed: int, num: int, numel: int) -> N
     "merge", [median, centred_clipping, lambda values: trimmed_mean(values, 2), lambda values: nearest(values, 2)]
 )
 @pytest.mark.parametrize("lie", [-1.0, 1e6, -3e37])
-def test_two_of_seven_move_nothing_far(merge: Merge, lie: float) -> None:
+def test_two_of_seven_move_nothing_far(merge: RobustMerge, lie: float) -> None:
     honest = list(randn(0, 5, 1000) * 0.1 + 1.0)
     merged_S = merge([*honest, honest[0] * lie, honest[1] * lie])
     assert float((merged_S - torch.stack(honest).mean(0)).norm()) < 0.2 * float(merged_S.norm())

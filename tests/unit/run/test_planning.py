@@ -21,7 +21,7 @@ from decentral.run import sizing, tasks
 from decentral.run.planning import ENOUGH, Case, choose, compare, cost_of, data_parallel
 from decentral.run.sizing import choice_of_founder, number, size_by_number
 
-#: Of docs/benchmarks/utilisation.md: four workers behind 50 Mbit/s and 50 ms, steps of 0.55 s.
+#: Of docs/benchmarks/utilisation.md, as it was before: four workers behind 50 Mbit/s and 50 ms, steps of 0.55 s.
 MEASURED = Case(Size(11_170_240, 12, 252), 0.55, 4, 50e6 / 8, 0.05, 1e7)
 CASES = st.builds(
     Case,

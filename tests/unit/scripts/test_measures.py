@@ -10,11 +10,11 @@ import pytest
 
 from decentral.codecs.codec import make_codec
 from decentral.exchange.wire import Wire
-from scripts.benches.lib.costs import family, memory_bytes, processor_s, sent_bytes
+from scripts.benches.lib.costs import Spent, family, memory_bytes, processor_s, sent_bytes
 from scripts.benches.lib.links import Counters, Flow, carried, during, emulation
 from scripts.benches.peers_page import seconds_to, waited_ms
 from scripts.benches.stragglers import AT_MOST, REMEMBERED, Swarm, barrier, pairs, with_deadline
-from scripts.benches.utilisation import lap
+from scripts.benches.utilisation import cost, lap
 from scripts.benches.wire import predict
 
 IDLE = Flow(0, 0, 0, 0)
@@ -42,6 +42,22 @@ def test_a_lap_begins_when_the_first_round_has_its_steps() -> None:
     stretches = [{"step": 2 * n, "time": 100.0 + 3 * n, "seconds": 1.0 + n, "tokens": 10} for n in range(1, 7)]
     found = lap(stretches, 3, 8, 90.0)
     assert found == {"began_s": 16.0, "ended_s": 22.0, "steps": 4, "tokens": 20, "compute_s": 4.0 + 5.0}
+
+
+def test_processor_time_is_that_of_the_lap_by_who_has_spent_it() -> None:
+    spent = [Spent(float(at), 0.5 * at, 0.25 * at, 0.125 * at) for at in range(10)]
+    own = {"began_s": 1.5, "ended_s": 8.5}
+    assert cost([Spent(0.0, 9.0, 9.0, 9.0), *spent[1:]], own) == {"training": 0.5, "python": 0.25, "daemon": 0.125}
+
+
+def test_of_a_process_the_main_thread_is_told_apart_from_others_and_from_what_it_has_started() -> None:
+    before = Spent.of(os.getpid())
+    until = before.training_s + before.python_s + 0.05
+    while (after := Spent.of(os.getpid())).training_s + after.python_s < until:
+        pass
+    assert after.time_s > before.time_s
+    assert after.training_s > before.training_s
+    assert after.python_s >= before.python_s
 
 
 def test_bytes_of_a_round_are_content_and_what_is_around_it() -> None:
