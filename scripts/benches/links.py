@@ -362,7 +362,8 @@ of threads: rounds have up to sixteen. And a round has two phases, with a latenc
 
 At 500 Mbit/s these two cores are the limit, for two workers, their daemons and the emulator: a round of 25 million
 values in int8 took 3.7 s of a processor in all, with its outer steps and the steps between (11.1 to 11.5 s for three),
-that is 1.9 s of both cores, where the link alone would let it pass in 0.84 s.
+that is 1.9 s of both cores, where the link alone would let it pass in 0.84 s. Other work was on the machine in all of
+this (load averages of 7 to 10), the bench before it.
 
 {table(f"transfer | link | MB: | seconds: | goodput (Mbit/s): | {columns}", free)}
 
