@@ -32,7 +32,15 @@ _LADDER: Final = (3, 5, 10, 20, 30, 50, 100, 200, 500)
 #: With fewer steps there is nothing to hide a part of an exchange under.
 _OVERLAPS_FROM: Final = 10
 _COARSER: Final = "int4-b128"
-#: From so many rounds of so many steps on outer momentum pays (docs/algorithms/diloco.md).
+#: In rounds of so many steps the anchor goes beyond the mean, and workers who trained on meanwhile take it as it is.
+#: In so many rounds of so many steps all is as in the papers (docs/algorithms/diloco.md).
+_BEYOND_FROM: Final = 10
+_BEYOND: Final = {
+    "method.name": "diloco",
+    "method.outer_lr": 1.0,
+    "method.outer_momentum": 0.7,
+    "method.mix_alpha": 0.0,
+}
 _MANY_ROUNDS, _LONG_ROUND = 500, 20
 #: That a run may have.
 _MOST_ROUNDS = 10_000_000
@@ -198,14 +206,20 @@ def choose(case: Case, stated: Mapping[str, Any] | None = None) -> Choice:
 def _candidates(case: Case, fixed: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What is tried, the least loss first: few steps before many, no overlap before overlap, eight bits before four."""
     for inner_steps in _LADDER:
-        long = inner_steps >= _LONG_ROUND and case.steps / inner_steps >= _MANY_ROUNDS
-        plain = {"method.name": "diloco" if long else "local-sgd", "method.inner_steps": inner_steps}
+        plain = {**_outer_step(inner_steps, case.steps / inner_steps), "method.inner_steps": inner_steps}
         yield plain
         if inner_steps >= _OVERLAPS_FROM:
             hidden = {**plain, "method.fragments": "auto", "method.delay_steps": "auto"}
             yield hidden
             if "method.codec" not in fixed:
                 yield {**hidden, "method.codec": _COARSER}
+
+
+def _outer_step(inner_steps: int, rounds: float) -> Mapping[str, Any]:
+    """The method, and its outer learning rate and momentum where they are not its own."""
+    if inner_steps < _BEYOND_FROM:
+        return {"method.name": "local-sgd"}
+    return {"method.name": "diloco"} if inner_steps >= _LONG_ROUND and rounds >= _MANY_ROUNDS else _BEYOND
 
 
 def _why(best: _Tried, tried: Sequence[_Tried], rounds: int) -> Iterable[str]:
@@ -234,13 +248,15 @@ def _why(best: _Tried, tried: Sequence[_Tried], rounds: int) -> Iterable[str]:
         )
     if "method.codec" in best.values:
         yield f"Four bits a value ({_COARSER}): eight would take the line too long."
-    if best.method.outer_momentum:
-        yield f"Outer momentum, as in the papers: {rounds:,} rounds are enough for it to pay."
-    else:
+    if not best.method.outer_momentum:
+        yield f"Plain averaging: outer momentum pays in rounds of {_BEYOND_FROM} steps or more."
+    elif "method.outer_momentum" in best.values:
         yield (
-            f"Plain averaging: outer momentum pays from {_MANY_ROUNDS} rounds of {_LONG_ROUND} steps or more on, and "
-            f"this run has {rounds:,} of {steps} steps."
+            f"Less outer momentum than in the papers: theirs is for {_MANY_ROUNDS} rounds of {_LONG_ROUND} steps, "
+            f"and this run has {rounds:,} of {steps} steps."
         )
+    else:
+        yield f"Outer momentum, as in the papers: {rounds:,} rounds are enough for it to pay."
 
 
 def _share(case: Case, method: MethodSection) -> float:

@@ -18,11 +18,23 @@ RATES = (0.0025, 0.004, 0.006, 0.01, 0.016, 0.025)
 _FIRST_RATE = 2
 #: The seed of the searches; further ones count up from it.
 SEED = 0
-#: Outer learning rate and momentum, from the cautious to the papers'.
+#: Outer learning rate and momentum, by how far a lasting direction is followed in the end: rate / (1 - momentum).
 OUTER = tuple(
     f"outer_lr={rate:g} outer_momentum={momentum:g}"
-    for rate, momentum in ((1, 0), (0.7, 0.5), (1, 0.5), (0.4, 0.9), (0.7, 0.9))
+    for rate, momentum in (
+        (1, 0),
+        (0.7, 0.5),
+        (1, 0.3),
+        (1, 0.5),
+        (1.3, 0.5),
+        (1, 0.7),
+        (0.4, 0.9),
+        (1, 0.8),
+        (0.7, 0.9),
+        (1, 0.9),
+    )
 )
+_CAREFUL, _BOLD = 1, 3
 
 
 @dataclass(frozen=True)
@@ -49,14 +61,23 @@ class Arm:
                 yield RATES.index(run["key"][2]), place
 
 
-def _outer(name: str, settings: str, first: int = 1, like: str = "") -> Arm:
+def _outer(name: str, settings: str, first: int = _CAREFUL, like: str = "") -> Arm:
     return Arm(name, settings, OUTER, first, like)
 
 
-def _diloco(inner_steps: int, codec: str = "fp32", first: int = 1) -> Arm:
+def _diloco(inner_steps: int, codec: str = "fp32", first: int = _CAREFUL) -> Arm:
     like = "" if codec == "fp32" else f"DiLoCo, H {inner_steps}, fp32"
     settings = f"name=diloco inner_steps={inner_steps} codec={codec}"
     return _outer(f"DiLoCo, H {inner_steps}, {codec}", settings, first, like)
+
+
+def _in_parts(delay: str, alpha: str) -> Arm:
+    """Parts that travel while training goes on, so many steps late, or as late as the network asks for (here one)."""
+    name = (
+        "DiLoCo, H 30, in parts" + (f", delay {delay}" if delay != "auto" else "") + (f", mix {alpha}" if alpha else "")
+    )
+    mixed = f" mix_alpha={alpha}" if alpha else ""
+    return _outer(name, f"name=diloco inner_steps=30 fragments=auto delay_steps={delay}{mixed}", _BOLD)
 
 
 def _sparseloco(inner_steps: int, over: str, others: tuple[str, ...]) -> Arm:
@@ -73,7 +94,7 @@ ARMS = (
     Arm(DATA_PARALLEL, DATA_PARALLEL),
     _diloco(30),
     _diloco(10),
-    _diloco(100, first=2),
+    _diloco(100, first=_BOLD),
     _sparseloco(30, "senders", _SENDERS),
     Arm(
         "NoLoCo, H 30",
@@ -81,10 +102,10 @@ ARMS = (
         tuple(f"outer_lr={rate} outer_momentum=0.5" for rate in (0.7, 1.0, 1.3)),
         1,
     ),
-    _outer("streaming, H 30", "name=streaming inner_steps=30", 2),
+    _outer("streaming, H 30", "name=streaming inner_steps=30", _BOLD),
     _outer("async, H 30", "name=async inner_steps=30"),
     _outer("k = 1, H 30", "workers=1 name=diloco inner_steps=30 codec=fp32"),
-    _diloco(300, first=2),
+    _diloco(300, first=_BOLD),
     _sparseloco(10, "senders", _SENDERS),
     _outer("eager, H 30", "name=eager inner_steps=30"),
     _sparseloco(30, "members", _MEMBERS),
@@ -99,10 +120,16 @@ ARMS = (
     _diloco(100, "e3m0-b128"),
     _diloco(100, "int2-b128"),
     _diloco(300, "int2-b128"),
+    # What a founder takes by itself.
+    _diloco(5),
+    _diloco(3),
+    *(_in_parts(delay, alpha) for delay in ("auto", "5", "10") for alpha in ("", "0")),
+    _outer("streaming, H 30, mix 0", "name=streaming inner_steps=30 mix_alpha=0", _BOLD),
     # Those of long runs.
-    _diloco(500, first=2),
+    _diloco(500, first=_BOLD),
     _diloco(500, "int2-b128"),
-    _outer("streaming, H 100", "name=streaming inner_steps=100", 2),
+    _outer("streaming, H 100, mix 0", "name=streaming inner_steps=100 mix_alpha=0", _BOLD),
+    _outer("streaming, H 100", "name=streaming inner_steps=100", _BOLD),
     _sparseloco(100, "senders", _SENDERS),
 )
 

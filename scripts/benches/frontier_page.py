@@ -72,14 +72,14 @@ def section(title: str, records: list[Record]) -> str:
     alone, dense = (found[name].losses if name in found else {} for name in (ALONE, DATA_PARALLEL))
     rows, tries = [], []
     for name, line in found.items():
+        each = tried(line.arm, records)
         losses, shares, off = line.losses, share_kept(line.losses, alone, dense), gaps(line.losses, dense)
-        count = f"as {line.arm.like}" if line.arm.like else len(tried(line.arm, records))
+        count = f"as {line.arm.like}" if line.point == chosen(line.arm, records) and line.arm.like else len(each)
         row = [name, count, f"{RATES[line.point[0]]:g}", plain(line.arm.others[line.point[1]])]
         with_start = statistics.mean(run["sent_bytes"] for run in line.runs)
         row += [line.runs[0].get("syncs", ""), f"{line.sent / 1e6:.3g}", f"{with_start / 1e6:.3g}", fewer(line, found)]
         row += [listed(losses.values(), ".4f"), f"{line.mean:.4f}"]
         rows.append([*row, spread(off, "+.1%") if off else "", spread(shares, ".0%") if shares else ""])
-        each = tried(line.arm, records)
         told = [
             f"{RATES[rate]:g} {plain(line.arm.others[other])}".strip() + f": {loss:.4f}"
             for (rate, other), loss in each.items()
@@ -105,8 +105,8 @@ def plain(other: str) -> str:
 
 
 def plot(path: Path, records: list[Record]) -> None:
-    """Gap to data-parallel training against bytes, of the set-up with the most records."""
-    found = lines(max(grouped(records, set_up).values(), key=len))
+    """Gap to data-parallel training against bytes, of the longest runs."""
+    found = lines(max(grouped(records, set_up).values(), key=lambda runs: int(runs[0]["key"][3])))
     dense = found[DATA_PARALLEL]
     families = list(dict.fromkeys(_family(name) for name in found))
     with figure(path, 11, 7) as [axes]:

@@ -75,7 +75,11 @@ def test_a_fast_line_has_many_rounds_and_a_slow_one_hides_fewer_of_them() -> Non
     assert slow.values["method.inner_steps"] >= 10
     assert slow.values["method.delay_steps"] == "auto"
     long = choose(replace(MEASURED, tokens=1e10))
-    assert (slow.values["method.name"], long.values["method.name"]) == ("local-sgd", "diloco")
+    assert (fast.values["method.name"], fast.cost.inner_steps) == ("local-sgd", 3)
+    beyond = {"method.name": "diloco", "method.outer_lr": 1.0, "method.outer_momentum": 0.7, "method.mix_alpha": 0.0}
+    assert slow.values == {**slow.values, **beyond}
+    assert (long.values["method.name"], long.values.get("method.outer_momentum")) == ("diloco", None)
+    assert ["papers" in each.why[-1] for each in (fast, slow, long)] == [False, True, True]
 
 
 def test_what_is_stated_stays() -> None:
