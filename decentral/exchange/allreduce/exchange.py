@@ -60,8 +60,9 @@ from decentral.types import PeerId, SyncKey, short_id
 _MAX_ASKED_AT_ONCE = 8
 #: So many are asked for a mean that this member was not there for, before it repairs.
 _MAX_DONORS = 3
-#: For members that missed rounds: as much as the anchor takes, which they would download if the means took more.
-_ANSWERS_BYTES_PER_VALUE = 4
+#: For members that missed rounds: as much as anchor and momentum take. With half of it newcomers whose download takes
+#: several rounds had to repair.
+_ANSWERS_BYTES_PER_VALUE = 8
 #: Parts are kept of the last round, for members that do a shard over, and of some that take longer.
 _KEPT_ROUNDS = 1.5
 #: A leader that others can reach and we cannot is tried so often.
