@@ -119,6 +119,7 @@ ARMS = (
     _diloco(30, "int2-b128"),
     _diloco(100, "e3m0-b128"),
     _diloco(100, "int2-b128"),
+    _diloco(300, "e3m0-b128"),
     _diloco(300, "int2-b128"),
     # What a founder takes by itself.
     _diloco(5),
