@@ -52,9 +52,9 @@ def lines(records: Sequence[Record]) -> dict[str, Line]:
     found = {}
     for arm in ARMS:
         own, point = tried(arm, records), chosen(arm, records)
-        if own and point is not None:
-            # What takes after another arm may not have been run yet at that one's latest best.
-            at = point if point in own else min(own, key=own.__getitem__)
+        if own:
+            # What takes after another arm may not have been run at that one's best, and that one not at all.
+            at = point if point is not None and point in own else min(own, key=own.__getitem__)
             runs = [run for run in records if at in arm.points(run)]
             found[arm.name] = Line(arm, at, sorted(runs, key=lambda run: int(run["key"][1])))
     return found
