@@ -142,6 +142,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     result = read(options.out, {"scenarios": {}})
+    lacking = set(PARTS) - {"scenarios", *options.only, *result}
+    if lacking:
+        raise BenchError(
+            f"there is no record of {' and '.join(sorted(lacking))} in {options.out}.json: measure them as well"
+        )
     if "swarm" in options.only:
         result["swarm"] = {"runs": [large() for _ in range(options.runs)], **stamp(SCRIPT)}
         result["swarm"]["machine"] += f", load {load_average():.1f} at the end"
