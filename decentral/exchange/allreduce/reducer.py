@@ -190,7 +190,8 @@ class Reducer:
             books.check_shard(sender, shard, digest)
         own = self._beside.get(shard.participants) if sender == self._transport.peer_id else None
         if own is not None:
-            return Entry(shard.weight, own.sent_N[part.start : part.stop], digest)
+            # A copy: whoever is done with the round writes to its own values, and a shard may be closed after that.
+            return Entry(shard.weight, own.sent_N[part.start : part.stop].clone(), digest)
         return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel), digest)
 
     def _answer(self, shard: Shard) -> bytes | None:

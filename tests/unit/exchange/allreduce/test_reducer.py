@@ -15,7 +15,7 @@ from decentral.errors import CallRefused
 from decentral.exchange.allreduce.answers import Answers
 from decentral.exchange.allreduce.messages import Shard, unpack_mean
 from decentral.exchange.allreduce.participants import Participants
-from decentral.exchange.allreduce.reducer import PENDING, RESULT, SHARD, Reducer
+from decentral.exchange.allreduce.reducer import PENDING, RESULT, SHARD, Reducer, Values
 from decentral.exchange.wire import Wire
 from decentral.sim.loop import run
 from decentral.sim.world import SimPeer, World, peer_id
@@ -50,7 +50,8 @@ class Round:
         host = self.peers[HOST]
         for member in MEMBERS:
             self.roster.observe(Presence(member, "run", 1, State.SYNCING, 0, 0, ""), 0.0)
-        await Reducer(host.transport, host.clock, self.roster, WIRE, self.answers, TIMING).start()
+        self.reducer = Reducer(host.transport, host.clock, self.roster, WIRE, self.answers, TIMING)
+        await self.reducer.start()
 
     async def send(self, sender: PeerId, request: bytes, method: str = SHARD) -> bytes:
         host: SimPeer = self.peers[sender]
@@ -68,6 +69,22 @@ def play(scenario: Callable[[Round], Awaitable[None]]) -> None:
         await scenario(a_round)
 
     run(main(), until_s=200.0)
+
+
+def test_what_a_member_does_with_its_values_later_changes_no_mean() -> None:
+    async def scenario(a_round: Round) -> None:
+        sent_N = torch.tensor([0.0, 4.0, 8.0, 0.0])
+        values = Values(sent_N, 1.0, sent_N.clone(), torch.zeros(4))
+        with a_round.reducer.beside(PARTICIPANTS, values):
+            own = asyncio.create_task(a_round.bring(HOST, 1.0, sent_N.tolist()))
+            await asyncio.sleep(0.5)
+        values.sent_N.fill_(99.0)  # the member gave this shard up, and went on
+        others = await asyncio.gather(a_round.bring(B, 1.0, [4.0, 0.0, 0.0, 4.0]), a_round.bring(C))
+        mean = unpack_mean(others[0], 10_000, 3)
+        assert unpack(mean.frame, FP32, 4).tolist() == [2.0, 2.0, 4.0, 2.0]
+        await own
+
+    play(scenario)
 
 
 def test_everybody_gets_the_same_bytes_at_once() -> None:
