@@ -7,6 +7,7 @@ in its own process. Knows nothing of tables.
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -298,7 +299,20 @@ def flower(loop: Loop, place: Place, trainer: Local) -> None:
             return self.get_parameters(config), tokens, {}
 
     address = f"{place.hosts[-1]}:{_PORT}"
+    _until_open(place.hosts[-1])  # A client that comes before its server gives up at once.
     start_client(server_address=address, client=Client().to_client(), insecure=True, max_wait_time=WAIT_S)
+
+
+def _until_open(host: str) -> None:
+    """Return when a server listens."""
+    until = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return socket.create_connection((host, _PORT), timeout=1.0).close()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def flower_server(place: Place, adam: bool) -> dict[str, Any]:
