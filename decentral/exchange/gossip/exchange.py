@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from decentral.codecs.frame import framed_nbytes
-from decentral.errors import FrameError, PeerUnreachable, TransportError
+from decentral.errors import FrameError
 from decentral.exchange.api import Aborted, Contribution, Exchange, Memory, Met, Onward, Reason, Restrained, Verdict
 from decentral.exchange.gossip.context import Context
 from decentral.exchange.gossip.guest import Guest, Sync
-from decentral.exchange.gossip.host import ASK, Host
-from decentral.exchange.gossip.messages import Kind, Plan, Question, Reply, ms
+from decentral.exchange.gossip.host import Host
+from decentral.exchange.gossip.messages import Kind, Reply, ms
 from decentral.exchange.gossip.swap import Share, Swap, Taken, part_of
 from decentral.exchange.gossip.table import Seat, Table
 from decentral.exchange.limits import Budget
 from decentral.outer.rule import Mixed
-from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
+from decentral.swarm.message import to_wire
 from decentral.types import PeerId, SyncKey, short_id
 
 #: So many others are asked for a place when the plan has failed; the first to be ready is the one.
@@ -180,7 +180,7 @@ class Gossip(Exchange):
         """A host's answer; ``None`` if this worker has guests, or nobody."""
         fragment, me = sync.key.fragment, self._company.me
         group = self._company.group(fragment)
-        if self._host.table(fragment).seats or group[0] == me:
+        if self._host.table(fragment).guests or group[0] == me:
             planned = [peer for peer in group[1:] if not self._context.avoids(peer)] if group[0] == me else []
             if await self._receive(sync, planned):
                 return None
@@ -192,26 +192,28 @@ class Gossip(Exchange):
         """Wait for the guests that say they come in time; returns whether there are any guests."""
         table = self._host.table(sync.key.fragment)
         gone: set[PeerId] = set()
+        watches: dict[PeerId, asyncio.Task[None]] = {}
         try:
             async with asyncio.TaskGroup() as group:
-                missing = [peer for peer in planned if peer not in table.seats]
-                watches = [group.create_task(self._watch(sync, peer, table, gone)) for peer in missing]
-                while any(peer not in gone and peer not in table.seats for peer in missing):
+                while missing := ({*planned} | table.promised) - table.seats.keys() - gone:
+                    for peer in sorted(missing - watches.keys()):
+                        watches[peer] = group.create_task(self._watch(sync, peer, table, gone))
                     await table.changed()
-                for watch in watches:
+                for watch in watches.values():
                     watch.cancel()
         finally:
-            for peer in planned:
-                if peer not in gone:
-                    seat = table.seats.get(peer)
-                    at = seat.since if seat is not None else self._clock.monotonic()
-                    self._context.waits.observe(at - sync.began)
+            for peer in sorted({*planned, *watches} - gone):
+                seat = table.seats.get(peer)
+                at = seat.since if seat is not None else self._clock.monotonic()
+                self._context.waits.observe(at - sync.began)
+                if peer in table.promised:
+                    self._context.offend(peer, "has a seat, and does not come", brief=True)
         return bool(table.seats)
 
     async def _watch(self, sync: Sync, peer: PeerId, table: Table, gone: set[PeerId]) -> None:
-        """Ask a planned guest now and then whether it is coming, until it has come or is not."""
+        """Ask a guest now and then whether it is coming, until it has come or is not."""
         while peer not in table.seats:
-            plan = await self._ask(sync, peer)
+            plan = await self._guest.ask(sync, peer)
             if plan is not None and plan.host == self._company.me and plan.eta_s is not None:
                 # Once it has set out to us its values are on their way: for these there is time of their own.
                 if not plan.eta_s or self._clock.monotonic() + plan.eta_s <= sync.wait_until:
@@ -223,6 +225,7 @@ class Gossip(Exchange):
                 sync.absent[peer] = f"goes to {short_id(plan.host)}"
             break
         gone.add(peer)
+        table.promised.discard(peer)
         table.stir()
 
     async def _seek(self, sync: Sync, tried: PeerId) -> tuple[PeerId, Reply] | None:
@@ -233,32 +236,17 @@ class Gossip(Exchange):
         free = [peer for peer in self._company.others() if peer not in unwanted]
         asked = self._company.some(fragment, free, _MAX_ASKED)
         async with asyncio.TaskGroup() as group:
-            asks = [group.create_task(self._ask(sync, peer)) for peer in asked]
+            asks = [group.create_task(self._guest.ask(sync, peer)) for peer in asked]
         plans = zip(asked, (ask.result() for ask in asks), strict=True)
         places = [(plan.eta_s, p) for p, plan in plans if plan and plan.host == p and plan.eta_s is not None]
         sync.ready_at = [self._clock.monotonic() + eta_s for eta_s, _ in places]
         for eta_s, peer in sorted(places):
-            if table.seats or self._clock.monotonic() + eta_s > sync.wait_until:
+            if table.guests or self._clock.monotonic() + eta_s > sync.wait_until:
                 break
             reply = await self._guest.visit(sync, peer)
             if reply is not None:
                 return peer, reply
-        return None
-
-    async def _ask(self, sync: Sync, peer: PeerId) -> Plan | None:
-        """Where a peer will be and when; ``None`` if it does not say."""
-        question = to_wire(Question(sync.key.fragment))
-        try:
-            timeout_s = self._context.answer_s(MAX_SMALL_BYTES)
-            reply = await self._context.transport.call(
-                peer, ASK, question, timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
-            )
-            return from_wire(Plan, reply)
-        except PeerUnreachable:
-            self._company.bury(peer)
-            sync.absent[peer] = "cannot be reached"
-        except (TransportError, FrameError) as err:
-            sync.absent[peer] = str(err)
+        await self._receive(sync, [])
         return None
 
     # -- what comes of it ----------------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ Legend: N = values in the fragment.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,12 +16,13 @@ from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Contribution
 from decentral.exchange.gossip.context import HOLD_S, Context
-from decentral.exchange.gossip.host import AHEAD, BRING, MAX_VISITORS, POLL, Host
-from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Poll, Reply, ms, unpack_reply
+from decentral.exchange.gossip.host import AHEAD, ASK, BRING, MAX_VISITORS, POLL, Host
+from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Question, Reply, ms, unpack_reply
 from decentral.exchange.wire import seed_of
-from decentral.swarm.message import MAX_SMALL_BYTES, to_wire
+from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
 from decentral.types import PeerId, SyncKey
 
+_T = TypeVar("_T")
 #: Before a lost call is made again: one that breaks at once would be made without end.
 _AGAIN_S = 0.1
 
@@ -87,7 +91,7 @@ class Guest:
         self._host.visit(fragment, host)
         sync.absent[host] = "has not answered in time"
         try:
-            reply = await self._stay(sync, host)
+            reply = await self._stay(sync, host) if await self._is_welcome(sync, host) else None
         except asyncio.CancelledError:
             # What was cut off counts with the limit at which it was, so that this one can grow.
             context.moves.observe(context.clock.monotonic() - sync.wait_until)
@@ -103,15 +107,48 @@ class Guest:
         context.moves.observe(sync.moving_s)
         return reply
 
+    def is_expected(self, sync: Sync, host: PeerId) -> bool:
+        """Whether a host has our anchor already: it plans this group as we do, and waits for the rest."""
+        return self._sent_ahead.get(sync.key.fragment) == (sync.mine.base.digest, host)
+
+    async def ask(self, sync: Sync, peer: PeerId) -> Plan | None:
+        """Where a peer will be and when; ``None`` if it does not say."""
+        context, question = self._context, to_wire(Question(sync.key.fragment))
+        try:
+            timeout_s = context.answer_s(MAX_SMALL_BYTES)
+            reply = await context.transport.call(
+                peer, ASK, question, timeout_s=timeout_s, max_reply_bytes=MAX_SMALL_BYTES
+            )
+            return from_wire(Plan, reply)
+        except PeerUnreachable:
+            context.company.bury(peer)
+            sync.absent[peer] = "cannot be reached"
+        except (TransportError, FrameError) as err:
+            sync.absent[peer] = str(err)
+        return None
+
+    async def _is_welcome(self, sync: Sync, host: PeerId) -> bool:
+        """Whether a host keeps a seat for us: values that are sent in vain cost more than a question."""
+        if self.is_expected(sync, host):
+            return True
+        patience_s = max(0.0, sync.wait_until - self._context.clock.monotonic())
+        question = to_wire(Question(sync.key.fragment, ms(patience_s)))
+        plan = await self._call(sync, host, ASK, question, MAX_SMALL_BYTES, partial(from_wire, Plan))
+        welcome = plan is not None and plan.host == host and plan.eta_s is not None and plan.eta_s <= patience_s
+        if plan is not None and not welcome:
+            sync.absent[host] = "has no place for us"
+        return welcome
+
     async def _stay(self, sync: Sync, host: PeerId) -> Reply | None:
         """Bring, and ask again until the host says yes or no."""
         fragment = sync.key.fragment
         limit, request = self._reply_limit(fragment), await self._packed(sync, host)
+        read = partial(unpack_reply, limit=limit, max_members=self._context.options.group_size + MAX_VISITORS)
         method = BRING
         while True:
             # It has our values, or may have them from now on: whether they count only its answer can tell.
             sync.unsure.add(host)
-            reply = await self._call(sync, host, method, request, limit)
+            reply = await self._call(sync, host, method, request, limit, read)
             if reply is None:
                 return None
             if reply.kind is Kind.HOLD:
@@ -127,14 +164,16 @@ class Guest:
                     sync.absent[host] = f"has no place for us{when}"
                 return reply
 
-    async def _call(self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int) -> Reply | None:
+    async def _call(
+        self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int, read: Callable[[bytes], _T]
+    ) -> _T | None:
         """Call a host until it answers: saying the same twice changes nothing. ``None`` if it will not."""
         context = self._context
         timeout_s = context.answer_s(len(request) + limit, HOLD_S)
         while True:
             try:
                 data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
-                return unpack_reply(data, limit, context.options.group_size + MAX_VISITORS)
+                return read(data)
             except CallTimeout:
                 await asyncio.sleep(_AGAIN_S)
                 continue
@@ -154,9 +193,9 @@ class Guest:
     async def _packed(self, sync: Sync, host: PeerId) -> bytes:
         """What we bring; with the anchor, unless this host has it."""
         fragment, mine, base = sync.key.fragment, sync.mine, sync.mine.base
-        ahead = self._sent_ahead.get(fragment) == (base.digest, host)
-        anchor = b"" if ahead else await self._frame(fragment, base.digest, base.anchor_N)
-        patience_s = max(0.0, sync.wait_until - self._context.clock.monotonic())
+        anchor = b"" if self.is_expected(sync, host) else await self._frame(fragment, base.digest, base.anchor_N)
+        # Who is ready for us closes its table soon, however late a lost question has made us.
+        patience_s = max(HOLD_S, sync.wait_until - self._context.clock.monotonic())
 
         def packed() -> bytes:
             if mine.weight and not sync.delta:

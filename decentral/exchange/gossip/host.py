@@ -81,9 +81,16 @@ class Host:
     # -- what others ask ----------------------------------------------------------------------------------------------
 
     async def _on_ask(self, sender: PeerId, request: bytes) -> bytes:
-        """Where will you be, and when?"""
-        fragment = self._checked(from_wire(Question, request).fragment)
-        return to_wire(self._plan(fragment, sender))
+        """Where will you be, and when? Who comes if we are ready in time has a seat from now on."""
+        question = from_wire(Question, request)
+        fragment, eta_s = self._checked(question.fragment), self._eta_s(question.fragment)
+        if question.patience_ms is None:
+            return to_wire(self._plan(fragment, sender))
+        if self._context.avoids(sender) or not self._has_room(fragment, sender):
+            return to_wire(Plan(self._company.me, None))
+        if eta_s <= question.patience_ms / 1000:
+            self._tables[fragment].promise(sender)
+        return to_wire(Plan(self._company.me, ms(eta_s)))
 
     def _plan(self, fragment: int, sender: PeerId) -> Plan:
         """Where this worker will be at its next sync, seen by ``sender``."""
@@ -91,24 +98,28 @@ class Host:
         visited = self._visiting.get(fragment)
         if visited is not None:
             return Plan(visited, 0)
-        eta_s = 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
-        stays = fragment in self._at_home or self._tables[fragment].seats
+        eta_s = self._eta_s(fragment)
+        stays = fragment in self._at_home or self._tables[fragment].guests
         if not stays and self._company.group(fragment)[0] == sender:
             return Plan(sender, ms(eta_s))
         # Planned to be somebody's guest or not, it stays for one who comes first.
         return Plan(me, ms(eta_s) if self._has_room(fragment, sender) else None)
 
+    def _eta_s(self, fragment: int) -> float:
+        """Until this worker is at home."""
+        return 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
+
     def _has_room(self, fragment: int, sender: PeerId) -> bool:
         """Whether ``sender`` may sit down. Two that set out to each other would both stand before a closed door."""
-        visited, seats = self._visiting.get(fragment), self._tables[fragment].seats
+        visited, guests = self._visiting.get(fragment), self._tables[fragment].guests
         if visited is not None and not (visited == sender and self._company.me < sender):
             return False
-        if sender in seats:
+        if sender in guests:
             return True
         planned = self._company.group(fragment)
-        if len(seats) >= self._context.options.group_size - 1 + MAX_VISITORS:
+        if len(guests) >= self._context.options.group_size - 1 + MAX_VISITORS:
             return False  # the plan has changed since some sat down
-        return sender in planned or len(seats.keys() - set(planned)) < MAX_VISITORS
+        return sender in planned or len(guests - set(planned)) < MAX_VISITORS
 
     async def _on_ahead(self, sender: PeerId, request: bytes) -> bytes:
         """Keep the anchor of a guest that is planned to come, be it a round later: it may have been quicker than we."""
@@ -136,7 +147,7 @@ class Host:
         seat = self._tables[fragment].seats.get(sender)
         if seat is not None and seat.asking:
             return to_wire(Reply(Kind.HOLD))
-        eta_s = 0.0 if fragment in self._at_home else self._company.until_launch_s(fragment)
+        eta_s = self._eta_s(fragment)
         if eta_s > bring.patience_s or not self._has_room(fragment, sender):
             return to_wire(Reply(Kind.NO, ms(eta_s)))
         base, ahead = self._ahead.get((fragment, sender), ("", b""))

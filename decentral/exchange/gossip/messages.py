@@ -25,6 +25,9 @@ class Question(Message, frozen=True):
 
     what: ClassVar[str] = "question"
     fragment: Count
+    patience_ms: Milliseconds | None = None
+    """For how long who asks would wait for us to be ready: if we are by then, it comes, and a seat is kept for it.
+    ``None`` from one that only asks."""
 
 
 class Plan(Message, frozen=True):

@@ -32,6 +32,8 @@ class Table:
 
     def __init__(self) -> None:
         self.seats: dict[PeerId, Seat] = {}
+        self.promised: set[PeerId] = set()
+        """Those who were told to come, and whose values are not here yet."""
         self.answers: dict[tuple[PeerId, int], bytes] = {}
         """By guest and serial, once the table is closed."""
         self.fetched: set[PeerId] = set()
@@ -42,7 +44,19 @@ class Table:
     def sit(self, seat: Seat) -> None:
         """A guest takes a seat."""
         self.seats[seat.share.peer] = seat
+        self.promised.discard(seat.share.peer)
         self.stir()
+
+    def promise(self, peer: PeerId) -> None:
+        """Keep a seat for a peer that comes if it is told to."""
+        if peer not in self.seats:
+            self.promised.add(peer)
+            self.stir()
+
+    @property
+    def guests(self) -> set[PeerId]:
+        """Those who are here or on their way."""
+        return self.seats.keys() | self.promised
 
     def stir(self) -> None:
         """Wake whoever waits for a change."""

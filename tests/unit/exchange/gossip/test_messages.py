@@ -95,7 +95,7 @@ def test_no_patience_at_all() -> None:
 
 DONE = Reply(Kind.DONE, 1000, 500, (PeerId("a"), PeerId("b")), (0, 1), b"mean", b"pull")
 GOOD: Good = {
-    "question": (unpack_question, to_wire(Question(1))),
+    "question": (unpack_question, to_wire(Question(1, 1000))),
     "plan": (unpack_plan, to_wire(Plan(PeerId("a"), 1000))),
     "anchor": (read_anchor, to_wire(Anchor(1, "base", b"frame"))),
     "bring": (read_bring, to_wire(Bring(1, "base", 2, 3.0, 4000, b"delta", b"anchor"))),
@@ -108,7 +108,7 @@ NOT_DURATIONS = (-1, 10**11 + 1, 1.5, True, "1", [])
 NOT_WEIGHTS = ("1", None, True, b"", -1.0, math.nan, math.inf, 2 * MAX_WEIGHT, NESTED, 0.0)
 #: Values that a field does not take, by message and position.
 BAD: dict[str, dict[int, tuple[Any, ...]]] = {
-    "question": {0: NOT_COUNTS},
+    "question": {0: NOT_COUNTS, 1: NOT_DURATIONS},
     "plan": {0: NOT_TEXTS, 1: NOT_DURATIONS},
     "anchor": {0: NOT_COUNTS, 1: NOT_TEXTS, 2: NOT_BLOBS},
     "bring": {
@@ -169,5 +169,5 @@ def test_what_is_too_long_is_not_read(read: Reader, limit: int) -> None:
 
 def test_the_longest_small_messages_fit() -> None:
     most = (1 << 53) - 1
-    longest = [to_wire(Question(most)), to_wire(Plan(PeerId("漢" * 200), 10**11)), to_wire(Poll(most, most))]
+    longest = [to_wire(Question(most, 10**11)), to_wire(Plan(PeerId("漢" * 200), 10**11)), to_wire(Poll(most, most))]
     assert max(len(data) for data in longest) <= MAX_SMALL_BYTES
