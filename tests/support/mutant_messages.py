@@ -82,6 +82,7 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("shard", to_wire(Shard(bytes(60), 0, 1.0, bytes(range(200))))),
     ("mean", to_wire(Mean.of((0, 2), bytes(range(200))))),
     ("question", to_wire(messages.Question(1))),
+    ("question", to_wire(messages.Question(1, 5000))),
     ("plan", to_wire(Plan(_PEERS[0], 1500))),
     ("plan", to_wire(Plan(_PEERS[2], None))),
     ("anchor", to_wire(Anchor(0, "d1gest", bytes(range(200))))),
