@@ -116,7 +116,7 @@ def test_a_slow_worker_holds_nobody(variant: dict[str, Any]) -> None:
     longer = sum(seconds_of(with_it, p) for p in others) / sum(seconds_of(without, p) for p in others)
     assert longer == pytest.approx(1.0, abs=0.05)
     assert with_it.outcomes[slow].done, "its rounds jump to those of the others"
-    assert with_it.outcomes[slow].tokens < with_it.outcomes[others[0]].tokens / 5
+    assert with_it.outcomes[slow].tokens < with_it.outcomes[others[0]].tokens / 3
     assert not list(patience(with_it))
 
 
