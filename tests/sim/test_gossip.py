@@ -165,7 +165,7 @@ def test_newcomers_take_the_weights_of_no_liar(variant: dict[str, Any]) -> None:
 
     def newcomers(attack: str) -> list[Joined]:
         meddle = liars(attack, (0,))
-        scenario = gossiping(3, 6, rounds=20, latest=2, together=True, meddle=meddle, **variant)
+        scenario = gossiping(4, 6, rounds=20, latest=2, together=True, meddle=meddle, **variant)
         tape = FaultTape([Fault(Kind.START, 6.0, (4,)), Fault(Kind.START, 9.0, (5,))])
         record = simulate(scenario, tape, until_s=300.0)
         assert not check_gossip(scenario, record, tolerance=TOLERANCE, max_spread=MAX_SPREAD)
