@@ -1,9 +1,11 @@
 """The page and the plot of `scripts/bench frontier`, from its records. Runs nothing."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from scripts.benches.frontier_arms import ARMS, RATES, Arm, chosen, tried
 from scripts.benches.lib.arms import ALONE, DATA_PARALLEL, by_seed, set_up, share_kept
@@ -62,8 +64,35 @@ def lines(records: Sequence[Record]) -> dict[str, Line]:
 
 def page(out: Path, records: list[Record]) -> str:
     """A section for each set-up."""
-    sections = [section(title, runs) for title, runs in grouped(records, set_up).items()]
-    return "\n".join([_HEAD, kept(out), *sections])
+    groups = grouped(records, set_up)
+    sections = [section(title, runs) for title, runs in groups.items()]
+    return "\n".join([_HEAD, kept(out), *by_size(groups.values()), *sections])
+
+
+def by_size(groups: Iterable[list[Record]]) -> list[str]:
+    """Models of several sizes with equal text a parameter: what arms lose to data-parallel training, and power laws."""
+    found = []
+    for runs in grouped(groups, _text_a_parameter).values():
+        sizes = sorted((int(records[0]["values"]), lines(records)) for records in runs)
+        names = [name for name in sizes[0][1] if all(name in of_size for _, of_size in sizes)]
+        if len(sizes) < _SIZES or DATA_PARALLEL not in names:
+            continue
+        rows = []
+        for name in names:
+            each = [of_size[name] for _, of_size in sizes]
+            off = [gaps(of_size[name].losses, of_size[DATA_PARALLEL].losses) for _, of_size in sizes]
+            slope, _ = np.polyfit(np.log([values for values, _ in sizes]), np.log([line.mean for line in each]), 1)
+            told = [f"{line.mean:.4f} ({statistics.mean(by):+.1%})" for line, by in zip(each, off, strict=True)]
+            rows.append([name, *told, f"{slope:.3f}"])
+        columns = " | ".join(["arm", *(f"{values:,} parameters:" for values, _ in sizes), "exponent:"])
+        found.append(f"{_BY_SIZE}{table(columns, rows)}\n")
+    return found
+
+
+def _text_a_parameter(records: list[Record]) -> tuple[int, float]:
+    """Workers, and their steps by parameter; all have batches of the same size."""
+    _, _, _, steps, workers, _ = records[0]["key"]
+    return workers, round(steps * workers / records[0]["values"], 3)
 
 
 def section(title: str, records: list[Record]) -> str:
@@ -161,6 +190,14 @@ anchor that a worker ends with; where workers end with anchors of their own (NoL
   of the gain, (alone - arm) / (alone - data-parallel).
 """
 
+#: A law through fewer would be none.
+_SIZES = 3
+_BY_SIZE = """## By size, with equal text a parameter
+
+Mean loss of each arm at its best, in brackets what it is above data-parallel training, seed by seed; **exponent**: a
+of the power law L = c N^a through the losses, N the parameters, as in "Scaling Laws for DiLoCo" (arXiv 2503.09799).
+
+"""
 _COLUMNS = (
     "arm | tries | lr: | outer | syncs: | MB: | with start: | fewer: | loss by seed | mean: | to data-parallel | kept"
 )
