@@ -33,8 +33,10 @@ _LADDER: Final = (3, 5, 10, 20, 30, 50, 100, 200, 500)
 _OVERLAPS_FROM: Final = 10
 _COARSER: Final = "int4-b128"
 #: In rounds of so many steps the anchor goes beyond the mean, and workers who trained on meanwhile take it as it is.
-#: In so many rounds of so many steps all is as in the papers (docs/algorithms/diloco.md).
+#: In runs of so many steps that ends lower than shorter rounds of plain averaging; and in so many rounds of so many
+#: steps all is as in the papers (docs/algorithms/diloco.md).
 _BEYOND_FROM: Final = 10
+_LONG_RUN: Final = 1000
 _BEYOND: Final = {
     "method.name": "diloco",
     "method.outer_lr": 1.0,
@@ -206,6 +208,8 @@ def choose(case: Case, stated: Mapping[str, Any] | None = None) -> Choice:
 def _candidates(case: Case, fixed: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """What is tried, the least loss first: few steps before many, no overlap before overlap, eight bits before four."""
     for inner_steps in _LADDER:
+        if inner_steps < _BEYOND_FROM and case.steps >= _LONG_RUN:
+            continue
         plain = {**_outer_step(inner_steps, case.steps / inner_steps), "method.inner_steps": inner_steps}
         yield plain
         if inner_steps >= _OVERLAPS_FROM:

@@ -8,7 +8,6 @@ from typing import Any
 
 from scripts.benches.lib.plots import figure
 from scripts.benches.lib.report import Record
-from scripts.benches.lib.stats import listed
 from scripts.benches.lib.tables import table
 from scripts.benches.recovery_times import Taken, expected, healed, reached, rolled_back, smooth
 
@@ -32,6 +31,11 @@ PAPER: dict[str, dict[float, tuple[float, float]]] = {
 }
 #: Iterations of redundant computation to that loss, 419.56 h at 151.04 s: nothing is lost in them.
 PAPER_FAILURE_FREE = 10_000
+
+#: In a stage, as they were tried.
+LAYERS = (1, 2, 4)
+#: Of so many seeds all numbers are shown, of more their mean.
+_MOST_LISTED = 5
 
 #: Those that are compared with the paper.
 METHODS = (REDUNDANT, *(f"checkpoint every {interval}" for interval in INTERVALS), "checkfree", "checkfree+")
@@ -142,8 +146,15 @@ def span(values: Sequence[float], form: str) -> str:
     return f"{mean} ({format(min(known), form)} to {format(max(known), form)})" if len(known) > 1 else mean
 
 
+def of_layers(name: str, layers: int) -> str:
+    """A variant's name with so many layers in a stage."""
+    return name if layers == 1 else f"{name}, {layers} layers"
+
+
 def by_seed(taken: dict[int, Taken]) -> str:
     """Iterations."""
+    if len(taken) > _MOST_LISTED:
+        return f"{span([each.iterations for each in taken.values()], '.0f')}, {len(taken)} seeds"
     return ", ".join("-" if math.isnan(each.iterations) else f"{each.iterations:.0f}" for each in taken.values())
 
 
@@ -191,11 +202,11 @@ def target_table(runs: Runs, rate: float) -> str:
     """Times against checkpoints by the loss to reach."""
     cost, rows = paper_cost(rate), []
     for part in TARGETS:
-        rows.append([f"{part:.0%}", listed((runs.target(seed, part) for seed in runs.of("none")), ".3f")])
+        rows.append([f"{part:.0%}", span([runs.target(seed, part) for seed in runs.of("none")], ".3f")])
         for method, at in (("swaps", 0.0), ("checkfree", rate), ("checkfree+", rate)):
             rows[-1].append(span(runs.slower(method, at, part), ".2f"))
         rows[-1].append(span(runs.ratios("checkfree+", AGAINST, rate, cost, part), ".2f"))
-    columns = "target at: | loss by seed | swaps, no failures | checkfree | checkfree+ | checkfree+ / checkpoints"
+    columns = "target at: | loss | swaps, no failures | checkfree | checkfree+ | checkfree+ / checkpoints"
     return table(columns, rows)
 
 
@@ -229,8 +240,8 @@ def more_table(runs: Runs, names: Sequence[str]) -> str:
     for name in (name for name in names if runs.of(name)):
         ends = [smooth(run["losses"])[-1] for run in runs.of(name).values()]
         taken, slower = by_seed(runs.all_taken(name, 0.0)), span(runs.slower(name, 0.0), ".2f")
-        rows.append([name, taken, slower, listed(ends, ".4f"), f"{statistics.mean(ends):.4f}"])
-    columns = "variant | iterations to the target by seed | / no failures | loss at the end by seed | mean:"
+        rows.append([name, taken, slower, span(ends, ".4f")])
+    columns = "variant | iterations to the target by seed | / no failures | loss at the end"
     return table(columns, rows)
 
 
@@ -254,6 +265,25 @@ def ends_table(runs: Runs, rate: float) -> str:
         rows.append([method, by_seed(taken), span(slower, ".2f"), mean, span(against, ".2f")])
     columns = "iterations by seed | / no failures | mean of all draws / no failures: | / checkpoints every 100"
     return table(f"method | {columns}", rows)
+
+
+def layers_table(records: Sequence[Record], probability: float) -> str:
+    """What swaps and failures cost by the depth of a stage."""
+    mean, rows = expected(1.0, 100, probability, 4), []
+    for layers in LAYERS:
+        names = {of_layers(name, layers): name for name in ("none", "swaps", "checkfree+ 10%")}
+        runs = Runs([{**run, "name": names[run["name"]]} for run in records if run["name"] in names])
+        swaps = runs.slower("swaps", 0.0)
+        if swaps:
+            floor = [slower / mean for slower in swaps]
+            healed_in = runs.slower("checkfree+", 0.10)
+            over = [slower / mean for slower in healed_in]
+            figures = [span(values, ".2f") for values in (swaps, floor, healed_in, over)]
+            rows.append([layers, len(swaps), *figures])
+    columns = (
+        "layers a stage: | seeds: | swaps / no failures | floor | checkfree+ / no failures | / checkpoints, all draws"
+    )
+    return table(columns, rows)
 
 
 def jumps(records: Sequence[Record], stage: int) -> str:
