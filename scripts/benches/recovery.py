@@ -230,7 +230,7 @@ _NOTES: dict[str, str] = {
     "computation is without it.\n\n",
     "First and last stage too, at 10 % an hour": "All six stages can be lost, which plain CheckFree cannot repair: the "
     "first becomes a copy of the second, the last of the last but one. Same failures for checkpoints.\n\n",
-    "Several layers a stage, at 10 % an hour": "The same width and tokens. The floor is what the swaps alone take, over "
+    "Several layers a stage, at 10 % an hour": "The same width and tokens. The floor is what the swaps alone take over "
     "the mean of all draws of rollbacks to the last multiple of 100: CheckFree+ could not be below it even if healing "
     "cost nothing.\n\n",
     "Boost, norm and swaps": '"copies": as the authors\' code does, stage 2 becomes a copy of stage 1 and stage 5 of '
