@@ -81,7 +81,6 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("where", to_wire(Where(3, "d1gest", bytes(60), True))),
     ("shard", to_wire(Shard(bytes(60), 0, 1.0, bytes(range(200))))),
     ("mean", to_wire(Mean.of((0, 2), bytes(range(200))))),
-    ("question", to_wire(messages.Question(1))),
     ("question", to_wire(messages.Question(1, 5000))),
     ("plan", to_wire(Plan(_PEERS[0], 1500))),
     ("plan", to_wire(Plan(_PEERS[2], None))),
