@@ -6,8 +6,8 @@
 
 Two workers with a core each train our language model: on one machine, where they talk over its loopback, and behind
 emulated links. What a worker does is in ``peers_worker`` and ``peers_loop``. Writes docs/benchmarks/peers.json and,
-from it, docs/benchmarks/peers.md after each cell. Needs what docs/link-emulator.md says, and an environment of its own,
-which the script makes: what the peers need holds back versions of what others need.
+from it, peers.md after each cell, at the end peers.png. Needs what docs/link-emulator.md says, and an environment of
+its own, which the script makes: what the peers need holds back versions of what others need.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from scripts.benches.lib.links import Link, Links
 from scripts.benches.lib.processes import Process, python
 from scripts.benches.lib.report import Record, load_average, read, stamp, write
 from scripts.benches.peers_loop import Local, Place
-from scripts.benches.peers_page import page
+from scripts.benches.peers_page import page, plot
 from scripts.benches.peers_worker import SYSTEMS, VALUES
 
 SCRIPT = "peers"
@@ -155,6 +155,7 @@ def main() -> None:
         records = [*(other for other in records if other not in same), record]
         write(options.out, records, page(options.out, records))
     write(options.out, records, page(options.out, records))
+    plot(options.out, records)
 
 
 if __name__ == "__main__":

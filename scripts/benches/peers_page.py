@@ -4,11 +4,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scripts.benches.lib.plots import figure
 from scripts.benches.lib.report import Record, kept, places
-from scripts.benches.lib.stats import grouped, spread
+from scripts.benches.lib.stats import bars, grouped, spread
 from scripts.benches.lib.tables import table
 from scripts.benches.peers_worker import PLAIN, SYSTEMS, VALUES
 
+#: Networks by name, as they are called in the plot.
+_TITLES = {"one machine": "one machine", "home": "behind links of 100 Mbit/s, 25 ms one way"}
 #: To which the seconds are told.
 TARGET = 2.4
 
@@ -83,6 +86,26 @@ def values(records: Sequence[Record]) -> str:
     return table("system | s a round: | of it the exchange: | memory (MB):", rows)
 
 
+def plot(path: Path, records: Sequence[Record]) -> None:
+    """Speed against bytes on each network, of those that train."""
+    with figure(path, 15, 6, len(_TITLES)) as panels:
+        for axes, (network, title) in zip(panels, _TITLES.items(), strict=True):
+            there = [each for each in records if each["network"] == network and "failure" not in each]
+            for name, runs in grouped(there, lambda record: str(record["system"])).items():
+                if name in VALUES:
+                    continue
+                speeds = [_speed(run) for run in runs]
+                sent, speed = statistics.mean(run["sent_bytes"] for run in runs) / 1e6, statistics.mean(speeds)
+                colour = "tab:red" if name.startswith("ours") else "tab:blue"
+                axes.errorbar(sent, speed, yerr=bars(speeds, speed), fmt="o", capsize=3, color=colour)
+                axes.annotate(name, (sent, speed), textcoords="offset points", xytext=(5, 4), fontsize=7)
+            axes.set_xscale("log")
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel(f"MB sent by a worker; {title}")
+            axes.set_ylabel("tokens a second")
+            axes.margins(x=0.2)
+
+
 def page(out: Path, records: Sequence[Record]) -> str:
     """The report for people."""
     training = [record for record in records if record["system"] not in VALUES]
@@ -108,6 +131,8 @@ there is one, is Nesterov's with 0.7 and 0.9. Versions: {peers}.
 * **processor**: seconds of processor time for 100,000 tokens, with daemons, helpers and servers. **memory**: of a
   worker with its helpers at the end (PSS).
 * Means over seeds, in brackets the least and the greatest.
+
+![speed against bytes]({out.name}.png)
 
 {kept(out)}
 ## On one machine
