@@ -33,8 +33,8 @@ _LADDER: Final = (3, 5, 10, 20, 30, 50, 100, 200, 500)
 _OVERLAPS_FROM: Final = 10
 _COARSER: Final = "int4-b128"
 #: In rounds of so many steps the anchor goes beyond the mean, and workers who trained on meanwhile take it as it is.
-#: In runs of so many steps that ends lower than shorter rounds of plain averaging; and in so many rounds of so many
-#: steps all is as in the papers (docs/algorithms/diloco.md).
+#: In runs of so many steps that ends as low as shorter rounds of plain averaging, for fewer bytes; and in so many
+#: rounds of so many steps all is as in the papers (docs/algorithms/diloco.md).
 _BEYOND_FROM: Final = 10
 _LONG_RUN: Final = 1000
 _BEYOND: Final = {

@@ -73,7 +73,8 @@ def by_size(groups: Iterable[list[Record]]) -> list[str]:
     """Models of several sizes with equal text a parameter: what arms lose to data-parallel training, and power laws."""
     found = []
     for runs in grouped(groups, _text_a_parameter).values():
-        sizes = sorted((int(records[0]["values"]), lines(records)) for records in runs)
+        by_values = {int(records[0]["values"]): lines(records) for records in runs}
+        sizes = sorted(by_values.items(), key=lambda size: size[0])
         names = [name for name in sizes[0][1] if all(name in of_size for _, of_size in sizes)]
         if len(sizes) < _SIZES or DATA_PARALLEL not in names:
             continue

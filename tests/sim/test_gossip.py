@@ -107,16 +107,16 @@ def seconds_of(record: Record, peer: PeerId) -> float:
 @pytest.mark.parametrize("variant", [IN_ROUNDS, AT_RANDOM])
 def test_a_slow_worker_holds_nobody(variant: dict[str, Any]) -> None:
     # Rounds of five seconds: when a round is a few round trips long, looking for somebody else is no small part of it.
-    swarm = gossiping(1, 8, rounds=12, step_s=2.5, together=True, **variant)
+    swarm = gossiping(1, 8, rounds=14, step_s=2.5, together=True, **variant)
     slow, others = swarm.peers[-1], swarm.peers[:-1]
     with_it = simulate(replace(swarm, paces={7: 10.0}))
     without = simulate(replace(swarm, num_workers=7))
     for peer in others:
-        assert with_it.outcomes[peer].round == without.outcomes[peer].round == 12
+        assert with_it.outcomes[peer].round == without.outcomes[peer].round == 14
     longer = sum(seconds_of(with_it, p) for p in others) / sum(seconds_of(without, p) for p in others)
     assert longer == pytest.approx(1.0, abs=0.05)
     assert with_it.outcomes[slow].done, "its rounds jump to those of the others"
-    assert with_it.outcomes[slow].tokens < with_it.outcomes[others[0]].tokens / 3
+    assert with_it.outcomes[slow].tokens < with_it.outcomes[others[0]].tokens / 5
     assert not list(patience(with_it))
 
 

@@ -5,10 +5,7 @@ Legend: N = values in the fragment.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -22,7 +19,6 @@ from decentral.exchange.wire import seed_of
 from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
 from decentral.types import PeerId, SyncKey
 
-_T = TypeVar("_T")
 #: Before a lost call is made again: one that breaks at once would be made without end.
 _AGAIN_S = 0.1
 
@@ -111,9 +107,10 @@ class Guest:
         """Whether a host has our anchor already: it plans this group as we do, and waits for the rest."""
         return self._sent_ahead.get(sync.key.fragment) == (sync.mine.base.digest, host)
 
-    async def ask(self, sync: Sync, peer: PeerId) -> Plan | None:
-        """Where a peer will be and when; ``None`` if it does not say."""
-        context, question = self._context, to_wire(Question(sync.key.fragment))
+    async def ask(self, sync: Sync, peer: PeerId, patience_s: float | None = None) -> Plan | None:
+        """Where a peer will be and when; ``None`` if it does not say. With a patience we come if it is in time."""
+        context = self._context
+        question = to_wire(Question(sync.key.fragment, None if patience_s is None else ms(patience_s)))
         try:
             timeout_s = context.answer_s(MAX_SMALL_BYTES)
             reply = await context.transport.call(
@@ -128,14 +125,13 @@ class Guest:
         return None
 
     async def _is_welcome(self, sync: Sync, host: PeerId) -> bool:
-        """Whether a host keeps a seat for us: values that are sent in vain cost more than a question."""
+        """Whether a host keeps a seat for us: values sent in vain cost more than a question. Silence is no no."""
         if self.is_expected(sync, host):
             return True
         patience_s = max(0.0, sync.wait_until - self._context.clock.monotonic())
-        question = to_wire(Question(sync.key.fragment, ms(patience_s)))
-        plan = await self._call(sync, host, ASK, question, MAX_SMALL_BYTES, partial(from_wire, Plan))
-        welcome = plan is not None and plan.host == host and plan.eta_s is not None and plan.eta_s <= patience_s
-        if plan is not None and not welcome:
+        plan = await self.ask(sync, host, patience_s)
+        welcome = plan is None or (plan.host == host and plan.eta_s is not None and plan.eta_s <= patience_s)
+        if not welcome:
             sync.absent[host] = "has no place for us"
         return welcome
 
@@ -143,12 +139,11 @@ class Guest:
         """Bring, and ask again until the host says yes or no."""
         fragment = sync.key.fragment
         limit, request = self._reply_limit(fragment), await self._packed(sync, host)
-        read = partial(unpack_reply, limit=limit, max_members=self._context.options.group_size + MAX_VISITORS)
         method = BRING
         while True:
             # It has our values, or may have them from now on: whether they count only its answer can tell.
             sync.unsure.add(host)
-            reply = await self._call(sync, host, method, request, limit, read)
+            reply = await self._call(sync, host, method, request, limit)
             if reply is None:
                 return None
             if reply.kind is Kind.HOLD:
@@ -164,16 +159,14 @@ class Guest:
                     sync.absent[host] = f"has no place for us{when}"
                 return reply
 
-    async def _call(
-        self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int, read: Callable[[bytes], _T]
-    ) -> _T | None:
+    async def _call(self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int) -> Reply | None:
         """Call a host until it answers: saying the same twice changes nothing. ``None`` if it will not."""
         context = self._context
         timeout_s = context.answer_s(len(request) + limit, HOLD_S)
         while True:
             try:
                 data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
-                return read(data)
+                return unpack_reply(data, limit, context.options.group_size + MAX_VISITORS)
             except CallTimeout:
                 await asyncio.sleep(_AGAIN_S)
                 continue

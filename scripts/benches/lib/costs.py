@@ -51,7 +51,7 @@ class Spent:
     training_s: float
     """The process's main thread, which trains."""
     python_s: float
-    """Its other threads: what is left of the process's own time, so a tick (10 ms) may be missing or too much."""
+    """Its other threads: what is left of the process's own time, so two ticks of 10 ms may be missing."""
     daemon_s: float
     """What it has started."""
 

@@ -132,6 +132,12 @@ class Mates:
         delta_N = torch.full((num,), value if weight else 0.0)
         return Contribution(delta_N, weight, Base(base, torch.full((num,), anchor)), num_inner_steps=H)
 
+    async def go_ahead(self, peer: PeerId, anchor: float = 0.0) -> None:
+        """A worker has this anchor, and there is time for it to go to the next host before the end of its steps."""
+        base = self.contribution(0.0, anchor).base
+        self.gossips[peer].adopted(0, base.digest, base.anchor_N)
+        await asyncio.sleep(ROUND_S / 2)
+
     async def practise(self, rounds: int = 10) -> None:
         """Some rounds in which everybody is prompt: from then on they know how long things take."""
         for round_ in range(rounds):
