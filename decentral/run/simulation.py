@@ -171,6 +171,8 @@ def scenario_of(file: ScenarioFile) -> tuple[Scenario, FaultTape | None, float]:
         machines=machines,
         num_values=num_values,
         num_tensors=len(parameters),
+        # As far from its end all along as training is: at its optimum a toy's workers would pull against each other.
+        inner_lr=1 / max(2, swarm.run.rounds * options.plan.inner_steps),
         together=True,
         patient=bool(faults),
         build=build,

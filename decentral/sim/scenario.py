@@ -99,6 +99,8 @@ class Scenario:
     """Workers (the last ones) that are not started with the others; a fault may start them."""
     momentum: float = 0.0
     """See ``ToyProblem``."""
+    inner_lr: float = 0.1
+    """See ``ToyProblem``."""
     save_every: Every = NEVER
     """How often each worker saves its state; a machine that starts again goes on from the newest on its disk."""
     protect: int = 0
@@ -124,6 +126,7 @@ class Scenario:
             num_values=self.num_values,
             num_tensors=self.num_tensors,
             momentum=self.momentum,
+            inner_lr=self.inner_lr,
         )
 
     @cached_property
