@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 #: Spoken between peers, who refuse another one. Raise it when a message changes shape or meaning.
-PROTOCOL = 13
+PROTOCOL = 14
 
 _PUBLIC = {
     "found": "decentral.run.opening",

@@ -297,11 +297,13 @@ def _bits(method: MethodSection, case: Case) -> tuple[float, float]:
     others, up, down = case.workers - 1, bits(method.codec), bits(method.mean_codec)
     if method.family is Family.GOSSIP:
         anchor, pull = bits(method.anchor_codec), bits(method.pull_codec)
-        swap = up + anchor + down + pull
-        if method.schedule == "poisson":
-            swap = (anchor + pull) * method.events_per_round
         guests = min(method.group_size, case.workers) - 1
-        return swap * guests / (guests + 1), swap * guests
+        swap = in_turn = up + anchor + down + pull
+        if method.schedule == "poisson":
+            swap = in_turn = (anchor + pull) * method.events_per_round
+        elif guests == 1:  # both send their pseudo-gradients at the same time
+            swap, in_turn = 2 * up + anchor + pull, up + anchor + pull
+        return swap * guests / (guests + 1), in_turn * guests
     both = up + down
     if method.family is Family.SERVER:  # its line has the contributions of all others
         servers = min(_fragments(method, case.size.layers)[0], case.workers)

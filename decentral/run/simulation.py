@@ -21,7 +21,7 @@ from decentral.config.schema import SwarmConfig, WorkerConfig
 from decentral.errors import ConfigError
 from decentral.exchange.allreduce.members import HELD
 from decentral.exchange.allreduce.reducer import RESULT, SHARD
-from decentral.exchange.gossip.host import AHEAD, ASK, BRING, POLL
+from decentral.exchange.gossip.host import AHEAD, ASK, BRING, FETCH, POLL
 from decentral.exchange.gossip.random_swaps import SWAP
 from decentral.exchange.server.server import PUSH
 from decentral.exchange.wire import MIN_SHARD_VALUES, SHARD_ALIGN
@@ -41,7 +41,7 @@ from decentral.swarm.timing import Timing
 from decentral.types import PeerId
 
 #: Methods whose messages, or the replies to them, are values and little else.
-_CARRIERS: Final = (SHARD, RESULT, HELD, ASK, AHEAD, BRING, POLL, SWAP, PUSH, PIECE)
+_CARRIERS: Final = (SHARD, RESULT, HELD, ASK, AHEAD, BRING, POLL, FETCH, SWAP, PUSH, PIECE)
 #: Beyond so many machines an all-reduce, whose reducers are all of them, has more messages than can be simulated.
 _MOST_REDUCERS = 64
 #: Values of every machine together, in float32 and several times over.

@@ -12,7 +12,7 @@ from decentral.exchange.allreduce.audit import Wanted
 from decentral.exchange.allreduce.leader import Leader
 from decentral.exchange.allreduce.messages import Held, Result
 from decentral.exchange.allreduce.participants import Participants
-from decentral.exchange.gossip.messages import Poll
+from decentral.exchange.gossip.messages import Visit
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.exchange.server.messages import Question
 from decentral.exchange.server.options import ServerOptions
@@ -46,7 +46,7 @@ LIST = to_wire(Participants(SyncKey(1, 0), peer_id(0), 0, "base", (peer_id(0), p
 #: Of what members of these swarms never call, or seldom.
 EXAMPLES = {
     "rows": [to_wire(_Claim("data", 0, 1, (0, bytes(32))))],
-    "gossip.poll": [to_wire(Poll(0, 8))],
+    "gossip.poll": [to_wire(Visit(0, 8))],
     "guard.claim": [to_wire(_Wanted(peer_id(1), "d1gest", 0))],
     "guard.fetch": [to_wire(_Wanted(peer_id(1), "d1gest", 0))],
     "server.fetch": [to_wire(Question(0))],

@@ -27,7 +27,7 @@ from decentral.exchange.allreduce.messages import (
 )
 from decentral.exchange.allreduce.participants import Participants
 from decentral.exchange.gossip import messages
-from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Reply
+from decentral.exchange.gossip.messages import Anchor, Bring, Given, Kind, Plan, Reply, Visit
 from decentral.exchange.server import messages as server
 from decentral.pipeline import packets
 from decentral.pipeline.packets import Commit, Committed, Failed, Hop, Load, Packet, Settle, Settled
@@ -56,7 +56,8 @@ READERS: dict[str, Reader] = {
     "plan": partial(from_wire, Plan),
     "anchor": partial(from_wire, Anchor, limit=_LIMIT),
     "bring": partial(from_wire, Bring, limit=_LIMIT),
-    "poll": partial(from_wire, Poll),
+    "visit": partial(from_wire, Visit),
+    "given": partial(from_wire, Given, limit=_LIMIT),
     "reply": lambda data: messages.unpack_reply(data, _LIMIT, _MAX_MEMBERS),
     "server question": partial(from_wire, server.Question),
     "server standing": partial(from_wire, server.Standing),
@@ -87,7 +88,8 @@ _GOOD: tuple[tuple[str, bytes], ...] = (
     ("anchor", to_wire(Anchor(0, "d1gest", bytes(range(200))))),
     ("bring", to_wire(Bring(1, "d1gest", 7, 640.0, 2500, bytes(300), bytes(range(200))))),
     ("bring", to_wire(Bring(1, "d1gest", 8, 0.0, 2500, b"", bytes(range(200))))),
-    ("poll", to_wire(Poll(1, 8))),
+    ("visit", to_wire(Visit(1, 8))),
+    ("given", to_wire(Given(Kind.DONE, bytes(range(200))))),
     ("reply", to_wire(Reply(Kind.HOLD))),
     ("reply", to_wire(Reply(Kind.NO, 12_000))),
     ("reply", to_wire(Reply(Kind.DONE, None, 500, _PEERS, (0, 2), bytes(300), bytes(100)))),

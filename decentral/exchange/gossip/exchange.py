@@ -44,6 +44,8 @@ _WAIT_SHARE, _WAIT_MOST = 0.03, 0.25
 _MIN_WAIT_ROUNDS, _MIN_WAIT_S = 0.1, 0.5
 #: Who is alone so often in a row is out of step with the others, and may be for ever: it is told when they are ready.
 _OUT_OF_STEP = 3
+#: To be in step again a guest leaves out less than the other part of its stretch.
+_STRETCH_LEAST = 0.5
 #: Between two questions to a guest that is about to come.
 _TICK_S = 0.25
 
@@ -78,8 +80,8 @@ class Gossip(Exchange):
         self._serial = 0
         self._rounds_alone = [0 for _ in context.wire.numels]
         self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
-        self._nearest_s = math.nan
-        """Out of step with the others: in how many seconds the first of them will be ready, as of the last sync."""
+        self._due_in_s = math.nan
+        """In how many seconds others will be ready, as of the last sync, if they are not when we are."""
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -94,12 +96,12 @@ class Gossip(Exchange):
         await self._guest.run()
 
     def onward(self) -> Onward:
-        """In the round of the others; and whoever always is ready when nobody else is meets them a stretch earlier.
+        """In the round of the others; and whoever would be ready later than they are takes fewer steps.
 
         With several fragments it would jump over events of the plan: those meet somebody sooner or later.
         """
-        nearest_s, self._nearest_s = self._nearest_s, math.nan
-        return Onward(self._company.round_to_join(), nearest_s if len(self._rounds_alone) == 1 else math.nan)
+        due_in_s, self._due_in_s = self._due_in_s, math.nan
+        return Onward(self._company.round_to_join(), due_in_s if len(self._rounds_alone) == 1 else math.nan)
 
     def memory(self) -> Memory:
         """What its arithmetic remembers."""
@@ -122,7 +124,9 @@ class Gossip(Exchange):
         answer: tuple[PeerId, Reply] | None = None
         answers: dict[tuple[PeerId, int], bytes] = {}
         has_others = bool(self._company.others())
-        self._host.attend(fragment)
+        if has_others:
+            await self._guest.encode(sync)
+        self._host.attend(fragment, sync.delta if has_others else None)
         try:
             try:
                 with contextlib.suppress(TimeoutError):
@@ -134,14 +138,11 @@ class Gossip(Exchange):
                 seats, table = self._host.clear(fragment)
             ended = self._clock.monotonic()
             end = await self._take(sync, *answer) if answer is not None else None
-            end = end or await self._settle(sync, seats, answers) or self._alone(sync)
+            end = end or await self._settle(sync, seats, table, answers) or self._alone(sync)
         finally:
             table.close(answers)
         alone = self._rounds_alone[fragment] = 0 if end.partners else self._rounds_alone[fragment] + 1
-        nearest = min(sync.ready_at, default=math.inf)
-        # One that was ready in time and had no place does not tell that we are out of step.
-        out_of_step = alone > 0 and alone % _OUT_OF_STEP == 0 and sync.wait_until < nearest < math.inf
-        self._nearest_s = nearest - self._clock.monotonic() if out_of_step else math.nan
+        self._due_in_s = self._ready_in_s(sync, alone)
         waiting_s = max(0.0, ended - began - sync.moving_s)
         self._budget.spend(waiting_s)
         met = Met(
@@ -173,6 +174,20 @@ class Gossip(Exchange):
         learnt_s = context.waits.seconds(at_first=most_s, at_most=most_s)
         wait_s = max(_MIN_WAIT_S, min(most_s, max(_MIN_WAIT_ROUNDS * pace_s, learnt_s)))
         return wait_s, context.moves.seconds(at_first=slowest_s, at_most=slowest_s)
+
+    def _ready_in_s(self, sync: Sync, alone: int) -> float:
+        """In how many seconds the others will be ready; NaN if they are when we are, or if it is not known.
+
+        A guest goes on later than its host, which did so when the guest's values were there. Who was alone for so many
+        syncs is told by those who have no place for it.
+        """
+        round_s, nearest = self._company.round_s(), min(sync.ready_at, default=math.inf)
+        if not alone and sync.behind_s and round_s:
+            return max(_STRETCH_LEAST * round_s, round_s - sync.behind_s)
+        # One that was ready in time and had no place does not tell that we are out of step.
+        if alone and alone % _OUT_OF_STEP == 0 and sync.wait_until < nearest < math.inf:
+            return nearest - self._clock.monotonic()
+        return math.nan
 
     # -- finding each other -------------------------------------------------------------------------------------------
 
@@ -262,7 +277,7 @@ class Gossip(Exchange):
                 raise FrameError("the answer counts somebody else's values for ours")
             taken = await self._clock.run_aside(
                 lambda: self._swap.take(
-                    key, share, reply.members, reply.contributors, reply.mean, reply.pull, reply.own_share
+                    key, share, reply.members, reply.contributors, reply.mean, reply.pull, reply.own_share, sync.theirs
                 )
             )
         except FrameError as err:
@@ -271,16 +286,20 @@ class Gossip(Exchange):
             return None
         return self._ended(taken, sync.sent_N, [peer for peer in reply.members if peer != me])
 
-    async def _settle(self, sync: Sync, seats: Sequence[Seat], answers: dict[tuple[PeerId, int], bytes]) -> _End | None:
+    async def _settle(
+        self, sync: Sync, seats: Sequence[Seat], table: Table, answers: dict[tuple[PeerId, int], bytes]
+    ) -> _End | None:
         """The outcome for a host, and its answers to those at its table; ``None`` if there is nobody."""
         if not seats:
             return None
-        key, mine, now = sync.key, sync.mine, self._clock.monotonic()
-        host = self._share(sync, mine.delta_N)
+        key, now = sync.key, self._clock.monotonic()
+        await self._guest.encode(sync)
+        host = self._share(sync, sync.sent_N)
         guests = [seat.share for seat in seats]
+        has_ours = len(seats) == 1 and (seats[0].share.peer, seats[0].serial) in table.given
 
         def settle() -> Taken:
-            taken, given = self._swap.settle(key, host, guests)
+            taken, given = self._swap.settle(key, host, guests, has_ours=has_ours)
             for seat in seats:
                 peer, held_s = seat.share.peer, now - seat.since
                 told = given.members, given.contributors, given.mean, given.pulls[peer], given.shares[peer]
@@ -289,7 +308,7 @@ class Gossip(Exchange):
             return taken
 
         taken = await self._clock.run_aside(settle)
-        return self._ended(taken, mine.delta_N, [guest.peer for guest in guests])
+        return self._ended(taken, sync.sent_N, [guest.peer for guest in guests])
 
     def _share(self, sync: Sync, delta_N: Tensor | None) -> Share:
         """What this worker brings to a group."""

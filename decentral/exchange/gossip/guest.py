@@ -5,7 +5,9 @@ Legend: N = values in the fragment.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,11 +15,24 @@ from decentral.codecs.frame import framed_nbytes, pack, unpack
 from decentral.errors import CallRefused, CallTimeout, FrameError, PeerUnreachable, TransportError
 from decentral.exchange.api import Contribution
 from decentral.exchange.gossip.context import HOLD_S, Context
-from decentral.exchange.gossip.host import AHEAD, ASK, BRING, MAX_VISITORS, POLL, Host
-from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Question, Reply, ms, unpack_reply
+from decentral.exchange.gossip.host import AHEAD, ASK, BRING, FETCH, MAX_VISITORS, POLL, Host
+from decentral.exchange.gossip.messages import (
+    Anchor,
+    Bring,
+    Given,
+    Kind,
+    Plan,
+    Question,
+    Reply,
+    Visit,
+    ms,
+    unpack_reply,
+)
 from decentral.exchange.wire import seed_of
 from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
 from decentral.types import PeerId, SyncKey
+
+T = TypeVar("T")
 
 #: Before a lost call is made again: one that breaks at once would be made without end.
 _AGAIN_S = 0.1
@@ -39,11 +54,15 @@ class Sync:
     unsure: set[PeerId] = field(default_factory=set)
     """Hosts that may count us though we do not know it."""
     sent_N: Tensor | None = None
-    """What hosts decode of ours, once it is encoded."""
+    """What others decode of ours, once it is encoded."""
     delta: bytes = b""
     """Its frame."""
+    theirs: bytes | None = None
+    """The frame of what the host brought itself, if the mean is for us to take."""
     moving_s: float = 0.0
     """Time that the values of the swap that succeeded were on their way."""
+    behind_s: float = 0.0
+    """How much later than the planned host we go on: it did so when our values were there."""
 
 
 class Guest:
@@ -85,6 +104,7 @@ class Guest:
             sync.absent[host] = "is avoided for a while"
             return None
         self._host.visit(fragment, host)
+        is_planned = host == context.company.group(fragment)[0]
         sync.absent[host] = "has not answered in time"
         try:
             reply = await self._stay(sync, host) if await self._is_welcome(sync, host) else None
@@ -100,6 +120,8 @@ class Guest:
             return None
         context.waits.observe(began + reply.held_s - sync.began)
         sync.moving_s = max(0.0, context.clock.monotonic() - began - reply.held_s)
+        if is_planned:
+            sync.behind_s = max(0.0, sync.moving_s * self._share_of(reply, fragment) - reply.held_s)
         context.moves.observe(sync.moving_s)
         return reply
 
@@ -135,21 +157,62 @@ class Guest:
             sync.absent[host] = "has no place for us"
         return welcome
 
+    async def encode(self, sync: Sync) -> None:
+        """Make the frame of our pseudo-gradient, once."""
+        if sync.mine.weight and not sync.delta:
+            sync.delta, sync.sent_N = await self._context.clock.run_aside(lambda: self._encoded(sync))
+
     async def _stay(self, sync: Sync, host: PeerId) -> Reply | None:
+        """Bring our values and fetch the host's, at the same time: a line has two ways."""
+        answered = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            fetching = group.create_task(self._fetch(sync, host, answered))
+            reply = await self._bring(sync, host)
+            answered.set()
+            if reply is None or not reply.is_of_two:
+                fetching.cancel()
+        if reply is None or not reply.is_of_two:
+            return reply
+        given = fetching.result()
+        if given is not None and given.kind is Kind.DONE:
+            sync.theirs = given.delta
+            return reply
+        sync.unsure.add(host)
+        if given is not None:
+            sync.absent[host] = "keeps back the values that it says we have"
+            self._context.offend(host, sync.absent[host], brief=True)
+        return None
+
+    async def _fetch(self, sync: Sync, host: PeerId, answered: asyncio.Event) -> Given | None:
+        """What a host brings itself, ``HOLD`` or ``NO`` if it does not give it; ``None`` if it cannot be reached."""
+        wire, fragment = self._context.wire, sync.key.fragment
+        limit = framed_nbytes(wire.codec, wire.numels[fragment]) + MAX_SMALL_BYTES
+        request = to_wire(Visit(fragment, sync.serial))
+        while True:
+            given = await self._call(sync, host, FETCH, request, limit, lambda data: from_wire(Given, data, limit))
+            if given is None or given.kind is not Kind.HOLD or answered.is_set():
+                return given
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _bring(self, sync: Sync, host: PeerId) -> Reply | None:
         """Bring, and ask again until the host says yes or no."""
         fragment = sync.key.fragment
         limit, request = self._reply_limit(fragment), await self._packed(sync, host)
-        method = BRING
+        method, most = BRING, self._context.options.group_size + MAX_VISITORS
+
+        def read(data: bytes) -> Reply:
+            return unpack_reply(data, limit, most)
+
         while True:
             # It has our values, or may have them from now on: whether they count only its answer can tell.
             sync.unsure.add(host)
-            reply = await self._call(sync, host, method, request, limit)
+            reply = await self._call(sync, host, method, request, limit, read)
             if reply is None:
                 return None
             if reply.kind is Kind.HOLD:
                 if method == POLL:  # a host that holds nothing is not asked without a pause
                     await asyncio.sleep(_AGAIN_S)
-                method, request = POLL, to_wire(Poll(fragment, sync.serial))
+                method, request = POLL, to_wire(Visit(fragment, sync.serial))
             elif reply.kind is Kind.ANCHOR and self._sent_ahead.pop(fragment, None) is not None:
                 request = await self._packed(sync, host)  # what went ahead is not there any more
             else:
@@ -159,14 +222,17 @@ class Guest:
                     sync.absent[host] = f"has no place for us{when}"
                 return reply
 
-    async def _call(self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int) -> Reply | None:
+    async def _call(
+        self, sync: Sync, host: PeerId, method: str, request: bytes, limit: int, read: Callable[[bytes], T]
+    ) -> T | None:
         """Call a host until it answers: saying the same twice changes nothing. ``None`` if it will not."""
         context = self._context
         timeout_s = context.answer_s(len(request) + limit, HOLD_S)
         while True:
             try:
-                data = await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
-                return unpack_reply(data, limit, context.options.group_size + MAX_VISITORS)
+                return read(
+                    await context.transport.call(host, method, request, timeout_s=timeout_s, max_reply_bytes=limit)
+                )
             except CallTimeout:
                 await asyncio.sleep(_AGAIN_S)
                 continue
@@ -190,12 +256,8 @@ class Guest:
         # Who is ready for us closes its table soon, however late a lost question has made us.
         patience_s = max(HOLD_S, sync.wait_until - self._context.clock.monotonic())
 
-        def packed() -> bytes:
-            if mine.weight and not sync.delta:
-                sync.delta, sync.sent_N = self._encoded(sync)
-            return to_wire(Bring(fragment, base.digest, sync.serial, mine.weight, ms(patience_s), sync.delta, anchor))
-
-        return await self._context.clock.run_aside(packed)
+        bring = Bring(fragment, base.digest, sync.serial, mine.weight, ms(patience_s), sync.delta, anchor)
+        return await self._context.clock.run_aside(lambda: to_wire(bring))
 
     def _encoded(self, sync: Sync) -> tuple[bytes, Tensor]:
         """The frame of our pseudo-gradient, and what a host makes of it."""
@@ -223,6 +285,11 @@ class Guest:
         with contextlib.suppress(TransportError):
             await self._context.transport.call(host, AHEAD, request, timeout_s=timeout_s, max_reply_bytes=0)
             self._sent_ahead[fragment] = base, host
+
+    def _share_of(self, reply: Reply, fragment: int) -> float:
+        """How much of the values of a swap was on its way from the host when that had gone on."""
+        later = len(reply.mean) + len(reply.pull)
+        return later / (later + framed_nbytes(self._context.wire.codec, self._context.wire.numels[fragment]))
 
     def _reply_limit(self, fragment: int) -> int:
         """The longest answer of a host."""

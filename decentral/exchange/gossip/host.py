@@ -3,7 +3,7 @@
 from decentral.codecs.frame import framed_nbytes, unpack
 from decentral.errors import FrameError
 from decentral.exchange.gossip.context import HOLD_S, Context
-from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Poll, Question, Reply, ms
+from decentral.exchange.gossip.messages import Anchor, Bring, Given, Kind, Plan, Question, Reply, Visit, ms
 from decentral.exchange.gossip.swap import Share
 from decentral.exchange.gossip.table import Seat, Table
 from decentral.swarm.message import MAX_SMALL_BYTES, from_wire, to_wire
@@ -13,6 +13,7 @@ ASK = "gossip.ask"
 AHEAD = "gossip.ahead"
 BRING = "gossip.bring"
 POLL = "gossip.poll"
+FETCH = "gossip.fetch"
 #: Guests that a host takes beside those planned.
 MAX_VISITORS = 1
 #: Messages with values that are read at a time.
@@ -47,6 +48,7 @@ class Host:
         await serve(AHEAD, self._on_ahead, max_request_bytes=anchor, max_concurrent=_MAX_UPLOADS)
         await serve(BRING, self._on_bring, max_request_bytes=anchor + delta, max_concurrent=_MAX_UPLOADS)
         await serve(POLL, self._on_poll, max_request_bytes=MAX_SMALL_BYTES)
+        await serve(FETCH, self._on_fetch, max_request_bytes=MAX_SMALL_BYTES, max_concurrent=_MAX_UPLOADS)
 
     # -- what this worker does ----------------------------------------------------------------------------------------
 
@@ -54,9 +56,16 @@ class Host:
         """The table at which the guests of the next sync sit."""
         return self._tables[fragment]
 
-    def attend(self, fragment: int) -> None:
-        """This worker has finished its inner steps: guests need not wait for it any more."""
+    def attend(self, fragment: int, own: bytes | None) -> None:
+        """This worker has finished its inner steps: guests need not wait for it any more.
+
+        Args:
+            fragment: of the sync.
+            own: what it brings itself, for an only guest; empty if it listens, ``None`` to give it to nobody.
+        """
         self._tables[fragment].tidy(self._clock.monotonic(), self._context.timing.grace_s)
+        if own is not None:
+            self._tables[fragment].lay(own)
         self._at_home.add(fragment)
 
     def visit(self, fragment: int, host: PeerId | None) -> None:
@@ -176,8 +185,33 @@ class Host:
 
     async def _on_poll(self, sender: PeerId, request: bytes) -> bytes:
         """A guest asks again."""
-        poll = from_wire(Poll, request)
-        return await self._again(sender, self._checked(poll.fragment), poll.serial) or to_wire(Reply(Kind.NO))
+        visit = from_wire(Visit, request)
+        return await self._again(sender, self._checked(visit.fragment), visit.serial) or to_wire(Reply(Kind.NO))
+
+    async def _on_fetch(self, sender: PeerId, request: bytes) -> bytes:
+        """The only guest wants what this worker brings itself, while its own values are on their way here."""
+        visit = from_wire(Visit, request)
+        fragment = self._checked(visit.fragment)
+        guest, table = (sender, visit.serial), self._closed[fragment]
+        if guest not in table.given:
+            table = self._tables[fragment]
+            if self._context.avoids(sender) or not self._is_the_only(fragment, sender):
+                return to_wire(Given(Kind.NO))
+            await table.laid(HOLD_S)
+            if table.own is None:
+                return to_wire(Given(Kind.HOLD))
+            if table not in self._tables or not self._is_the_only(fragment, sender):
+                return to_wire(Given(Kind.NO))
+            table.given.add(guest)
+        return to_wire(Given(Kind.DONE, table.own or b""))
+
+    def _is_the_only(self, fragment: int, sender: PeerId) -> bool:
+        """Whether this worker has or expects this guest, and no other: of those planned, whose anchors are here."""
+        host, *planned = self._company.group(fragment)
+        guests = self._tables[fragment].guests
+        if host == self._company.me:
+            guests = guests.union(peer for peer in planned if peer == sender or (fragment, peer) in self._ahead)
+        return guests == {sender}
 
     async def _again(self, sender: PeerId, fragment: int, serial: int) -> bytes | None:
         """The answer to a guest that has brought these values before; ``None`` if they are not here."""

@@ -83,10 +83,10 @@ class Bring(Message, frozen=True):
         return (self.patience_ms or 0) / 1000
 
 
-class Poll(Message, frozen=True):
-    """A guest that has brought its values asks again."""
+class Visit(Message, frozen=True):
+    """Which of its visits a guest asks about: for the answer, or for what its host brings itself."""
 
-    what: ClassVar[str] = "poll"
+    what: ClassVar[str] = "visit"
     fragment: Count
     serial: Count
 
@@ -117,6 +117,7 @@ class Reply(Message, frozen=True):
     contributors: tuple[Count, ...] = ()
     """Indices of those members whose pseudo-gradients are in the mean."""
     mean: bytes = b""
+    """Empty where the guest takes it itself, of its own pseudo-gradient and its host's."""
     pull: bytes = b""
     own_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     """How much of the mean is the guest's own."""
@@ -130,6 +131,11 @@ class Reply(Message, frozen=True):
         ascending("contributors", self.contributors)
 
     @property
+    def is_of_two(self) -> bool:
+        """Whether the guest takes the mean itself."""
+        return self.kind is Kind.DONE and bool(self.contributors) and not self.mean
+
+    @property
     def eta_s(self) -> float | None:
         """When the host would be ready, in seconds from now."""
         return None if self.eta_ms is None else self.eta_ms / 1000
@@ -138,6 +144,16 @@ class Reply(Message, frozen=True):
     def held_s(self) -> float:
         """How long the guest's values waited for others, in seconds."""
         return (self.held_ms or 0) / 1000
+
+
+class Given(Message, frozen=True):
+    """What a host brings itself, for its only guest."""
+
+    what: ClassVar[str] = "pseudo-gradient of a host"
+    kind: Kind
+    """``HOLD`` while it still trains, ``NO`` where others sit at its table as well: then its answer has the mean."""
+    delta: bytes = b""
+    """Empty of one that only listens."""
 
 
 def unpack_reply(data: bytes, limit: int, max_members: int) -> Reply:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from decentral.codecs.frame import pack, unpack
+from decentral.errors import FrameError
 from decentral.exchange.api import Contribution, Memory, Restrained
 from decentral.exchange.gossip.bounds import OwnBounds
 from decentral.exchange.gossip.options import GossipOptions
@@ -33,6 +34,8 @@ from decentral.types import PeerId, SyncKey
 
 #: A guest's tokens count at most so many times as those of the host's own whole round.
 _MAX_WEIGHT_RATIO = 4.0
+#: Host and guest, where there is one.
+_PAIR = PeerId("host"), PeerId("guest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,20 @@ class Swap:
         self._rest.restore(memory.tensors.get("rest", {}))
         self.bounds.remember(memory.facts)
 
-    def settle(self, key: SyncKey, host: Share, guests: Sequence[Share]) -> tuple[Taken, Answers]:
-        """The host's side: means over all, pulls for the guests."""
+    def settle(
+        self, key: SyncKey, host: Share, guests: Sequence[Share], *, has_ours: bool = False
+    ) -> tuple[Taken, Answers]:
+        """The host's side: means over all, pulls for the guests.
+
+        Args:
+            key: which sync.
+            host: this worker.
+            guests: those at its table.
+            has_ours: whether the only guest has the host's pseudo-gradient, and takes the mean itself.
+        """
         members = (host.peer, *(guest.peer for guest in guests))
         self.bounds.measure(key.fragment, host.delta_N, host.part, key.round)
-        mean_N, frame, contributors, shares = self._mean(key, host, guests)
+        mean_N, frame, contributors, shares = self._mean(key, host, guests, has_ours)
         anchors = {guest.peer: self._anchor(guest, host.anchor_N) for guest in guests}
         own_N, pulls = self.pulls(key.fragment, host.anchor_N, anchors, f"pull/{key.round}/{key.fragment}")
         mixed = Mixed(mean_N, tuple([members[i] for i in contributors]), anchor_N=host.anchor_N + own_N)
@@ -133,6 +145,7 @@ class Swap:
         mean: bytes,
         pull: bytes,
         own_share: float,
+        theirs: bytes | None = None,
     ) -> Taken:
         """A guest's side: the host's answer, checked and clipped.
 
@@ -141,9 +154,10 @@ class Swap:
             mine: what this worker brought, as the host decoded it.
             members: the group, the host first.
             contributors: indices of those in the mean.
-            mean: its frame.
+            mean: its frame; empty if it is for the guest to take.
             pull: the frame of this worker's.
             own_share: as the host says, how much of the mean is this worker's own.
+            theirs: the frame of what the host brought itself, if the mean is for the guest to take.
 
         Raises:
             FrameError: a frame breaks a rule.
@@ -153,11 +167,17 @@ class Swap:
         # Distances are from member to member; the mean is nearer by this.
         share = (num - 1) / num
         pull_N = unpack(pull, self._options.pull_codec, self._wire.numels[fragment])
-        delta_N = torch.zeros_like(mine.anchor_N)
-        if contributors:
+        delta_N, theirs_N = torch.zeros_like(mine.anchor_N), None
+        if contributors and theirs is not None:
+            theirs_N = unpack(theirs, self._wire.codec, delta_N.numel()) if 0 in contributors else None
+            delta_N = self._of_two(theirs_N, mine.delta_N, own_share, num)
+        elif contributors:
             delta_N = unpack(mean, self._wire.mean_codec, delta_N.numel())
-        if contributors and mine.delta_N is not None:
-            theirs_N = (delta_N - own_share * mine.delta_N).div_(1 - own_share) if own_share < 1 else mine.delta_N
+            if mine.delta_N is not None:
+                theirs_N = mine.delta_N
+                if own_share < 1:
+                    theirs_N = (delta_N - own_share * mine.delta_N).div_(1 - own_share)
+        if theirs_N is not None and mine.delta_N is not None:
             weighs = (1 - own_share) / own_share if own_share else 1.0
             delta_N = self.bounds.delta(host, fragment, mine.delta_N, delta_N, theirs_N, weighs, share)
         pull_N = self.pulled(host, fragment, mine.anchor_N, pull_N, share)
@@ -173,16 +193,34 @@ class Swap:
         nothing_N, size = torch.zeros_like(pull_N), norm_of(anchor_N)
         return self.bounds.anchor(host, fragment, nothing_N, pull_N, share, size)
 
+    def _of_two(self, host_N: Tensor | None, guest_N: Tensor | None, share: float, num: int = 2) -> Tensor:
+        """The mean of a pair, ``share`` of it the guest's: the same numbers on both sides.
+
+        Raises:
+            FrameError: they are more, or the share is none.
+        """
+        both = ((1 - share, host_N), (share, guest_N))
+        if num != 2 or any((weight > 0) != (values_N is not None) for weight, values_N in both):
+            raise FrameError(f"the mean is said to be of {num}, {share} of it ours")
+        return self._merged(_PAIR, [Entry(weight, values_N) for weight, values_N in both])
+
+    def _merged(self, members: Sequence[PeerId], entries: Sequence[Entry]) -> Tensor:
+        """The weighted mean of what at least one has brought."""
+        contributions = ShardContributions(members)
+        for member, entry in zip(members, entries, strict=True):
+            contributions.enter(member, entry)
+        mean_N = contributions.mean(over_senders=self._wire.over_senders)
+        assert mean_N is not None, "one of them has a weight"
+        return mean_N
+
     def _mean(
-        self, key: SyncKey, host: Share, guests: Sequence[Share]
+        self, key: SyncKey, host: Share, guests: Sequence[Share], has_ours: bool
     ) -> tuple[Tensor, bytes, tuple[int, ...], dict[PeerId, float]]:
         """The mean pseudo-gradient as everybody decodes it, its frame, whose it is, and how much is each guest's.
 
         A host that only listens has nothing to compare with: it passes on the mean of the others as it is.
         """
-        contributions = ShardContributions((host.peer, *(guest.peer for guest in guests)))
-        contributions.enter(host.peer, Entry(host.weight, host.delta_N))
-        weights = {host.peer: host.weight}
+        entries = [Entry(host.weight, host.delta_N)]
         for guest in guests:
             delta_N = guest.delta_N
             weight = guest.weight
@@ -191,13 +229,16 @@ class Swap:
             if delta_N is not None and host.delta_N is not None:
                 weighs = weight / host.weight
                 delta_N = self.bounds.delta(guest.peer, key.fragment, host.delta_N, delta_N, delta_N, weighs)
-            contributions.enter(guest.peer, Entry(weight, delta_N))
-            weights[guest.peer] = weight
-        mean_N = contributions.mean(over_senders=self._wire.over_senders)
-        total = sum(weights.values()) or 1.0
-        shares = {guest.peer: weights[guest.peer] / total for guest in guests}
-        if mean_N is None:
+            entries.append(Entry(weight, delta_N))
+        contributors = tuple([index for index, entry in enumerate(entries) if entry.weight])
+        total = sum(entry.weight for entry in entries) or 1.0
+        shares = {guest.peer: entry.weight / total for guest, entry in zip(guests, entries[1:], strict=True)}
+        if not contributors:
             return torch.zeros_like(host.anchor_N), b"", (), shares
+        if has_ours:
+            ours, theirs = entries
+            return self._of_two(ours.values_S, theirs.values_S, shares[guests[0].peer]), b"", contributors, shares
+        mean_N = self._merged((host.peer, *(guest.peer for guest in guests)), entries)
         codec = self._wire.mean_codec
         keep_rest = self._wire.keep_rest and not codec.lossless
         if keep_rest:
@@ -208,7 +249,7 @@ class Swap:
         if keep_rest:
             self._rest.hold(frame, key, 0, mean_N - decoded_N)
             self._rest.settle(frame, mixed=True)
-        return decoded_N, frame, contributions.contributors(), shares
+        return decoded_N, frame, contributors, shares
 
     def _anchor(self, guest: Share, own_N: Tensor) -> Tensor:
         """A guest's anchor; one's own of who lies."""

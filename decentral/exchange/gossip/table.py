@@ -38,7 +38,12 @@ class Table:
         """By guest and serial, once the table is closed."""
         self.fetched: set[PeerId] = set()
         """Guests to whom an answer was sent."""
+        self.own: bytes | None = None
+        """The host's own pseudo-gradient, once it is at home; empty if it only listens."""
+        self.given: set[tuple[PeerId, int]] = set()
+        """Who was sent it, by guest and serial."""
         self._changed = asyncio.Event()
+        self._laid = asyncio.Event()
         self._closed = asyncio.Event()
 
     def sit(self, seat: Seat) -> None:
@@ -75,6 +80,17 @@ class Table:
     def tidy(self, now: float, grace_s: float) -> None:
         """Forget the guests that have gone."""
         self.seats = {seat.share.peer: seat for seat in self.present(now, grace_s)}
+
+    def lay(self, own: bytes) -> None:
+        """The host is at home, with what it brings itself."""
+        self.own = own
+        self._laid.set()
+
+    async def laid(self, timeout_s: float) -> None:
+        """Return when the host is at home, or after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._laid.wait()
 
     def close(self, answers: dict[tuple[PeerId, int], bytes]) -> None:
         """Everybody who is held gets its answer."""

@@ -59,6 +59,15 @@ def test_time_and_bytes_are_those_of_the_model_and_not_of_its_stand_in(tmp_path:
     assert (played.mixed, played.lost, played.members, record_of(played)["loss"]) == (12, 0, 2.0, None)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_equal_machines_meet_in_every_round_however_long_a_swap_takes(tmp_path: Path, count: int) -> None:
+    """Values are on their way for half of a stretch: a guest that falls behind has to come back in step."""
+    text = SMALL.replace("count = 2", f"count = {count}").replace("diloco", "noloco").replace("= 10\n", "= 5\n")
+    stated = ["run.rounds=12", "method.codec=fp32", "method.pull_codec=fp32", "model.parameters=600_000"]
+    played = play(read(written(tmp_path, text), stated))
+    assert (played.mixed, played.members) == (12 * count, 2.0)
+
+
 def test_regions_are_further_apart_than_neighbours(tmp_path: Path) -> None:
     far = SMALL.replace("count = 2", 'region = "a"') + (
         '\n[[machines]]\nregion = "b"\n[[links]]\nbetween = ["a", "b"]\nlatency_s = 3.0\n'

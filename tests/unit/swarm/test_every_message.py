@@ -89,12 +89,12 @@ def test_some_thousand_mutants() -> None:
 
 
 def test_a_reader_that_raises_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(READERS, "poll", lambda data: data[100])
-    with pytest.raises(AssertionError, match=r"mutant \d+ of seed 1 \(poll\): IndexError"):
+    monkeypatch.setitem(READERS, "visit", lambda data: data[100])
+    with pytest.raises(AssertionError, match=r"mutant \d+ of seed 1 \(visit\): IndexError"):
         fuzz_messages(100, seed=1)
 
 
 def test_a_reader_that_takes_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(READERS, "poll", lambda data: bytes(1 << 28))
+    monkeypatch.setitem(READERS, "visit", lambda data: bytes(1 << 28))
     with pytest.raises(AssertionError, match="MemoryError"):
         fuzz_messages(100, seed=1)

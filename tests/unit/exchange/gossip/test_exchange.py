@@ -1,6 +1,7 @@
 """Two to four workers of a gossip on the memory network: how they find each other, and that nobody waits for long."""
 
 import asyncio
+import math
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import torch
 from decentral.codecs.frame import pack
 from decentral.errors import CallRefused, CallTimeout
 from decentral.exchange.api import Aborted, Reason
-from decentral.exchange.gossip.host import AHEAD, ASK, BRING
-from decentral.exchange.gossip.messages import Anchor, Bring, Kind, Plan, Question, Reply, ms
+from decentral.exchange.gossip.host import AHEAD, ASK, BRING, FETCH
+from decentral.exchange.gossip.messages import Anchor, Bring, Given, Kind, Plan, Question, Reply, Visit, ms
 from decentral.exchange.offences import Avoidance
 from decentral.sim.network import Conditions, Line
 from decentral.sim.world import Machine, peer_id
@@ -34,6 +35,8 @@ from tests.unit.exchange.gossip.mates import (
 
 ROUND_TRIP_S = 2 * LATENCY_S
 STRANGER = peer_id(99)
+#: What a pair says whose anchor went ahead, the host's question whether its guest is coming among it.
+PAIR = ["gossip.ahead", "gossip.ask", "gossip.bring", "gossip.fetch"]
 #: Decoding and reducing take their time.
 SLOW = {peer_id(number): Machine(aside_s=1.0) for number in range(4)}
 
@@ -50,9 +53,10 @@ def test_a_pair_that_is_ready_swaps_in_one_round_trip() -> None:
         theirs, ours = mates.mix(host, 1.0, anchor=0.25, at=1.0), mates.mix(guest, 3.0, anchor=0.5, at=1.0)
         assert swapped(await theirs, await ours, delta=2.0, anchor=0.375)
         assert mates.now() == pytest.approx(1.0 + ROUND_TRIP_S)
-        assert [what for *_, what in mates.sent()] == ["gossip.ahead", "gossip.bring", "gossip.ask"]
+        assert sorted(what for *_, what in mates.sent()) == PAIR
         (size,) = {int(line.split()[-1]) for line in lines(mates, "gossip.bring")}
         assert size < 64 + 2 * 16 + 128, "the anchor was there already"
+        assert len({at for at, *_, what in mates.sent() if what in (BRING, FETCH)}) == 1
         assert partners(await theirs) == (guest,)
         assert partners(await ours) == (host,)
         assert mixed(await theirs).members == mixed(await ours).members == (host, guest)
@@ -198,7 +202,7 @@ def test_in_another_round_they_still_find_each_other(rounds: int) -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize("lost", ["gossip.bring", "reply", "gossip.ask"])
+@pytest.mark.parametrize("lost", ["gossip.bring", "gossip.fetch", "reply", "gossip.ask"])
 def test_a_lost_message_costs_time_and_nothing_else(lost: str) -> None:
     async def scenario(mates: Mates) -> None:
         host, guest = mates.host_of()
@@ -269,7 +273,7 @@ def test_the_anchor_of_a_guest_that_is_a_round_ahead_is_kept() -> None:
         theirs = mates.mix(host, 1.0, anchor=0.25, at=1.0, round_=1)
         ours = mates.mix(guest, 3.0, anchor=0.5, at=1.0, round_=1)
         assert swapped(await theirs, await ours, delta=2.0, anchor=0.375)
-        assert [what for *_, what in mates.sent()] == ["gossip.ahead", "gossip.bring", "gossip.ask"]
+        assert sorted(what for *_, what in mates.sent()) == PAIR
         assert mates.now() == pytest.approx(1.0 + ROUND_TRIP_S)
 
     play(scenario)
@@ -283,6 +287,119 @@ def test_an_anchor_of_another_base_does_not_count() -> None:
         theirs, ours = mates.mix(host, 1.0, anchor=0.25, at=1.0), mates.mix(guest, 3.0, anchor=0.5, at=1.0)
         assert swapped(await theirs, await ours, delta=2.0, anchor=0.375)
         assert mates.count("bring") == 1
+
+    play(scenario)
+
+
+# -- a mean that both take --------------------------------------------------------------------------------------------
+
+
+async def given(mates: Mates, guest: PeerId, host: PeerId, serial: int = 1) -> Given:
+    """What a host gives of its own."""
+    return from_wire(Given, await mates.call(guest, host, FETCH, to_wire(Visit(0, serial))), 1000)
+
+
+def test_of_a_pair_each_takes_the_mean_of_what_both_sent() -> None:
+    async def scenario(mates: Mates) -> None:
+        host, guest = mates.host_of()
+        theirs, ours = mates.mix(host, 1.0, anchor=0.25), mates.mix(guest, 3.0, anchor=0.5)
+        assert swapped(await theirs, await ours, delta=2.0, anchor=0.375)
+        [reply] = mates.gossips[host]._host._closed[0].answers.values()
+        assert mates.read(reply).is_of_two
+        again = await given(mates, guest, host)
+        assert again == Given(Kind.DONE, pack(FP32, torch.ones(N))), "a lost answer is made again"
+        assert (await given(mates, guest, host, serial=2)).kind is not Kind.DONE, "it is of another sync"
+
+    play(scenario)
+
+
+def test_who_is_not_the_only_guest_is_given_nothing() -> None:
+    async def scenario(mates: Mates) -> None:
+        host, *guests = mates.group()
+        await asyncio.gather(*(mates.go_ahead(guest) for guest in guests))
+        mates.mix(host, 1.0, at=mates.now() + 1.0)
+        assert [(await given(mates, guest, host)).kind for guest in guests] == [Kind.NO] * 2
+        assert (await given(mates, host, guests[0])).kind is Kind.NO, "it is no host"
+        mates.world.add(STRANGER)
+        assert (await given(mates, STRANGER, guests[1])).kind is Kind.NO
+
+    play(scenario, 3)
+
+
+@pytest.mark.parametrize("lie", ["codec", "short", "noise", "empty", "not done", "never"])
+def test_a_host_that_keeps_back_its_values_or_gives_nonsense_is_as_good_as_none(lie: str) -> None:
+    async def scenario(mates: Mates) -> None:
+        host, guest = mates.host_of()
+        pull = pack(FP32, torch.zeros(N))
+        of_two = to_wire(Reply(Kind.DONE, None, 0, (host, guest), (0, 1), b"", pull, 0.5))
+        lies = {
+            "codec": to_wire(Given(Kind.DONE, GOOD.replace(b"fp32", b"bf16"))),
+            "short": to_wire(Given(Kind.DONE, pack(FP32, torch.ones(N - 1)))),
+            "noise": b"noise",
+            "empty": to_wire(Given(Kind.DONE)),
+            "not done": to_wire(Given(Kind.NO)),
+            "never": to_wire(Given(Kind.HOLD)),
+        }
+
+        async def answer(sender: PeerId, request: bytes) -> bytes:
+            return of_two
+
+        async def give(sender: PeerId, request: bytes) -> bytes:
+            return lies[lie]
+
+        await mates.serve(host, BRING, answer)
+        await mates.serve(host, FETCH, give)
+        verdicts = [await mates.mix(guest, 3.0, round_=round_, at=20.0 * round_) for round_ in range(6)]
+        assert all(alone(verdict, guest) for verdict in verdicts)
+        assert dict(verdicts[0].absent)[host]
+        assert any(host in [each.peer for each in verdict.met.avoided] for verdict in verdicts if verdict.met)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_host_that_says_a_share_that_cannot_be_is_as_good_as_none(share: float) -> None:
+    async def scenario(mates: Mates) -> None:
+        host, guest = mates.host_of()
+
+        async def answer(sender: PeerId, request: bytes) -> bytes:
+            return to_wire(Reply(Kind.DONE, None, 0, (host, guest), (0, 1), b"", pack(FP32, torch.zeros(N)), share))
+
+        async def give(sender: PeerId, request: bytes) -> bytes:
+            return to_wire(Given(Kind.DONE, GOOD))
+
+        await mates.serve(host, BRING, answer)
+        await mates.serve(host, FETCH, give)
+        verdict = await mates.mix(guest, 3.0)
+        assert alone(verdict, guest)
+        assert "the mean is said to be" in dict(verdict.absent)[host]
+
+    play(scenario)
+
+
+def test_a_guest_leaves_out_as_many_steps_as_its_host_was_earlier() -> None:
+    """The host goes on when its guest's values are there, the guest when the answer is."""
+
+    async def scenario(mates: Mates) -> None:
+        host, guest = mates.host_of()
+        await mates.go_ahead(guest)
+        for peer in mates.peers:
+            mates.world.peers[peer].transport.line = Line(300.0, 300.0)
+        at = mates.now()
+        await asyncio.gather(*(mates.mix(peer, 1.0, at=at) for peer in mates.peers))
+        took_s = mates.now() - at
+        due_in_s = mates.gossips[guest].onward().due_in_s
+        assert ROUND_S - took_s < due_in_s < ROUND_S - 0.1 * took_s
+        assert math.isnan(mates.gossips[guest].onward().due_in_s), "once"
+        assert math.isnan(mates.gossips[host].onward().due_in_s)
+
+    play(scenario)
+
+
+def test_a_guest_that_nobody_had_planned_takes_all_its_steps() -> None:
+    async def scenario(mates: Mates) -> None:
+        await asyncio.gather(*(mates.mix(peer, 1.0) for peer in mates.peers))
+        assert all(math.isnan(gossip.onward().due_in_s) for gossip in mates.gossips.values())
 
     play(scenario)
 
@@ -430,7 +547,7 @@ def test_of_three_nobody_is_left_over_and_nobody_has_to_look_for_a_place() -> No
             assert mates.now() == pytest.approx(ROUND_S * round_ + 2 * ROUND_TRIP_S)
             calls = sorted(call[1:] for call in mates.sent()[before:])
             expected = [(host, guest, ASK) for guest in guests]
-            expected += [(guest, host, what) for guest in guests for what in (ASK, BRING)]
+            expected += [(guest, host, what) for guest in guests for what in (ASK, BRING, FETCH)]
             assert calls == sorted(expected)
 
     play(scenario, 3)
@@ -528,7 +645,7 @@ def test_who_comes_when_the_host_is_leaving_is_not_kept() -> None:
         host, guest = mates.host_of()
         (late,) = mates.newcomers
         tasks = [mates.mix(peer, 1.0) for peer in (host, guest)]
-        await asyncio.sleep(3.5)
+        await asyncio.sleep(4.5)
         assert mates.gossips[host]._host._closed[0].seats, "its answers are being made"
         mates.ready_at[host, 0] = mates.now() + ROUND_S
         began = mates.now()
@@ -663,7 +780,7 @@ def test_a_bad_contribution_is_refused_and_harms_nobody(fields: dict[str, object
     play(scenario)
 
 
-@pytest.mark.parametrize("method", [ASK, AHEAD, BRING, "gossip.poll"])
+@pytest.mark.parametrize("method", [ASK, AHEAD, BRING, FETCH, "gossip.poll"])
 @pytest.mark.parametrize("request_", [b"", b"\xff\x00noise", b"\x91\x05"])
 def test_noise_is_refused(method: str, request_: bytes) -> None:
     async def scenario(mates: Mates) -> None:

@@ -12,11 +12,12 @@ from decentral.errors import FrameError
 from decentral.exchange.gossip.messages import (
     Anchor,
     Bring,
+    Given,
     Kind,
     Plan,
-    Poll,
     Question,
     Reply,
+    Visit,
     ms,
     unpack_reply,
 )
@@ -30,7 +31,8 @@ MAX_MEMBERS, LIMIT = 3, 1000
 read_anchor = functools.partial(from_wire, Anchor, limit=LIMIT)
 unpack_question = functools.partial(from_wire, Question)
 unpack_plan = functools.partial(from_wire, Plan)
-unpack_poll = functools.partial(from_wire, Poll)
+unpack_visit = functools.partial(from_wire, Visit)
+read_given = functools.partial(from_wire, Given, limit=LIMIT)
 read_bring = functools.partial(from_wire, Bring, limit=LIMIT)
 read_reply = functools.partial(unpack_reply, limit=LIMIT, max_members=MAX_MEMBERS)
 
@@ -65,13 +67,21 @@ def replies(draw: st.DrawFn) -> Reply:
 
 
 @settings(max_examples=40)
-@given(fragment=counts, plan=plans, anchor=anchors, bring=brings | listeners, poll=st.builds(Poll, counts, counts))
-def test_round_trips(fragment: int, plan: Plan, anchor: Anchor, bring: Bring, poll: Poll) -> None:
+@given(
+    fragment=counts,
+    plan=plans,
+    anchor=anchors,
+    bring=brings | listeners,
+    visit=st.builds(Visit, counts, counts),
+    given=st.builds(Given, st.sampled_from(Kind), blobs),
+)
+def test_round_trips(fragment: int, plan: Plan, anchor: Anchor, bring: Bring, visit: Visit, given: Given) -> None:
     assert unpack_question(to_wire(Question(fragment))) == Question(fragment)
     assert unpack_plan(to_wire(plan)) == plan
     assert read_anchor(to_wire(anchor)) == anchor
     assert read_bring(to_wire(bring)) == bring
-    assert unpack_poll(to_wire(poll)) == poll
+    assert unpack_visit(to_wire(visit)) == visit
+    assert read_given(to_wire(given)) == given
 
 
 @settings(max_examples=40)
@@ -88,6 +98,23 @@ def test_durations_on_the_wire(eta_s: float | None, seen: float | None) -> None:
     assert unpack_plan(to_wire(Plan(PeerId("a"), ms(eta_s)))).eta_s == seen
 
 
+@pytest.mark.parametrize(
+    ("kind", "contributors", "mean", "of_two"),
+    [
+        (Kind.DONE, (0, 1), b"", True),
+        (Kind.DONE, (1,), b"", True),
+        (Kind.DONE, (), b"", False),
+        (Kind.DONE, (0, 1), b"mean", False),
+        (Kind.HOLD, (0, 1), b"", False),
+    ],
+)
+def test_a_mean_that_is_not_there_is_for_the_guest_to_take(
+    kind: Kind, contributors: tuple[int, ...], mean: bytes, of_two: bool
+) -> None:
+    members = PeerId("a"), PeerId("b")
+    assert Reply(kind, None, 0, members, contributors, mean, b"pull").is_of_two == of_two
+
+
 def test_no_patience_at_all() -> None:
     bring = Bring(0, "base", 1, 0.0, ms(math.nan), b"", b"anchor")
     assert read_bring(to_wire(bring)).patience_s == 0.0
@@ -99,7 +126,8 @@ GOOD: Good = {
     "plan": (unpack_plan, to_wire(Plan(PeerId("a"), 1000))),
     "anchor": (read_anchor, to_wire(Anchor(1, "base", b"frame"))),
     "bring": (read_bring, to_wire(Bring(1, "base", 2, 3.0, 4000, b"delta", b"anchor"))),
-    "poll": (unpack_poll, to_wire(Poll(1, 2))),
+    "visit": (unpack_visit, to_wire(Visit(1, 2))),
+    "given": (read_given, to_wire(Given(Kind.DONE, b"delta"))),
     "reply": (read_reply, to_wire(DONE)),
 }
 NOT_COUNTS = (*wire.NOT_COUNTS, None)
@@ -120,7 +148,8 @@ BAD: dict[str, dict[int, tuple[Any, ...]]] = {
         5: (*NOT_BLOBS, b""),
         6: NOT_BLOBS,
     },
-    "poll": {0: NOT_COUNTS, 1: NOT_COUNTS},
+    "visit": {0: NOT_COUNTS, 1: NOT_COUNTS},
+    "given": {0: (*NOT_COUNTS, 4), 1: NOT_BLOBS},
     "reply": {
         0: (*NOT_COUNTS, 4),
         1: NOT_DURATIONS,
@@ -156,10 +185,11 @@ def test_a_listener_brings_no_values() -> None:
     [
         (unpack_question, MAX_SMALL_BYTES),
         (unpack_plan, MAX_SMALL_BYTES),
-        (unpack_poll, MAX_SMALL_BYTES),
+        (unpack_visit, MAX_SMALL_BYTES),
         (read_anchor, LIMIT),
         (read_bring, LIMIT),
         (read_reply, LIMIT),
+        (read_given, LIMIT),
     ],
 )
 def test_what_is_too_long_is_not_read(read: Reader, limit: int) -> None:
@@ -169,5 +199,5 @@ def test_what_is_too_long_is_not_read(read: Reader, limit: int) -> None:
 
 def test_the_longest_small_messages_fit() -> None:
     most = (1 << 53) - 1
-    longest = [to_wire(Question(most, 10**11)), to_wire(Plan(PeerId("漢" * 200), 10**11)), to_wire(Poll(most, most))]
+    longest = [to_wire(Question(most, 10**11)), to_wire(Plan(PeerId("漢" * 200), 10**11)), to_wire(Visit(most, most))]
     assert max(len(data) for data in longest) <= MAX_SMALL_BYTES

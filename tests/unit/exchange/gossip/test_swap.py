@@ -67,15 +67,16 @@ class Group:
         return [self.host, *self.guests]
 
 
-def meet(members: list[Share], swaps: list[Swap], key: SyncKey = KEY) -> Group:
+def meet(members: list[Share], swaps: list[Swap], key: SyncKey = KEY, theirs: bytes | None = None) -> Group:
+    """A swap; of a pair whose guest takes the mean itself if it has what the host brought, ``theirs``."""
     host, *guests = members
-    taken, answers = swaps[0].settle(key, host, guests)
+    taken, answers = swaps[0].settle(key, host, guests, has_ours=theirs is not None)
     told = answers.members, answers.contributors, answers.mean
     return Group(
         taken,
         answers,
         [
-            its.take(key, it, *told, answers.pulls[it.peer], answers.shares[it.peer])
+            its.take(key, it, *told, answers.pulls[it.peer], answers.shares[it.peer], theirs)
             for it, its in zip(guests, swaps[1:], strict=True)
         ],
     )
@@ -103,8 +104,11 @@ def norm(x_N: Tensor) -> float:
     mean=st.sampled_from(CODECS),
     apart=st.sampled_from([0.0, 1e-3, 0.3, 5.0]),
     silent=st.sets(st.integers(0, 4), max_size=5),
+    is_of_two=st.booleans(),
 )
-def test_of_every_group(seed: int, num: int, pull: str, mean: str, apart: float, silent: set[int]) -> None:
+def test_of_every_group(
+    seed: int, num: int, pull: str, mean: str, apart: float, silent: set[int], is_of_two: bool
+) -> None:
     """However coarse the codecs: the mean anchor of the group stays, and all use one mean pseudo-gradient."""
     weights = tuple(0.0 if i in silent else 1.0 + i for i in range(num))
     members = [
@@ -115,7 +119,13 @@ def test_of_every_group(seed: int, num: int, pull: str, mean: str, apart: float,
     for its in swaps:
         its.bounds.measure(0, 100.0 * randn(seed), 1.0, 0)
         its.bounds.measure(0, None, 1.0, 1)
-    group = meet(members, swaps)
+    theirs = None
+    if is_of_two and num == 2:
+        theirs, codec = b"", make_codec(mean)
+        if members[0].delta_N is not None:
+            theirs = pack(codec, members[0].delta_N, 7)
+            members[0] = replace(members[0], delta_N=unpack(theirs, codec, N))
+    group = meet(members, swaps, theirs=theirs)
     anchors = sum(it.anchor_N.double() for it in members)
     moved = sum(pull_of(taken, it) for taken, it in zip(group.all, members, strict=True))
     size = max(norm(pull_of(taken, it)) for taken, it in zip(group.all, members, strict=True))
@@ -126,8 +136,9 @@ def test_of_every_group(seed: int, num: int, pull: str, mean: str, apart: float,
         assert taken.mixed.members == inside
         assert torch.equal(taken.mixed.delta_N, group.host.mixed.delta_N)
         assert lied(taken) == ()
-    if not inside:
+    if not inside or theirs is not None:
         assert group.answers.mean == b""
+    if not inside:
         assert not group.host.mixed.delta_N.any()
 
 
@@ -141,6 +152,32 @@ def test_without_loss_everybody_learns_both_means(num: int) -> None:
         assert taken.mixed.anchor_N is not None
         assert norm(taken.mixed.delta_N.double() - delta_N) < 1e-5
         assert norm(taken.mixed.anchor_N.double() - anchor_N) < 1e-5
+
+
+@pytest.mark.parametrize("over_senders", [False, True])
+def test_a_pair_may_take_its_mean_on_both_sides(over_senders: bool) -> None:
+    """As the host would have made it."""
+    codec, key = make_codec("fp32"), KEY
+    host, guest = shares(1, 2, weights=(3.0, 1.0))
+    assert host.delta_N is not None
+    host.delta_N[::3] = 0.0
+    swaps = [swap(over_senders=over_senders) for _ in range(4)]
+    apart = meet([host, guest], swaps[:2], key, theirs=pack(codec, host.delta_N))
+    told = meet([host, guest], swaps[2:], key)
+    for one, other in zip(apart.all, told.all, strict=True):
+        assert norm(one.mixed.delta_N - other.mixed.delta_N) < 1e-6 * norm(other.mixed.delta_N)
+        assert one.mixed.members == other.mixed.members
+    assert torch.equal(apart.host.mixed.delta_N, apart.guests[0].mixed.delta_N)
+
+
+@pytest.mark.parametrize("num", [3, 5])
+def test_of_more_than_two_nobody_takes_the_mean_itself(num: int) -> None:
+    members = shares(1, num)
+    _, answers = swap().settle(KEY, members[0], members[1:])
+    mine = members[1]
+    told = answers.members, answers.contributors, b"", answers.pulls[mine.peer], 0.5
+    with pytest.raises(FrameError, match=f"said to be of {num}"):
+        swap().take(KEY, mine, *told, pack(make_codec("fp32"), randn(3)))
 
 
 @pytest.mark.parametrize("part", [1.0, 0.25])
