@@ -171,8 +171,7 @@ def scenario_of(file: ScenarioFile) -> tuple[Scenario, FaultTape | None, float]:
         machines=machines,
         num_values=num_values,
         num_tensors=len(parameters),
-        # As far from its end all along as training is: at its optimum a toy's workers would pull against each other.
-        inner_lr=1 / max(2, swarm.run.rounds * options.plan.inner_steps),
+        inner_lr=_inner_lr(swarm.run.rounds * options.plan.inner_steps),
         together=True,
         patient=bool(faults),
         build=build,
@@ -212,6 +211,11 @@ def _layers(file: ScenarioFile, swarm: SwarmConfig, num_values: int) -> list[str
     """Names of a model's parameters; of one that travels in one piece it is one."""
     count = 1 if swarm.method.fragments == 1 else min(file.model.layers, num_values)
     return [f"layers.{number}" for number in range(count)]
+
+
+def _inner_lr(num_steps: int) -> float:
+    """Of a toy that is never near its optimum, as training is: there its workers would pull against each other."""
+    return 1 / max(2, num_steps)
 
 
 def _timing(timing: Timing, scale: float) -> Timing:
