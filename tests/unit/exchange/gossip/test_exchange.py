@@ -398,7 +398,13 @@ def test_a_guest_leaves_out_as_many_steps_as_its_host_was_earlier() -> None:
 
 def test_a_guest_that_nobody_had_planned_takes_all_its_steps() -> None:
     async def scenario(mates: Mates) -> None:
-        await asyncio.gather(*(mates.mix(peer, 1.0) for peer in mates.peers))
+        one, other = mates.host_of()
+        for peer in mates.peers:
+            mates.world.peers[peer].transport.line = Line(300.0, 300.0)
+        mates.gossips[other].progress.resume([1])
+        assert mates.group(1)[0] == other, "each takes itself for the host"
+        verdicts = await asyncio.gather(mates.mix(one, 1.0), mates.mix(other, 1.0, at=0.5, round_=1))
+        assert partners(verdicts[0]) == (other,)
         assert all(math.isnan(gossip.onward().due_in_s) for gossip in mates.gossips.values())
 
     play(scenario)
