@@ -116,17 +116,16 @@ class Gossip(Exchange):
 
         A weight of 0 listens only: nothing is brought, mean and pull are received.
         """
-        began, fragment = self._clock.monotonic(), key.fragment
+        came, fragment, has_others = self._clock.monotonic(), key.fragment, bool(self._company.others())
+        delta, sent_N = await self._guest.encoded(key, mine) if has_others else (b"", None)
+        began = self._clock.monotonic()
         wait_s, move_s = self._limits(fragment)
         self._serial += 1
-        sync = Sync(key, mine, self._serial, began, began + wait_s)
+        sync = Sync(key, mine, self._serial, began, began + wait_s, sent_N, delta)
         unconfirmed = self._host.unconfirmed(fragment)
         answer: tuple[PeerId, Reply] | None = None
         answers: dict[tuple[PeerId, int], bytes] = {}
-        has_others = bool(self._company.others())
-        if has_others:
-            await self._guest.encode(sync)
-        self._host.attend(fragment, sync.delta if has_others else None)
+        self._host.attend(fragment, delta if has_others else None)
         try:
             try:
                 with contextlib.suppress(TimeoutError):
@@ -157,7 +156,7 @@ class Gossip(Exchange):
             end.sent_N,
             absent=tuple(sorted((peer, why) for peer, why in sync.absent.items() if peer not in end.partners)),
             waiting_s=waiting_s,
-            transfer_s=sync.moving_s + self._clock.monotonic() - ended,
+            transfer_s=began - came + sync.moving_s + self._clock.monotonic() - ended,
             met=met,
             restrained=end.restrained,
         )
@@ -293,7 +292,8 @@ class Gossip(Exchange):
         if not seats:
             return None
         key, now = sync.key, self._clock.monotonic()
-        await self._guest.encode(sync)
+        if not sync.delta:  # they came to one that knew of nobody
+            sync.delta, sync.sent_N = await self._guest.encoded(key, sync.mine)
         host = self._share(sync, sync.sent_N)
         guests = [seat.share for seat in seats]
         has_ours = len(seats) == 1 and (seats[0].share.peer, seats[0].serial) in table.given

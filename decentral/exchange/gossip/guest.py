@@ -48,15 +48,15 @@ class Sync:
     began: float
     wait_until: float
     """Partners that come later are not waited for."""
+    sent_N: Tensor | None = None
+    """What others decode of ours; ``None`` if it is not encoded, or there is none."""
+    delta: bytes = b""
+    """Its frame."""
     absent: dict[PeerId, str] = field(default_factory=dict)
     ready_at: list[float] = field(default_factory=list)
     """When others whom we have asked will be ready."""
     unsure: set[PeerId] = field(default_factory=set)
     """Hosts that may count us though we do not know it."""
-    sent_N: Tensor | None = None
-    """What others decode of ours, once it is encoded."""
-    delta: bytes = b""
-    """Its frame."""
     theirs: bytes | None = None
     """The frame of what the host brought itself, if the mean is for us to take."""
     moving_s: float = 0.0
@@ -157,10 +157,17 @@ class Guest:
             sync.absent[host] = "has no place for us"
         return welcome
 
-    async def encode(self, sync: Sync) -> None:
-        """Make the frame of our pseudo-gradient, once."""
-        if sync.mine.weight and not sync.delta:
-            sync.delta, sync.sent_N = await self._context.clock.run_aside(lambda: self._encoded(sync))
+    async def encoded(self, key: SyncKey, mine: Contribution) -> tuple[bytes, Tensor | None]:
+        """The frame of our pseudo-gradient, and what others make of it; empty for one that listens."""
+        if not mine.weight:
+            return b"", None
+        codec, seed = self._context.wire.codec, seed_of(f"{self._context.company.me}/{key.round}/{key.fragment}")
+
+        def packed() -> tuple[bytes, Tensor]:
+            frame = pack(codec, mine.delta_N, seed)
+            return frame, mine.delta_N if codec.lossless else unpack(frame, codec, mine.delta_N.numel())
+
+        return await self._context.clock.run_aside(packed)
 
     async def _stay(self, sync: Sync, host: PeerId) -> Reply | None:
         """Bring our values and fetch the host's, at the same time: a line has two ways."""
@@ -258,12 +265,6 @@ class Guest:
 
         bring = Bring(fragment, base.digest, sync.serial, mine.weight, ms(patience_s), sync.delta, anchor)
         return await self._context.clock.run_aside(lambda: to_wire(bring))
-
-    def _encoded(self, sync: Sync) -> tuple[bytes, Tensor]:
-        """The frame of our pseudo-gradient, and what a host makes of it."""
-        codec, delta_N, key = self._context.wire.codec, sync.mine.delta_N, sync.key
-        frame = pack(codec, delta_N, seed_of(f"{self._context.company.me}/{key.round}/{key.fragment}"))
-        return frame, delta_N if codec.lossless else unpack(frame, codec, delta_N.numel())
 
     async def _frame(self, fragment: int, base: str, anchor_N: Tensor) -> bytes:
         """The frame of an anchor, made once."""
