@@ -8,11 +8,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("arm", "at_most_s"), [("all-reduce", 8.0), ("gossip", 10.0), ("async", 8.0), ("all-reduce, H = 24, kept", 5.0)]
+    ("arm", "at_most_s"), [("all-reduce", 8.0), ("gossip", 8.0), ("async", 8.0), ("all-reduce, H = 24, kept", 5.0)]
 )
 def test_a_failure_costs_seconds_beyond_the_stop(arm: str, at_most_s: float) -> None:
     case = Case(arm, learners=6, chips=900_000, length_s=400.0)
-    found = measure(case, 0)
-    assert found["failures"] > 5
-    lost_s = (found["up"] - found["goodput"]) * case.learners * case.length_s
-    assert lost_s / found["failures"] < at_most_s
+    found = [measure(case, seed) for seed in range(3)]
+    failures = sum(each["failures"] for each in found)
+    assert failures > 20
+    lost_s = sum(each["up"] - each["goodput"] for each in found) * case.learners * case.length_s
+    assert lost_s / failures < at_most_s

@@ -80,8 +80,8 @@ class Gossip(Exchange):
         self._serial = 0
         self._rounds_alone = [0 for _ in context.wire.numels]
         self._budget = Budget(_WAIT_SHARE, _WAIT_MOST)
-        self._due_in_s = math.nan
-        """In how many seconds others will be ready, as of the last sync, if they are not when we are."""
+        self._due_at = math.nan
+        """When others will be ready, as of the last sync, if they are not when we are."""
 
     async def start(self) -> None:
         """Begin to serve other members."""
@@ -100,7 +100,7 @@ class Gossip(Exchange):
 
         With several fragments it would jump over events of the plan: those meet somebody sooner or later.
         """
-        due_in_s, self._due_in_s = self._due_in_s, math.nan
+        due_in_s, self._due_at = self._due_at - self._clock.monotonic(), math.nan
         return Onward(self._company.round_to_join(), due_in_s if len(self._rounds_alone) == 1 else math.nan)
 
     def memory(self) -> Memory:
@@ -141,7 +141,7 @@ class Gossip(Exchange):
         finally:
             table.close(answers)
         alone = self._rounds_alone[fragment] = 0 if end.partners else self._rounds_alone[fragment] + 1
-        self._due_in_s = self._ready_in_s(sync, alone)
+        self._due_at = self._ready_at(sync, alone)
         waiting_s = max(0.0, ended - began - sync.moving_s)
         self._budget.spend(waiting_s)
         met = Met(
@@ -174,18 +174,18 @@ class Gossip(Exchange):
         wait_s = max(_MIN_WAIT_S, min(most_s, max(_MIN_WAIT_ROUNDS * pace_s, learnt_s)))
         return wait_s, context.moves.seconds(at_first=slowest_s, at_most=slowest_s)
 
-    def _ready_in_s(self, sync: Sync, alone: int) -> float:
-        """In how many seconds the others will be ready; NaN if they are when we are, or if it is not known.
+    def _ready_at(self, sync: Sync, alone: int) -> float:
+        """When the others will be ready; NaN if they are when we are, or if it is not known.
 
         A guest goes on later than its host, which did so when the guest's values were there. Who was alone for so many
         syncs is told by those who have no place for it.
         """
         round_s, nearest = self._company.round_s(), min(sync.ready_at, default=math.inf)
         if not alone and sync.behind_s and round_s:
-            return max(_STRETCH_LEAST * round_s, round_s - sync.behind_s)
+            return self._clock.monotonic() + max(_STRETCH_LEAST * round_s, round_s - sync.behind_s)
         # One that was ready in time and had no place does not tell that we are out of step.
         if alone and alone % _OUT_OF_STEP == 0 and sync.wait_until < nearest < math.inf:
-            return nearest - self._clock.monotonic()
+            return nearest
         return math.nan
 
     # -- finding each other -------------------------------------------------------------------------------------------
