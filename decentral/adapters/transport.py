@@ -1,4 +1,4 @@
-"""Calls between peers over libp2p streams, one stream per call. Implements ``ports.transport.Transport``.
+"""Calls between peers, each over a libp2p stream of its own, a long one over several. Implements ``Transport``.
 
 What is definite: a request counts as delivered once its last byte is with our daemon. Whatever breaks before that is
 ``PeerUnreachable`` (a request that arrives incomplete reaches no handler), whatever breaks after it ``CallTimeout``,
@@ -12,17 +12,19 @@ import asyncio
 import contextlib
 import math
 import random
+import secrets
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from decentral.adapters.admission import ADMISSION, Admission, refusal_in
 from decentral.adapters.budget import Account, Accounts, Budget
+from decentral.adapters.bundle import MAX_STREAMS, STREAM_BYTES, Bundles, Ends, part_sizes
 from decentral.adapters.daemon import Daemon, DaemonError, DaemonGone, StreamHandler
 from decentral.adapters.gate import Gate
 from decentral.adapters.policy import MAX_POLICY_BYTES, SignedPolicy
-from decentral.adapters.wire import MAX_REFUSAL_BYTES, Meter, Status, reply_head, request_head
+from decentral.adapters.wire import KEY_BYTES, MAX_REFUSAL_BYTES, Meter, RequestHead, Status, cut, reply_head, together
 from decentral.errors import (
     CallRefused,
     CallTimeout,
@@ -36,10 +38,8 @@ from decentral.ports.transport import CALLS_PER_S, Handler, Traffic
 from decentral.types import PeerId
 
 T = TypeVar("T")
-#: Of a stream, both ways.
-Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-_PROTOCOL = "/decentral/call/1"
+PROTOCOL = "/decentral/call/2"
 #: The method that takes the swarm's policy.
 POLICY = "policy"
 #: A new policy is told to so many of those whom we have called last; each of them does the same.
@@ -50,6 +50,8 @@ _TELL_TIMEOUT_S = 5.0
 _NUM_BUSIEST = 32
 #: Streams served at a time over all methods, and of one peer; libp2p's own limits are far above.
 _MAX_STREAMS, _MAX_STREAMS_OF_ONE = 1024, 128
+#: Further streams of long calls that are open to one peer at a time.
+_MAX_FURTHER = 32
 #: Of so many places of a method one is for others than the peer that has all the rest.
 _PLACES_A_RESERVE = 4
 _HEAD_TIMEOUT_S = 10.0
@@ -116,7 +118,7 @@ class HivemindTransport:
         gate: Gate | None = None,
     ) -> None:
         self.gate = gate if gate is not None else Gate(peer_id)
-        self.admission = Admission(peer_id, self.gate, self.stream, _PROTOCOL, self._spawn)
+        self.admission = Admission(peer_id, self.gate, self.stream, PROTOCOL, self._spawn)
         self._called: OrderedDict[PeerId, None] = OrderedDict()
         """Those whose reply we have had, the last one last."""
         self._daemon = daemon
@@ -124,6 +126,11 @@ class HivemindTransport:
         self._methods: dict[str, _Method] = {}
         self._max_upload_bytes_per_s = math.inf if max_upload_bytes_per_s is None else max_upload_bytes_per_s
         self._meter = Meter(Budget(self._max_upload_bytes_per_s))
+        self._bundles = Bundles()
+        self._further: Counter[PeerId] = Counter()
+        """Streams open to a peer beside the first ones of calls."""
+        self._reply_bytes: dict[str, int] = {}
+        """How long the last reply of a method was: the next one is expected to be alike."""
         self._accounts = Accounts()
         self._tasks: set[asyncio.Task[Any]] = set()  # Handlers at work and streams being served.
         self._writers: set[asyncio.StreamWriter] = set()  # Calls in flight.
@@ -174,14 +181,30 @@ class HivemindTransport:
 
     async def _call(self, peer: PeerId, call: "_Call") -> bytes:
         await self.admission.introduce(peer)
-        async with self.stream(peer, _PROTOCOL) as (reader, writer):
-            reply = await call.exchange(reader, writer)
+        expected = max(call.size, self._reply_bytes.get(call.method, 0))
+        with self._further_streams(peer, expected) as further:
+            async with contextlib.AsyncExitStack() as stack:
+                opening = [stack.enter_async_context(self.stream(peer, PROTOCOL)) for _ in range(1 + further)]
+                reply = await call.exchange(await together(opening))
+        self._reply_bytes[call.method] = len(reply)
         self._accounts.of(peer).moved(sent_bytes=call.size, received_bytes=len(reply))
         self._called[peer] = None
         self._called.move_to_end(peer)
         if len(self._called) > _MAX_CALLED:
             self._called.popitem(last=False)
         return reply
+
+    @contextlib.contextmanager
+    def _further_streams(self, peer: PeerId, size: int) -> Iterator[int]:
+        """How many streams a call that moves so many bytes has beside the first; they are taken while it lasts."""
+        number = max(0, min(size // STREAM_BYTES, MAX_STREAMS - 1, _MAX_FURTHER - self._further[peer]))
+        self._further[peer] += number
+        try:
+            yield number
+        finally:
+            self._further[peer] -= number
+            if not self._further[peer]:
+                del self._further[peer]
 
     def is_barred(self, peer: PeerId) -> bool:
         """See ``ports.transport.Transport.is_barred``."""
@@ -255,7 +278,7 @@ class HivemindTransport:
         """
         if not self._listening:
             self._listening = True
-            own = {_PROTOCOL: self._accept, ADMISSION: self.admission.receive}
+            own = {PROTOCOL: self._accept, ADMISSION: self.admission.receive}
             await self._daemon.serve_streams({**own, **(others or {})})
 
     async def splice(self, one: Ends, other: Ends) -> None:
@@ -319,23 +342,45 @@ class HivemindTransport:
             if wait_s > _HEAD_TIMEOUT_S:
                 return
             async with asyncio.timeout(_HEAD_TIMEOUT_S):
-                name, size = await self._meter.read_request_head(reader)
+                head = await self._meter.read_request_head(reader)
+            if not 0 < head.num_streams <= MAX_STREAMS:
+                return
+            if not head.method:
+                await self._bundles.lend(sender, head.key, head.num_streams, (reader, writer))
+                return
+            name, size = head.method, head.size
             method = self._methods.get(name)
             objection = method.objection(name, sender, size) if method else f"unknown method {name!r:.100}"
             if method is None or objection:
                 account.charge(self._now(), 0, calls_per_s=CALLS_PER_S, bad=False)
+                if head.key:
+                    self._bundles.end(sender, head.key)
                 await self._refuse_unread(objection, reader, writer)
                 return
-            with method.slot(sender):  # Bodies on their way in and out are bounded with the handlers.
-                async with asyncio.timeout(_GRACE_S + size / _MIN_BYTES_PER_S):
-                    request = await self._meter.read(reader, size)
-                status, reply, bad = await self._handle(method, sender, request)
-                num_bytes = len(request) + len(reply)
-                account.charge(self._now(), num_bytes, calls_per_s=method.calls_per_s, bad=bad)
-                async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
-                    await self._meter.write(writer, reply_head(status, len(reply)), reply, budget=method.budget)
-                account.moved(sent_bytes=len(reply), received_bytes=len(request))
-            await self._linger(reader, _GRACE_S)
+            async with self._bundles.gathered(sender, head.key, head.num_streams) as further:
+                streams = [(reader, writer), *further]
+                with method.slot(sender):  # Bodies on their way in and out are bounded with the handlers.
+                    async with asyncio.timeout(_GRACE_S + size / _MIN_BYTES_PER_S):
+                        request = await self._meter.read_parts(
+                            [each[0] for each in streams], part_sizes(size, len(streams))
+                        )
+                    status, reply, bad = await self._handle(method, sender, request)
+                    num_bytes = len(request) + len(reply)
+                    account.charge(self._now(), num_bytes, calls_per_s=method.calls_per_s, bad=bad)
+                    async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
+                        await self._reply(streams, status, reply, method.budget)
+                    account.moved(sent_bytes=len(reply), received_bytes=len(request))
+                await self._linger(reader, _GRACE_S)
+
+    async def _reply(self, streams: Sequence[Ends], status: Status, reply: bytes, budget: Budget | None) -> None:
+        parts = cut(reply, part_sizes(len(reply), len(streams)))
+        heads = [reply_head(status, len(reply)), *[b""] * (len(streams) - 1)]
+        writes = [
+            self._meter.write(writer, head, part, budget=budget)
+            for (_, writer), head, part in zip(streams, heads, parts, strict=True)
+            if head or part
+        ]
+        await together(writes)
 
     async def _refuse_unread(self, text: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = _cut(text)
@@ -395,24 +440,26 @@ class _Call:
     def __init__(self, meter: Meter, peer: PeerId, method: str, request: bytes, max_reply_bytes: int) -> None:
         self._meter = meter
         self._peer = peer
-        self._method = method
+        self.method = method
         self._request = request
         self._max_reply_bytes = max_reply_bytes
-        self._delivered = False
+        self._to_deliver = 1
 
     @property
     def size(self) -> int:
         """Bytes of the request."""
         return len(self._request)
 
-    async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        sending = asyncio.create_task(self._send(writer))
+    async def exchange(self, streams: Sequence[Ends]) -> bytes:
+        """Send the request over these streams, and have the reply over the same."""
+        writers = [writer for _, writer in streams]
+        sending = asyncio.create_task(self._send(writers))
         try:
-            status, size = await self._meter.read_reply_head(reader)
+            status, size = await self._meter.read_reply_head(streams[0][0])
             limit = self._max_reply_bytes if status == Status.OK else MAX_REFUSAL_BYTES
             if size > limit:
                 raise CallRefused(_oversized(size, limit))
-            reply = await self._meter.read(reader, size)
+            reply = await self._meter.read_parts([reader for reader, _ in streams], part_sizes(size, len(streams)))
         finally:
             sending.cancel()
             await asyncio.wait({sending})
@@ -422,20 +469,26 @@ class _Call:
             raise CallRefused(reply.decode(errors="replace"))
         return reply
 
-    async def _send(self, writer: asyncio.StreamWriter) -> None:
-        # If the stream breaks, the reading side says so, or has the refusal that came before.
+    async def _send(self, writers: Sequence[asyncio.StreamWriter]) -> None:
+        size, self._to_deliver = len(self._request), len(writers)
+        key = secrets.token_bytes(KEY_BYTES) if len(writers) > 1 else b""
+        heads = [RequestHead(self.method, size, len(writers), key)]
+        heads += [RequestHead("", 0, number, key) for number in range(1, len(writers))]
+        parts = zip(writers, heads, cut(self._request, part_sizes(size, len(writers))), strict=True)
+        # If a stream breaks, the reading side says so, or has the refusal that came before.
         with contextlib.suppress(OSError):
-            head = request_head(self._method, len(self._request))
-            await self._meter.write(writer, head, self._request, before_last=self._deliver)
+            await together(
+                [self._meter.write(writer, head.packed(), part, self._deliver) for writer, head, part in parts]
+            )
 
     def _deliver(self) -> None:
-        self._delivered = True  # From the moment the last piece is handed over, nobody can tell.
+        self._to_deliver -= 1  # From the moment the last piece is handed over, nobody can tell.
 
     def broken(self, what: str) -> PeerUnreachable | CallTimeout:
         """The error for a call that ended without a reply."""
-        if self._delivered:
-            return CallTimeout(f"{what}: {self._method} at {self._peer} may have been carried out")
-        return PeerUnreachable(f"{what}: {self._method} did not reach {self._peer}")
+        if self._to_deliver <= 0:
+            return CallTimeout(f"{what}: {self.method} at {self._peer} may have been carried out")
+        return PeerUnreachable(f"{what}: {self.method} did not reach {self._peer}")
 
 
 def _cut(text: str) -> bytes:

@@ -21,7 +21,8 @@ from pathlib import Path
 from decentral.adapters.daemon import DaemonError, DaemonGone
 from decentral.adapters.invitation import Invitation
 from decentral.adapters.node import Node, NodeOptions, open_node
-from decentral.adapters.wire import request_head
+from decentral.adapters.transport import PROTOCOL
+from decentral.adapters.wire import RequestHead
 from decentral.run.access import Access
 from decentral.types import PeerId
 from scripts.benches.chaos_gossip import pace
@@ -54,20 +55,19 @@ FLOODS: Mapping[str, tuple[str, bytes]] = {
     "no such method": ("nonsense", b""),
     "open": ("", b""),
 }
-_PROTOCOL = "/decentral/call/1"
 _CALL_S = 20.0
 
 
 async def flood(node: Node, peer: PeerId, method: str, request: bytes, seconds: float) -> int:
     """Call as fast as that goes; how many calls had an answer."""
     until, answered = time.monotonic() + seconds, 0
-    data = request_head(method, len(request)) + request if method else b""
+    data = RequestHead(method, len(request)).packed() + request if method else b""
 
     async def caller() -> None:
         nonlocal answered
         while time.monotonic() < until:
             with contextlib.suppress(DaemonError, DaemonGone, OSError):  # a timeout is an OSError
-                reader, writer = await node.daemon.open_stream(peer, _PROTOCOL)
+                reader, writer = await node.daemon.open_stream(peer, PROTOCOL)
                 try:
                     writer.write(data)
                     async with asyncio.timeout(min(_CALL_S, max(0.1, until - time.monotonic()))):

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from decentral.adapters.wire import Status, reply_head, request_head
+from decentral.adapters.wire import RequestHead, Status, reply_head
 from decentral.codecs.codec import make_codec
 from decentral.codecs.frame import framed_nbytes
 from decentral.exchange.allreduce import messages
@@ -76,7 +76,7 @@ def predict(event: Event, wire: Wire) -> tuple[Counter[PeerId], int]:
 
 
 def _request(method: str, body: bytes) -> int:
-    return len(request_head(method, len(body))) + len(body)
+    return len(RequestHead(method, len(body)).packed()) + len(body)
 
 
 def _reply(body: bytes) -> int:

@@ -12,6 +12,8 @@ import pytest
 from decentral.adapters.daemon import DaemonError, DaemonGone
 from decentral.adapters.invitation import Invitation
 from decentral.adapters.node import Node, NodeOptions, open_node
+from decentral.adapters.transport import PROTOCOL
+from decentral.adapters.wire import RequestHead
 from decentral.errors import CallRefused, ExitCode
 from decentral.run.access import ACCESS, Access, new_access
 from decentral.types import PeerId
@@ -45,8 +47,8 @@ async def outside(address: str, access: Access | None = None) -> AsyncIterator[N
 
 async def answer_to(node: Node, peer: PeerId, method: str, request: bytes) -> bytes:
     """What a call gets, without the handshake that the ordinary caller begins with."""
-    head = bytes([len(method)]) + method.encode() + len(request).to_bytes(8, "big")
-    reader, writer = await node.daemon.open_stream(peer, "/decentral/call/1")
+    head = RequestHead(method, len(request)).packed()
+    reader, writer = await node.daemon.open_stream(peer, PROTOCOL)
     try:
         writer.write(head + request)
         return await asyncio.wait_for(reader.read(), 30)

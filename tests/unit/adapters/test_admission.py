@@ -9,6 +9,8 @@ import pytest
 from decentral.adapters.admission import ADMISSION
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.policy import signed
+from decentral.adapters.transport import PROTOCOL
+from decentral.adapters.wire import RequestHead
 from decentral.errors import AdmissionError, CallRefused, NotAdmitted, NotAdmittedBy
 from decentral.run.access import Access, new_access
 from decentral.types import PeerId
@@ -80,7 +82,7 @@ def test_members_come_in_strangers_get_nothing_and_whoever_is_put_out_hears_it()
                     await put(node, "stranger")
                     assert "founder" not in await records(node)
                 peer = founder.identity.peer_id
-                told = await raw(stranger, peer, "/decentral/call/1", b"\x04echo" + bytes(8), 1, 8)
+                told = await raw(stranger, peer, PROTOCOL, RequestHead("echo", 0).packed(), 1, 8)
                 assert b"not admitted" in told
                 # A number, and that it is not let in.
                 assert len(await raw(stranger, peer, ADMISSION, bytes(32) + b"\0\0\0\1\0", 33, 4)) < 64

@@ -10,8 +10,8 @@ import pytest
 
 from decentral.adapters.daemon import Daemon, StreamHandler
 from decentral.adapters.gate import Gate, Meeting, Role
-from decentral.adapters.transport import _MAX_STREAMS_OF_ONE, _PROTOCOL, HivemindTransport
-from decentral.adapters.wire import request_head
+from decentral.adapters.transport import _MAX_STREAMS_OF_ONE, PROTOCOL, HivemindTransport
+from decentral.adapters.wire import RequestHead
 from decentral.errors import FrameError
 from decentral.run.access import new_access
 from decentral.sim.loop import run
@@ -74,18 +74,19 @@ def test_whatever_comes_on_a_stream_it_ends_and_only_whole_requests_are_handed_o
         private = HivemindTransport(cast(Daemon, _Streams()), ME, gate=gate).admission
         await open_.serve("echo", echo, max_request_bytes=SIZE)
         dice = random.Random("streams")
-        call = request_head("echo", 20) + bytes(20)
+        call = RequestHead("echo", 20).packed() + bytes(20)
         for number in range(count // 2):
             # From many: one alone would have to wait.
-            await fed(daemon.handlers[_PROTOCOL], broken(dice, call), PeerId(f"member{number % 100}"))
+            await fed(daemon.handlers[PROTOCOL], broken(dice, call), PeerId(f"member{number % 100}"))
         for _ in range(count // 2):
             await fed(private.receive, broken(dice, bytes(32) + (40).to_bytes(4, "big") + bytes(40)))
         assert len(served) > count / 20
         assert max(map(len, served)) <= SIZE
         assert (open_._tasks, open_._methods["echo"].active.total(), private._num_strangers) == (set(), 0, 0)
+        assert not open_._bundles._bundles
         await open_.close()
 
-    asyncio.run(scenario())
+    run(scenario(), until_s=1e6)  # streams of a call that are not all there are waited for
 
 
 @pytest.mark.parametrize("count", _COUNTS)
@@ -128,13 +129,13 @@ def test_who_floods_waits_and_others_do_not(request_: bytes, most_per_s: float) 
             return b""
 
         await transport.serve("serve", serve, max_request_bytes=1)
-        handler, data = daemon.handlers[_PROTOCOL], request_head("serve", len(request_)) + request_
+        handler, data = daemon.handlers[PROTOCOL], RequestHead("serve", len(request_)).packed() + request_
         loop = asyncio.get_running_loop()
         calls = []
         for _ in range(int(50 * seconds)):
             calls += [loop.create_task(fed(handler, data, FLOODER)) for _ in range(4 if request_ else 90)]
             began = loop.time()
-            await fed(handler, request_head("serve", 0), MEMBER)
+            await fed(handler, RequestHead("serve", 0).packed(), MEMBER)
             assert loop.time() == began
             await asyncio.sleep(0.02)
         assert served[MEMBER] == 50 * seconds
@@ -156,7 +157,7 @@ def test_of_a_methods_places_some_are_left_for_others() -> None:
 
         await transport.serve("hold", hold, max_request_bytes=0, max_concurrent=8)
         calls = [
-            asyncio.create_task(fed(daemon.handlers[_PROTOCOL], request_head("hold", 0), sender))
+            asyncio.create_task(fed(daemon.handlers[PROTOCOL], RequestHead("hold", 0).packed(), sender))
             for sender in [FLOODER] * 20 + [MEMBER]
         ]
         await asyncio.sleep(0.1)

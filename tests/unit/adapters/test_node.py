@@ -8,19 +8,30 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from decentral.adapters import directory as directory_module
 from decentral.adapters.address import parse_address
+from decentral.adapters.bundle import STREAM_BYTES
 from decentral.adapters.daemon import DaemonOptions, start_daemon
 from decentral.adapters.hivemind_light import MSGPackSerializer, PeerID
 from decentral.adapters.identity import KeyIdentity
 from decentral.adapters.node import Node, NodeOptions, open_node
 from decentral.adapters.probe import probe
 from decentral.adapters.reach import Way
-from decentral.adapters.wire import request_head
-from decentral.errors import DecentralError, IdentityError, PortTakenError, UnreachableError, UsageError, WrongPeerError
+from decentral.adapters.transport import PROTOCOL
+from decentral.adapters.wire import RequestHead
+from decentral.errors import (
+    CallRefused,
+    DecentralError,
+    IdentityError,
+    PortTakenError,
+    UnreachableError,
+    UsageError,
+    WrongPeerError,
+)
 from decentral.types import PeerId
 
 STRANGER = PeerId("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N")
@@ -208,14 +219,52 @@ def test_a_stream_is_the_callers_to_close_as_a_reply_that_it_has_not_read_would_
 
         await server.transport.serve("echo", echo, max_request_bytes=10)
         for request in (b"reply", b"much too long"):
-            reader, writer = await caller.daemon.open_stream(server.transport.peer_id, "/decentral/call/1")
-            writer.write(request_head("echo", len(request)) + request)
+            reader, writer = await caller.daemon.open_stream(server.transport.peer_id, PROTOCOL)
+            writer.write(RequestHead("echo", len(request)).packed() + request)
             head = await reader.readexactly(9)
             await reader.readexactly(int.from_bytes(head[1:], "big"))
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await reader.read(1)
             writer.close()
+
+    run(scenario)
+
+
+def test_a_long_call_goes_over_several_streams_and_so_does_a_reply_like_one_before_it() -> None:
+    async def scenario(nodes: Nodes) -> None:
+        server = await nodes.found()
+        caller = await nodes.join(server.addresses()[0])
+        long, opened = os.urandom(3 * STREAM_BYTES + 5), 0
+        open_stream = caller.daemon.open_stream
+
+        async def counted(peer: PeerId, protocol: str) -> Any:
+            nonlocal opened
+            opened += 1
+            return await open_stream(peer, protocol)
+
+        async def turn(sender: PeerId, request: bytes) -> bytes:
+            return long if request == b"" else b"" if len(request) < len(long) else request[::-1]
+
+        async def call(request: bytes) -> tuple[bytes, int]:
+            nonlocal opened
+            opened = 0
+            peer = server.transport.peer_id
+            reply = await caller.transport.call(peer, "turn", request, timeout_s=30, max_reply_bytes=len(long))
+            return reply, opened
+
+        caller.daemon.open_stream = counted  # type: ignore[method-assign]
+        await server.transport.serve("turn", turn, max_request_bytes=len(long))
+        assert await call(b"short") == (b"", 1)
+        assert await call(b"") == (long, 1), "nobody knew how long the reply would be"
+        assert await call(b"") == (long, 4)
+        assert await call(long) == (long[::-1], 4)
+        assert await call(b"short") == (b"", 4)
+        assert await call(b"short") == (b"", 1)
+        with pytest.raises(CallRefused):
+            await call(bytes(4 * len(long)))
+        assert not caller.transport._further
+        assert not server.transport._bundles._bundles
 
     run(scenario)
 
