@@ -296,7 +296,7 @@ class Gossip(Exchange):
             sync.delta, sync.sent_N = await self._guest.encoded(key, sync.mine)
         host = self._share(sync, sync.sent_N)
         guests = [seat.share for seat in seats]
-        has_ours = len(seats) == 1 and (seats[0].share.peer, seats[0].serial) in table.given
+        has_ours = len(seats) == 1 and table.given.get(seats[0].share.peer) == seats[0].serial
 
         def settle() -> Taken:
             taken, given = self._swap.settle(key, host, guests, has_ours=has_ours)

@@ -262,7 +262,6 @@ class Guest:
         anchor = b"" if self.is_expected(sync, host) else await self._frame(fragment, base.digest, base.anchor_N)
         # Who is ready for us closes its table soon, however late a lost question has made us.
         patience_s = max(HOLD_S, sync.wait_until - self._context.clock.monotonic())
-
         bring = Bring(fragment, base.digest, sync.serial, mine.weight, ms(patience_s), sync.delta, anchor)
         return await self._context.clock.run_aside(lambda: to_wire(bring))
 

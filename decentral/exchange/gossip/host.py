@@ -192,8 +192,8 @@ class Host:
         """The only guest wants what this worker brings itself, while its own values are on their way here."""
         visit = from_wire(Visit, request)
         fragment = self._checked(visit.fragment)
-        guest, table = (sender, visit.serial), self._closed[fragment]
-        if guest not in table.given:
+        table = self._closed[fragment]
+        if table.given.get(sender) != visit.serial:
             table = self._tables[fragment]
             if self._context.avoids(sender) or not self._is_the_only(fragment, sender):
                 return to_wire(Given(Kind.NO))
@@ -202,7 +202,7 @@ class Host:
                 return to_wire(Given(Kind.HOLD))
             if table not in self._tables or not self._is_the_only(fragment, sender):
                 return to_wire(Given(Kind.NO))
-            table.given.add(guest)
+            table.given[sender] = visit.serial
         return to_wire(Given(Kind.DONE, table.own or b""))
 
     def _is_the_only(self, fragment: int, sender: PeerId) -> bool:

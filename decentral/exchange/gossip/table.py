@@ -40,8 +40,8 @@ class Table:
         """Guests to whom an answer was sent."""
         self.own: bytes | None = None
         """The host's own pseudo-gradient, once it is at home; empty if it only listens."""
-        self.given: set[tuple[PeerId, int]] = set()
-        """Who was sent it, by guest and serial."""
+        self.given: dict[PeerId, int] = {}
+        """Guests to whom it was sent, with the serials of their visits."""
         self._changed = asyncio.Event()
         self._laid = asyncio.Event()
         self._closed = asyncio.Event()
