@@ -96,7 +96,7 @@ class Worker:
             identity=parts.identity,
             timing=options.timing,
             journal=parts.journal,
-            at_beat=self._look_at_trainer,
+            at_beat=self._at_beat,
         )
         self._exchange = make_exchange(
             options,
@@ -370,8 +370,9 @@ class Worker:
                 self._tell(State.TRAINING)
                 await self.membership.announce()
 
-    def _look_at_trainer(self) -> None:
-        """At every beat: a worker whose trainer hangs is alive, but nobody is to wait for it."""
+    def _at_beat(self) -> None:
+        """A worker whose trainer hangs is alive, but nobody is to wait for it."""
+        self._donor.forget_idle()
         if self._watchdog.look():
             self._meter.explain(f"no inner step for {self._watchdog.silent_s:.0f} s")
             self._tell(State.STALLED)

@@ -25,6 +25,8 @@ _UPLOAD_SHARE = 0.5
 _MAX_SNAPSHOTS = 3
 #: Whoever has not asked for so long, and for as long as a piece takes at this rate, has all or is gone.
 _IDLE_S, _SLOW_BYTES_PER_S = 15.0, 200_000.0
+#: A snapshot of which nobody has asked anything for so long is given up.
+_UNASKED_S = 60.0
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class _Offer:
     snapshot: Snapshot
     head: Head
     cut: Cut
+    asked_at: float
+    """When anybody asked for it, or for values of it, last."""
 
 
 class Donor:
@@ -84,7 +88,8 @@ class Donor:
                 offer = list(self._offers.values())[-1]
             else:  # one of this name may be of an earlier round, if nothing was mixed since
                 offer = await self._offer(snapshot)
-            self._askers[sender] = offer.snapshot.name, self._clock.monotonic()
+            offer.asked_at = self._clock.monotonic()
+            self._askers[sender] = offer.snapshot.name, offer.asked_at
         return to_wire(offer.head)
 
     async def _piece(self, sender: PeerId, request: bytes) -> bytes:
@@ -97,6 +102,7 @@ class Donor:
         below(len(pieces), "piece", ask.index)
         if sender in self._askers:
             self._askers[sender] = self._askers[sender][0], self._clock.monotonic()
+        offer.asked_at = self._clock.monotonic()
         piece = pieces[ask.index]
         values_N = offer.snapshot.fragments[fragment].tensors[piece.part]
         return bytes(to_bytes(values_N)[piece.start : piece.stop])
@@ -108,10 +114,17 @@ class Donor:
             if asked.digest not in self._places:
                 return b""
             offer, number = self._places[asked.digest]
+            offer.asked_at = self._clock.monotonic()
             tensors = offer.snapshot.fragments[number].tensors
             below(tensors[0].numel(), "position", max(asked.indices, default=-1))
             said += [values_N[list(asked.indices)] for values_N in tensors]
         return torch.cat(said).numpy().tobytes()
+
+    def forget_idle(self) -> None:
+        """Give up snapshots of which nobody asks anything any more: each takes as much memory as the model's anchor."""
+        since = self._clock.monotonic() - _UNASKED_S
+        self._offers = {name: offer for name, offer in self._offers.items() if offer.asked_at > since}
+        self._index()
 
     def _forget_askers(self) -> None:
         """Of those who have not asked for long."""
@@ -142,10 +155,13 @@ class Donor:
             heads.append(head_of(fragment, pieces))
         head = Head(self._layout, snapshot.step, tuple(heads))
         self._offers.pop(snapshot.name, None)
-        offer = self._offers[snapshot.name] = _Offer(snapshot, head, cut)
+        offer = self._offers[snapshot.name] = _Offer(snapshot, head, cut, self._clock.monotonic())
+        self._index()
+        return offer
+
+    def _index(self) -> None:
         self._places = {
             fragment.digest: (each, number)
             for each in self._offers.values()
             for number, fragment in enumerate(each.snapshot.fragments)
         }
-        return offer

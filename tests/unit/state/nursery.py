@@ -52,6 +52,7 @@ class Nursery:
     def __init__(self, secret: bytes | None = None, **lines: Line) -> None:
         self.world = World(0, machines={PeerId(peer): Machine(line=line) for peer, line in lines.items()})
         self.peers = {peer: self.world.add(peer) for peer in (*DONORS, JOINER)}
+        self.donors: dict[PeerId, Donor] = {}
         self.seen: list[Progress] = []
         self.asked: list[tuple[PeerId, str]] = []
         """Donor and method of every question, in the order in which they arrived."""
@@ -82,7 +83,8 @@ class Nursery:
                 await at.transport.serve(method, answer, **limits)
 
         recorder: Any = Recorder()
-        await Donor(recorder, layout, later(lambda: states[-1]), at.clock).start()
+        self.donors[peer] = Donor(recorder, layout, later(lambda: states[-1]), at.clock)
+        await self.donors[peer].start()
         return states.append
 
     def crash(self, peer: PeerId) -> None:

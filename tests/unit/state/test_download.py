@@ -1,5 +1,6 @@
 """Downloads over the memory network, with donors that fail in every way that a donor can."""
 
+import asyncio
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +12,9 @@ import pytest
 from decentral.sim.network import Line
 from decentral.sim.world import peer_id
 from decentral.state.download.downloader import NoDownload
-from decentral.state.download.pieces import HEAD, PIECE
+from decentral.state.download.pieces import HEAD, PIECE, Ask
 from decentral.state.snapshot import FragmentState, Snapshot
+from decentral.swarm.message import to_wire
 from tests.unit.state.nursery import (
     DONORS,
     FIRST,
@@ -217,6 +219,27 @@ def test_more_donors_than_are_asked_at_once_take_the_places_of_those_that_fail()
         await nursery.donor(FIRST, snapshot())
         gone = [peer_id(number) for number in range(50, 70)]
         check_equal(await nursery.fetch(*gone, FIRST), snapshot())
+
+    play(scenario)
+
+
+def test_a_snapshot_is_kept_as_long_as_somebody_fetches_it() -> None:
+    async def scenario(nursery: Nursery) -> None:
+        change = await nursery.donor(FIRST, snapshot())
+        check_equal(await nursery.fetch(FIRST), snapshot())
+        change(snapshot(seed=1))
+
+        async def kept() -> bool:
+            nursery.donors[FIRST].forget_idle()
+            question = to_wire(Ask(snapshot().digests[0], 0))
+            transport = nursery.peers[JOINER].transport
+            return bool(await transport.call(FIRST, PIECE, question, timeout_s=5.0, max_reply_bytes=1 << 20))
+
+        assert await kept()
+        await asyncio.sleep(50)
+        assert await kept(), "asked for 50 s ago"
+        await asyncio.sleep(70)
+        assert not await kept()
 
     play(scenario)
 
