@@ -14,8 +14,8 @@ SETTINGS = (
     "task.settings.batch_sequences=4",
     "task.settings.val_batches=64",
 )
-RATES = (0.0025, 0.004, 0.006, 0.01, 0.016, 0.025)
-_FIRST_RATE = 2
+RATES = (0.0016, 0.0025, 0.004, 0.006, 0.01, 0.016, 0.025)
+_FIRST_RATE = 3
 #: The seed of the searches; further ones count up from it.
 SEED = 0
 #: Outer learning rate and momentum, by how far a lasting direction is followed in the end: rate / (1 - momentum).
@@ -129,6 +129,7 @@ ARMS = (
     # Those of long runs.
     _diloco(500, first=_BOLD),
     _diloco(500, "int2-b128"),
+    _diloco(750, "e3m0-b128"),
     _outer("streaming, H 100, mix 0", "name=streaming inner_steps=100 mix_alpha=0", _BOLD),
     _outer("streaming, H 100", "name=streaming inner_steps=100", _BOLD),
     _sparseloco(100, "senders", _SENDERS),
