@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _ACROSS = ("axes fraction", "data")
 
 #: What we ask for: times fewer bytes, and a loss so far above that of data-parallel training.
 GOALS = ((2000, 0.01), (5000, 0.02))
+#: Of runs that the plot shows.
+_LONG_STEPS = 5_000
 
 
 @dataclass(frozen=True)
@@ -135,31 +138,46 @@ def plain(other: str) -> str:
 
 
 def plot(path: Path, records: list[Record]) -> None:
-    """Gap to data-parallel training against bytes, of the longest runs."""
-    found = lines(max(grouped(records, set_up).values(), key=lambda runs: int(runs[0]["key"][3])))
+    """Gap to data-parallel training against bytes: of the long runs with most arms, and of the longest."""
+    groups = list(grouped(records, set_up).values())
+    longest = max(groups, key=_steps)
+    widest = max((runs for runs in groups if _steps(runs) >= _LONG_STEPS), key=len, default=longest)
+    panels = [widest] if widest is longest else [widest, longest]
+    with figure(path, 10 * len(panels), 7, columns=len(panels)) as drawn:
+        for axes, runs in zip(drawn, panels, strict=True):
+            _against_bytes(axes, runs)
+
+
+def _steps(records: list[Record]) -> int:
+    return int(records[0]["key"][3])
+
+
+def _against_bytes(axes: Any, records: list[Record]) -> None:
+    """One set-up."""
+    found = lines(records)
     dense = found[DATA_PARALLEL]
     families = list(dict.fromkeys(_family(name) for name in found))
-    with figure(path, 11, 7) as [axes]:
-        for name, line in found.items():
-            off = [100 * gap for gap in gaps(line.losses, dense.losses)]
-            middle = statistics.mean(off)
-            if _sends(line):
-                colour = f"C{families.index(_family(name)) % 10}"
-                axes.errorbar(line.sent / 1e6, middle, yerr=bars(off, middle), fmt="o", capsize=3, color=colour)
-                place = (line.sent / 1e6, middle)
-                axes.annotate(name, place, textcoords="offset points", xytext=(5, 4), fontsize=7)
-            else:
-                axes.axhline(middle, color="grey", linestyle="--", linewidth=0.8)
-                axes.annotate(
-                    f"{name}: sends nothing", (0.98, middle), xycoords=_ACROSS, ha="right", va="bottom", fontsize=7
-                )
-        for times, above in GOALS:
-            axes.plot(dense.sent / times / 1e6, 100 * above, "*", color="tab:red", markersize=12)
-        axes.axhline(0, color="grey", linewidth=0.5)
-        axes.set_xscale("log")
-        axes.set_xlabel("MB sent by a worker in all rounds; stars: to be reached")
-        axes.set_ylabel("validation loss above data-parallel training of the same seed, %")
-        axes.margins(x=0.12)
+    for name, line in found.items():
+        off = [100 * gap for gap in gaps(line.losses, dense.losses)]
+        middle = statistics.mean(off)
+        if _sends(line):
+            colour = f"C{families.index(_family(name)) % 10}"
+            axes.errorbar(line.sent / 1e6, middle, yerr=bars(off, middle), fmt="o", capsize=3, color=colour)
+            place = (line.sent / 1e6, middle)
+            axes.annotate(name, place, textcoords="offset points", xytext=(5, 4), fontsize=7)
+        else:
+            axes.axhline(middle, color="grey", linestyle="--", linewidth=0.8)
+            axes.annotate(
+                f"{name}: sends nothing", (0.98, middle), xycoords=_ACROSS, ha="right", va="bottom", fontsize=7
+            )
+    for times, above in GOALS:
+        axes.plot(dense.sent / times / 1e6, 100 * above, "*", color="tab:red", markersize=12)
+    axes.axhline(0, color="grey", linewidth=0.5)
+    axes.set_xscale("log")
+    axes.set_title(f"{_steps(records):,} steps of {records[0]['key'][4]} workers", fontsize=10)
+    axes.set_xlabel("MB sent by a worker in all rounds; stars: to be reached")
+    axes.set_ylabel("validation loss above data-parallel training of the same seed, %")
+    axes.margins(x=0.12)
 
 
 def _family(name: str) -> str:
