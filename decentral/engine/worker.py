@@ -285,6 +285,7 @@ class Worker:
         """All rounds that are left, which is to be done, or those until ``stop`` is set. Nothing is on its way then."""
         if self._course.step == 0:
             await wait_for_workers(self._options, self.membership, self._clock, self._meter.explain, stop)
+            self._show_anchors()  # once more, now that it is known to whom
         self._meter.start(self._clock.monotonic())
         self._saving.begin_at(self._course.step)
         for sending in self._resumed:

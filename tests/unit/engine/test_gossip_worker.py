@@ -91,8 +91,10 @@ def test_one_of_all_validates(pairing: GossipOptions) -> None:
     assert len({peer for peer in PEERS if seen.of(Validated, peer)}) > 1, "they take turns"
 
 
-def test_new_anchors_are_shown_after_joining_and_after_every_outer_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A founder's first anchor need not be: there is nobody yet whom it could be sent to."""
+def test_new_anchors_are_shown_at_first_after_joining_and_after_every_outer_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A founder's when it begins to train: by then it knows those whom it has waited for."""
     shown: dict[PeerId, list[tuple[int, str]]] = {peer: [] for peer in PEERS}
     adopted = Gossip.adopted
 
@@ -104,9 +106,9 @@ def test_new_anchors_are_shown_after_joining_and_after_every_outer_step(monkeypa
     seen = simulate(gossip(ROUNDS, rounds=6, options={"plan": SyncPlan(INNER_STEPS, 2)}))
     for peer in PEERS:
         steps = [(event.fragment, event.digest) for event in seen.of(RoundMixed, peer)]
-        after_joining = [] if peer == FOUNDER else shown[peer][:2]
-        assert [fragment for fragment, _ in after_joining] == ([] if peer == FOUNDER else [0, 1])
-        assert shown[peer] == after_joining + steps
+        at_first = shown[peer][:2]
+        assert [fragment for fragment, _ in at_first] == [0, 1]
+        assert shown[peer] == at_first + steps
     sent = [message for message in seen.messages if message[3] == "gossip.ahead"]
     assert sent
 
