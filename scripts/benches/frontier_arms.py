@@ -14,8 +14,8 @@ SETTINGS = (
     "task.settings.batch_sequences=4",
     "task.settings.val_batches=64",
 )
-RATES = (0.0016, 0.0025, 0.004, 0.006, 0.01, 0.016, 0.025)
-_FIRST_RATE = 3
+RATES = (0.001, 0.0016, 0.0025, 0.004, 0.006, 0.01, 0.016, 0.025)
+_FIRST_RATE = 4
 #: The seed of the searches; further ones count up from it.
 SEED = 0
 #: Outer learning rate and momentum, by how far a lasting direction is followed in the end: rate / (1 - momentum).
