@@ -129,7 +129,6 @@ ARMS = (
     # Those of long runs.
     _diloco(500, first=_BOLD),
     _diloco(500, "int2-b128"),
-    _diloco(750, "e3m0-b128"),
     _outer("streaming, H 100, mix 0", "name=streaming inner_steps=100 mix_alpha=0", _BOLD),
     _outer("streaming, H 100", "name=streaming inner_steps=100", _BOLD),
     _sparseloco(100, "senders", _SENDERS),
