@@ -357,20 +357,24 @@ class HivemindTransport:
                     self._bundles.end(sender, head.key)
                 await self._refuse_unread(objection, reader, writer)
                 return
-            async with self._bundles.gathered(sender, head.key, head.num_streams) as further:
-                streams = [(reader, writer), *further]
-                with method.slot(sender):  # Bodies on their way in and out are bounded with the handlers.
-                    async with asyncio.timeout(_GRACE_S + size / _MIN_BYTES_PER_S):
-                        request = await self._meter.read_parts(
-                            [each[0] for each in streams], part_sizes(size, len(streams))
-                        )
-                    status, reply, bad = await self._handle(method, sender, request)
-                    num_bytes = len(request) + len(reply)
-                    account.charge(self._now(), num_bytes, calls_per_s=method.calls_per_s, bad=bad)
-                    async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
-                        await self._reply(streams, status, reply, method.budget)
-                    account.moved(sent_bytes=len(reply), received_bytes=len(request))
-                await self._linger(reader, _GRACE_S)
+            with contextlib.ExitStack() as slot:
+                slot.enter_context(method.slot(sender))  # Bodies on their way are bounded with the handlers.
+                async with self._bundles.gathered(sender, head.key, head.num_streams) as further:
+                    await self._answer(sender, account, method, size, [(reader, writer), *further])
+                    slot.close()
+                    await self._linger(reader, _GRACE_S)
+
+    async def _answer(
+        self, sender: PeerId, account: Account, method: _Method, size: int, streams: Sequence[Ends]
+    ) -> None:
+        """Read a request of that size, and write what the handler says of it."""
+        async with asyncio.timeout(_GRACE_S + size / _MIN_BYTES_PER_S):
+            request = await self._meter.read_parts([reader for reader, _ in streams], part_sizes(size, len(streams)))
+        status, reply, bad = await self._handle(method, sender, request)
+        account.charge(self._now(), len(request) + len(reply), calls_per_s=method.calls_per_s, bad=bad)
+        async with asyncio.timeout(_GRACE_S + len(reply) / _MIN_BYTES_PER_S):
+            await self._reply(streams, status, reply, method.budget)
+        account.moved(sent_bytes=len(reply), received_bytes=len(request))
 
     async def _reply(self, streams: Sequence[Ends], status: Status, reply: bytes, budget: Budget | None) -> None:
         parts = cut(reply, part_sizes(len(reply), len(streams)))
