@@ -197,7 +197,7 @@ class HivemindTransport:
     @contextlib.contextmanager
     def _further_streams(self, peer: PeerId, size: int) -> Iterator[int]:
         """How many streams a call that moves so many bytes has beside the first; they are taken while it lasts."""
-        number = max(0, min(size // STREAM_BYTES, MAX_STREAMS - 1, _MAX_FURTHER - self._further[peer]))
+        number = max(0, min((size - 1) // STREAM_BYTES, MAX_STREAMS - 1, _MAX_FURTHER - self._further[peer]))
         self._further[peer] += number
         try:
             yield number

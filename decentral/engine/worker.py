@@ -372,7 +372,7 @@ class Worker:
                 await self.membership.announce()
 
     def _at_beat(self) -> None:
-        """A worker whose trainer hangs is alive, but nobody is to wait for it."""
+        """Give back memory; and a worker whose trainer hangs is alive, but nobody is to wait for it."""
         self._donor.forget_idle()
         if self._watchdog.look():
             self._meter.explain(f"no inner step for {self._watchdog.silent_s:.0f} s")

@@ -88,9 +88,7 @@ class Table:
 
     async def laid(self, timeout_s: float) -> None:
         """Return when the host is at home, or after ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._laid.wait()
+        await _happened(self._laid, timeout_s)
 
     def close(self, answers: dict[tuple[PeerId, int], bytes]) -> None:
         """Everybody who is held gets its answer."""
@@ -100,6 +98,10 @@ class Table:
 
     async def closed(self, timeout_s: float) -> None:
         """Return when the table is closed, or after ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._closed.wait()
+        await _happened(self._closed, timeout_s)
+
+
+async def _happened(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

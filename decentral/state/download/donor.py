@@ -123,8 +123,11 @@ class Donor:
     def forget_idle(self) -> None:
         """Give up snapshots of which nobody asks anything any more: each takes as much memory as the model's anchor."""
         since = self._clock.monotonic() - _UNASKED_S
-        self._offers = {name: offer for name, offer in self._offers.items() if offer.asked_at > since}
-        self._index()
+        idle = [name for name, offer in self._offers.items() if offer.asked_at <= since]
+        if idle:
+            for name in idle:
+                del self._offers[name]
+            self._index()
 
     def _forget_askers(self) -> None:
         """Of those who have not asked for long."""

@@ -256,6 +256,7 @@ def test_a_long_call_goes_over_several_streams_and_so_does_a_reply_like_one_befo
         caller.daemon.open_stream = counted  # type: ignore[method-assign]
         await server.transport.serve("turn", turn, max_request_bytes=len(long))
         assert await call(b"short") == (b"", 1)
+        assert await call(bytes(STREAM_BYTES)) == (b"", 1), "it has room in the first, as a piece of a state has"
         assert await call(b"") == (long, 1), "nobody knew how long the reply would be"
         assert await call(b"") == (long, 4)
         assert await call(long) == (long[::-1], 4)
