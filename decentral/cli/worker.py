@@ -45,7 +45,7 @@ _METRICS = typer.Option(
 )
 _INNER = typer.Option(help="Under torchrun: how this machine's processes train one model.", metavar="ddp|fsdp")
 #: Chosen again when the method is.
-_AGAIN = {f"method.{key}": "auto" for key in ("mean_codec", "mix_alpha")}
+_AGAIN = {f"method.{key}": "auto" for key in ("mean_codec", "feedback", "mix_alpha")}
 
 
 def worker(

@@ -10,6 +10,11 @@ _MEAN_OF_SIGNS: Final = "int4-b128"
 _MEAN_OF_TOPK: Final = {"0.4": "topk1.5-8bit", "0.8": "topk3-8bit"}
 _MEAN_OF_DENSEST_TOPK: Final = "topk6-8bit"
 
+#: What codecs of so many bits a value leave out is not worth a residual: the loss is the same with and without
+#: (docs/benchmarks/codec-quality.md).
+_BITS_WITHOUT_FEEDBACK: Final = 8
+_MANY: Final = 1 << 20
+
 #: Anchors are parameters, not changes of them: what is lost of one is lost against its whole size. With four bits
 #: replicas stay eight times further apart (docs/benchmarks/gossip-quality.md).
 _ANCHOR: Final = "int8-b128"
@@ -36,3 +41,8 @@ def default_anchor_codec() -> Codec:
 def default_pull_codec() -> Codec:
     """For the difference between the group's mean anchor and the guest's, which the host sends back."""
     return make_codec(_PULL)
+
+
+def needs_feedback(codec: Codec) -> bool:
+    """Whether what it leaves out is much enough to be kept and sent later, at the price of two values a parameter."""
+    return 8 * codec.nbytes(_MANY) < _BITS_WITHOUT_FEEDBACK * _MANY

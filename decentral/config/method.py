@@ -86,8 +86,8 @@ class MethodSection(Section):
     """Of the anchor that a guest sends its host."""
     pull_codec: AutoCodec = "auto"
     """Of the difference between the group's mean anchor and the guest's, which the host sends back."""
-    feedback: Literal["ef14", "ef21", "none"] = "ef14"
-    """What becomes of the codecs' errors."""
+    feedback: Literal["auto", "ef14", "ef21", "none"] = "auto"
+    """What becomes of the codecs' errors; ``auto``: ``ef14`` if one sends less than eight bits a value."""
     feedback_decay: float = Field(default=1.0, gt=0, le=1)
     """What is kept of the residual from round to round."""
     mean_over: Literal["members", "senders"] = "members"

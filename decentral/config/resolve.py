@@ -46,7 +46,7 @@ def resolve(swarm: SwarmConfig) -> SwarmConfig:
 
 
 def resolve_method(swarm: SwarmConfig) -> SwarmConfig:
-    """The configuration with codecs that exist and all chosen where it left them to us with ``auto``.
+    """The configuration with codecs that exist, and these and feedback chosen where it left them to us with ``auto``.
 
     Codecs without effect stay ``auto``, and so do fragments and overlap: these are chosen while training.
 
@@ -54,7 +54,12 @@ def resolve_method(swarm: SwarmConfig) -> SwarmConfig:
         ConfigError: there is no such codec; the nearest is named.
     """
     from decentral.codecs.codec import make_codec
-    from decentral.codecs.defaults import default_anchor_codec, default_mean_codec, default_pull_codec
+    from decentral.codecs.defaults import (
+        default_anchor_codec,
+        default_mean_codec,
+        default_pull_codec,
+        needs_feedback,
+    )
 
     method = swarm.method
     chosen = {"mean_codec": default_mean_codec(make_codec(method.codec))}
@@ -64,6 +69,9 @@ def resolve_method(swarm: SwarmConfig) -> SwarmConfig:
     for key, codec in chosen.items():
         stated = getattr(method, key)
         values[f"method.{key}"] = (codec if stated == _AUTO else make_codec(stated)).name
+    if method.feedback == _AUTO:
+        lossy = needs_feedback(make_codec(method.codec)) or needs_feedback(make_codec(values["method.mean_codec"]))
+        values["method.feedback"] = "ef14" if lossy or method.feedback_decay != 1 else "none"
     if swarm.pipeline.stages:
         values["pipeline.codec"] = make_codec(swarm.pipeline.codec).name
     return with_values(swarm, values)

@@ -182,7 +182,7 @@ def _is_of_the_method(method: MethodSection) -> None:
 
 
 def _feedback_fits(method: MethodSection) -> None:
-    if method.feedback != "ef14" and method.feedback_decay != 1:
+    if method.feedback in ("ef21", "none") and method.feedback_decay != 1:
         raise ValueError(
             f"method.feedback_decay is {method.feedback_decay:g}, which only method.feedback = ef14 has a use for, "
             f"not {method.feedback}"

@@ -31,7 +31,14 @@ _REMOVED: Mapping[str, Callable[[Any], str]] = {
 #: Left to us in these keys, and chosen when a run is founded.
 _AUTO = "auto"
 _CHOSEN = frozenset(
-    {"method.mean_codec", "method.anchor_codec", "method.pull_codec", "method.mix_alpha", "pipeline.recovery"}
+    {
+        "method.mean_codec",
+        "method.anchor_codec",
+        "method.pull_codec",
+        "method.feedback",
+        "method.mix_alpha",
+        "pipeline.recovery",
+    }
 )
 _NAME, _STAGES = "method.name", "pipeline.stages"
 #: Values that are chosen to go with another one, and are chosen again when that changes.
@@ -39,6 +46,7 @@ _WITH = (
     ("method.codec", "method.mean_codec"),
     ("method.codec", "method.anchor_codec"),
     ("method.codec", "method.pull_codec"),
+    ("method.codec", "method.feedback"),
     ("method.delay_steps", "method.mix_alpha"),
     ("pipeline.stages", "pipeline.recovery"),
     ("pipeline.stages", "worker.stage"),

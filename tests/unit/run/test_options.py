@@ -38,18 +38,24 @@ def options(*assignments: str) -> RunOptions:
     return run_options(resolve_method(load(None, assignments).swarm), "run", MODEL)
 
 
-def test_the_default_is_diloco_with_error_feedback() -> None:
+def test_the_default_is_plain_averaging_in_eight_bits() -> None:
     made = options()
     assert (made.rule, made.codec.name, made.mean_codec.name) == (DiLoCo(1.0, 0.0), "int8-b128", "int8-b128")
-    assert type(made.feedback(1)) is ErrorFeedback
-    assert made.mixing == AllReduceOptions()
+    assert type(made.feedback(1)) is Feedback
+    assert made.mixing == AllReduceOptions(keep_rest=False)
 
 
 @pytest.mark.parametrize(
     ("assignments", "kind"),
     [
         (["method.codec=fp32"], Feedback),
-        (["method.codec=bf16"], ErrorFeedback),
+        (["method.codec=bf16"], Feedback),
+        (["method.codec=int8-b128"], Feedback),
+        (["method.codec=int8-b128", "method.feedback=ef14"], ErrorFeedback),
+        (["method.codec=int8-b128", "method.feedback_decay=0.9"], ErrorFeedback),
+        (["method.codec=int8-b128", "method.mean_codec=int4-b128"], ErrorFeedback),
+        (["method.codec=int4-b128", "method.mean_codec=int8-b128"], ErrorFeedback),
+        (["method.codec=topk6-8bit"], ErrorFeedback),
         (["method.codec=int4-b128", "method.feedback=none"], Feedback),
         (["method.codec=int4-b128", "method.feedback=ef21"], Ef21Feedback),
     ],
@@ -92,7 +98,7 @@ def test_noloco() -> None:
     made = options("method.name=noloco")
     assert (made.rule, made.plan.inner_steps) == (NoLoCo(0.7, 0.5, gamma=0.7, group_size=2), 50)
     assert gossip(made) == (default_anchor_codec().name, default_pull_codec().name, 2, None)
-    assert type(made.feedback(1)) is ErrorFeedback
+    assert type(made.feedback(1)) is Feedback
 
 
 def test_every_setting_of_gossip_arrives() -> None:
@@ -116,7 +122,7 @@ def test_without_a_word_all_is_one_fragment_that_everybody_waits_for() -> None:
     made = options()
     assert made.plan == SyncPlan(3)
     assert (made.auto_delay, made.auto_groups, made.mix_alpha, made.eager) == (False, False, 0.0, None)
-    assert (made.mixing, made.weight_by) == (AllReduceOptions(), "tokens")
+    assert (made.mixing, made.weight_by) == (AllReduceOptions(keep_rest=False), "tokens")
 
 
 def test_streaming() -> None:
@@ -145,9 +151,12 @@ def test_every_setting_of_a_sync_arrives() -> None:
     made = options("method.fragments=2", "method.fragment_pattern=sequential", "method.mix_alpha=0.25")
     assert (made.plan, made.pattern, made.mix_alpha) == (SyncPlan(3, 2), "sequential", 0.25)
     made = options("method.merge=rda", "method.weight_by=equal", "method.quorum=2", "method.quorum_grace=1.5")
-    assert (made.mixing, made.weight_by) == (AllReduceOptions(Merge.RADIAL, quorum=Quorum(2, 1.5)), "equal")
+    assert (made.mixing, made.weight_by) == (
+        AllReduceOptions(Merge.RADIAL, quorum=Quorum(2, 1.5), keep_rest=False),
+        "equal",
+    )
     made = options("method.merge=trimmed", "method.liars=2", "method.bound=4", "run.min_workers=5")
-    assert made.mixing == AllReduceOptions(Merge.TRIMMED, bound=4.0, num_liars=2)
+    assert made.mixing == AllReduceOptions(Merge.TRIMMED, bound=4.0, num_liars=2, keep_rest=False)
     made = options("method.name=noloco", "method.bound=0")
     assert isinstance(made.mixing, GossipOptions)
     assert made.mixing.bound == 0
@@ -196,7 +205,7 @@ def test_an_unknown_codec_is_named_with_its_nearest(key: str) -> None:
         (["method.feedback=ef21", "method.mean_over=senders"], "mean over all members"),
         (["method.name=sparseloco", "method.codec=int4-b128"], "is for codecs that leave values out"),
         (["method.feedback_decay=0"], "feedback_decay = 0"),
-        (["method.feedback=ef22"], "must be one of ef14, ef21, none"),
+        (["method.feedback=ef22"], "must be one of auto, ef14, ef21, none"),
         (["method.codec=INT4"], "must be the name of a codec"),
     ],
 )

@@ -75,6 +75,7 @@ class TestReshape:
         assert told == {
             'method.codec: "int4-b128", was "int8-b128"',
             f'method.mean_codec: "{swarm.method.mean_codec}", was "int8-b128"',
+            'method.feedback: "ef14", was "none"',
         }
         assert resolve(load(None, [*TOY, "method.codec=int4-b128"]).swarm) == swarm
 
