@@ -209,3 +209,16 @@ def test_a_worker_that_is_stopped_while_it_trains_leaves_at_once() -> None:
     seen = simulate(Plan(rounds=6, stops={THIRD: shards[2 * 2] + 0.5}))
     check_left(seen, last_round=2)
     assert (SyncKey(3, 0), THIRD) not in seen.weights
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_memory_that_syncs_of_a_large_model_freed_is_given_back_once_a_round(
+    monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    given_back: list[int] = []
+    monkeypatch.setattr("decentral.engine.worker._LARGE", 1 if is_large else 1 << 24)
+    monkeypatch.setattr("decentral.engine.worker.give_back_freed", lambda: given_back.append(1))
+    step_s = 3 * Timing().beat_s / INNER_STEPS  # some beats a round
+    seen = simulate(Plan(rounds=3, starts={FOUNDER: 0.0}, step_s={FOUNDER: step_s}))
+    assert len(seen.mixed(FOUNDER)) == 3
+    assert len(given_back) == (2 if is_large else 0)  # the last round is the end
