@@ -56,7 +56,7 @@ def page(out: Path, records: list[Record]) -> str:
     for number, (title, runs) in enumerate(grouped(records, set_up).items()):
         parts.append(f"\n## {title}\n\n")
         found = lines(runs)
-        with_feedback = [line for line in found if "feedback=" not in line[0]]
+        with_feedback = [line for line in found if "feedback=" not in line[0] and "inner_steps=" not in line[0]]
         if number == 0 and len(with_feedback) > 1:
             plot(out, with_feedback)
             parts.append(f"![loss against bits per value]({out.name}.png)\n\n")
@@ -106,9 +106,10 @@ _HEAD = """# What codecs cost in quality
 Written by `scripts/bench codec-quality`; the raw numbers are in `codec-quality.json`. Production workers (rounds,
 codecs, error feedback, outer rule) train the language model; the network alone is simulated. All runs of a table have
 the same tokens, data streams and initial weights for a seed, and differ in the named settings of `[method]` only;
-`feedback` is `ef14` unless a variant says otherwise. Loss in nats per byte on held-out text; the gap is to fp32 with
-the same seed, its spread from the best to the worst seed. Runs that differ in anything at all drift apart, so a gap of
-some tenths of a per cent, of either sign, is what one seed's luck looks like.
+`feedback` is `auto` unless a variant says otherwise: `none` for codecs of eight bits and more, `ef14` for others. Loss
+in nats per byte on held-out text; the gap is to fp32 with the same seed and rounds, its spread from the best to the
+worst seed. Runs that differ in anything at all drift apart, so a gap of some tenths of a per cent, of either sign, is
+what one seed's luck looks like.
 """
 
 _COLUMNS = "variant | bits up: | bits down: | MB sent in a round: | loss by seed | mean: | gap to fp32: | spread"

@@ -38,7 +38,8 @@ def assert_members_agree(workers: list[WorkerProcess]) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_swarm_from_its_founding_to_its_end(start: Callable[[P], P], tmp_path: Path) -> None:
-    founder = start(WorkerProcess(tmp_path / "0", *founding(tmp_path / "hurry", step_s=0.3, rounds=ROUNDS)))
+    stated = founding(tmp_path / "hurry", step_s=0.3, rounds=ROUNDS)
+    founder = start(WorkerProcess(tmp_path / "0", *stated, "--codec", "int4-b128"))  # which leaves something to send
     line = founder.join_line()
     assert line == f"decentral worker --join {founder.address}"
     # Pasted as it is, and as the bare address that a person would type.
