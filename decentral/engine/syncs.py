@@ -17,7 +17,11 @@ from decentral.engine.membership import Membership
 from decentral.engine.replica import Applied, Replica
 from decentral.exchange.api import Contribution, Exchange, Excuse, Verdict
 from decentral.ports.clock import Clock
+from decentral.tensors.blank import give_back_freed
 from decentral.types import PeerId, SyncKey
+
+#: Syncs of so many values leave more than a hundred megabytes of freed memory behind.
+_MUCH_VALUES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,8 @@ class InFlightSyncs:
         self._goes_on = goes_on
         self._background = background
         self._syncs: dict[int, InFlightSync] = {}
+        self._values = 0
+        """Of syncs since memory was given back."""
         self.stepping = asyncio.Lock()
         """Held from the beginning of an outer step until the sync is known to have ended or goes on."""
 
@@ -151,6 +157,7 @@ class InFlightSyncs:
         launched_at = self._clock.monotonic()
         task = self._background.begin(self._fly(key, taken, launched_at, slack_s))
         self._syncs[key.fragment] = InFlightSync(key, step, group, launched_at - began, taken, task)
+        self._values += taken.state.anchor_N.numel()
 
     def resume(self, key: SyncKey, step: int, group: float, taken: Taken, landing: Landing | None) -> None:
         """What was on its way in an earlier life is on its way again.
@@ -175,6 +182,12 @@ class InFlightSyncs:
         landing = await sync.task
         del self._syncs[sync.key.fragment]
         return landing
+
+    def forget_freed(self) -> None:
+        """Give the system the memory that syncs have freed, if it is much and none is under way."""
+        if self._values >= _MUCH_VALUES and not self._syncs:
+            self._values = 0
+            self._background.begin(self._clock.run_aside(give_back_freed))
 
     async def cancel(self, sync: InFlightSync) -> None:
         """Give a sync up."""

@@ -55,7 +55,6 @@ from decentral.state.snapshot import Snapshot
 from decentral.state.worker_state import WorkerState
 from decentral.swarm.matching import middle_round
 from decentral.swarm.presence import ACTIVE, Presence, State
-from decentral.tensors.blank import give_back_freed
 from decentral.tensors.layout import Layout
 from decentral.types import PeerId, SyncKey
 
@@ -64,8 +63,6 @@ _LEAVE_S = 8.0
 #: A worker that fails says so for so long at most.
 _GOODBYE_S = 2.0
 _JOIN_ATTEMPTS = 20
-#: Values of a model whose syncs leave much freed memory behind.
-_LARGE = 1 << 24
 
 
 class Worker:
@@ -121,8 +118,6 @@ class Worker:
         self._syncs = InFlightSyncs(self._replica, *ports, me, options.rounds, self._goes_on, self._background)
         self._timetable = Timetable(options, numels, self._exchange.progress, self._syncs)
         self._course = Course(self._timetable, self._exchange, parts.clock, parts.look_s, own_steps=options.own_steps)
-        self._is_large, self._tidied = layout.total_numel >= _LARGE, 0
-        """Whether memory that syncs have freed is worth giving back, and after which round it was."""
         self._num_members = [0] * layout.num_fragments
         """Of the last round of each fragment; 0 before that."""
         self._watchdog = Watchdog(parts.clock, options.timing)
@@ -379,9 +374,7 @@ class Worker:
     def _at_beat(self) -> None:
         """Give back memory; and a worker whose trainer hangs is alive, but nobody is to wait for it."""
         self._donor.forget_idle()
-        if self._is_large and self._background.is_open and not self._syncs and self._tidied != self.round:
-            self._tidied = self.round
-            self._background.begin(self._clock.run_aside(give_back_freed))
+        self._syncs.forget_freed()
         if self._watchdog.look():
             self._meter.explain(f"no inner step for {self._watchdog.silent_s:.0f} s")
             self._tell(State.STALLED)
@@ -574,8 +567,7 @@ class Worker:
         """Go on from a downloaded state, where its donor is, and from that of an earlier life as far as it is good."""
         snapshot, restored = download.snapshot, None if back is None else back.replica
         await self._clock.run(lambda: self._replica.adopt(snapshot, restored))
-        # It has gone on meanwhile.
-        donor = self.membership.roster.get(download.donor)
+        donor = self.membership.roster.get(download.donor)  # it has gone on meanwhile
         donor_step = max(snapshot.step, donor.metrics.step if donor is not None else 0)
         overdue = self._replica.pending_steps >= self._timetable.plan.inner_steps
         self._course.adopt(snapshot.step, snapshot.rounds, download.donor, donor_step, overdue=overdue)
