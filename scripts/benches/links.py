@@ -351,19 +351,20 @@ that of IP packets; TCP's own headers leave 96.5 % of it.
 Goodput is content alone. Required is {REQUIRED:.0%} of the rate. Of several calls the fastest counts, since other work
 on the machine only ever slows one; rounds are taken together.
 
-Why a single call stays below it: a window of yamux (read in the source of go-yamux 4) loses half of its old size each
-time it doubles, so that its sender pauses for nearly a round trip after every half window, about one part in five of
-the time; streams beside it fill the pauses, which is why long fragments travel as several. In a round both sides send
-at once, and what grants a stream its next window comes late: of a link of 100 Mbit/s, 6.4 MB each way over one
-connection used 82 % as eight streams one way, and both ways at once 60 % as eight, 72 as sixteen, 77 as 24 and 82 as
-32; 25 MB 75 % as eight, 84 as sixteen and 88 as 32. Neither fewer unsent bytes in the kernel
-(`net.ipv4.tcp_notsent_lowat`) nor a small send buffer helps (58 to 67 %, 59 to 63 %). Each stream costs calls and turns
-of threads: rounds have up to sixteen. And a round has two phases, with a latency and a reduction between them.
+Why one stream stays below it: a window of yamux (read in the source of go-yamux 4) loses half of its old size each time
+it doubles, so that its sender pauses for nearly a round trip after every half window, about one part in five of the
+time; streams beside it fill the pauses, which is why a long call has up to eight, and long fragments travel as several
+calls. In a round both sides send at once, and what grants a stream its next window comes late: of a link of 100 Mbit/s,
+6.4 MB each way over one connection used 82 % as eight streams one way, and both ways at once 60 % as eight, 72 as
+sixteen, 77 as 24 and 82 as 32; 25 MB 75 % as eight, 84 as sixteen and 88 as 32. Neither fewer unsent bytes in the
+kernel (`net.ipv4.tcp_notsent_lowat`) nor a small send buffer helps (58 to 67 %, 59 to 63 %). Each stream costs calls
+and turns of threads: rounds have up to sixteen shards. And a round has two phases, with a latency and a reduction
+between them.
 
-At 500 Mbit/s these two cores are the limit, for two workers, their daemons and the emulator: a round of 25 million
-values in int8 took 3.7 s of a processor in all, with its outer steps and the steps between (11.1 to 11.5 s for three),
-that is 1.9 s of both cores, where the link alone would let it pass in 0.84 s. Other work was on the machine in all of
-this (load averages of 7 to 10), the bench before it.
+At 500 Mbit/s these two cores are the limit, for two workers, their daemons and the emulator, which have plain TCP at
+less than 90 % as well: a round of 25 million values in int8 took 3.7 s of a processor in all, with its outer steps and
+the steps between, that is 1.9 s of both cores, where the link alone would let it pass in 0.84 s (measured before calls
+had several streams and eight bits no residuals).
 
 {table(f"transfer | link | MB: | seconds: | goodput (Mbit/s): | {columns}", free)}
 
