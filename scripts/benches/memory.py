@@ -34,7 +34,9 @@ ARMS = (
 )
 _LAYERS = 12
 #: A round lasts long enough for a beat or two after its sync.
-_STEP_S, _INNER, _ROUNDS, _LEFT_OUT = 0.5, 60, 4, 2
+_STEP_S, _INNER = 0.5, 30
+#: Means of eight rounds in eight bits are kept: it is looked at when they are there.
+_ROUNDS, _LEFT_OUT = 12, 10
 _LOOK_S, _DEADLINE_S = 0.25, 300
 
 
