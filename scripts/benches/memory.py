@@ -37,7 +37,7 @@ _LAYERS = 12
 _STEP_S, _INNER = 0.5, 30
 #: Means of eight rounds in eight bits are kept: it is looked at when they are there.
 _ROUNDS, _LEFT_OUT = 12, 10
-_LOOK_S, _DEADLINE_S = 0.25, 300
+_LOOK_S, _DEADLINE_S = 0.25, 900
 
 
 def loop(values: int, settings: dict[str, object], pipe: Connection) -> None:
