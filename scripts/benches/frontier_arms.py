@@ -132,6 +132,17 @@ ARMS = (
     _outer("streaming, H 100, mix 0", "name=streaming inner_steps=100 mix_alpha=0", _BOLD),
     _outer("streaming, H 100", "name=streaming inner_steps=100", _BOLD),
     _sparseloco(100, "senders", _SENDERS),
+    # Some two thousand times fewer bytes: fewer bits, and shorter rounds for it.
+    *(
+        _outer(f"DiLoCo, H {inner_steps}, {codec}", f"name=diloco inner_steps={inner_steps} codec={codec}")
+        for inner_steps, codec in ((140, "int2-b1024"), (144, "int2-b1024"), (165, "int2-b128"))
+    ),
+    _outer(
+        "DiLoCo, H 130, sign-b1024, means int2",
+        "name=diloco inner_steps=130 codec=sign-b1024 mean_codec=int2-b128",
+    ),
+    _outer("DiLoCo, H 100, topk6-2bit", "name=diloco codec=topk6-2bit inner_steps=100"),
+    Arm("SparseLoCo, H 100, topk6-2bit", "name=sparseloco codec=topk6-2bit inner_steps=100"),
 )
 
 

@@ -107,7 +107,8 @@ def section(title: str, records: list[Record]) -> str:
     for name, line in found.items():
         each = tried(line.arm, records)
         losses, shares, off = line.losses, share_kept(line.losses, alone, dense), gaps(line.losses, dense)
-        count = f"as {line.arm.like}" if line.point == chosen(line.arm, records) and line.arm.like else len(each)
+        taken = len(each) == 1 and line.point == chosen(line.arm, records) and line.arm.like
+        count = f"as {line.arm.like}" if taken else len(each)
         row = [name, count, f"{RATES[line.point[0]]:g}", plain(line.arm.others[line.point[1]])]
         with_start = statistics.mean(run["sent_bytes"] for run in line.runs)
         row += [line.runs[0].get("syncs", ""), f"{line.sent / 1e6:.3g}", f"{with_start / 1e6:.3g}", fewer(line, found)]
