@@ -185,7 +185,7 @@ class InFlightSyncs:
 
     def forget_freed(self) -> None:
         """Give the system the memory that syncs have freed, if it is much and none is under way."""
-        if self._values >= _MUCH_VALUES and not self._syncs:
+        if self._values >= _MUCH_VALUES and not self._syncs and self._background.is_open:
             self._values = 0
             self._background.begin(self._clock.run_aside(give_back_freed))
 

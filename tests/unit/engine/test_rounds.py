@@ -219,6 +219,7 @@ def test_memory_that_syncs_of_a_large_model_freed_is_given_back_once_a_round(
     monkeypatch.setattr("decentral.engine.syncs._MUCH_VALUES", 1 if is_large else 1 << 24)
     monkeypatch.setattr("decentral.engine.syncs.give_back_freed", lambda: given_back.append(1))
     step_s = 3 * Timing().beat_s / INNER_STEPS  # some beats a round
-    seen = simulate(Plan(rounds=3, starts={FOUNDER: 0.0}, step_s={FOUNDER: step_s}))
-    assert len(seen.mixed(FOUNDER)) == 3
-    assert len(given_back) == (2 if is_large else 0)  # the last round is the end
+    seen = simulate(Plan(rounds=3, step_s=dict.fromkeys(PEERS, step_s)))
+    assert not seen.errors  # who is done and serves the others has no more work beside its own
+    assert [len(seen.mixed(peer)) for peer in PEERS] == [3, 3, 3]
+    assert len(given_back) == (2 * 3 if is_large else 0)  # the last round is the end
