@@ -75,7 +75,6 @@ METHODS: Mapping[MethodName, Method] = {
             "outer_lr": 1.0,
             "outer_momentum": 0.0,
             "codec": "topk1.5-2bit",
-            "feedback": "ef14",
             "feedback_decay": 0.95,
             "mean_over": "senders",
         },

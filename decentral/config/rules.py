@@ -252,7 +252,7 @@ def _is_sparseloco(method: MethodSection) -> None:
             f"method.outer_momentum is {method.outer_momentum:g}, which must be 0 for {method.name}: "
             "its residual, which method.feedback_decay lets fade, stands in for momentum"
         )
-    if method.feedback != "ef14":
+    if method.feedback not in ("auto", "ef14"):
         raise ValueError(f"method.feedback is {method.feedback}, but {method.name} is made of ef14: leave it out")
 
 
