@@ -6,7 +6,7 @@ joined: the values and torch.
 
     scripts/bench memory --values 25000000 --arm "name=diloco codec=int8-b128" --arm "name=streaming codec=e3m0-b128"
 
-writes docs/benchmarks/memory.json and, from it, docs/benchmarks/memory.md.
+writes docs/benchmarks/memory.json and, from it, docs/benchmarks/memory.md, whose "Findings" are written by hand.
 """
 
 import multiprocessing
@@ -14,13 +14,14 @@ import statistics
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
 import decentral
 from scripts.benches.lib.command import BenchError, Parser, enter
 from scripts.benches.lib.costs import memory_bytes
-from scripts.benches.lib.report import Record, signature, stamp, write
+from scripts.benches.lib.report import Record, kept, signature, stamp, write
 from scripts.benches.lib.tables import table
 
 SCRIPT = "memory"
@@ -113,7 +114,7 @@ def _said(pipe: Connection) -> object:
     return pipe.recv()
 
 
-def page(record: Record) -> str:
+def page(out: Path, record: Record) -> str:
     """The record as Markdown."""
     rows = []
     for run in record["runs"]:
@@ -123,8 +124,8 @@ def page(record: Record) -> str:
         rows.append(row)
     [values] = {run["values"] for run in record["runs"]}
     own = statistics.mean(each for run in record["runs"] for each in run["own_bytes"])
-    told = f"Two workers, {values:,} values; a trainer by itself has {own / 1e6:.0f} MB.\n"
-    return "\n".join([_HEAD, told, table(_COLUMNS, rows), "", signature(record)])
+    told = f"## Measured\n\nTwo workers, {values:,} values; a trainer by itself has {own / 1e6:.0f} MB.\n"
+    return "\n".join([_HEAD, kept(out), told, table(_COLUMNS, rows), "", signature(record)])
 
 
 _HEAD = """# Memory
@@ -148,7 +149,7 @@ def main() -> None:
         runs.append(measure(arm, options.values))
         print({key: value for key, value in runs[-1].items() if key.endswith("bytes")}, flush=True)
     record = {"runs": runs, **stamp(SCRIPT)}
-    write(options.out, record, page(record))
+    write(options.out, record, page(options.out, record))
 
 
 if __name__ == "__main__":
