@@ -20,7 +20,7 @@ from decentral.ports.clock import Clock
 from decentral.tensors.blank import give_back_freed
 from decentral.types import PeerId, SyncKey
 
-#: Syncs of so many values leave more than a hundred megabytes of freed memory behind.
+#: Syncs of so many values leave some hundred megabytes of freed memory behind.
 _MUCH_VALUES = 1 << 24
 
 

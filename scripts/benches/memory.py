@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,11 +76,12 @@ def measure(arm: str, values: int) -> Record:
             own.append(memory_bytes(worker.pid or 0))
         for pipe in pipes:
             pipe.send(address)
-            address = str(_said(pipe))
+            address = _said(pipe)
         seen = _watched([worker.pid or 0 for worker in workers], pipes)
-    finally:
         for worker in workers:
             worker.join(_DEADLINE_S)
+    finally:
+        for worker in workers:
             worker.terminate()
     over = [[each - mine for each in found] for found, mine in zip(seen, own, strict=True)]
     return {
@@ -101,17 +103,20 @@ def _watched(pids: Sequence[int], pipes: Sequence[Connection]) -> list[list[int]
         time.sleep(_LOOK_S)
         for pipe in pipes:
             while pipe.poll():
-                step = int(pipe.recv())
+                step = _said(pipe)
         if step >= _LEFT_OUT * _INNER - 1:
             for pid, found in zip(pids, seen, strict=True):
                 found.append(memory_bytes(pid))
     return seen
 
 
-def _said(pipe: Connection) -> object:
+def _said(pipe: Connection) -> Any:
     if not pipe.poll(_DEADLINE_S):
         raise BenchError(f"nothing was heard of a worker for {_DEADLINE_S} s")
-    return pipe.recv()
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise BenchError("a worker has ended; what it wrote is above") from None
 
 
 def page(out: Path, record: Record) -> str:
