@@ -16,18 +16,19 @@ MAX_ROUNDS = 64
 
 
 class Answers:
-    """Answers by participants and shard. Keys are the participants' packed bytes.
+    """Answers of one fragment's rounds, by participants and shard. Keys are the participants' packed bytes.
 
     Args:
-        num_fragments: P, of each of which a round may be under way.
         budget_bytes: rounds beyond the least are kept as long as all answers together are no longer than this.
+        spare_bytes: so much is kept even of rounds that nobody known will ask about.
     """
 
-    def __init__(self, num_fragments: int = 1, budget_bytes: int = 0) -> None:
-        self._min_known, self._max_known = _MIN_ROUNDS * num_fragments, MAX_ROUNDS * num_fragments
-        self._budget_bytes = budget_bytes
+    def __init__(self, budget_bytes: int = 0, spare_bytes: int = 0) -> None:
+        self._budget_bytes, self._spare_bytes = budget_bytes, spare_bytes
         self._size_bytes = 0
         self._known: OrderedDict[bytes, dict[int, bytes | None]] = OrderedDict()
+        self._over: dict[bytes, None] = {}
+        """Of these the rounds that this worker is through with, in their order, until they are forsworn."""
 
     def accept(self, participants: bytes, index: int, answer: bytes) -> bool:
         """Keep the reducer's answer unless it was forsworn; returns whether it may be used."""
@@ -53,6 +54,21 @@ class Answers:
         """Whether the answer may not be used any more."""
         return self._of(participants).get(index, b"") is None
 
+    def end(self, participants: bytes, *, with_all: bool) -> None:
+        """This worker is through with a round.
+
+        If all who are known were in it, they held an anchor that has what this worker was through with before, and
+        will not ask about that: it is forsworn.
+        """
+        if with_all:
+            while self._over and self._size_bytes > self._spare_bytes:
+                oldest = next(iter(self._over))
+                self._size_bytes -= _size(self._known[oldest])
+                self._known[oldest] = dict.fromkeys(self._known[oldest])
+                del self._over[oldest]
+        if participants in self._known:
+            self._over[participants] = None
+
     def _of(self, participants: bytes) -> dict[int, bytes | None]:
         known = self._known.setdefault(participants, {})
         self._known.move_to_end(participants)
@@ -61,8 +77,13 @@ class Answers:
 
     def _drop_oldest(self) -> None:
         """Forget the rounds that nobody has asked about for longest."""
-        while len(self._known) > self._min_known and (
-            self._size_bytes > self._budget_bytes or len(self._known) > self._max_known
+        while len(self._known) > _MIN_ROUNDS and (
+            self._size_bytes > self._budget_bytes or len(self._known) > MAX_ROUNDS
         ):
-            _, dropped = self._known.popitem(last=False)
-            self._size_bytes -= sum(len(answer) for answer in dropped.values() if answer)
+            participants, dropped = self._known.popitem(last=False)
+            self._size_bytes -= _size(dropped)
+            self._over.pop(participants, None)
+
+
+def _size(answers: dict[int, bytes | None]) -> int:
+    return sum(len(answer) for answer in answers.values() if answer)

@@ -76,7 +76,7 @@ class Auditor:
         roster: whom to tell.
         wire: what members agree on.
         timing: deadlines.
-        answers: of the rounds that this worker was in.
+        answers: of the rounds that this worker was in, by fragment.
         books: signatures, and what accounts are of.
         doubt: called with a reducer that gives no accounts, and the round.
     """
@@ -88,7 +88,7 @@ class Auditor:
         roster: Roster,
         wire: Wire,
         timing: Timing,
-        answers: Answers,
+        answers: Sequence[Answers],
         books: Books,
         doubt: Callable[[PeerId, int], None],
     ) -> None:
@@ -133,7 +133,8 @@ class Auditor:
         others = [part for part in parts if part.reducer != me and signs(part.numel)]
         suspects = [part for part in others if part.index in odd]
         # An answer ends in its signature, which is of all of it.
-        ends = [(self._answers.get(packed, part.index) or b"")[-_END_BYTES:] for part in parts]
+        answers = self._answers[participants.key.fragment]
+        ends = [(answers.get(packed, part.index) or b"")[-_END_BYTES:] for part in parts]
         dice = random.Random(b"".join([self._secret, *ends]))
         with contextlib.suppress(asyncio.QueueFull):
             if suspects or (others and dice.random() < self._wire.audits / len(participants.members)):
@@ -192,6 +193,8 @@ class Auditor:
             FrameError: it did not give what the reducer has signed for.
         """
         index, num_members = part.index, len(participants.members)
+        # Taken now: if it takes long, another round may end meanwhile, and this one be forgotten.
+        known = self._answers[participants.key.fragment].get(packed, index)
         packed_account = await self._ask(source, ACCOUNT, Result(packed, index), MAX_ACCOUNT_BYTES)
         account = from_wire(Account, packed_account)
 
@@ -202,7 +205,7 @@ class Auditor:
         num_used = len(account.used)
         async with asyncio.timeout(2 * self._timing.call_timeout_s(num_used * longest + limit)):
             frames = [await exhibit(number, longest) for number in range(num_used)]
-            answer = self._answers.get(packed, index) or await exhibit(num_used, limit)
+            answer = known or await exhibit(num_used, limit)
         mean = unpack_mean(answer, limit, num_members)
 
         def judge() -> str:

@@ -63,6 +63,8 @@ _MAX_DONORS = 3
 #: For members that missed rounds: as much as anchor and momentum take. With half of it newcomers whose download takes
 #: several rounds had to repair.
 _ANSWERS_BYTES_PER_VALUE = 8
+#: So much is kept even if nobody seems to miss anything: while rounds are short, word of a newcomer comes late.
+_SPARE_ANSWERS_BYTES = 0
 #: Parts are kept of the last round, for members that do a shard over, and of some that take longer.
 _KEPT_ROUNDS = 1.5
 #: A leader that others can reach and we cannot is tried so often.
@@ -116,7 +118,8 @@ class AllReduce(Exchange):
         self._timing = timing
         self._inner_steps = inner_steps
         self._quorum = quorum
-        self._answers = Answers(len(wire.numels), _ANSWERS_BYTES_PER_VALUE * sum(wire.numels))
+        spare_bytes = _SPARE_ANSWERS_BYTES // len(wire.numels)
+        self._answers = [Answers(_ANSWERS_BYTES_PER_VALUE * numel, spare_bytes) for numel in wire.numels]
         self._leader = Leader(transport, clock, roster, self.progress, timing, quorum)
         budget_bytes = int(_KEPT_ROUNDS * sum(wire.contribution_limit(numel, 0) for numel in wire.numels))
         self._books = Books(identity, budget_bytes) if identity is not None else None
@@ -173,7 +176,7 @@ class AllReduce(Exchange):
                 if called.missed is None:
                     self.progress.donor = None
                 self._reducer.backlogs[key.fragment].counted(reduced.outcome.members)
-            await self._reducer.settle(called.packed, mixed=isinstance(reduced.outcome, Mixed))
+            await self._end(called, reduced.outcome)
             return Verdict(
                 reduced.outcome,
                 reduced.sent_N,
@@ -186,6 +189,12 @@ class AllReduce(Exchange):
         finally:
             del self.progress.participants[key]
             self.progress.finish(key)
+
+    async def _end(self, called: Called, outcome: Mixed | Aborted) -> None:
+        """This worker is through with a round."""
+        with_all = isinstance(outcome, Mixed) and set(called.participants.members).issuperset(self._roster)
+        self._answers[called.participants.key.fragment].end(called.packed, with_all=with_all)
+        await self._reducer.settle(called.packed, mixed=isinstance(outcome, Mixed))
 
     async def _on_coming(self, sender: PeerId, request: bytes) -> bytes:
         """A reducer asks whether it should wait for us: yes if we are among its participants, or nowhere yet."""
@@ -506,14 +515,16 @@ class AllReduce(Exchange):
                 request = listening
                 continue
             if answer != PENDING:
-                return answer if self._answers.accept(called.packed, part.index, answer) else None
+                answers = self._answers[called.participants.key.fragment]
+                return answer if answers.accept(called.packed, part.index, answer) else None
             heard_at = self._clock.monotonic()
             request = listening
         return None
 
     async def _from_others(self, called: Called, part: Part, limit: int) -> bytes | None:
         """Ask every other member for the answer; those who have none will not use one that comes later."""
-        own = self._answers.ask(called.packed, part.index)
+        answers = self._answers[called.participants.key.fragment]
+        own = answers.ask(called.packed, part.index)
         if own is not None:
             return own
         at_once = asyncio.Semaphore(_MAX_ASKED_AT_ONCE)
@@ -527,7 +538,7 @@ class AllReduce(Exchange):
             tasks = [group.create_task(ask(member)) for member in others]
         answer = next((result for task in tasks if (result := task.result()) is not None), None)
         if answer is not None:
-            self._answers.adopt(called.packed, part.index, answer)
+            answers.adopt(called.packed, part.index, answer)
         return answer
 
     async def _afterwards(self, called: Called, part: Part, limit: int) -> bytes | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -86,7 +86,7 @@ class Reducer:
         clock: for durations.
         roster: members that died are not waited for.
         wire: sizes and codecs.
-        answers: where answers are kept.
+        answers: where those of each fragment are kept.
         timing: backstops.
         books: to sign answers and to keep what they are of; ``None`` where nobody signs.
     """
@@ -97,7 +97,7 @@ class Reducer:
         clock: Clock,
         roster: Roster,
         wire: Wire,
-        answers: Answers,
+        answers: Sequence[Answers],
         timing: Timing,
         books: Books | None = None,
     ) -> None:
@@ -137,7 +137,8 @@ class Reducer:
         shard = from_wire(Shard, request, len(request))
         participants = unpack_participants(shard.participants)
         part = self._part(participants, shard.index, sender)
-        answer = self._answer(shard)
+        answers = self._answers[participants.key.fragment]
+        answer = _answer(answers, shard)
         if answer is not None:
             return answer
         reduction = self._reduction(shard, participants, part)
@@ -146,7 +147,7 @@ class Reducer:
         while (left_s := until - self._clock.monotonic()) > 0:
             await self._ask_missing(shard, reduction)
             await self._close_if_due(shard, reduction)
-            answer = self._answer(shard)
+            answer = _answer(answers, shard)
             if answer is not None:
                 return answer
             with contextlib.suppress(TimeoutError):
@@ -194,12 +195,6 @@ class Reducer:
             return Entry(shard.weight, own.sent_N[part.start : part.stop].clone(), digest)
         return Entry(shard.weight, unpack(shard.frame, self._wire.codec, part.numel), digest)
 
-    def _answer(self, shard: Shard) -> bytes | None:
-        """The shard's answer if it is closed; raises if it was given up."""
-        if self._answers.forsworn(shard.participants, shard.index):
-            raise ValueError("this reduction was given up")
-        return self._answers.get(shard.participants, shard.index)
-
     def _reduction(self, shard: Shard, participants: Participants, part: Part) -> _Reduction:
         known = self._open.get((shard.participants, shard.index))
         if known is None:
@@ -221,16 +216,17 @@ class Reducer:
         if reduction.closing or reduction.closed.is_set() or not self._is_due(reduction):
             return
         reduction.closing = True
-        participants, backlog = reduction.participants, self.backlogs[reduction.participants.key.fragment]
+        participants, fragment = reduction.participants, reduction.participants.key.fragment
+        answers, backlog = self._answers[fragment], self.backlogs[fragment]
         rounds = {peer: backlog.rounds(peer) for peer in participants.members}
         try:
             answer = await self._clock.run_aside(lambda: self._mean(shard.participants, reduction, rounds))
         finally:
             reduction.closing = False  # should this call be cancelled meanwhile, another one closes
         if answer is None:
-            self._answers.ask(shard.participants, shard.index)
+            answers.ask(shard.participants, shard.index)
         else:
-            self._answers.accept(shard.participants, shard.index, answer)
+            answers.accept(shard.participants, shard.index, answer)
         self._open.pop((shard.participants, shard.index), None)
         reduction.closed.set()
 
@@ -325,11 +321,19 @@ class Reducer:
         participants = unpack_participants(packed)
         if index >= len(self._parts(participants)):
             raise FrameError(f"there is no shard {index}")
+        answers = self._answers[participants.key.fragment]
         if sender not in participants.members:
             # It will take what it gets and what it does not get binds nobody: nothing is forsworn.
-            return self._answers.get(packed, index) or PENDING
-        answer = self._answers.ask(packed, index)
+            return answers.get(packed, index) or PENDING
+        answer = answers.ask(packed, index)
         reduction = self._open.pop((packed, index), None)
         if reduction is not None:
             reduction.closed.set()
         return answer if answer is not None else PENDING
+
+
+def _answer(answers: Answers, shard: Shard) -> bytes | None:
+    """The shard's answer if it is closed; raises if it was given up."""
+    if answers.forsworn(shard.participants, shard.index):
+        raise ValueError("this reduction was given up")
+    return answers.get(shard.participants, shard.index)

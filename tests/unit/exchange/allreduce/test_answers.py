@@ -56,6 +56,51 @@ def test_only_the_last_rounds_are_remembered() -> None:
     assert answers.get(b"0", 0) is None
 
 
+def rounds(answers: Answers, count: int, **ended: bool) -> None:
+    for number in range(count):
+        answers.accept(b"%d" % number, 0, b"mean")
+        if ended:
+            answers.end(b"%d" % number, **ended)
+
+
+def known(answers: Answers, count: int) -> list[int]:
+    return [number for number in range(count) if answers.get(b"%d" % number, 0) is not None]
+
+
+def test_what_all_have_is_forsworn() -> None:
+    answers = Answers(budget_bytes=100)
+    rounds(answers, 5, with_all=True)
+    assert known(answers, 5) == [4]
+    assert all(answers.forsworn(b"%d" % number, 0) for number in range(4)), "no reducer begins them anew"
+
+
+def test_what_somebody_may_have_missed_is_kept() -> None:
+    answers = Answers(budget_bytes=100)
+    rounds(answers, 5, with_all=False)
+    assert known(answers, 5) == [0, 1, 2, 3, 4]
+    answers.accept(b"5", 0, b"mean")
+    answers.end(b"5", with_all=True)
+    assert known(answers, 6) == [5]
+
+
+def test_a_little_is_kept_in_any_case() -> None:
+    answers = Answers(budget_bytes=100, spare_bytes=12)
+    rounds(answers, 5, with_all=True)
+    assert known(answers, 5) == [2, 3, 4]
+
+
+def test_a_round_that_is_not_over_here_is_not_forgotten() -> None:
+    """Whoever is quicker is in the next one, and has perhaps asked for a mean of it that may never be used now."""
+    answers = Answers(budget_bytes=100)
+    rounds(answers, 2)
+    answers.end(b"0", with_all=True)
+    assert answers.ask(b"2", 0) is None
+    answers.get(b"1", 0)
+    answers.end(b"1", with_all=True)
+    assert answers.forsworn(b"2", 0)
+    assert known(answers, 3) == [1]
+
+
 moves = st.lists(st.sampled_from(["accept", "get", "ask", "adopt", "forsworn"]), max_size=12)
 
 

@@ -50,7 +50,7 @@ class Round:
         host = self.peers[HOST]
         for member in MEMBERS:
             self.roster.observe(Presence(member, "run", 1, State.SYNCING, 0, 0, ""), 0.0)
-        self.reducer = Reducer(host.transport, host.clock, self.roster, WIRE, self.answers, TIMING)
+        self.reducer = Reducer(host.transport, host.clock, self.roster, WIRE, [self.answers], TIMING)
         await self.reducer.start()
 
     async def send(self, sender: PeerId, request: bytes, method: str = SHARD) -> bytes:
@@ -219,7 +219,7 @@ def test_tensors_of_layers_keep_the_norm_of_the_members() -> None:
     async def scenario(a_round: Round) -> None:
         host = a_round.peers[HOST]
         wire = Wire((4,), FP32, FP32, directed=(((1, 3),),))
-        await Reducer(host.transport, host.clock, a_round.roster, wire, a_round.answers, TIMING).start()
+        await Reducer(host.transport, host.clock, a_round.roster, wire, [a_round.answers], TIMING).start()
         replies = await asyncio.gather(
             a_round.bring(HOST, 1.0, [2.0, 2.0, 0.0, 2.0]),
             a_round.bring(B, 1.0, [0.0, 0.0, 2.0, 0.0]),
@@ -247,7 +247,7 @@ def means_of(
         for member in MEMBERS:
             a_round.roster.observe(Presence(member, "run", 1, State.SYNCING, 0, 0, ""), 0.0)
         wire = Wire((4,), FP32, COARSE, keep_rest=keep_rest)
-        reducer = Reducer(host.transport, host.clock, a_round.roster, wire, a_round.answers, TIMING)
+        reducer = Reducer(host.transport, host.clock, a_round.roster, wire, [a_round.answers], TIMING)
         await reducer.start()
         for serial in range(num_rounds):
             participants = to_wire(Participants(KEY, MEMBERS[0], serial, "base", MEMBERS))
