@@ -12,6 +12,8 @@ from decentral.codecs.codec import make_codec
 from decentral.codecs.feedback import Ef21 as Ef21Feedback
 from decentral.codecs.feedback import ErrorFeedback
 from decentral.engine.membership import Membership
+from decentral.exchange.allreduce import exchange
+from decentral.exchange.allreduce.answers import Answers
 from decentral.exchange.gossip.options import GossipOptions, RandomSwaps
 from decentral.monitor.events import Event, Joined, Paced, Repaired, RoundAborted, RoundMixed, StretchDone
 from decentral.outer.diloco import DiLoCo
@@ -341,6 +343,21 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Said:
     return seen
 
 
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of means, after every round of everybody, where a model is larger than what is kept in any case."""
+    sizes: list[int] = []
+    end = Answers.end
+
+    def ending(self: Answers, participants: bytes, *, with_all: bool) -> None:
+        end(self, participants, with_all=with_all)
+        sizes.append(self._size_bytes)
+
+    monkeypatch.setattr(Answers, "end", ending)
+    monkeypatch.setattr(exchange, "_SPARE_ANSWERS_BYTES", 0)
+    return sizes
+
+
 @pytest.mark.parametrize(
     ("num_newcomers", "down", "slower", "settings"),
     [
@@ -353,7 +370,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Said:
     ],
 )
 def test_newcomers_whose_download_takes_rounds_get_in(
-    num_newcomers: int, down: float, slower: float, settings: dict[str, Any], said: Said
+    num_newcomers: int, down: float, slower: float, settings: dict[str, Any], said: Said, kept: list[int]
 ) -> None:
     """They have what the founder had seconds ago, and get what it has done since. Records may live less long."""
     scenario = linked(1 + num_newcomers, line=SMALL_LINE, **SMALL, **settings)
@@ -374,8 +391,11 @@ def test_newcomers_whose_download_takes_rounds_get_in(
             assert states[0] is State.CATCHING_UP
 
 
-def test_a_newcomer_whose_download_takes_dozens_of_rounds_takes_their_means_and_gets_in() -> None:
-    """Means are kept as long as all of them are no more than a state: a line that carries a mean a round gets there."""
+def test_a_newcomer_whose_download_takes_dozens_of_rounds_takes_their_means_and_gets_in(kept: list[int]) -> None:
+    """Means are kept as long as all of them are no more than a state: a line that carries a mean a round gets there.
+
+    Without a newcomer only the last one is.
+    """
     plan, timing = SyncPlan(3, 1, 1), Timing(min_rate_bytes_per_s=2000.0)
     few = {**SMALL, "codec": "topk0.8-2bit", "rounds": 70}
     scenario = linked(
@@ -393,6 +413,8 @@ def test_a_newcomer_whose_download_takes_dozens_of_rounds_takes_their_means_and_
     assert first - joined.round > 24
     assert joined.downloaded_bytes == 192_000
     assert not count(Repaired, record)
+    assert kept[0] == kept[-1] > 0
+    assert max(kept) > 24 * kept[0]
 
 
 # -- slow workers -----------------------------------------------------------------------------------------------------

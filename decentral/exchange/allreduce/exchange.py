@@ -64,7 +64,7 @@ _MAX_DONORS = 3
 #: several rounds had to repair.
 _ANSWERS_BYTES_PER_VALUE = 8
 #: So much is kept even if nobody seems to miss anything: while rounds are short, word of a newcomer comes late.
-_SPARE_ANSWERS_BYTES = 0
+_SPARE_ANSWERS_BYTES = 1 << 24
 #: Parts are kept of the last round, for members that do a shard over, and of some that take longer.
 _KEPT_ROUNDS = 1.5
 #: A leader that others can reach and we cannot is tried so often.
