@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decentral.codecs.codec import Codec
+from decentral.codecs.codec import Codec, bits_per_value
 from decentral.errors import ConfigError, DivergedError
 from decentral.ports.trainer import Trainer
 from decentral.tensors.finite import all_finite
@@ -104,7 +104,7 @@ def _row(codec: Codec, delta_N: Tensor, timed_N: Tensor | None) -> CodecRow:
     error_N = codec.decode(codec.encode(delta_N), numel).sub_(delta_N)
     return CodecRow(
         codec.name,
-        8 * codec.nbytes(numel) / numel,
+        bits_per_value(codec, numel),
         _norm(error_N) / _norm(delta_N),
         None if timed_N is None else _speed(codec, timed_N),
     )

@@ -79,6 +79,11 @@ def make_codec(name: str) -> Codec:
     )
 
 
+def bits_per_value(codec: Codec, numel: int) -> float:
+    """Of the payload of ``numel`` values, with what their blocks add."""
+    return 8 * codec.nbytes(numel) / numel
+
+
 def codec_names() -> tuple[str, ...]:
     """Names for help texts: every codec of a fixed shape, and examples of those with a block size."""
     return tuple(name for family in _FAMILIES for name in family.NAMES)

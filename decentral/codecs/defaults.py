@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from decentral.codecs.codec import Codec, make_codec
+from decentral.codecs.codec import Codec, bits_per_value, make_codec
 
 #: Signs alone would be too coarse for the mean, of which there is one and not one of each member.
 _MEAN_OF_SIGNS: Final = "int4-b128"
@@ -45,4 +45,4 @@ def default_pull_codec() -> Codec:
 
 def needs_feedback(codec: Codec) -> bool:
     """Whether what it leaves out is much enough to be kept and sent later, at the price of two values a parameter."""
-    return 8 * codec.nbytes(_MANY) < _BITS_WITHOUT_FEEDBACK * _MANY
+    return bits_per_value(codec, _MANY) < _BITS_WITHOUT_FEEDBACK

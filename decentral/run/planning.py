@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from decentral.codecs.codec import make_codec
+from decentral.codecs.codec import bits_per_value, make_codec
 from decentral.config.method import MethodSection
 from decentral.config.names import METHODS, Family
 from decentral.config.resolve import resolve_method
@@ -292,7 +292,7 @@ def _bits(method: MethodSection, case: Case) -> tuple[float, float]:
     """What a worker sends of a value in a round on average, and what passes one line one after the other, in bits."""
 
     def bits(codec: str) -> float:
-        return 8 * make_codec(codec).nbytes(case.size.parameters) / case.size.parameters
+        return bits_per_value(make_codec(codec), case.size.parameters)
 
     others, up, down = case.workers - 1, bits(method.codec), bits(method.mean_codec)
     if method.family is Family.GOSSIP:

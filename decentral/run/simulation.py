@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from decentral.codecs.codec import make_codec
+from decentral.codecs.codec import bits_per_value, make_codec
 from decentral.config.names import ALL_REDUCE
 from decentral.config.resolve import resolve, resolve_method
 from decentral.config.schema import SwarmConfig, WorkerConfig
@@ -187,7 +187,7 @@ def _num_values(file: ScenarioFile, swarm: SwarmConfig) -> int:
         ConfigError: an all-reduce among so many needs a smaller model.
     """
     method, parameters, number = swarm.method, file.model.parameters, file.num_machines
-    bits = 8 * make_codec(method.codec).nbytes(MIN_SHARD_VALUES) / MIN_SHARD_VALUES
+    bits = bits_per_value(make_codec(method.codec), MIN_SHARD_VALUES)
     least = int(MIN_SHARD_VALUES * max(1.0, 8 / bits))
     if method.family in ALL_REDUCE:
         if number > _MOST_REDUCERS and parameters > least:
