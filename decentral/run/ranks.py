@@ -7,6 +7,7 @@ that. Knows neither models nor swarms.
 
 import contextlib
 import datetime
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 FORM_S = 60.0
 #: A rank that says nothing for so long hangs; one that ends is noticed at once. As long as NCCL waits by default.
 DEADLINE_S = 600.0
+#: Who has waited for so much of a time has waited it out.
+_WAITED_OUT = 0.9
 #: Of a fault's own text, so much is told.
 _MAX_TEXT = 200
 _LATER = "torchrun --max-restarts N starts all ranks again; with a folder they come back to the swarm."
@@ -49,10 +52,13 @@ class Ranks:
         Raises:
             RankError: not all ranks have called this within ``FORM_S`` of each other, or one ended meanwhile.
         """
+        began = time.monotonic()
         try:
             # The deadline of a group holds for its making too: of the first one it is short, and all that it is for.
             _group(FORM_S)
         except RuntimeError as err:
+            if time.monotonic() - began < _WAITED_OUT * FORM_S:
+                raise gone(err) from err  # nobody was waited for: one came, and has left
             raise RankError(
                 f"Not all of the {dist.get_world_size()} ranks came to found, join or resume within {FORM_S:.0f} s of "
                 f"each other; rank {dist.get_rank()} did.",

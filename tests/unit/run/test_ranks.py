@@ -5,7 +5,7 @@ import multiprocessing
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -192,6 +192,17 @@ def test_a_rank_that_leaves_while_another_forms_is_said_to_have_ended(
     monkeypatch.setattr(module, "DEADLINE_S", 0.2)
     said, _ = in_group(tmp_path, one_leaves)
     assert said.startswith("Another rank of this worker has ended, or hangs")
+
+
+def test_a_rank_that_has_come_and_left_is_not_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can end while another one still connects to it."""
+
+    def closed(deadline_s: float) -> NoReturn:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(module, "_group", closed)
+    with pytest.raises(RankError, match="Another rank of this worker has ended"):
+        Ranks.form()
 
 
 def test_a_rank_that_does_not_come_is_waited_for_until_a_deadline(
