@@ -135,7 +135,7 @@ ARMS = (
     # Some two thousand times fewer bytes: fewer bits, and shorter rounds for it.
     *(
         _outer(f"DiLoCo, H {inner_steps}, {codec}", f"name=diloco inner_steps={inner_steps} codec={codec}")
-        for inner_steps, codec in ((140, "int2-b1024"), (144, "int2-b1024"), (165, "int2-b128"))
+        for inner_steps, codec in ((140, "int2-b1024"), (144, "int2-b1024"), (165, "int2-b128"), (358, "int2-b1024"))
     ),
     _outer(
         "DiLoCo, H 130, sign-b1024, means int2",

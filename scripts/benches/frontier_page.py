@@ -75,7 +75,7 @@ def page(out: Path, records: list[Record]) -> str:
 def by_size(groups: Iterable[list[Record]]) -> list[str]:
     """Models of several sizes with equal text a parameter: what arms lose to data-parallel training, and power laws."""
     found = []
-    for runs in grouped(groups, _text_a_parameter).values():
+    for (_, text), runs in grouped(groups, _text_a_parameter).items():
         by_values = {int(records[0]["values"]): lines(records) for records in runs}
         sizes = sorted(by_values.items(), key=lambda size: size[0])
         names = [name for name in sizes[0][1] if all(name in of_size for _, of_size in sizes)]
@@ -89,14 +89,15 @@ def by_size(groups: Iterable[list[Record]]) -> list[str]:
             told = [f"{line.mean:.4f} ({statistics.mean(by):+.1%})" for line, by in zip(each, off, strict=True)]
             rows.append([name, *told, f"{slope:.3f}"])
         columns = " | ".join(["arm", *(f"{values:,} parameters:" for values, _ in sizes), "exponent:"])
-        found.append(f"{_BY_SIZE}{table(columns, rows)}\n")
+        found.append(f"{_BY_SIZE.format(text=text)}{table(columns, rows)}\n")
     return found
 
 
-def _text_a_parameter(records: list[Record]) -> tuple[int, float]:
-    """Workers, and their steps by parameter; all have batches of the same size."""
-    _, _, _, steps, workers, _ = records[0]["key"]
-    return workers, round(steps * workers / records[0]["values"], 3)
+def _text_a_parameter(records: list[Record]) -> tuple[int, int]:
+    """Workers, and how many bytes of text all of them take for each parameter."""
+    _, _, _, steps, workers, settings = records[0]["key"]
+    [batch] = [setting.removeprefix(_BATCH) for setting in settings if setting.startswith(_BATCH)]
+    return workers, round(steps * workers * int(batch) * _SEQUENCE_BYTES / records[0]["values"])
 
 
 def section(title: str, records: list[Record]) -> str:
@@ -212,7 +213,8 @@ anchor that a worker ends with; where workers end with anchors of their own (NoL
 
 #: A law through fewer would be none.
 _SIZES = 3
-_BY_SIZE = """## By size, with equal text a parameter
+_BATCH, _SEQUENCE_BYTES = "task.settings.batch_sequences=", 128
+_BY_SIZE = """## By size, with {text} bytes of text a parameter
 
 Mean loss of each arm at its best, in brackets what it is above data-parallel training, seed by seed; **exponent**: a
 of the power law L = c N^a through the losses, N the parameters, as in "Scaling Laws for DiLoCo" (arXiv 2503.09799).
