@@ -5,6 +5,9 @@ replies: either this worker holds the reducer's answer and hands it to any membe
 it came and it is forsworn: a later answer from the reducer is not accepted any more. So once a member has asked
 everybody it can reach and nobody had the answer, nobody among them will ever use it (the cooperative termination of
 atomic commitment; Bernstein, Hadzilacos and Goodman 1987, section 7.4).
+
+After a round answers are for who missed it. Once all who are known were in a later one there is nobody, and what was
+kept is forsworn: that gives its memory back, and a contribution that is sent again begins no round anew.
 """
 
 from collections import OrderedDict
