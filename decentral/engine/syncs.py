@@ -17,11 +17,8 @@ from decentral.engine.membership import Membership
 from decentral.engine.replica import Applied, Replica
 from decentral.exchange.api import Contribution, Exchange, Excuse, Verdict
 from decentral.ports.clock import Clock
-from decentral.tensors.blank import give_back_freed
+from decentral.tensors.blank import LARGE_VALUES, give_back_freed
 from decentral.types import PeerId, SyncKey
-
-#: Syncs of so many values leave some hundred megabytes of freed memory behind.
-_MUCH_VALUES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +182,7 @@ class InFlightSyncs:
 
     def forget_freed(self) -> None:
         """Give the system the memory that syncs have freed, if it is much and none is under way."""
-        if self._values >= _MUCH_VALUES and not self._syncs and self._background.is_open:
+        if self._values >= LARGE_VALUES and not self._syncs and self._background.is_open:
             self._values = 0
             self._background.begin(self._clock.run_aside(give_back_freed))
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Smaller blocks the C library keeps by itself, or finds without the kernel.
-_LARGE_BYTES = 1 << 26
+#: A block of so many, 32 MB, glibc has from the kernel each time; from smaller ones it learns to keep them.
+LARGE_VALUES = 1 << 23
 #: As many as a sync needs at a time.
 _MAX_KEPT = 4
 #: Any thread takes from one end and adds to either, which a deque bears.
@@ -38,7 +38,7 @@ class _Lent:
 
 def blank(numel: int) -> Tensor:
     """So many uninitialised values, float32 on the CPU."""
-    if 4 * numel < _LARGE_BYTES:
+    if numel < LARGE_VALUES:
         return torch.from_numpy(np.empty(numel, np.float32))
     return torch.from_numpy(np.asarray(_Lent(_large(numel))))
 

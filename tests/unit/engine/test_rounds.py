@@ -216,7 +216,7 @@ def test_memory_that_syncs_of_a_large_model_freed_is_given_back_once_a_round(
     monkeypatch: pytest.MonkeyPatch, is_large: bool
 ) -> None:
     given_back: list[int] = []
-    monkeypatch.setattr("decentral.engine.syncs._MUCH_VALUES", 1 if is_large else 1 << 24)
+    monkeypatch.setattr("decentral.engine.syncs.LARGE_VALUES", 1 if is_large else 1 << 24)
     monkeypatch.setattr("decentral.engine.syncs.give_back_freed", lambda: given_back.append(1))
     step_s = 3 * Timing().beat_s / INNER_STEPS  # some beats a round
     seen = simulate(Plan(rounds=3, step_s=dict.fromkeys(PEERS, step_s)))

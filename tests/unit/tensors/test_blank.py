@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from decentral.tensors.blank import blank, blank_like, give_back_freed
+from decentral.tensors.blank import LARGE_VALUES, blank, blank_like, give_back_freed
 
 #: Below the size from which glibc maps every block by itself, whatever it has learnt.
 _BLOCK_BYTES, _BLOCKS = 64 << 10, 2000
@@ -38,10 +38,6 @@ def test_a_blank_is_of_the_same_shape_and_its_own_memory() -> None:
     assert (values == 1).all()
 
 
-#: From here on blocks are kept; 64 MB, of which only what is written is there.
-_LARGE = 1 << 24
-
-
 @pytest.fixture
 def _nothing_kept() -> Iterator[None]:
     give_back_freed()
@@ -51,23 +47,23 @@ def _nothing_kept() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_nothing_kept")
 def test_a_large_block_is_taken_again_once_nobody_refers_to_it() -> None:
-    values = blank(_LARGE)
+    values = blank(LARGE_VALUES)
     at, part, seen = values.data_ptr(), values[5:7], values.numpy()[8:]
     del values
-    assert blank(_LARGE).data_ptr() != at, "a slice refers to it"
+    assert blank(LARGE_VALUES).data_ptr() != at, "a slice refers to it"
     del part
-    assert blank(_LARGE).data_ptr() != at, "an array refers to it"
+    assert blank(LARGE_VALUES).data_ptr() != at, "an array refers to it"
     del seen
-    again = blank_like(torch.empty(_LARGE // 2, 2))
-    assert (again.data_ptr(), again.shape) == (at, (_LARGE // 2, 2))
-    assert blank(_LARGE + 1).data_ptr() != at
+    again = blank_like(torch.empty(LARGE_VALUES // 2, 2))
+    assert (again.data_ptr(), again.shape) == (at, (LARGE_VALUES // 2, 2))
+    assert blank(LARGE_VALUES + 1).data_ptr() != at
 
 
 @pytest.mark.usefixtures("_nothing_kept")
 def test_no_more_than_four_large_blocks_are_kept_and_all_are_given_back() -> None:
-    blocks = [blank(_LARGE).fill_(number) for number in range(6)]
+    blocks = [blank(LARGE_VALUES).fill_(number) for number in range(6)]
     before = resident_bytes()
     blocks.clear()
-    assert before - resident_bytes() == pytest.approx(2 * 4 * _LARGE, rel=0.1)
+    assert before - resident_bytes() == pytest.approx(2 * 4 * LARGE_VALUES, rel=0.1)
     give_back_freed()
-    assert before - resident_bytes() == pytest.approx(6 * 4 * _LARGE, rel=0.1)
+    assert before - resident_bytes() == pytest.approx(6 * 4 * LARGE_VALUES, rel=0.1)
