@@ -32,6 +32,8 @@ from decentral.types import PeerId
 
 #: After a cut has changed, or could not be, so many batches are measured before the next one.
 _BATCHES = 3
+#: A block that takes longer to fetch than a batch moves once that is at most this share of the time since the last.
+_SHARE = 0.05
 #: Machines that come so long after the first are not waited for with the first cut.
 _GATHER_S = 120.0
 #: The first cut may take so long, as machines build their blocks; later ones twice as long as a batch, and ...
@@ -89,6 +91,8 @@ class MoveLead:
         """Step before which nothing moves."""
         self._moved_s = math.nan
         """What fetching a block took in the last move."""
+        self._moved_at = clock.monotonic()
+        """When that ended."""
         self._room: dict[PeerId, int] = {}
         """Of machines that turned out to have less room than they said."""
 
@@ -152,12 +156,15 @@ class MoveLead:
         return statistics.median(times_s) if len(times_s) >= _BATCHES else math.nan
 
     def _most(self) -> float:
-        """Blocks that a machine can be given within the time of a batch; 0 as long as not all holders are measured."""
+        """Blocks that a machine can be given at once; 0 as long as not all holders are measured."""
         if len(self._batch_s) < _BATCHES or any(math.isnan(self._pace(peer)) for peer in self._holding()):
             return 0
         if math.isnan(self._moved_s):
             return 1
-        return statistics.median(self._batch_s) // self._moved_s if self._moved_s > 0 else math.inf
+        if self._moved_s == 0:
+            return math.inf
+        spared = self._moved_s <= _SHARE * (self._clock.monotonic() - self._moved_at)
+        return max(statistics.median(self._batch_s) // self._moved_s, float(spared))
 
     def _holding(self) -> set[PeerId]:
         return {peer for stage in range(1, self._cut.num_stages + 1) for peer in self._holders.of(stage)}
@@ -250,7 +257,7 @@ class MoveLead:
         self._not_before = step if done or not now.bounds else step + _BATCHES
         fetched = [(answer.seconds, answer.num_fetched) for answer in answers.values() if answer is not None]
         if times_s := [took_s / count for took_s, count in fetched if count]:
-            self._moved_s = max(times_s)
+            self._moved_s, self._moved_at = max(times_s), self._clock.monotonic()
         self._loads.clear()
         self._block_s.clear()
         self._batch_s.clear()

@@ -4,15 +4,18 @@ import asyncio
 import functools
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
+from decentral.engine.move_lead import MoveLead
 from decentral.errors import CallTimeout
 from decentral.monitor.events import BatchCounted, Recut, StretchDone
-from decentral.pipeline.moves import FOLLOW, PREPARE
+from decentral.pipeline.moves import FOLLOW, PREPARE, Prepared
 from decentral.pipeline.parcels import HEAD, PIECE
 from decentral.sim.faults import Fault, Kind
 from decentral.sim.tape import FaultTape
@@ -101,6 +104,22 @@ def test_who_comes_gets_blocks_and_who_leaves_gives_them_back() -> None:
     assert found[-1] == [4, 4, 4]
     assert record.ended_at_s < 60.0
     assert record.outcomes[peer_id(4)] == {}
+
+
+def test_who_comes_gets_blocks_though_one_takes_longer_to_fetch_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, and so seldom that a twentieth of the time goes into it."""
+    order, fetch_s = MoveLead._order, 2 * expected_s(4, 4, 4)
+
+    async def slow(self: MoveLead, *given: Any) -> Prepared | None:
+        answer = await order(self, *given)
+        return msgspec.structs.replace(answer, seconds=fetch_s * answer.num_fetched) if answer is not None else None
+
+    monkeypatch.setattr(MoveLead, "_order", slow)
+    record = play(Fault(Kind.START, 4.0, (4,)), num_spares=1, wanted={4: ()}, late=frozenset({4}), rounds=100)
+    steps = [event.step for _, event in record.events(Recut) if event.num_moved]
+    assert cuts(record)[-1] == [3, 3, 3, 3]
+    assert len(steps) > 1
+    assert all(after - before >= 20 * fetch_s / 0.64 for before, after in pairwise(steps)), "a batch takes no longer"
 
 
 # -- the same as without moves ----------------------------------------------------------------------------------------
