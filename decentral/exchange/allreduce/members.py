@@ -33,7 +33,8 @@ _MAX_ASKED = 16
 class Word:
     """What members say of one synchronisation. Pure. Most are more than half of all asked and this worker itself.
 
-    Who does not answer is on nobody's side: so if nothing is what most say, nothing is held against a leader.
+    Who does not answer is on nobody's side: so if nothing is what most say, nothing is held against a leader. Nor is
+    anything if there is nobody to ask: a worker alone are not most.
     """
 
     num_asked: int
@@ -73,7 +74,7 @@ class Word:
         return source if source in holders or not self._are_most(count) else holders[0]
 
     def _are_most(self, count: int) -> bool:
-        return 2 * count > self.num_asked + 1
+        return 2 * count > self.num_asked + 1 > 1
 
 
 class Members:

@@ -38,6 +38,14 @@ def test_who_contradicts_what(said: Called | Aborted, by_two_there: bool, by_one
     assert contradicts(word(TOLD, TOLD, HERE), KEY, "base", said) == by_those_told
 
 
+@pytest.mark.parametrize("said", [BEHIND, Called(LIST, to_wire(LIST), BEHIND), Aborted(Reason.OUT_OF_SYNC, source=A)])
+def test_a_worker_that_has_nobody_to_ask_contradicts_nobody(said: Called | Aborted) -> None:
+    """Of two, one that does not wait for the other would go on alone with an anchor of its own."""
+    assert not contradicts(Word(0, {}), KEY, "base", said)
+    assert not contradicts(Word(1, {A: PAST}), KEY, "base", said)
+    assert not contradicts(Word(1, {}), KEY, "base", said)
+
+
 def test_who_is_doubted_is_absent_with_a_reason_unless_it_takes_part() -> None:
     called = Called(LIST, b"", doubted=(A, D))
     assert called.absent == ((C, "late"), (D, "said of the round what most members contradict"))
