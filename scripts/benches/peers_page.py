@@ -151,7 +151,7 @@ A server, where there is one, has such a link as well.
 
 Averaged by two workers, round after round, of which the first does not count. In place of training each worker's
 values grow between the rounds, at a rate of its own; hivemind's averager is given them and takes the mean back. Ours
-also keeps an anchor and the codec's error, and takes an outer step: the exchange alone is told beside it, as the
+also keeps an anchor, and takes an outer step: the exchange alone is told beside it, as the
 journal has it.
 
 {values(averaging)}
