@@ -91,7 +91,7 @@ class MoveLead:
         """Step before which nothing moves."""
         self._moved_s = math.nan
         """What fetching a block took in the last move."""
-        self._moved_at = clock.monotonic()
+        self._moved_at = math.nan
         """When that ended."""
         self._room: dict[PeerId, int] = {}
         """Of machines that turned out to have less room than they said."""

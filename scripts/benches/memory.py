@@ -37,7 +37,7 @@ ARMS = (
 _LAYERS = 12
 #: A round lasts long enough for a beat or two after its sync.
 _STEP_S, _INNER = 0.5, 30
-#: Means of eight rounds in eight bits are kept: it is looked at when they are there.
+#: Whatever is kept of earlier rounds is there by then: means of eight in eight bits, if somebody may have missed them.
 _ROUNDS, _LEFT_OUT = 12, 10
 _LOOK_S, _DEADLINE_S = 0.25, 900
 
